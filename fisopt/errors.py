@@ -1,0 +1,51 @@
+"""Every error that fisopt raises on purpose: one base, names that say which stage refused."""
+
+from __future__ import annotations
+
+
+class FisoptError(Exception):
+    """Base of all errors raised by fisopt."""
+
+
+class CaptureError(FisoptError):
+    """The model could not be captured as a graph."""
+
+
+class InputError(FisoptError, ValueError):
+    """Example inputs or call inputs are missing, of the wrong rank, or not numbers."""
+
+
+class VerifyError(FisoptError):
+    """A Program breaks an invariant of the IR."""
+
+
+class PassError(FisoptError):
+    """A pass failed.
+
+    Args:
+        message: what was got, what was wanted and what to do.
+        pass_name: the pass that failed.
+        node: the graph node or block at which it failed, if there is one.
+    """
+
+    def __init__(self, message: str, *, pass_name: str, node: object | None = None) -> None:
+        where = f"[{pass_name}]" if node is None else f"[{pass_name}] at {node}"
+        super().__init__(f"{where}: {message}")
+        self.pass_name = pass_name
+        self.node = node
+
+
+class PreconditionError(PassError):
+    """A pass refused the Program or its options: the caller's mistake."""
+
+
+class PostconditionError(PassError):
+    """A pass produced a Program that breaks its own promise: the pass author's mistake."""
+
+
+class LoweringError(FisoptError):
+    """No implementation of an operator for this device, dtype or shape."""
+
+
+class ScheduleError(FisoptError):
+    """The denoising step, the step count or the guidance branch could not be told."""

@@ -1,0 +1,34 @@
+"""What a caller or a model adapter says about a model: where its blocks are and what its grid is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+Grid = tuple[int, int, int]
+GridOf = Callable[[Mapping[str, Any]], Grid]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Where a model's repeated video blocks are and how its tokens are laid out.
+
+    Where the text sits and which arguments carry video tokens is not asked: capture finds it.
+
+    Attributes:
+        blocks: Glob patterns over module paths, one path component per ``*``
+            (``"layers.*"``); the modules that match are the video blocks.
+        grid: The token grid (latent frames F, rows H, columns W) of the example inputs, or a
+            function from the keyword arguments of one forward call to that triple.
+        prepare: For a model with a data-dependent prologue, a function that returns an
+            equal module made of tensor operations only; it shares the parameters.
+    """
+
+    blocks: tuple[str, ...]
+    grid: Grid | GridOf
+    prepare: Callable[[Any], Any] | None = None
+
+    def grid_of(self, inputs: Mapping[str, Any]) -> Grid:
+        """Return (F, H, W) in tokens for one forward call's keyword arguments."""
+        return self.grid(inputs) if callable(self.grid) else self.grid
