@@ -1,0 +1,25 @@
+"""Adapters for families of video diffusion transformers: names, shapes and example inputs.
+
+One family is one module with a ``FAMILY``; a new module in this package is found by itself.
+"""
+
+from fisopt.models.family import Family, Published
+from fisopt.models.registry import (
+    build,
+    example_inputs,
+    families,
+    find_family,
+    published,
+    spec_of,
+)
+
+__all__ = [
+    "Family",
+    "Published",
+    "build",
+    "example_inputs",
+    "families",
+    "find_family",
+    "published",
+    "spec_of",
+]

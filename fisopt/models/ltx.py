@@ -1,0 +1,66 @@
+"""LTX-Video: latents arrive as a token sequence, their size as whole numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+
+from fisopt.errors import InputError
+from fisopt.models.family import Call, Config, Family, Published
+from fisopt.spec import Grid
+
+_COMPRESSION = (8, 32, 32)
+_FRAME_RATE = 25
+
+
+def _latent(inputs: Mapping[str, Any]) -> Grid:
+    size = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
+    if not all(isinstance(cells, int) for cells in size):
+        raise InputError(
+            f"num_frames, height, width: got {size}, wanted the latent size as three whole numbers"
+        )
+    frames, height, width = size
+    return (frames, height, width)  # type: ignore[return-value]
+
+
+def _inputs(config: Config, call: Call) -> dict[str, Any]:
+    frames, height, width = call.latent
+    text = call.length("text", 128)
+    return {
+        "hidden_states": call.normal(call.batch, prod(call.latent), config["in_channels"]),
+        "encoder_hidden_states": call.normal(call.batch, text, config["caption_channels"]),
+        "timestep": call.timestep(torch.float32),
+        "encoder_attention_mask": call.mask(text, torch.bool),
+        "num_frames": frames,
+        "height": height,
+        "width": width,
+        "rope_interpolation_scale": (_COMPRESSION[0] / _FRAME_RATE, *_COMPRESSION[1:]),
+    }
+
+
+FAMILY = Family(
+    name="ltx",
+    title="LTX-Video",
+    transformer=LTXVideoTransformer3DModel,
+    blocks=("transformer_blocks.*",),
+    patch=lambda config: (1, 1, 1),
+    compression=lambda config: _COMPRESSION,
+    inputs=_inputs,
+    latent=_latent,
+    published=(Published("ltx-video", "LTX-Video 0.9", {}, 512, 704, 161),),
+    tiny={
+        "ltx": {
+            "in_channels": 8,
+            "out_channels": 8,
+            "num_attention_heads": 2,
+            "attention_head_dim": 24,
+            "cross_attention_dim": 48,
+            "caption_channels": 16,
+            "num_layers": 4,
+        }
+    },
+)

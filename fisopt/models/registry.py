@@ -1,0 +1,177 @@
+"""Finding a family by model or by name, and building published models and their inputs."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import fisopt.models
+from fisopt.errors import InputError
+from fisopt.models.family import Config, Family, Published
+from fisopt.spec import ModelSpec
+
+
+@cache
+def families() -> Mapping[str, Family]:
+    """Return every family by name; a module of this package with a ``FAMILY`` is an adapter."""
+    found: dict[str, Family] = {}
+    for info in pkgutil.iter_modules(fisopt.models.__path__):
+        if info.ispkg or info.name in ("family", "registry"):
+            continue
+        family = importlib.import_module(f"fisopt.models.{info.name}").FAMILY
+        found[family.name] = family
+    return MappingProxyType(found)
+
+
+@cache
+def published() -> Mapping[str, Published]:
+    """Return every published model by name."""
+    return MappingProxyType(
+        {model.name: model for family in families().values() for model in family.published}
+    )
+
+
+def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
+    """Return the family of a model, a model class, a family name or a published name.
+
+    Raises:
+        InputError: No adapter knows it; the message holds the nearest names.
+    """
+    if isinstance(model_or_name, str):
+        return _find(model_or_name)[0]
+    cls = model_or_name if isinstance(model_or_name, type) else type(model_or_name)
+    for family in families().values():
+        if issubclass(cls, family.transformer):
+            return family
+    known = {family.transformer.__name__ for family in families().values()}
+    raise InputError(
+        f"no adapter for {cls.__name__}; adapters are there for "
+        f"{', '.join(_nearest(cls.__name__, known))}. For another model give "
+        f'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
+    )
+
+
+def spec_of(model: nn.Module) -> ModelSpec:
+    """Return where the blocks and tokens of a model of a known family are.
+
+    Raises:
+        InputError: No adapter knows the model.
+    """
+    return find_family(model).spec(_config_of(model))
+
+
+def build(
+    name: str,
+    device: torch.device | str = "meta",
+    dtype: torch.dtype = torch.float32,
+    **config: Any,
+) -> nn.Module:
+    """Build the transformer of a published model with random weights.
+
+    Args:
+        name: A published name, or a family name for its best known model.
+        device: Where its parameters go; ``"meta"`` needs no memory.
+        dtype: Type of the parameters.
+        **config: Entries of the config to change, such as ``num_layers=2``.
+
+    Returns:
+        The model in evaluation mode; its parameters need no gradients.
+    """
+    family, model = _find(name)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device(device):
+            built = family.transformer(**{**model.config, **config})
+    finally:
+        torch.set_default_dtype(default)
+    return built.eval().requires_grad_(False)
+
+
+def example_inputs(
+    model_or_name: nn.Module | str,
+    height: int | None = None,
+    width: int | None = None,
+    num_frames: int | None = None,
+    batch: int = 1,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+    context: Mapping[str, int] | None = None,
+) -> dict[str, Any]:
+    """Build the keyword arguments of one forward call, as the model's pipeline makes them.
+
+    Args:
+        model_or_name: A model, a published name, or a family name for its best known model.
+        height: Rows of the video in pixels; None is the published size, here and below.
+        width: Columns of the video in pixels.
+        num_frames: Frames of the video.
+        batch: Number of videos.
+        device: Where the tensors go; None is the model's device, or ``"meta"`` for a name.
+        dtype: Type of the tensors; None is the model's type, or float32 for a name.
+        seed: Of the random values.
+        context: Lengths of conditioning streams by name (``{"text": 12}``), where they shall
+            differ from the pipeline's.
+
+    Raises:
+        InputError: The model is unknown, or the size does not divide into tokens.
+    """
+    if isinstance(model_or_name, str):
+        family, model = _find(model_or_name)
+        config: Config = family.config(model.config)
+        device, dtype = device or "meta", dtype or torch.float32
+    else:
+        family = find_family(model_or_name)
+        config = _config_of(model_or_name)
+        model = max(family.published, key=lambda known: _likeness(family, known, config))
+        parameter = next(model_or_name.parameters())
+        device, dtype = device or parameter.device, dtype or cast("Any", model_or_name).dtype
+    return family.example_inputs(
+        config,
+        height=height or model.height,
+        width=width or model.width,
+        num_frames=num_frames or model.num_frames,
+        batch=batch,
+        dtype=cast("torch.dtype", dtype),
+        device=device,
+        seed=seed,
+        context=context,
+    )
+
+
+def _config_of(model: nn.Module) -> Config:
+    """Return the config of a diffusers model."""
+    return cast("Config", model.config)
+
+
+def _likeness(family: Family, model: Published, config: Config) -> int:
+    """Count the entries that a config shares with a published model."""
+    return sum(config.get(name) == value for name, value in family.config(model.config).items())
+
+
+def _find(name: str) -> tuple[Family, Published]:
+    """Return the family and the published model of a name."""
+    wanted = name.lower()
+    for family in families().values():
+        if wanted == family.name:
+            return family, family.published[0]
+        for model in family.published:
+            if wanted == model.name:
+                return family, model
+    raise InputError(
+        f"unknown model {name!r}; the nearest names are "
+        f"{', '.join(_nearest(wanted, [*published(), *families()]))}"
+    )
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """Return the names most like a name, or all of them if none is like it."""
+    return difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
