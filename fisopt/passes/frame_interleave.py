@@ -1,0 +1,334 @@
+"""Frame-interleaved sparsity: each block computes every n-th latent frame, the rest is filled.
+
+Source: FIS-DiT, arXiv:2605.11869.  For the l-th sparse block and stride n the anchor frames are
+``A = {f : f = l (mod n)} + {0, F-1}``; the block runs on them and its update of the residual
+stream is interpolated in time for the skipped frames.  Exact: anchors against anchors
+(``kv="anchors"``) or against every frame (``kv="all"``).  Approximated: the skipped frames.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import fx
+
+from fisopt.errors import PreconditionError, ScheduleError
+from fisopt.rewrite.analysis import Attention, residual_source, results, self_attentions
+from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.demand import TABLES, Restrict, Restricted, analyse
+from fisopt.rewrite.ops.fill_frames import FILLS, Fill
+from fisopt.rewrite.outline import structure
+from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.program import BOUNDARIES, Program
+from fisopt.rewrite.rewriter import Rewriter
+
+KV = Literal["anchors", "all"]
+Scope = Literal["block", "attention"]
+
+
+def anchor_frames(frames: int, stride: int, residue: int) -> tuple[int, ...]:
+    """Latent frames that a sparse block computes: every stride-th and the two boundaries."""
+    return tuple(sorted({*range(residue, frames, stride), 0, frames - 1}))
+
+
+def interpolation(
+    anchors: Sequence[int], frames: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Linear interpolation in time between anchors.
+
+    Returns:
+        left, right [frames] int64: positions in ``anchors`` of the neighbours of each frame;
+        weight [frames] float32 of the right one, 0 exactly at the anchors.
+    """
+    known = torch.tensor(anchors)
+    time = torch.arange(frames)
+    left = torch.searchsorted(known, time, right=True) - 1
+    right = torch.clamp(left + 1, max=len(anchors) - 1)
+    span = (known[right] - known[left]).clamp(min=1)
+    weight = (time - known[left]) / span
+    return left, torch.where(weight == 0, left, right), weight.to(torch.float32)
+
+
+@dataclass(frozen=True)
+class FrameInterleave(Pass):
+    """Run each sparse block on every ``stride``-th latent frame, rotating from block to block.
+
+    Before and after (stride 2, one block)::
+
+        %h1 = block_a(%h0, %rope, ...)
+
+        %a  = fisopt::gather_frames(%h0, 1, @anchors)
+        %r  = fisopt::gather_frames(%rope, 1, @anchors)
+        %y  = block_a_k9(%a, %r, ...)
+        %h1 = fisopt::fill_frames(%h0, %y, 1, @anchors, @left, @right, @weight, residual)
+
+    The boundary frames are always anchors; every interior frame is computed exactly once in
+    ``stride`` consecutive sparse blocks.  Rotary tables, per-token modulation and masks are
+    gathered at their original positions.  Text beside or inside the sequence is kept whole.
+
+    Attributes:
+        stride: n; 1 is dense.  At most the number of latent frames; with two latent frames or
+            fewer every block is dense.
+        first_block: first sparse block, counted over all video blocks in execution order.
+        last_block: end of the sparse blocks as in a slice; negative counts from the end.
+        dense_steps: denoising steps that stay dense; negative counts from the last step.
+        fill: what skipped frames get: the interpolated update ("residual"), nothing
+            ("carry"), or the interpolated output ("state").
+        kv: keys and values of the anchor frames or of all frames.
+        scope: whole blocks, or only their self-attention (its output is interpolated).
+
+    Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"`` and the fills other
+    than "residual" are ours.
+    """
+
+    stride: int = 2
+    first_block: int = 0
+    last_block: int | None = None
+    dense_steps: tuple[int, ...] = ()
+    fill: Fill = "residual"
+    kv: KV = "anchors"
+    scope: Scope = "block"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.stride, int) or self.stride < 1:
+            raise ValueError(f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}")
+        object.__setattr__(self, "dense_steps", tuple(self.dense_steps))
+        for option, value, allowed in (
+            ("fill", self.fill, FILLS),
+            ("kv", self.kv, ("anchors", "all")),
+            ("scope", self.scope, ("block", "attention")),
+        ):
+            if value not in allowed:
+                raise ValueError(
+                    f"FrameInterleave: {option} must be one of {list(allowed)}, got {value!r}"
+                )
+
+    def at(self, step: Step) -> FrameInterleave | None:
+        """None at dense steps."""
+        dense = set()
+        for index in self.dense_steps:
+            if index < 0 and step.count is None:
+                raise ScheduleError(
+                    f"FrameInterleave: dense_steps={self.dense_steps} counts from the last step, but "
+                    "the number of steps is not known; run the model inside "
+                    "`with optimized.generation(num_steps=...):`"
+                )
+            dense.add(index + (step.count or 0) if index < 0 else index)
+        return None if step.index in dense else self
+
+    def requires(self, program: Program) -> None:
+        """Check the stride against the frames and the range against the blocks."""
+        frames, blocks = program.layout.frames, len(program.blocks)
+        if self.stride > frames > BOUNDARIES:
+            raise PreconditionError(
+                f"stride {self.stride} is more than the {frames} latent frames of {program.layout}; "
+                f"use a stride of 1 to {frames}",
+                pass_name=self.name,
+            )
+        for option, value in (("first_block", self.first_block), ("last_block", self.last_block)):
+            if value is not None and not -blocks <= value <= blocks:
+                raise PreconditionError(
+                    f"{option}={value} is outside the model's {blocks} video blocks",
+                    pass_name=self.name,
+                )
+        if not program.blocks[self.first_block : self.last_block]:
+            raise PreconditionError(
+                f"blocks[{self.first_block}:{self.last_block}] is empty; the model has {blocks} "
+                "video blocks",
+                pass_name=self.name,
+            )
+
+    def run(self, rewriter: Rewriter) -> None:
+        """Rewrite the sparse blocks one by one."""
+        program = rewriter.program
+        frames = program.layout.frames
+        if frames <= BOUNDARIES or self.stride == 1:
+            rewriter.note(f"dense: {frames} latent frames, stride {self.stride}")
+            return
+        original = program.at(program.inputs)
+        every = program.blocks
+        selected = every[self.first_block : self.last_block]
+        interleaver = _Interleaver(self, rewriter, original)
+        for position, call in enumerate(selected):
+            anchors = anchor_frames(frames, self.stride, position % self.stride)
+            interleaver.block(every.index(call), call, anchors)
+        counts = sorted({len(a) for a in interleaver.used})
+        rewriter.note(
+            f"{interleaver.sparse} of {len(every)} blocks sparse on "
+            f"{'/'.join(map(str, counts)) or frames} of {frames} latent frames "
+            f"(scope={self.scope}, kv={self.kv}, fill={self.fill})"
+        )
+
+
+class _Interleaver:
+    """The state of one run: gathers shared by blocks of one residue, graphs by anchor count."""
+
+    def __init__(self, options: FrameInterleave, rewriter: Rewriter, original: Program) -> None:
+        self.options, self.rewriter, self.original = options, rewriter, original
+        self.gathers: dict[tuple[fx.Node, tuple[int, ...], tuple[int, ...]], fx.Node] = {}
+        self.restricted: dict[tuple[str, int], Restricted] = {}
+        self.used: set[tuple[int, ...]] = set()
+        self.sparse = 0
+
+    def block(self, index: int, call: fx.Node, anchors: tuple[int, ...]) -> None:
+        """Make one block call sparse."""
+        where = str(call.meta["fisopt.region"])
+        program = self.rewriter.program
+        if len(anchors) == program.layout.frames:
+            self.rewriter.note(f"{where}: every frame is an anchor, dense")
+            return
+        body = program.callee(call)
+        outputs = results(body.graph)
+        framed = [n for n in outputs if carries_frames(n)]
+        sources = {n: residual_source(body.graph, n) for n in framed}
+        found = self_attentions(body.graph) if self.options.scope == "attention" else []
+        if reason := self._refusal(index, body, sources, found):
+            self.rewriter.skip(where, reason)
+            return
+        restricted = self._restrict(index, call, body, len(anchors), framed, found)
+        for barrier in restricted.barriers:
+            self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
+        self._rewrite(call, restricted, anchors, outputs, sources)
+        self.used.add(anchors)
+        self.sparse += 1
+
+    def _refusal(
+        self,
+        index: int,
+        body: fx.GraphModule,
+        sources: dict[fx.Node, fx.Node | None],
+        found: list[Attention],
+    ) -> str | None:
+        if structure(body.graph) != structure(self.original.callee(self.original.blocks[index]).graph):
+            return "another pass has edited this block; put FrameInterleave first"
+        if not sources:
+            return "no result carries frames"
+        if self.options.scope == "attention":
+            return None if found else "no self-attention was found in it"
+        lost = [n.name for n, source in sources.items() if source is None]
+        if lost and self.options.fill != "state":
+            return (
+                f"result {lost[0]} has no residual stream among the block's arguments, so its "
+                f"update is undefined; fill='state' needs none"
+            )
+        return None
+
+    def _restrict(
+        self,
+        index: int,
+        call: fx.Node,
+        body: fx.GraphModule,
+        count: int,
+        framed: list[fx.Node],
+        found: list[Attention],
+    ) -> Restricted:
+        key = (str(call.target), count)
+        if key not in self.restricted:
+            program, options = self.rewriter.program, self.options
+            short_program = program.resized(count)
+            short = short_program.callee(short_program.blocks[index])
+            anchors_only = options.kv == "anchors"
+            if options.scope == "block":
+                demand = analyse(body.graph, framed, lambda _: anchors_only)
+                exits: list[fx.Node] = []
+            else:
+                exits = [a.result for a in found]
+                cut = {n for a in found for n in a.members} if anchors_only else set()
+                demand = analyse(body.graph, (), cut.__contains__, exits)
+            frames = program.layout.frames
+            self.restricted[key] = Restrict(
+                body, short, demand, count, frames, exits, options.fill
+            ).run()
+        return self.restricted[key]
+
+    def _rewrite(
+        self,
+        call: fx.Node,
+        restricted: Restricted,
+        anchors: tuple[int, ...],
+        outputs: list[fx.Node],
+        sources: dict[fx.Node, fx.Node | None],
+    ) -> None:
+        rewriter = self.rewriter
+        body = rewriter.program.callee(call)
+        arguments = dict(
+            zip((n for n in body.graph.nodes if n.op == "placeholder"), call.args, strict=True)
+        )
+        tables = self._tables(anchors, call)
+        old = _result_nodes(call, len(outputs))
+        with rewriter.before(call):
+            args: list[fx.Node] = [n for n in call.args if isinstance(n, fx.Node)]
+            for position, dims in restricted.narrowed.items():
+                args[position] = self._gather(args[position], dims, anchors, tables["anchors"])
+            pieces = rewriter.call_block(
+                restricted.graph_module,
+                [*args, *(tables[name] for name in restricted.tables)],
+                like=call,
+                name=f"{call.target}_k{len(anchors)}",
+                axes=[
+                    _narrow(n, len(anchors)) if i in restricted.sparse_outputs else axes_of(n)
+                    for i, n in enumerate(outputs)
+                ],
+            )
+            for i, (output, piece) in enumerate(zip(outputs, pieces, strict=True)):
+                if i in restricted.sparse_outputs:
+                    source = sources[output]
+                    full = arguments[source] if source is not None else None
+                    piece = self._fill(output, full, piece, tables)  # noqa: PLW2901
+                if old[i] is not None:
+                    rewriter.replace_uses(old[i], piece)
+
+    def _tables(self, anchors: tuple[int, ...], call: fx.Node) -> dict[str, fx.Node]:
+        frames = self.rewriter.program.layout.frames
+        values = (torch.tensor(anchors), *interpolation(anchors, frames))
+        device = next(
+            v.device for n in call.all_input_nodes if isinstance(v := n.meta["val"], torch.Tensor)
+        )
+        stem = f"s{self.options.stride}_a{anchors[1]}_k{len(anchors)}"
+        return {
+            name: self.rewriter.buffer(f"{name}_{stem}", value.to(device))
+            for name, value in zip(TABLES, values, strict=True)
+        }
+
+    def _gather(
+        self, node: fx.Node, dims: tuple[int, ...], anchors: tuple[int, ...], index: fx.Node
+    ) -> fx.Node:
+        key = (node, dims, anchors)
+        if key not in self.gathers:
+            for d in dims:
+                axis = axes_of(node)[d]
+                assert axis is not None
+                node = self.rewriter.call(
+                    torch.ops.fisopt.gather_frames.default,
+                    node, d, index, axis.outer, axis.inner, axis.before, axis.after,
+                )
+            self.gathers[key] = node
+        return self.gathers[key]
+
+    def _fill(
+        self, output: fx.Node, full: object, piece: fx.Node, tables: dict[str, fx.Node]
+    ) -> fx.Node:
+        for d, axis in enumerate(axes_of(output)):
+            if axis is not None:
+                piece = self.rewriter.call(
+                    torch.ops.fisopt.fill_frames.default,
+                    full if self.options.fill != "state" else None,
+                    piece, d, *(tables[name] for name in TABLES),
+                    axis.outer, axis.inner, axis.before, axis.after, self.options.fill,
+                )
+        return piece
+
+
+def _narrow(node: fx.Node, count: int) -> tuple[object, ...]:
+    return tuple(axis.at(count) if axis is not None else None for axis in axes_of(node))
+
+
+def _result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
+    """The nodes that stand for each result of a call, None where nobody uses it."""
+    if count == 1:
+        return [call]
+    by_index = {user.args[1]: user for user in call.users}
+    return [by_index.get(i) for i in range(count)]

@@ -1,0 +1,1 @@
+"""The IR: Programs, how they are captured, analysed, rewritten, verified and costed."""

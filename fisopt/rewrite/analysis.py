@@ -1,0 +1,183 @@
+"""What a block is made of, found from its structure: dependences, residuals, attentions, repeats."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+
+import networkx as nx
+from torch import fx
+import torch
+
+from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.outline import structure, value_key
+from fisopt.rewrite.program import Program
+
+aten = torch.ops.aten
+
+_MOVES = {
+    aten.reshape.default,
+    aten.view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+    aten.expand.default,
+    aten.cat.default,
+    aten.slice.Tensor,
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.clone.default,
+    aten._to_copy.default,
+    operator.getitem,
+}
+_ADDS = {aten.add.Tensor}
+_PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
+_SOFTMAXES = {aten.softmax.int, aten._softmax.default}
+
+
+def dependences(graph: fx.Graph) -> nx.DiGraph:
+    """The data dependences of a graph: an edge from every operand to its user."""
+    result = nx.DiGraph()
+    for node in graph.nodes:
+        result.add_node(node)
+        result.add_edges_from((operand, node) for operand in node.all_input_nodes)
+    return result
+
+
+def _residual_edges(graph: fx.Graph) -> nx.DiGraph:
+    """The dependences along which a value is only moved or added to."""
+    result = nx.DiGraph()
+    result.add_nodes_from(graph.nodes)
+    for node in graph.nodes:
+        if node.target in _ADDS:
+            result.add_edges_from((n, node) for n in node.args[:2] if isinstance(n, fx.Node))
+        elif node.target in _MOVES:
+            result.add_edges_from((n, node) for n in node.all_input_nodes)
+        elif node.target is aten.type_as.default:
+            result.add_edge(node.args[0], node)
+    return result
+
+
+def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
+    """The argument that reaches a result through additions alone: its residual stream.
+
+    A block without a residual path to ``output`` has the one argument of the result's shape,
+    if there is exactly one.
+    """
+
+    def fits(node: fx.Node) -> bool:
+        same = axes_of(node) == axes_of(output)
+        return node.op == "placeholder" and same and value_key(node)[0] == value_key(output)[0]
+
+    reached = [n for n in nx.ancestors(_residual_edges(graph), output) if fits(n)]
+    if len(reached) == 1:
+        return reached[0]
+    alike = [n for n in graph.nodes if fits(n) and not n.meta.get("fisopt.parameter")]
+    return alike[0] if len(alike) == 1 and not reached else None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch: what runs between the residual stream and the addition back to it."""
+
+    stream: fx.Node
+    add: fx.Node
+    nodes: frozenset[fx.Node]
+
+
+def residual_branches(graph: fx.Graph) -> list[Branch]:
+    """Find the residual branches of a block: single entry, single exit, closed by an addition.
+
+    An addition closes a branch if one operand (the stream) dominates the other in the graph of
+    dependences on frame-carrying values.
+    """
+    edges = dependences(graph)
+    framed = edges.subgraph([n for n in edges if n.op != "output" and carries_frames(n)]).copy()
+    root = object()
+    framed.add_edges_from((root, n) for n in list(framed) if framed.in_degree(n) == 0)
+    dominators = nx.immediate_dominators(framed, root)
+
+    def dominates(a: fx.Node, b: fx.Node) -> bool:
+        while b is not root and dominators.get(b) is not None and b is not a:
+            if dominators[b] is b:
+                return False
+            b = dominators[b]
+        return b is a
+
+    branches = []
+    for node in graph.nodes:
+        if node.target not in _ADDS or not carries_frames(node):
+            continue
+        pair = [n for n in node.args[:2] if isinstance(n, fx.Node) and n in framed]
+        if len(pair) != 2 or axes_of(pair[0]) != axes_of(pair[1]):
+            continue
+        for stream, last in (pair, pair[::-1]):
+            if stream is not last and dominates(stream, last):
+                between = (nx.ancestors(framed, last) | {last}) & nx.descendants(framed, stream)
+                branches.append(Branch(stream, node, frozenset(between)))
+    return branches
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention in a block's graph.
+
+    Attributes:
+        result: the node that holds the attended values.
+        members: the operators that mix tokens: the fused attention, or softmax and product.
+        value: the operand that is averaged.
+    """
+
+    result: fx.Node
+    members: frozenset[fx.Node]
+    value: fx.Node
+
+
+def attentions(graph: fx.Graph) -> list[Attention]:
+    """Find every attention of a block, fused or written out, in execution order."""
+    found = []
+    for node in graph.nodes:
+        if node.target is aten.scaled_dot_product_attention.default:
+            found.append(Attention(node, frozenset([node]), node.args[2]))
+        elif node.target in _PRODUCTS:
+            weights = _moved_from(node.args[0])
+            if weights.target in _SOFTMAXES:
+                found.append(Attention(node, frozenset([node, weights]), node.args[1]))
+    return found
+
+
+def _moved_from(node: fx.Node) -> fx.Node:
+    while node.target in _MOVES or node.target in (aten.type_as.default, aten.dropout.default):
+        node = node.all_input_nodes[0]
+    return node
+
+
+def self_attentions(graph: fx.Graph) -> list[Attention]:
+    """The attentions whose queries and values both depend on the block's video stream."""
+    streams = {
+        source
+        for output in results(graph)
+        if carries_frames(output) and (source := residual_source(graph, output)) is not None
+    }
+    edges = dependences(graph)
+    return [
+        a
+        for a in attentions(graph)
+        if carries_frames(a.result) and streams & nx.ancestors(edges, a.value)
+    ]
+
+
+def results(graph: fx.Graph) -> list[fx.Node]:
+    """What a graph returns, in order."""
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    value = output.args[0]
+    return [n for n in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(n, fx.Node)]
+
+
+def repeated_blocks(program: Program) -> list[list[fx.Node]]:
+    """Group the video blocks by structure: blocks of one group are one graph, other weights."""
+    groups: dict[object, list[fx.Node]] = {}
+    for call in program.blocks:
+        groups.setdefault(structure(program.callee(call).graph), []).append(call)
+    return list(groups.values())

@@ -1,0 +1,124 @@
+"""Capture: an nn.Module in, a Program out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fisopt.errors import CaptureError, InputError
+from fisopt.rewrite.axes import TokenLayout, axes_of
+from fisopt.rewrite.inputs import FrameDims, Inputs, bind, check_example, find_frame_dims
+from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.template import Template, accepts_shapes, matches
+from fisopt.spec import ModelSpec
+
+
+def capture(model: nn.Module, example_inputs: Mapping[str, Any], spec: ModelSpec) -> Program:
+    """Capture a video diffusion transformer as a Program.
+
+    Args:
+        model: an inference-ready module (``eval``); parameters may live on the meta device.
+        example_inputs: the keyword arguments of one forward call.
+        spec: where the repeated blocks are and what the token grid is.
+
+    Returns:
+        A Program whose parameters are the model's own tensors.
+
+    Raises:
+        InputError: example inputs are missing, of the wrong rank, NaN, or need gradients.
+        CaptureError: no block matches, the grid is not that of the tokens, or export fails.
+    """
+    if not isinstance(example_inputs, Mapping) or not example_inputs:
+        raise InputError(
+            f"example_inputs of {type(model).__name__}: got {type(example_inputs).__name__}"
+            f"{'' if isinstance(example_inputs, Mapping) else ''}, wanted the dict of keyword "
+            "arguments of one forward call"
+        )
+    inputs = Inputs.of(bind(model, (), example_inputs))
+    check_example(model, inputs)
+    _check_blocks(model, spec)
+    layout = layout_of(spec.grid_of(inputs.kwargs()))
+    traced = spec.prepare(model) if spec.prepare is not None else model
+    dims = _frame_dims(traced, inputs, layout)
+    template = Template(traced, spec.blocks)
+    source = Source(model, template, _grid_function(spec, layout, dims), dims)
+    _trace(template, inputs)
+    program = build(source, inputs)
+    _check_video(program, spec)
+    return program
+
+
+def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
+    paths = [name for name, _ in model.named_modules() if name]
+    if any(matches(path, spec.blocks) for path in paths):
+        return
+    lists = sorted({re.sub(r"\.\d+$", ".*", p) for p in paths if re.search(r"\.\d+$", p)})
+    raise CaptureError(
+        f"{type(model).__name__} has no module that matches blocks={list(spec.blocks)}; "
+        f"its repeated modules are {lists[:12] or 'none'}: name those that process the video"
+    )
+
+
+def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameDims:
+    runs = accepts_shapes(model)
+    dims = find_frame_dims(inputs, layout, runs)
+    if dims is not None:
+        return dims
+    shapes = {
+        name: tuple(x.shape) if isinstance(x, torch.Tensor) else x
+        for name, x in zip(inputs.names, inputs.leaves, strict=True)
+    }
+    if not runs(inputs):
+        model(**inputs.kwargs())
+    raise CaptureError(
+        f"no input of {type(model).__name__} carries the token grid {layout} "
+        f"({layout.tokens} tokens); got {shapes}. Wanted a tensor with {layout.frames} frames, "
+        f"rows and columns that {layout.height} and {layout.width} divide, or {layout.tokens} "
+        "tokens, that the model also accepts with one frame more: check the grid"
+    )
+
+
+def _grid_function(spec: ModelSpec, layout: TokenLayout, dims: FrameDims) -> Any:
+    """The grid of any inputs: the spec's own, or the example's scaled by what the inputs say."""
+    if callable(spec.grid):
+        return spec.grid
+    leaf, ((dim, per_frame), *_) = next(iter(dims.items()))
+
+    def grid(kwargs: Mapping[str, Any]) -> tuple[int, int, int]:
+        value = Inputs.of(kwargs).leaves[leaf]
+        size = value.shape[dim] if isinstance(value, torch.Tensor) else value
+        return (size // per_frame, layout.height, layout.width)
+
+    return grid
+
+
+def _trace(template: Template, inputs: Inputs) -> None:
+    """Export once with symbolic shapes; a model that refuses is exported for each shape."""
+    try:
+        template.trace(inputs)
+    except CaptureError:
+        template.symbolic = None
+
+
+def _check_video(program: Program, spec: ModelSpec) -> None:
+    """Insist that the blocks carry the grid's tokens."""
+    layout = program.layout
+    if not program.blocks:
+        raise CaptureError(f"no operator ran inside the blocks {list(spec.blocks)}")
+    for call in program.blocks if layout.frames > BOUNDARIES else []:
+        axes = [a for n in (call, *call.users) for a in axes_of(n) if a is not None]
+        if not axes:
+            raise CaptureError(
+                f"block {call.meta['fisopt.block']} returns nothing that carries frames; its "
+                f"inputs are {[_text(n) for n in call.all_input_nodes if n.op != 'get_attr']}: "
+                "name video blocks only"
+            )
+
+
+def _text(node: fx.Node) -> str:
+    value = node.meta.get("val")
+    return f"{node.name}{tuple(value.shape) if isinstance(value, torch.Tensor) else ''}"

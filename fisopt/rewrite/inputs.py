@@ -1,0 +1,206 @@
+"""The inputs of one forward call: their leaves, their shape key, and which of them carry frames."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fisopt.errors import InputError
+from fisopt.rewrite.axes import TokenLayout
+
+
+def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the call's arguments by name, in the order of the forward signature."""
+    try:
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(
+            f"inputs of {type(model).__name__}.forward: {error}; "
+            f"it takes {list(inspect.signature(model.forward).parameters)}"
+        ) from error
+    named: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        kind = bound.signature.parameters[name].kind
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            named.update(value)
+        elif kind is inspect.Parameter.VAR_POSITIONAL:
+            raise InputError(
+                f"inputs of {type(model).__name__}.forward: pass arguments by name, "
+                f"got {len(value)} extra positional ones"
+            )
+        else:
+            named[name] = value
+    return named
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The flattened keyword arguments of one forward call."""
+
+    names: tuple[str, ...]
+    leaves: tuple[Any, ...]
+    structure: pytree.TreeSpec
+
+    @staticmethod
+    def of(kwargs: Mapping[str, Any]) -> Inputs:
+        """Flatten keyword arguments; leaves are named by their path."""
+        pairs, structure = pytree.tree_flatten_with_path(dict(kwargs))
+        names = tuple("_".join(_key(k) for k in path) for path, _ in pairs)
+        return Inputs(names, tuple(leaf for _, leaf in pairs), structure)
+
+    def kwargs(self) -> dict[str, Any]:
+        """The keyword arguments again."""
+        result: dict[str, Any] = pytree.tree_unflatten(self.leaves, self.structure)
+        return result
+
+    def replaced(self, leaves: Sequence[Any]) -> Inputs:
+        """The same structure with other leaves."""
+        return Inputs(self.names, tuple(leaves), self.structure)
+
+    def tensors(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Index and value of the leaves that are tensors."""
+        return ((i, x) for i, x in enumerate(self.leaves) if isinstance(x, torch.Tensor))
+
+    def key(self) -> tuple[Any, ...]:
+        """What a Program is specialised to: shapes, dtypes, devices and plain values."""
+        return (self.structure, *(_leaf_key(leaf) for leaf in self.leaves))
+
+
+def _key(entry: Any) -> str:
+    for attribute in ("key", "idx", "name"):
+        if hasattr(entry, attribute):
+            return str(getattr(entry, attribute))
+    return str(entry)
+
+
+def _leaf_key(leaf: Any) -> Any:
+    if isinstance(leaf, torch.Tensor):
+        return (tuple(leaf.shape), leaf.dtype, leaf.device)
+    if leaf is None or isinstance(leaf, (bool, int, float, str)):
+        return (type(leaf), leaf)
+    raise InputError(
+        f"an input of type {type(leaf).__name__} cannot be part of a captured call; "
+        "wanted tensors, numbers, strings, booleans or None, or containers of these"
+    )
+
+
+def check_example(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be captured: gradients, NaN, a model in training mode.
+
+    Raises:
+        InputError: the model is in training mode, a tensor needs gradients, or holds NaN.
+    """
+    if model.training:
+        raise InputError(
+            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
+            "call model.eval() first"
+        )
+    if not any(True for _ in inputs.tensors()):
+        raise InputError("example inputs hold no tensor; wanted the arguments of one forward call")
+    for i, tensor in inputs.tensors():
+        if tensor.requires_grad:
+            raise InputError(
+                f"input {inputs.names[i]!r} needs gradients; fisopt optimises inference: "
+                "pass it detached"
+            )
+        if tensor.is_floating_point() and tensor.device.type != "meta":
+            bad = int(torch.isnan(tensor).sum())
+            if bad:
+                raise InputError(
+                    f"input {inputs.names[i]!r} holds {bad} NaN of {tensor.numel()} values; "
+                    "wanted numbers"
+                )
+
+
+FrameDims = dict[int, tuple[tuple[int, int], ...]]
+"""Leaf index -> (dimension, entries per frame) pairs; dimension -1 stands for a plain int."""
+
+
+def _tensor_candidates(sizes: Sequence[int], grid: TokenLayout) -> list[tuple[tuple[int, int], ...]]:
+    """Ways in which a tensor may carry the grid's frames, the likeliest first."""
+    found: list[tuple[tuple[int, int], ...]] = []
+    for f, h, w in itertools.combinations(range(len(sizes)), 3):
+        scales = [
+            s // g if s % g == 0 else 0
+            for s, g in zip(
+                (sizes[f], sizes[h], sizes[w]), (grid.frames, grid.height, grid.width), strict=True
+            )
+        ]
+        if all(scales) and scales[1] == scales[2]:
+            found.append(((f, scales[0]),))
+    found.sort(key=lambda dims: dims[0][1])
+    tokens = [(d, grid.tokens_per_frame) for d, size in enumerate(sizes) if size == grid.tokens]
+    if tokens:
+        found.insert(0, tuple(tokens))
+    if not found:
+        found.append(())
+    found += [((d, 1),) for d, size in enumerate(sizes) if size == grid.frames]
+    found += [((d, grid.tokens_per_frame),) for d, size in enumerate(sizes) if size > grid.tokens]
+    return list(dict.fromkeys(found))
+
+
+def candidates(inputs: Inputs, grid: TokenLayout) -> Iterator[FrameDims]:
+    """Yield assignments of frames to input dimensions, the likeliest first.
+
+    A dimension carries frames if it has F entries and is followed by the rows and columns of
+    the grid, or if it has one entry per token.  A plain int equal to F counts frames.
+    """
+    options: list[list[tuple[tuple[int, int], ...]]] = []
+    index: list[int] = []
+    seen_int = False
+    for i, leaf in enumerate(inputs.leaves):
+        if isinstance(leaf, torch.Tensor):
+            ways = _tensor_candidates(leaf.shape, grid)
+        elif isinstance(leaf, int) and not isinstance(leaf, bool) and leaf == grid.frames:
+            ways = [((-1, 1),), ()] if not seen_int else [(), ((-1, 1),)]
+            seen_int = True
+        else:
+            continue
+        index.append(i)
+        options.append(ways)
+    ranked = sorted(
+        itertools.islice(itertools.product(*(range(len(ways)) for ways in options)), 4096),
+        key=lambda choice: (sum(choice), choice),
+    )
+    for choice in ranked[:64]:
+        dims = {i: ways[c] for i, ways, c in zip(index, options, choice, strict=True) if ways[c]}
+        if dims:
+            yield dims
+
+
+def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> Inputs:
+    """Return inputs of the same form for another number of frames; values are zeros."""
+    leaves = list(inputs.leaves)
+    for i, places in dims.items():
+        leaf = leaves[i]
+        if not isinstance(leaf, torch.Tensor):
+            leaves[i] = frames
+            continue
+        sizes = list(leaf.shape)
+        for dim, per_frame in places:
+            sizes[dim] += (frames - grid.frames) * per_frame
+        leaves[i] = leaf.new_zeros(sizes)
+    return inputs.replaced(leaves)
+
+
+def find_frame_dims(
+    inputs: Inputs, grid: TokenLayout, runs: Callable[[Inputs], bool]
+) -> FrameDims | None:
+    """Find which input dimensions carry frames: the first assignment that runs at F+1.
+
+    Args:
+        inputs: example inputs.
+        grid: their token grid.
+        runs: tells whether the model accepts some inputs (shapes only).
+    """
+    for dims in candidates(inputs, grid):
+        if runs(resize(inputs, dims, grid, grid.frames + 1)):
+            return dims
+    return None

@@ -1,0 +1,1 @@
+"""Op contracts: schema, plain-torch reference and fake of every operator that passes insert."""

@@ -1,0 +1,22 @@
+"""The op contracts by operator: references that lowering inlines, and axis rules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from fisopt.rewrite.axes import Axes
+from fisopt.rewrite.ops import fill_frames, gather_frames
+
+CONTRACTS: dict[Any, Callable[..., torch.Tensor]] = {
+    torch.ops.fisopt.gather_frames.default: gather_frames.reference,
+    torch.ops.fisopt.fill_frames.default: fill_frames.reference,
+}
+
+AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
+    torch.ops.fisopt.gather_frames.default: gather_frames.axes,
+    torch.ops.fisopt.fill_frames.default: fill_frames.axes,
+}

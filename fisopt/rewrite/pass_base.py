@@ -1,0 +1,86 @@
+"""The pass contract: a named transformation, valid Program in, valid Program out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from fisopt.errors import PreconditionError
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class Step:
+    """One denoising step: its index and, where it is known, the number of steps."""
+
+    index: int
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made of a Program.
+
+    Attributes:
+        program: the new Program; the one that was given is unchanged.
+        modified: whether anything was edited, as the Rewriter counted.
+        notes: what was applied, one line each.
+        skipped: what was not applied and why, one line each, the block first.
+    """
+
+    program: Program
+    modified: bool
+    notes: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+
+
+class Pass(ABC):
+    """One named transformation of a Program; options are the fields of a frozen dataclass.
+
+    A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
+    same options) are one: their results are shared.
+    """
+
+    @property
+    def name(self) -> str:
+        """How reports and errors call the pass."""
+        return type(self).__name__
+
+    def __call__(self, program: Program, *, strict: bool = True) -> PassResult:
+        """Apply the pass to a copy of a Program.
+
+        Raises:
+            PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
+        """
+        self.requires(program)
+        rewriter = Rewriter(program.copy(), self.name)
+        self.run(rewriter)
+        skipped = tuple(f"{where}: {reason}" for where, reason in rewriter.skipped)
+        if skipped and strict:
+            raise PreconditionError(
+                "could not be applied to " + "; ".join(skipped) + " (strict=False leaves it dense)",
+                pass_name=self.name,
+            )
+        if not rewriter.changed:
+            return PassResult(program, False, tuple(rewriter.notes), skipped)
+        rewriter.erase_dead()
+        rewriter.program.graph_module.recompile()
+        result = PassResult(rewriter.program, True, tuple(rewriter.notes), skipped)
+        self.ensures(result.program)
+        return result
+
+    @abstractmethod
+    def run(self, rewriter: Rewriter) -> None:
+        """Edit ``rewriter.program`` through the rewriter."""
+
+    def requires(self, program: Program) -> None:
+        """Raise PreconditionError if the pass cannot run on this Program."""
+
+    def ensures(self, program: Program) -> None:
+        """Raise PostconditionError if the result breaks the pass's promise."""
+
+    def at(self, step: Step) -> Pass | None:
+        """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
+        del step
+        return self

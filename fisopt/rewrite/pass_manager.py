@@ -1,0 +1,59 @@
+"""The pass manager: run passes in order, verify after each, name the one that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from fisopt.errors import PassError
+from fisopt.rewrite.pass_base import Pass, PassResult
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.verify import verify
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One line of a report: a pass and what it did."""
+
+    name: str
+    result: PassResult
+
+
+@dataclass(frozen=True)
+class PassManager:
+    """Run passes over a Program.
+
+    Attributes:
+        passes: the passes, in order.
+        strict: a pass that cannot be applied everywhere is an error.
+        stop_after: run only the first n passes (to bisect a wrong result).
+        on_pass: called with the pass and its result after each.
+    """
+
+    passes: Sequence[Pass]
+    strict: bool = True
+    stop_after: int | None = None
+    on_pass: Callable[[Pass, PassResult], None] | None = None
+    applied: list[Applied] = field(default_factory=list, compare=False)
+
+    def run(self, program: Program) -> Program:
+        """Apply the passes.
+
+        Raises:
+            PassError: a pass refused, failed, or returned an invalid Program; it is named.
+        """
+        for step in self.passes[: self.stop_after]:
+            try:
+                result = step(program, strict=self.strict)
+                verify(result.program)
+            except PassError:
+                raise
+            except Exception as error:
+                raise PassError(
+                    f"{type(error).__name__}: {error}", pass_name=step.name
+                ) from error
+            self.applied.append(Applied(step.name, result))
+            if self.on_pass is not None:
+                self.on_pass(step, result)
+            program = result.program
+        return program

@@ -1,0 +1,155 @@
+"""The Program: a captured model as a graph of block calls, with its layout and its template."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fisopt.errors import CaptureError
+from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.inputs import FrameDims, Inputs, resize
+from fisopt.rewrite.outline import find_regions, outline
+from fisopt.rewrite.propagate import annotate
+from fisopt.rewrite.template import BLOCK, Template
+
+IS_BLOCK = "fisopt.block"
+BOUNDARIES = 2
+"""Up to this many latent frames every frame is a boundary and no axis is needed."""
+
+
+@dataclass
+class Source:
+    """Where a Program came from: what is needed to make it again at another shape."""
+
+    model: nn.Module
+    template: Template
+    grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
+    frame_dims: FrameDims
+    cache: dict[Any, Program] = field(default_factory=dict)
+
+
+@dataclass
+class Program:
+    """A video DiT as a graph: one call a repeated block and the code around the blocks.
+
+    Attributes:
+        graph_module: the graph; blocks are submodules that take their parameters as arguments.
+        layout: the token grid of the video.
+        inputs: the call it was captured for; plain values are baked in.
+        source: the model and its template.
+        out_structure: the pytree of the return value.
+    """
+
+    graph_module: fx.GraphModule
+    layout: TokenLayout
+    inputs: Inputs
+    source: Source
+    out_structure: pytree.TreeSpec
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The graph of block calls."""
+        return self.graph_module.graph
+
+    @property
+    def blocks(self) -> list[fx.Node]:
+        """Calls of the video blocks, in execution order."""
+        return [n for n in self.graph.nodes if n.op == "call_module" and IS_BLOCK in n.meta]
+
+    def callee(self, call: fx.Node) -> fx.GraphModule:
+        """The graph module that a call node calls."""
+        module = self.graph_module.get_submodule(str(call.target))
+        if not isinstance(module, fx.GraphModule):
+            raise TypeError(f"{call} does not call a graph module")
+        return module
+
+    def copy(self) -> Program:
+        """A Program whose graph can be edited; callees and parameters are shared."""
+        module = self.graph_module
+        graph = fx.Graph()
+        env: dict[fx.Node, fx.Node] = {}
+        output = graph.graph_copy(module.graph, env)
+        old = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+        new = graph.output(output)
+        new.meta = dict(old.meta)
+        for node, twin in env.items():
+            twin.meta = dict(node.meta)
+        shared = fx.GraphModule(module, graph, class_name="Program")
+        shared.meta.update(module.meta)
+        for name, buffer in module.named_buffers(recurse=False):
+            if not hasattr(shared, name):
+                shared.register_buffer(name, buffer, persistent=False)
+        return replace(self, graph_module=shared)
+
+    def at(self, inputs: Mapping[str, Any] | Inputs) -> Program:
+        """The unoptimised Program of the same model for inputs of other shapes."""
+        bound = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
+        return build(self.source, bound)
+
+    def resized(self, frames: int) -> Program:
+        """The unoptimised Program for another number of latent frames, node for node the same."""
+        if frames == self.layout.frames:
+            return build(self.source, self.inputs)
+        return build(
+            self.source, resize(self.inputs, self.source.frame_dims, self.layout, frames)
+        )
+
+    def __call__(self, **kwargs: Any) -> Any:
+        """Run the Program eagerly on inputs of the captured shapes; returns what the model does."""
+        inputs = Inputs.of(kwargs)
+        with torch.no_grad():
+            leaves = self.graph_module(*(x for _, x in inputs.tensors()))
+        return pytree.tree_unflatten(leaves, self.out_structure)
+
+
+def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
+    """A token layout from a (frames, height, width) triple, checked."""
+    if len(grid) != 3 or any(not isinstance(g, int) or g < 1 for g in grid):
+        raise CaptureError(f"grid must be three positive ints (frames, height, width), got {grid!r}")
+    return TokenLayout(*grid)
+
+
+def build(source: Source, inputs: Inputs) -> Program:
+    """Make the Program of a model for inputs of some shapes; made once per shape."""
+    key = inputs.key()
+    if key not in source.cache:
+        source.cache[key] = _build(source, inputs)
+    return source.cache[key]
+
+
+def _build(source: Source, inputs: Inputs) -> Program:
+    layout = layout_of(source.grid_of(inputs.kwargs()))
+    flat = source.template.instantiate(inputs)
+    wider = source.template.instantiate(
+        resize(inputs, source.frame_dims, layout, layout.frames + 1)
+    )
+    names = [n.name for n in flat.graph.nodes]
+    if names == [n.name for n in wider.graph.nodes]:
+        annotate(flat.graph, wider.graph, layout.frames)
+    elif layout.frames > BOUNDARIES:
+        raise CaptureError(
+            f"the model runs different operators at {layout.frames} and {layout.frames + 1} frames; "
+            "it cannot be captured at this shape"
+        )
+    regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
+    module, calls = outline(flat, regions, "block")
+    for name, call in calls.items():
+        call.meta[IS_BLOCK] = name
+    structure = flatten_output(module, source, inputs)
+    return Program(module, layout, inputs, source, structure)
+
+
+def flatten_output(module: fx.GraphModule, source: Source, inputs: Inputs) -> pytree.TreeSpec:
+    """Make the graph return a flat list of leaves; return the structure they came from."""
+    traced = source.template._traced(inputs)
+    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
+    output.args = (list(leaves),)
+    module.recompile()
+    return copy.copy(traced._out_spec)

@@ -1,0 +1,313 @@
+"""A traced model as a template: one export, instantiated as a static graph for any shape."""
+
+from __future__ import annotations
+
+import fnmatch
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fisopt.errors import CaptureError
+from fisopt.rewrite.inputs import Inputs
+
+aten = torch.ops.aten
+BLOCK = "fisopt.block"
+MODE = "fisopt.mode"
+_NO_END = 1 << 62
+
+
+def matches(path: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a module path matches one of the patterns, ``*`` standing for one component."""
+    parts = path.split(".")
+    return any(
+        len(parts) == len(wanted := pattern.split("."))
+        and all(fnmatch.fnmatchcase(part, want) for part, want in zip(parts, wanted, strict=True))
+        for pattern in patterns
+    )
+
+
+def _block_of(node: fx.Node, patterns: tuple[str, ...]) -> str | None:
+    """Path of the outermost block that a node was traced in."""
+    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+        if matches(path, patterns):
+            return str(path)
+    return None
+
+
+def _user_line(error: BaseException) -> str:
+    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
+    own = Path(torch.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__)
+    theirs = [
+        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
+    ]
+    if not theirs:
+        return ""
+    last = theirs[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"
+
+
+def export(model: nn.Module, inputs: Inputs, dynamic: bool) -> fx.GraphModule:
+    """Trace a model with torch.export, every input dimension a symbol if ``dynamic``.
+
+    Raises:
+        CaptureError: export cannot trace the model; the message shows the model's own line.
+    """
+    kwargs = inputs.kwargs()
+    auto = torch.export.Dim.AUTO
+
+    def dims(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor):
+            return {d: auto for d, size in enumerate(leaf.shape) if size > 1}
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
+            return auto
+        return None
+
+    shapes = pytree.tree_map(dims, kwargs) if dynamic else None
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model, (), kwargs, dynamic_shapes=shapes, strict=False
+            ).run_decompositions({})
+            module = program.module(check_guards=False)
+    except Exception as error:
+        line = _user_line(error)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise CaptureError(
+            f"torch.export cannot trace {type(model).__name__}"
+            + (f" at\n    {line}\n" if line else ": ")
+            + f"{type(error).__name__}: {first}\n"
+            "Data-dependent control flow must leave the traced part: rewrite that line with "
+            "tensor operations, or give ModelSpec a `prepare` function that does."
+        ) from error
+    module.meta["fisopt.ranges"] = dict(program.range_constraints)
+    return module
+
+
+def _is_noop(target: Any, operand: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a functional op returns its first operand's values and type unchanged."""
+    if target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
+        return True
+    if target is aten.dropout.default:
+        return True
+    if target is aten.clone.default:
+        return "memory_format" not in kwargs
+    if target is aten.type_as.default:
+        return bool(operand.dtype == args[1].dtype and operand.device == args[1].device)
+    if target is aten._to_copy.default:
+        rest = {k: v for k, v in kwargs.items() if v is not None and k != "non_blocking"}
+        same = rest.pop("dtype", operand.dtype) == operand.dtype
+        return bool(same and rest.pop("device", operand.device) == operand.device and not rest)
+    if target is aten.slice.Tensor:
+        start, end, step = (*args[2:], None, None, None)[:3]
+        return start in (None, 0) and (end is None or end >= _NO_END) and step in (None, 1)
+    return False
+
+
+_DROPPED = {
+    aten._assert_tensor_metadata.default,
+    aten._assert_scalar.default,
+    aten.sym_constrain_range_for_size.default,
+    aten.sym_constrain_range.default,
+    aten._assert_async.msg,
+}
+_RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+
+
+class _Instantiate:
+    """Interpret a traced graph on concrete shapes and write down what runs, ints folded."""
+
+    def __init__(self, traced: fx.GraphModule, mode: FakeTensorMode, attrs: dict[str, Any]) -> None:
+        self.traced = traced
+        self.mode = mode
+        self.attrs = attrs
+        self.graph = fx.Graph()
+        self.env: dict[fx.Node, Any] = {}
+
+    def run(self, inputs: Inputs, patterns: tuple[str, ...]) -> fx.Graph:
+        leaves = iter(zip(inputs.names, inputs.leaves, strict=True))
+        for node in self.traced.graph.nodes:
+            if node.op == "placeholder":
+                self.env[node] = self._placeholder(*next(leaves))
+            elif node.op == "get_attr":
+                self.env[node] = self._attribute(node)
+            elif node.op == "output":
+                self.graph.output(self._map(node.args[0]))
+            elif node.op == "call_function":
+                block = _block_of(node, patterns)
+                self.env[node] = self._call(node, block)
+            elif node.target != "_guards_fn":
+                raise CaptureError(f"unexpected node in an exported graph: {node.format_node()}")
+        return self.graph
+
+    def _placeholder(self, name: str, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        node = self.graph.placeholder(name)
+        with self.mode:
+            node.meta["val"] = torch.empty(leaf.shape, dtype=leaf.dtype, device=leaf.device)
+        return node
+
+    def _attribute(self, node: fx.Node) -> Any:
+        target = str(node.target)
+        value = self.traced
+        for part in target.split("."):
+            value = getattr(value, part)
+        if not isinstance(value, torch.Tensor):
+            return value
+        new = self.graph.create_node("get_attr", target, name=node.name)
+        if target not in self.attrs:
+            self.attrs[target] = self.mode.from_tensor(value, static_shapes=True)
+        new.meta["val"] = self.attrs[target]
+        return new
+
+    def _map(self, args: Any) -> Any:
+        return fx.node.map_aggregate(args, lambda a: self.env[a] if isinstance(a, fx.Node) else a)
+
+    def _call(self, node: fx.Node, block: str | None) -> Any:
+        if node.target in _DROPPED:
+            return None
+        args, kwargs = self._map(node.args), self._map(node.kwargs)
+        flat = pytree.tree_leaves((args, kwargs))
+        value_of = lambda a: a.meta["val"] if isinstance(a, fx.Node) else a  # noqa: E731
+        values, options = pytree.tree_map(value_of, (args, kwargs))
+        target: Any = _RENAMED.get(node.target, node.target)
+        if not any(isinstance(a, fx.Node) for a in flat) and not isinstance(
+            target, torch._ops.OpOverload
+        ):
+            return target(*values, **options)
+        if target in (aten.sym_size.int, aten.sym_numel.default, aten.sym_stride.int):
+            with self.mode:
+                return target(*values, **options)
+        if isinstance(args[0] if args else None, fx.Node) and _is_noop(
+            target, values[0], values, options
+        ):
+            return args[0]
+        with self.mode, torch.no_grad():
+            value = target(*values, **options)
+        if value is not None and not isinstance(value, (torch.Tensor, tuple, list)):
+            return value
+        new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
+        new.meta["val"] = value
+        if block is not None:
+            new.meta[BLOCK] = block
+        return new
+
+
+@dataclass
+class Template:
+    """A traced model that gives a static graph for every shape it accepts.
+
+    One symbolic export serves all shapes where the model allows it; where a dimension is baked
+    in, the model is traced again for that shape.  Either way graphs of two shapes correspond
+    node for node, by name.
+    """
+
+    model: nn.Module
+    blocks: tuple[str, ...]
+    symbolic: fx.GraphModule | None = None
+    exports: int = 0
+    mode: FakeTensorMode = field(
+        default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True)
+    )
+    _attrs: dict[str, Any] = field(default_factory=dict)
+    _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
+    _symbolic_key: Any = None
+
+    def instantiate(self, inputs: Inputs) -> fx.GraphModule:
+        """Return the static graph for inputs of these shapes; values are fake tensors."""
+        traced = self._traced(inputs)
+        builder = _Instantiate(traced, self.mode, self._attrs)
+        graph = builder.run(inputs, self.blocks)
+        graph.eliminate_dead_code()
+        module = fx.GraphModule(traced, graph)
+        module.meta[MODE] = self.mode
+        return module
+
+    def trace(self, inputs: Inputs) -> None:
+        """Try one export with every dimension symbolic."""
+        self.symbolic = export(self.model, inputs, dynamic=True)
+        self.exports += 1
+        self._symbolic_key = _constants(inputs)
+
+    def accepts(self, inputs: Inputs) -> bool:
+        """Whether the symbolic export covers inputs of these shapes."""
+        if self.symbolic is None or _constants(inputs) != self._symbolic_key:
+            return False
+        holders = [n for n in self.symbolic.graph.nodes if n.op == "placeholder"]
+        bound: dict[Any, int] = {}
+        for node, leaf in zip(holders, inputs.leaves, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                sizes = list(zip(node.meta["val"].shape, leaf.shape, strict=True))
+            elif isinstance(leaf, int) and not isinstance(leaf, bool):
+                sizes = [(node.meta.get("val", leaf), leaf)]
+            else:
+                continue
+            if not all(_binds(want, got, bound) for want, got in sizes):
+                return False
+        ranges: Mapping[Any, Any] = self.symbolic.meta["fisopt.ranges"]
+        return all(
+            ranges[s].lower <= size <= ranges[s].upper for s, size in bound.items() if s in ranges
+        )
+
+    def _traced(self, inputs: Inputs) -> fx.GraphModule:
+        if self.accepts(inputs) and self.symbolic is not None:
+            return self.symbolic
+        key = inputs.key()
+        if key not in self._static:
+            self._static[key] = export(self.model, inputs, dynamic=False)
+            self.exports += 1
+        return self._static[key]
+
+
+def _binds(want: Any, got: int, bound: dict[Any, int]) -> bool:
+    """Bind one symbolic size to a number; False if it is another number already."""
+    if not isinstance(want, torch.SymInt):
+        return want is None or bool(want == got)
+    expr = want.node.expr
+    if expr.is_Symbol:
+        return bound.setdefault(expr, got) == got
+    value = expr.subs(bound)
+    return bool(value == got)
+
+
+def _constants(inputs: Inputs) -> tuple[Any, ...]:
+    """Everything about inputs that a symbolic export still bakes in: dtypes, ranks, plain values."""
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (value.ndim, value.dtype, value.device)
+        return int if isinstance(value, int) and not isinstance(value, bool) else value
+
+    return (inputs.structure, *(leaf(x) for x in inputs.leaves))
+
+
+Runs = Callable[[Inputs], bool]
+
+
+def accepts_shapes(model: nn.Module) -> Runs:
+    """Return a test of whether a model runs on inputs of some shapes, on fake tensors."""
+
+    def runs(inputs: Inputs) -> bool:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+        params = {
+            name: mode.from_tensor(x)
+            for name, x in [*model.named_parameters(), *model.named_buffers()]
+        }
+        try:
+            with mode, torch.no_grad():
+                torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
+        except Exception:  # noqa: BLE001 - any refusal of the model means no
+            return False
+        return True
+
+    return runs

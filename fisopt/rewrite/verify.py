@@ -1,0 +1,100 @@
+"""The verifier: every invariant of a Program in one function."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from fisopt.errors import VerifyError
+from fisopt.rewrite.analysis import results
+from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.ops.registry import CONTRACTS
+from fisopt.rewrite.outline import value_key
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.relations import virtual_shape
+
+
+def verify(program: Program) -> None:
+    """Check a Program.
+
+    Raises:
+        VerifyError: the graph is malformed, a value or an axis is missing or wrong, a block is
+            called with arguments it does not take, an operator mutates or has no contract.
+    """
+    module = program.graph_module
+    _check_graph(module, "program")
+    names = {str(n.target) for n in program.graph.nodes if n.op == "call_module"}
+    for name in sorted(names):
+        callee = module.get_submodule(name)
+        if not isinstance(callee, fx.GraphModule):
+            raise VerifyError(f"program: {name} is not a graph module")
+        _check_graph(callee, name)
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            _check_call(node, program.callee(node))
+    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
+    count = len(output.args[0])  # type: ignore[arg-type]
+    if count != program.out_structure.num_leaves:
+        raise VerifyError(
+            f"program: returns {count} values, the model returns {program.out_structure.num_leaves}"
+        )
+
+
+def _check_graph(module: fx.GraphModule, where: str) -> None:
+    try:
+        module.graph.lint()
+    except Exception as error:
+        raise VerifyError(f"{where}: {error}") from error
+    for node in module.graph.nodes:
+        if node.op == "output":
+            continue
+        if "val" not in node.meta:
+            raise VerifyError(f"{where}: {node.format_node()} has no value; edit through Rewriter")
+        _check_axes(node, where)
+        if node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload):
+            _check_operator(node, where)
+
+
+def _check_axes(node: fx.Node, where: str) -> None:
+    axes = axes_of(node)
+    sizes = virtual_shape(node)
+    if not axes:
+        return
+    if len(axes) != len(sizes):
+        raise VerifyError(f"{where}: {node} has {len(axes)} axes for a value of shape {sizes}")
+    for d, (axis, size) in enumerate(zip(axes, sizes, strict=True)):
+        if axis is not None and axis.size != size:
+            raise VerifyError(
+                f"{where}: dimension {d} of {node} has {size} entries, its axis says {axis} "
+                f"= {axis.size}"
+            )
+
+
+def _check_operator(node: fx.Node, where: str) -> None:
+    target = node.target
+    assert isinstance(target, torch._ops.OpOverload)
+    if target._schema.is_mutable:
+        raise VerifyError(f"{where}: {node.format_node()} mutates its input")
+    if target.namespace == "fisopt" and target not in CONTRACTS:
+        raise VerifyError(f"{where}: {target} has no contract in rewrite/ops")
+
+
+def _check_call(call: fx.Node, callee: fx.GraphModule) -> None:
+    holders = [n for n in callee.graph.nodes if n.op == "placeholder"]
+    if len(holders) != len(call.args):
+        raise VerifyError(
+            f"{call.target}: takes {len(holders)} arguments, {call} passes {len(call.args)}"
+        )
+    for holder, arg in zip(holders, call.args, strict=True):
+        if isinstance(arg, fx.Node) and value_key(holder) != value_key(arg):
+            raise VerifyError(
+                f"{call.target}: argument {holder.name} takes {value_key(holder)}, "
+                f"{call} passes {arg} {value_key(arg)}"
+            )
+    got = call.meta["val"] if isinstance(call.meta["val"], tuple) else (call.meta["val"],)
+    want = [n.meta["val"] for n in results(callee.graph)]
+    if [tuple(v.shape) for v in got] != [tuple(v.shape) for v in want]:
+        raise VerifyError(
+            f"{call}: records results {[tuple(v.shape) for v in got]}, {call.target} returns "
+            f"{[tuple(v.shape) for v in want]}"
+        )
