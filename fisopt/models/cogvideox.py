@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import get_3d_rotary_pos_embed
+from diffusers.models.embeddings import (
+    CogVideoXPatchEmbed,
+    get_3d_rotary_pos_embed,
+    get_3d_sincos_pos_embed,
+)
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
-from fisopt.models.family import Call, Config, Family, Published, video_size
+from fisopt.models.family import Call, Config, Family, Published, video_size, with_children
 from fisopt.spec import Grid
 
 _5B = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
@@ -26,6 +30,47 @@ _TINY = {
     "sample_frames": 17,
     "max_text_seq_length": 12,
 }
+
+
+class SinCosPatchEmbed(nn.Module):
+    """The patch embedding of the 2B form, its table of positions made from the video's size.
+
+    The original fills a table in place, which export takes for a constant.
+
+    Args:
+        embed: The original; its projections are used, under their own names.
+    """
+
+    proj: nn.Module
+    text_proj: nn.Module
+
+    def __init__(self, embed: CogVideoXPatchEmbed) -> None:
+        super().__init__()
+        for name, child in embed.named_children():
+            self.add_module(name, child)
+        self.width: int = embed.embed_dim
+        self.scales = (embed.spatial_interpolation_scale, embed.temporal_interpolation_scale)
+        self.training = embed.training
+
+    def forward(self, text_embeds: Tensor, image_embeds: Tensor) -> Tensor:
+        """Return text tokens and then video tokens, [B, T + F * H * W, C]."""
+        batch, frames = image_embeds.shape[:2]
+        text = self.text_proj(text_embeds)
+        video = self.proj(image_embeds.flatten(0, 1))  # B*F C H W
+        rows, columns = video.shape[2:]
+        video = video.flatten(2).transpose(1, 2).reshape(batch, -1, self.width)
+        positions = get_3d_sincos_pos_embed(
+            self.width, (columns, rows), frames, *self.scales, device=video.device
+        )
+        return torch.cat([text, video + positions.flatten(0, 1).to(video.dtype)], dim=1)
+
+
+def _prepare(model: CogVideoXTransformer3DModel) -> nn.Module:
+    """Replace the patch embedding where it holds a sin-cos table."""
+    embed = model.patch_embed
+    if not embed.use_positional_embeddings or embed.patch_size_t is not None:
+        return model
+    return with_children(model, patch_embed=SinCosPatchEmbed(embed))
 
 
 def _patch(config: Config) -> Grid:
@@ -87,6 +132,7 @@ FAMILY = Family(
     compression=lambda config: (config["temporal_compression_ratio"], 8, 8),
     inputs=_inputs,
     latent=video_size("BFCHW"),
+    prepare=_prepare,
     published=(
         Published("cogvideox-5b", "CogVideoX-5B", _5B, 480, 720, 49),
         Published("cogvideox-2b", "CogVideoX-2B", {}, 480, 720, 49),

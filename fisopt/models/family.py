@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -127,7 +128,8 @@ class Family:
         latent: Reads the latent size (F, H, W) from the keyword arguments of a forward call.
         causal: The first frame of a video makes a latent frame of its own, so that videos have
             ``k * compression + 1`` frames.
-        prepare: As in :class:`fisopt.spec.ModelSpec`.
+        prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that export cannot trace, or
+            that it can trace for one frame count only.
     """
 
     name: str
@@ -243,6 +245,13 @@ class Family:
         raise InputError(
             f"{self.name}: {axis}: got {pixels}, wanted {wanted}: try {' or '.join(nearest)}"
         )
+
+
+def with_children(model: nn.Module, **children: nn.Module) -> nn.Module:
+    """Return the same model, parameters shared, with some of its children replaced."""
+    other = copy.copy(model)
+    other._modules = {**model._modules, **children}
+    return other
 
 
 def token_grid(

@@ -8,13 +8,46 @@ from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
+from torch import Tensor, nn
 
 from fisopt.errors import InputError
-from fisopt.models.family import Call, Config, Family, Published
+from fisopt.models.family import Call, Config, Family, Published, with_children
 from fisopt.spec import Grid
 
 _COMPRESSION = (8, 32, 32)
 _FRAME_RATE = 25
+
+
+class FramesFromTokens(nn.Module):
+    """Rotary tables for as many frames as there are tokens, whatever ``num_frames`` says.
+
+    As a whole number ``num_frames`` would be fixed by export; it equals tokens / (rows * columns).
+
+    Args:
+        rope: The original.
+    """
+
+    def __init__(self, rope: nn.Module) -> None:
+        super().__init__()
+        self.rope = rope
+        self.training = rope.training
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        num_frames: int | None,
+        height: int | None,
+        width: int | None,
+        *scale_and_coordinates: Any,
+    ) -> Any:
+        """Return cosines and sines; the arguments are the original's."""
+        if height is not None and width is not None:
+            num_frames = hidden_states.shape[1] // (height * width)
+        return self.rope(hidden_states, num_frames, height, width, *scale_and_coordinates)
+
+
+def _prepare(model: LTXVideoTransformer3DModel) -> nn.Module:
+    return with_children(model, rope=FramesFromTokens(model.rope))
 
 
 def _latent(inputs: Mapping[str, Any]) -> Grid:
@@ -51,6 +84,7 @@ FAMILY = Family(
     compression=lambda config: _COMPRESSION,
     inputs=_inputs,
     latent=_latent,
+    prepare=_prepare,
     published=(Published("ltx-video", "LTX-Video 0.9", {}, 512, 704, 161),),
     tiny={
         "ltx": {
