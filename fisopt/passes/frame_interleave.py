@@ -106,6 +106,11 @@ class FrameInterleave(Pass):
                     f"FrameInterleave: {option} must be one of {list(allowed)}, got {value!r}"
                 )
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether some steps are dense."""
+        return bool(self.dense_steps)
+
     def at(self, step: Step) -> FrameInterleave | None:
         """None at dense steps."""
         dense = set()

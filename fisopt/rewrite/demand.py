@@ -80,6 +80,8 @@ def analyse(
                 whole.add((node, d))
             else:
                 demand.anchors.add((node, d))
+        if isinstance(node.meta["val"], (tuple, list)):
+            _agree(demand, node)
         for link in found.links:
             if _framed(link.operand, link.dim):
                 narrow = (node, link.out) in demand.anchors
@@ -91,6 +93,15 @@ def analyse(
         if found.barrier and not fixed and any(a is not None for a in axes_of(node)):
             demand.barriers.append(node)
     return demand
+
+
+def _agree(demand: Demand, node: fx.Node) -> None:
+    """Compute the pieces of a tuple on every frame where the tuple itself is."""
+    for piece in node.users:
+        for link in relation(piece).links:
+            if _framed(node, link.dim) and (node, link.dim) not in demand.anchors:
+                demand.anchors.discard((piece, link.out))
+                demand.needs[piece, node, link.dim] = False
 
 
 def _framed(node: fx.Node, dim: int) -> bool:

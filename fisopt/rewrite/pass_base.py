@@ -80,6 +80,11 @@ class Pass(ABC):
     def ensures(self, program: Program) -> None:
         """Raise PostconditionError if the result breaks the pass's promise."""
 
+    @property
+    def stepwise(self) -> bool:
+        """Whether `at` answers differently at different steps."""
+        return False
+
     def at(self, step: Step) -> Pass | None:
         """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
         del step

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.inputs import FrameDims, Inputs, resize
+from fisopt.rewrite.inputs import FrameDims, Inputs, bind, resize
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
@@ -89,7 +89,7 @@ class Program:
 
     def at(self, inputs: Mapping[str, Any] | Inputs) -> Program:
         """The unoptimised Program of the same model for inputs of other shapes."""
-        bound = inputs if isinstance(inputs, Inputs) else Inputs.of(inputs)
+        bound = inputs if isinstance(inputs, Inputs) else self._bind(inputs)
         return build(self.source, bound)
 
     def resized(self, frames: int) -> Program:
@@ -102,10 +102,12 @@ class Program:
 
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does."""
-        inputs = Inputs.of(kwargs)
         with torch.no_grad():
-            leaves = self.graph_module(*(x for _, x in inputs.tensors()))
+            leaves = self.graph_module(*(x for _, x in self._bind(kwargs).tensors()))
         return pytree.tree_unflatten(leaves, self.out_structure)
+
+    def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
+        return Inputs.of(bind(self.source.model, (), kwargs))
 
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:

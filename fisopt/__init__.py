@@ -1,0 +1,62 @@
+"""fisopt: graph rewriting that makes video diffusion transformers faster, without training."""
+
+from fisopt import models
+from fisopt.api import capture, optimize
+from fisopt.errors import (
+    CaptureError,
+    FisoptError,
+    InputError,
+    LoweringError,
+    PassError,
+    PostconditionError,
+    PreconditionError,
+    ScheduleError,
+    VerifyError,
+)
+from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.presets import PRESETS
+from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
+from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.pass_base import Pass, PassResult, Step
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.text import format_graph
+from fisopt.rewrite.verify import verify
+from fisopt.runtime.optimized import OptimizedModule
+from fisopt.spec import ModelSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PRESETS",
+    "CaptureError",
+    "Cost",
+    "FisoptError",
+    "FrameAxis",
+    "FrameInterleave",
+    "InputError",
+    "LoweringError",
+    "ModelSpec",
+    "OptimizedModule",
+    "Pass",
+    "PassError",
+    "PassManager",
+    "PassResult",
+    "PostconditionError",
+    "PreconditionError",
+    "Program",
+    "Rewriter",
+    "ScheduleError",
+    "Step",
+    "TokenLayout",
+    "VerifyError",
+    "axes_of",
+    "capture",
+    "format_graph",
+    "models",
+    "optimize",
+    "predicted_ratio",
+    "program_cost",
+    "verify",
+]

@@ -1,0 +1,153 @@
+"""The public verbs: `capture` a model as a Program, `optimize` a model or a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fisopt import models
+from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.errors import InputError
+from fisopt.passes.presets import resolve
+from fisopt.rewrite import capture as _capture
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.program import Program
+from fisopt.runtime.optimized import OptimizedModule
+from fisopt.spec import ModelSpec
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any] | None = None,
+    spec: ModelSpec | None = None,
+) -> Program:
+    """Capture a video DiT as a Program: a torch.fx graph of block calls with frame axes.
+
+    Args:
+        model: a module in evaluation mode; on the meta device nothing is allocated.
+        example_inputs: keyword arguments of one forward call; None takes small published-form
+            inputs of a known family.
+        spec: where the blocks are and what the token grid is; None for a known family.
+
+    Raises:
+        InputError: inputs are missing, malformed, NaN, or the model is in training mode.
+        CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
+    """
+    if isinstance(model, OptimizedModule):
+        model = model.original
+    spec = spec if spec is not None else models.spec_of(model)
+    if example_inputs is None:
+        raise InputError(
+            f"capture of {type(model).__name__}: example_inputs is missing; pass the keyword "
+            "arguments of one forward call, for a known family "
+            "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
+        )
+    return _capture.capture(model, example_inputs, spec)
+
+
+def optimize(
+    model_or_pipeline: Any,
+    passes: Sequence[Pass | str] = (),
+    example_inputs: Mapping[str, Any] | None = None,
+    spec: ModelSpec | None = None,
+    backend: Backend = "inductor",
+    strict: bool = True,
+) -> Any:
+    """Make a video DiT faster.
+
+    Args:
+        model_or_pipeline: an nn.Module, or a diffusers pipeline: its ``transformer`` and, where
+            there is one, ``transformer_2`` are replaced in place and the pipeline is returned.
+        passes: passes in order, or preset names.
+        example_inputs: keyword arguments of one forward call.  With them the model is captured
+            and rewritten at once; without, at the first call.  An unknown model needs them.
+        spec: blocks and token grid of a model that is not of a known family.
+        backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
+        strict: what a pass cannot be applied to is an error; otherwise a line in the report.
+
+    Returns:
+        An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
+        parameters with the result (``result.original``).
+
+    Raises:
+        ValueError, TypeError: an unknown preset, backend or option.
+        InputError, CaptureError, PassError: see `capture` and the passes.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+    resolved = resolve(passes)
+    if isinstance(model_or_pipeline, nn.Module):
+        return _optimize_module(model_or_pipeline, resolved, example_inputs, spec, backend, strict)
+    return _optimize_pipeline(model_or_pipeline, resolved, spec, backend, strict)
+
+
+def _optimize_module(
+    model: nn.Module,
+    passes: tuple[Pass, ...],
+    example_inputs: Mapping[str, Any] | None,
+    spec: ModelSpec | None,
+    backend: Backend,
+    strict: bool,
+    scheduler_steps: Callable[[], Any] | None = None,
+) -> OptimizedModule:
+    if isinstance(model, OptimizedModule):
+        model = model.original
+    if model.training:
+        raise InputError(
+            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
+            "call model.eval() first"
+        )
+    if spec is None:
+        spec = models.spec_of(model)
+    elif example_inputs is None:
+        raise InputError(
+            f"optimize of {type(model).__name__}: example_inputs is missing; with spec= pass the "
+            "keyword arguments of one forward call"
+        )
+    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps)
+    if example_inputs is not None:
+        optimized.program(example_inputs)
+    return optimized
+
+
+def _optimize_pipeline(
+    pipeline: Any,
+    passes: tuple[Pass, ...],
+    spec: ModelSpec | None,
+    backend: Backend,
+    strict: bool,
+) -> Any:
+    names = [
+        name
+        for name in ("transformer", "transformer_2")
+        if isinstance(getattr(pipeline, name, None), nn.Module)
+    ]
+    if not names:
+        held = sorted(n for n, v in _components(pipeline).items() if isinstance(v, nn.Module))
+        raise InputError(
+            f"{type(pipeline).__name__} has no transformer to optimise; it holds "
+            f"{held or 'no modules'}. Wanted an nn.Module or a pipeline with `transformer`"
+        )
+
+    def scheduler_steps() -> Any:
+        return getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+
+    optimized = {
+        name: _optimize_module(
+            getattr(pipeline, name), passes, None, spec, backend, strict, scheduler_steps
+        )
+        for name in names
+    }
+    for name, module in optimized.items():
+        setattr(pipeline, name, module)
+    return pipeline
+
+
+def _components(pipeline: Any) -> dict[str, Any]:
+    held = getattr(pipeline, "components", None)
+    if isinstance(held, Mapping):
+        return dict(held)
+    return dict(inspect.getmembers(pipeline, lambda v: isinstance(v, nn.Module)))

@@ -1,0 +1,1 @@
+"""From a rewritten Program to something that runs: lowering and compilation."""

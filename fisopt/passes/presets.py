@@ -1,0 +1,53 @@
+"""Named configurations: what `optimize(passes=["fis-a"])` means."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.rewrite.pass_base import Pass
+
+PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
+    "fis-a": (
+        "FIS-DiT's form: every 2nd frame, two dense blocks at each end",
+        (FrameInterleave(stride=2, first_block=2, last_block=-2),),
+    ),
+    "fis-b": (
+        "FIS-DiT's form: every 3rd frame, the first step dense",
+        (FrameInterleave(stride=3, dense_steps=(0,)),),
+    ),
+}
+
+
+def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
+    """Turn preset names into passes.
+
+    Raises:
+        ValueError: an unknown name; the nearest known ones are given.
+        TypeError: something that is neither a pass nor a name.
+    """
+    result: list[Pass] = []
+    if isinstance(passes, (str, Pass)):
+        raise TypeError(f"passes must be a list, got {passes!r}; write passes=[{passes!r}]")
+    for item in passes:
+        if isinstance(item, Pass):
+            result.append(item)
+        elif isinstance(item, str):
+            result += _preset(item)
+        else:
+            raise TypeError(
+                f"passes must hold Pass objects or preset names, got {type(item).__name__}: {item!r}"
+            )
+    return tuple(result)
+
+
+def _preset(name: str) -> tuple[Pass, ...]:
+    if name in PRESETS:
+        return PRESETS[name][1]
+    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3)
+    raise ValueError(
+        f"unknown preset {name!r}; "
+        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
+        + f"Presets are {sorted(PRESETS)}"
+    )

@@ -1,0 +1,143 @@
+"""The cost model: what a Program computes and moves, by operator class, at its shape.
+
+FLOPs count a multiply-add as two.  Bytes are what each operator reads and writes if nothing is
+fused, so they are an upper bound.  Nothing is run: a 14B model on the meta device is costed
+from its graph alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import flop_counter
+
+from fisopt.rewrite.analysis import self_attentions
+from fisopt.rewrite.program import Program
+
+aten = torch.ops.aten
+CLASSES = ("self-attention", "cross-attention", "linear", "convolution", "other")
+_CONVOLUTIONS = (
+    aten.conv1d.default,
+    aten.conv2d.default,
+    aten.conv3d.default,
+    aten.conv2d.padding,
+    aten.conv3d.padding,
+    aten.convolution.default,
+)
+
+
+@dataclass
+class Cost:
+    """FLOPs and bytes of a graph.
+
+    Attributes:
+        flops: FLOPs by operator class, see `CLASSES`.
+        bytes: bytes read and written by unfused operators.
+    """
+
+    flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
+    bytes: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All FLOPs."""
+        return sum(self.flops.values())
+
+    @property
+    def attention_share(self) -> float:
+        """Share of self-attention (scores and values) in the FLOPs."""
+        return self.flops["self-attention"] / self.total if self.total else 0.0
+
+    def add(self, other: Cost) -> None:
+        """Add another cost to this one."""
+        for name, flops in other.flops.items():
+            self.flops[name] += flops
+        self.bytes += other.bytes
+
+
+def program_cost(program: Program) -> Cost:
+    """Cost of one forward call of a Program."""
+    total = Cost()
+    blocks: dict[str, Cost] = {}
+    for node in program.graph.nodes:
+        if node.op == "call_module":
+            name = str(node.target)
+            if name not in blocks:
+                blocks[name] = graph_cost(program.callee(node).graph)
+            total.add(blocks[name])
+    total.add(graph_cost(program.graph))
+    return total
+
+
+def graph_cost(graph: fx.Graph) -> Cost:
+    """Cost of the operators of one graph, without what it calls."""
+    cost = Cost()
+    visual = {n for a in self_attentions(graph) for n in a.members}
+    scores = {n for a in self_attentions(graph) for n in _scores(a.result)}
+    for node in graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        cost.bytes += sum(map(_bytes, [node, *node.all_input_nodes]))
+        flops = _flops(node)
+        if flops is None:
+            cost.flops["other"] += _elements(node)
+        elif node in visual or node in scores:
+            cost.flops["self-attention"] += flops
+        elif node.target is aten.scaled_dot_product_attention.default:
+            cost.flops["cross-attention"] += flops
+        elif node.target in _CONVOLUTIONS:
+            cost.flops["convolution"] += flops
+        else:
+            cost.flops["linear"] += flops
+    return cost
+
+
+def predicted_ratio(dense: Program, optimised: Program) -> float:
+    """FLOPs of the dense Program over those of the optimised one: the speed-up to expect."""
+    return program_cost(dense).total / program_cost(optimised).total
+
+
+def _scores(result: fx.Node) -> Iterator[fx.Node]:
+    """The product that made the attention weights of a written-out attention."""
+    if result.target is aten.scaled_dot_product_attention.default:
+        return
+    node = result.args[0]
+    while isinstance(node, fx.Node) and node.all_input_nodes:
+        if node.target in (aten.bmm.default, aten.matmul.default, aten.mm.default):
+            yield node
+            return
+        node = node.all_input_nodes[0]
+
+
+def _flops(node: fx.Node) -> float | None:
+    """FLOPs of a contraction, None for everything else."""
+    args = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
+    out = node.meta["val"]
+    target: Any = node.target
+    if target is aten.linear.default:
+        return 2.0 * out.numel() * args[0].shape[-1]
+    if target is aten.scaled_dot_product_attention.default:
+        query, key, value = (a.shape for a in args[:3])
+        return float(flop_counter.sdpa_flop_count(query, key, value))
+    if target in _CONVOLUTIONS:
+        weight = args[1].shape
+        return 2.0 * out.numel() * weight[1:].numel()
+    if target is aten.matmul.default:
+        return 2.0 * out.numel() * args[0].shape[-1]
+    formula = flop_counter.flop_registry.get(target.overloadpacket)
+    return float(formula(*args, out_val=out)) if formula is not None else None
+
+
+def _elements(node: fx.Node) -> int:
+    value = node.meta["val"]
+    return value.numel() if isinstance(value, torch.Tensor) else 0
+
+
+def _bytes(node: fx.Node) -> float:
+    value = node.meta.get("val")
+    values = value if isinstance(value, (tuple, list)) else [value]
+    return float(sum(v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor)))

@@ -1,0 +1,134 @@
+"""Which denoising step, of how many, and which guidance branch a forward call belongs to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fisopt.errors import ScheduleError
+from fisopt.rewrite.pass_base import Step
+
+
+@dataclass
+class _State:
+    """What one thread knows about the generation it is in."""
+
+    branch: str = ""
+    index: int | None = None
+    count: int | None = None
+    told_count: int | None = None
+    seen: int = -1
+    time: float | None = None
+
+
+class Generation:
+    """Tell the step and the guidance branch of every forward call of one module.
+
+    The step is what the pipeline says when it opens ``cache_context(name, step_index=...,
+    num_inference_steps=...)``; where it says only the name, it is counted: the timestep falls
+    within a generation and jumps back up when the next one starts.  Each thread has its own
+    state, so two pipelines may run at once.
+
+    Args:
+        scheduler_steps: returns the timesteps of the pipeline's scheduler, if there is one.
+    """
+
+    def __init__(self, scheduler_steps: Any = None) -> None:
+        self._local = threading.local()
+        self._scheduler_steps = scheduler_steps
+
+    @property
+    def _state(self) -> _State:
+        if not hasattr(self._local, "state"):
+            self._local.state = _State()
+        state: _State = self._local.state
+        return state
+
+    @property
+    def branch(self) -> str:
+        """The guidance branch that is being run, as the pipeline names it."""
+        return self._state.branch
+
+    @contextmanager
+    def context(self, name: str, **said: Any) -> Iterator[None]:
+        """One forward call of a guidance branch, with what the pipeline says of the step."""
+        state = self._state
+        before = (state.branch, state.index, state.count)
+        state.branch = name
+        state.index, state.count = said.get("step_index"), said.get("num_inference_steps")
+        try:
+            yield
+        finally:
+            state.branch, state.index, state.count = before
+
+    @contextmanager
+    def generation(self, num_steps: int) -> Iterator[None]:
+        """A whole generation of a known number of steps; the step counter starts at zero."""
+        if num_steps < 1:
+            raise ScheduleError(f"generation: num_steps must be at least 1, got {num_steps}")
+        state = self._state
+        before = state.told_count
+        state.told_count, state.seen, state.time = num_steps, -1, None
+        try:
+            yield
+        finally:
+            state.told_count, state.seen, state.time = before, -1, None
+
+    def step(self, inputs: Mapping[str, Any]) -> Step:
+        """The step of the forward call with these inputs.
+
+        Raises:
+            ScheduleError: the pipeline does not tell it and no input tells the timestep.
+        """
+        state = self._state
+        if state.index is not None:
+            return Step(state.index, state.told_count or state.count)
+        time = _timestep(inputs)
+        if time is None:
+            raise ScheduleError(
+                "the denoising step is not known: the call has no `timestep` and no "
+                "cache_context(step_index=...) is open; options that depend on the step "
+                "(dense_steps) need one of the two"
+            )
+        times = self._scheduler_times()
+        if times is not None and (index := _nearest(times, time)) is not None:
+            state.time = time
+            return Step(index, state.told_count or len(times))
+        if state.time is None or time > state.time:
+            state.seen = 0
+        elif time < state.time:
+            state.seen += 1
+        state.time = time
+        if state.told_count is not None and state.seen >= state.told_count:
+            raise ScheduleError(
+                f"generation(num_steps={state.told_count}): this is step {state.seen + 1}; open a new "
+                "generation() for every clip, with its number of steps"
+            )
+        return Step(state.seen, state.told_count)
+
+    def _scheduler_times(self) -> list[float] | None:
+        if self._scheduler_steps is None:
+            return None
+        times = self._scheduler_steps()
+        return None if times is None else [float(t) for t in times]
+
+
+def _timestep(inputs: Mapping[str, Any]) -> float | None:
+    """The noise level of a call: the largest timestep (a conditioned frame has none)."""
+    value = inputs.get("timestep", inputs.get("timesteps", inputs.get("t")))
+    if isinstance(value, torch.Tensor):
+        return float(value.max()) if value.numel() else None
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def _nearest(times: list[float], time: float) -> int | None:
+    """Index of a timestep in the scheduler's list; None if it is not one of them."""
+    for i, known in enumerate(times):
+        if abs(known - time) <= 1e-3 * max(1.0, abs(known)):
+            return i
+    return None

@@ -1,0 +1,178 @@
+"""The optimised module: takes the original's place in a pipeline and shares its parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from fisopt.codegen.compile import Backend, Runnable, compile_program, distinct_stages
+from fisopt.errors import InputError
+from fisopt.rewrite.capture import capture
+from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.program import Program
+from fisopt.runtime.generation import Generation
+from fisopt.runtime.report import Report, Variant
+from fisopt.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What runs for one shape and one set of active passes."""
+
+    program: Program
+    run: Runnable
+
+
+class OptimizedModule(nn.Module):
+    """A model that runs rewritten Programs; made by `fisopt.optimize`.
+
+    It has the original's forward signature and return type and passes everything else
+    (``config``, ``dtype``, ``device``, ``state_dict``, ``cache_context``, ...) on to it.  A new
+    shape is captured, rewritten and compiled at its first call.  Calls run without gradients.
+
+    Attributes:
+        original: the model that was given, unchanged.
+        passes: the passes, in order.
+        report: what each pass did to which block.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        passes: Sequence[Pass],
+        spec: ModelSpec,
+        backend: Backend,
+        strict: bool,
+        scheduler_steps: Callable[[], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        held = self.__dict__
+        held["original"] = model
+        held["passes"] = tuple(passes)
+        held["report"] = Report(type(model).__name__, backend)
+        held["_spec"], held["_backend"], held["_strict"] = spec, backend, strict
+        held["_captures"] = {}
+        held["_plans"] = {}
+        held["_generation"] = Generation(scheduler_steps)
+        held["training"] = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; arguments and return value are the original's."""
+        inputs = Inputs.of(bind(self.original, args, kwargs))
+        plan = self.plan(inputs, self._active(inputs))
+        with torch.no_grad():
+            leaves = plan.run(*(x for _, x in inputs.tensors()))
+        return pytree.tree_unflatten(leaves, plan.program.out_structure)
+
+    def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
+        """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
+        inputs = Inputs.of(bind(self.original, (), example_inputs))
+        passes = self.passes if step is None else _at(self.passes, step)
+        return self.plan(inputs, passes).program
+
+    def _active(self, inputs: Inputs) -> tuple[Pass, ...]:
+        """The passes of the current step; passes that ignore the step need not know it."""
+        if not any(p.stepwise for p in self.passes):
+            return tuple(self.passes)
+        return _at(self.passes, self._generation.step(inputs.kwargs()))
+
+    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
+        """What runs for some inputs and active passes; made once per shape."""
+        key = (inputs.key(), passes)
+        if key not in self._plans:
+            dense = self._capture(inputs)
+            manager = PassManager(passes, strict=self._strict)
+            program = manager.run(dense)
+            run = compile_program(program, self._backend)
+            names = tuple(p.name for p in passes)
+            self.report.variants.append(
+                Variant.of(dense, program, manager.applied, names, distinct_stages(run))
+            )
+            self._plans[key] = _Plan(program, run)
+        plan: _Plan = self._plans[key]
+        return plan
+
+    def _capture(self, inputs: Inputs) -> Program:
+        """The dense Program for some inputs; one export serves every shape it accepts."""
+        form = tuple(
+            (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
+            for x in inputs.leaves
+        )
+        key = (inputs.structure, form)
+        if key not in self._captures:
+            self._captures[key] = capture(self.original, inputs.kwargs(), self._spec)
+        captured: Program = self._captures[key]
+        return captured.at(inputs)
+
+    @contextmanager
+    def cache_context(self, name: str, **said: Any) -> Iterator[None]:
+        """One guidance branch's forward call, as diffusers pipelines announce it."""
+        with ExitStack() as stack:
+            theirs = getattr(self.original, "cache_context", None)
+            if theirs is not None:
+                stack.enter_context(theirs(name, **said))
+            stack.enter_context(self._generation.context(name, **said))
+            yield
+
+    def generation(self, num_steps: int) -> AbstractContextManager[None]:
+        """Say that the calls inside belong to one generation of ``num_steps`` steps."""
+        return self._generation.generation(num_steps)
+
+    def warmup(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> None:
+        """Capture, rewrite, compile and run once for inputs of these shapes."""
+        inputs = Inputs.of(bind(self.original, (), example_inputs))
+        passes = self.passes if step is None else _at(self.passes, step)
+        with torch.no_grad():
+            self.plan(inputs, tuple(passes)).run(*(x for _, x in inputs.tensors()))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["original"], name)
+
+    def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:  # type: ignore[override]
+        """Move the original; what was compiled for its old device or dtype is dropped."""
+        tensors = [*self.original.parameters(), *self.original.buffers()]
+        before = {(t.device, t.dtype) for t in tensors}
+        self.original.to(*args, **kwargs)
+        tensors = [*self.original.parameters(), *self.original.buffers()]
+        if before != {(t.device, t.dtype) for t in tensors}:
+            self._captures.clear()
+            self._plans.clear()
+        return self
+
+    def train(self, mode: bool = True) -> OptimizedModule:
+        """Stay in inference mode; optimised modules cannot train."""
+        if mode:
+            raise InputError("an optimised module cannot be trained; train `.original`")
+        return self
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The original's state dict."""
+        return self.original.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load into the original; compiled graphs see the new values."""
+        return self.original.load_state_dict(*args, **kwargs)
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The original's parameters."""
+        return self.original.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
+        """The original's buffers."""
+        return self.original.named_buffers(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        """Name the original and the passes."""
+        return f"{type(self.original).__name__}, passes={list(self.passes)}"
+
+
+def _at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
+    return tuple(now for p in passes if (now := p.at(step)) is not None)

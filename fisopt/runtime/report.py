@@ -1,0 +1,64 @@
+"""The report: what each pass did to the model, what it left alone and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.cost import program_cost
+from fisopt.rewrite.pass_manager import Applied
+from fisopt.rewrite.program import Program
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One rewritten Program: a shape and the passes that were active.
+
+    Attributes:
+        layout: its token grid.
+        passes: the passes in it, in order; empty for a dense step.
+        applied: what each did.
+        blocks: the graph of every video block, in execution order.
+        density: FLOPs kept of the dense model's, in (0, 1].
+        stages: distinct graphs that are compiled.
+    """
+
+    layout: TokenLayout
+    passes: tuple[str, ...]
+    applied: tuple[Applied, ...]
+    blocks: tuple[tuple[str, str], ...]
+    density: float
+    stages: int
+
+    @staticmethod
+    def of(
+        dense: Program, program: Program, applied: list[Applied], passes: tuple[str, ...], stages: int
+    ) -> Variant:
+        """Describe a rewritten Program."""
+        kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
+        blocks = tuple((str(c.meta["fisopt.region"]), str(c.target)) for c in program.blocks)
+        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages)
+
+
+@dataclass
+class Report:
+    """What `optimize` made of a model, one variant per shape and set of active passes."""
+
+    model: str
+    backend: str
+    variants: list[Variant] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.model} ({self.backend})"]
+        if not self.variants:
+            lines.append("  nothing captured yet: shapes are captured at their first call")
+        for variant in self.variants:
+            lines.append(
+                f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
+                f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
+                f"{variant.stages} graphs compiled"
+            )
+            for applied in variant.applied:
+                lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
+                lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
+        return "\n".join(lines)
