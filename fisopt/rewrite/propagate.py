@@ -75,8 +75,11 @@ class _Propagation:
                     if here in self.axes and there in self.unknown:
                         changed |= self._set(*there, self.axes[here])
             for operand, d in found.mixed:
-                if d in found.kept and (operand, d) in self.axes and (node, d) in self.unknown:
-                    changed |= self._set(node, d, self.axes[operand, d])
+                here, there = (operand, d), (node, d)
+                if d in found.kept and here in self.axes and there in self.unknown:
+                    changed |= self._set(*there, self.axes[here])
+                elif d in found.kept and there in self.axes and here in self.unknown:
+                    changed |= self._set(*here, self.axes[there])
         return changed
 
     def _set(self, node: fx.Node, dim: int, axis: FrameAxis | None) -> bool:

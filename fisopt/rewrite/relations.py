@@ -159,6 +159,9 @@ relation_rule(
     aten.masked_fill.Scalar,
     aten.masked_fill.Tensor,
     aten.nan_to_num.default,
+    aten.__and__.Tensor,
+    aten.__or__.Tensor,
+    aten.__xor__.Tensor,
 )(_pointwise)
 
 
@@ -652,9 +655,11 @@ def _cat(node: fx.Node) -> Relation:
     return result
 
 
-@relation_rule(aten.constant_pad_nd.default)
+@relation_rule(aten.constant_pad_nd.default, aten.pad.default)
 def _pad(node: fx.Node) -> Relation:
     operand = _node(node, 0)
+    if node.target is aten.pad.default and _arg(node, 2, "mode", "constant") != "constant":
+        return _barrier(node)
     rank = len(shape(operand))
     pads = list(node.args[1])  # type: ignore[arg-type]
     result = Relation()
@@ -676,19 +681,23 @@ def _stack(node: fx.Node) -> Relation:
     return result
 
 
-@relation_rule(aten.slice_scatter.default)
-def _slice_scatter(node: fx.Node) -> Relation:
+@relation_rule(aten.slice_scatter.default, aten.select_scatter.default)
+def _scatter(node: fx.Node) -> Relation:
+    """Writing at positions of a framed dimension mixes it; every other dimension is followed."""
     base, source = _node(node, 0), _node(node, 1)
     dim = _wrap(_arg(node, 2, "dim", 0), len(shape(base)))
+    selected = node.target is aten.select_scatter.default
     result = Relation()
     for d in range(len(shape(base))):
         if d == dim and carries(base, d):
-            result.mixed += [(base, d), (source, d)]
+            result.mixed.append((base, d))
             result.kept.add(d)
-        else:
-            result.link(base, d, d)
-            if d != dim:
-                result.link(source, d, d)
+            if not selected:
+                result.mixed.append((source, d))
+            continue
+        result.link(base, d, d)
+        if d != dim:
+            result.link(source, d - 1 if selected and d > dim else d, d)
     return result
 
 
