@@ -136,9 +136,9 @@ def example_inputs(
         device, dtype = device or parameter.device, dtype or cast("Any", model_or_name).dtype
     return family.example_inputs(
         config,
-        height=height or model.height,
-        width=width or model.width,
-        num_frames=num_frames or model.num_frames,
+        height=model.height if height is None else height,
+        width=model.width if width is None else width,
+        num_frames=model.num_frames if num_frames is None else num_frames,
         batch=batch,
         dtype=cast("torch.dtype", dtype),
         device=device,
