@@ -13,6 +13,7 @@ from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.errors import InputError
 from fisopt.passes.presets import resolve
 from fisopt.rewrite import capture as _capture
+from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -23,6 +24,7 @@ def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | None = None,
     spec: ModelSpec | None = None,
+    dynamic: Dynamic = "frames",
 ) -> Program:
     """Capture a video DiT as a Program: a torch.fx graph of block calls with frame axes.
 
@@ -31,6 +33,8 @@ def capture(
         example_inputs: keyword arguments of one forward call; None takes small published-form
             inputs of a known family.
         spec: where the blocks are and what the token grid is; None for a known family.
+        dynamic: sizes that the first export leaves open: "frames", or "all" that the model
+            allows.  Other sizes are exported when they are met.
 
     Raises:
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
@@ -45,7 +49,7 @@ def capture(
             "arguments of one forward call, for a known family "
             "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
         )
-    return _capture.capture(model, example_inputs, spec)
+    return _capture.capture(model, example_inputs, spec, dynamic)
 
 
 def optimize(

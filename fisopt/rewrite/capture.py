@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import fx, nn
@@ -17,13 +17,23 @@ from fisopt.rewrite.template import Template, accepts_shapes, matches
 from fisopt.spec import ModelSpec
 
 
-def capture(model: nn.Module, example_inputs: Mapping[str, Any], spec: ModelSpec) -> Program:
+Dynamic = Literal["frames", "all"]
+
+
+def capture(
+    model: nn.Module,
+    example_inputs: Mapping[str, Any],
+    spec: ModelSpec,
+    dynamic: Dynamic = "frames",
+) -> Program:
     """Capture a video diffusion transformer as a Program.
 
     Args:
         model: an inference-ready module (``eval``); parameters may live on the meta device.
         example_inputs: the keyword arguments of one forward call.
         spec: where the repeated blocks are and what the token grid is.
+        dynamic: which sizes the first export leaves open: the frame count, or every size the
+            model allows (slower; saves a second export if other resolutions follow).
 
     Returns:
         A Program whose parameters are the model's own tensors.
@@ -44,9 +54,9 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Any], spec: ModelSpec
     layout = layout_of(spec.grid_of(inputs.kwargs()))
     traced = spec.prepare(model) if spec.prepare is not None else model
     dims = _frame_dims(traced, inputs, layout)
-    template = Template(traced, spec.blocks)
+    template = Template(traced, spec.blocks, dims)
     source = Source(model, template, _grid_function(spec, layout, dims), dims)
-    _trace(template, inputs)
+    template.trace(inputs, general=dynamic == "all")
     program = build(source, inputs)
     _check_video(program, spec)
     return program
@@ -94,14 +104,6 @@ def _grid_function(spec: ModelSpec, layout: TokenLayout, dims: FrameDims) -> Any
         return (size // per_frame, layout.height, layout.width)
 
     return grid
-
-
-def _trace(template: Template, inputs: Inputs) -> None:
-    """Export once with symbolic shapes; a model that refuses is exported for each shape."""
-    try:
-        template.trace(inputs)
-    except CaptureError:
-        template.symbolic = None
 
 
 def _check_video(program: Program, spec: ModelSpec) -> None:

@@ -149,7 +149,7 @@ def _build(source: Source, inputs: Inputs) -> Program:
 
 def flatten_output(module: fx.GraphModule, source: Source, inputs: Inputs) -> pytree.TreeSpec:
     """Make the graph return a flat list of leaves; return the structure they came from."""
-    traced = source.template._traced(inputs)
+    traced = source.template.traced_for(inputs)
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
     output.args = (list(leaves),)

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
-from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.inputs import FrameDims, Inputs
 
 aten = torch.ops.aten
 BLOCK = "fisopt.block"
@@ -55,23 +55,30 @@ def _user_line(error: BaseException) -> str:
     return f"{last.filename}:{last.lineno}: {last.line}"
 
 
-def export(model: nn.Module, inputs: Inputs, dynamic: bool) -> fx.GraphModule:
-    """Trace a model with torch.export, every input dimension a symbol if ``dynamic``.
+def symbolic_dims(inputs: Inputs, frame_dims: FrameDims | None) -> Any:
+    """Which input dimensions export leaves open: the frames, or (None) all of them."""
+    auto = torch.export.Dim.AUTO
+
+    def dims(i: int, leaf: Any) -> Any:
+        places = dict(frame_dims.get(i, ())) if frame_dims is not None else None
+        if isinstance(leaf, torch.Tensor):
+            open_dims = range(leaf.ndim) if places is None else places
+            return {d: auto for d in open_dims if leaf.shape[d] > 1} or None
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
+            return auto if places is None or -1 in places else None
+        return None
+
+    leaves = [dims(i, leaf) for i, leaf in enumerate(inputs.leaves)]
+    return pytree.tree_unflatten(leaves, inputs.structure)
+
+
+def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
+    """Trace a model with torch.export; ``shapes`` are its dynamic shapes, None for static ones.
 
     Raises:
         CaptureError: export cannot trace the model; the message shows the model's own line.
     """
     kwargs = inputs.kwargs()
-    auto = torch.export.Dim.AUTO
-
-    def dims(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor):
-            return {d: auto for d, size in enumerate(leaf.shape) if size > 1}
-        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
-            return auto
-        return None
-
-    shapes = pytree.tree_map(dims, kwargs) if dynamic else None
     try:
         with torch.no_grad():
             program = torch.export.export(
@@ -125,10 +132,17 @@ _RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: 
 class _Instantiate:
     """Interpret a traced graph on concrete shapes and write down what runs, ints folded."""
 
-    def __init__(self, traced: fx.GraphModule, mode: FakeTensorMode, attrs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        traced: fx.GraphModule,
+        mode: FakeTensorMode,
+        attrs: dict[str, Any],
+        values: dict[Any, Any],
+    ) -> None:
         self.traced = traced
         self.mode = mode
         self.attrs = attrs
+        self.values = values
         self.graph = fx.Graph()
         self.env: dict[fx.Node, Any] = {}
 
@@ -172,6 +186,14 @@ class _Instantiate:
     def _map(self, args: Any) -> Any:
         return fx.node.map_aggregate(args, lambda a: self.env[a] if isinstance(a, fx.Node) else a)
 
+    def _value(self, target: Any, values: Any, options: dict[str, Any]) -> Any:
+        """Result of an operator on fake tensors; blocks repeat, so equal calls are made once."""
+        key = (target, _signature(values), tuple((k, _signature(v)) for k, v in options.items()))
+        if key not in self.values:
+            with self.mode, torch.no_grad():
+                self.values[key] = target(*values, **options)
+        return self.values[key]
+
     def _call(self, node: fx.Node, block: str | None) -> Any:
         if node.target in _DROPPED:
             return None
@@ -191,8 +213,7 @@ class _Instantiate:
             target, values[0], values, options
         ):
             return args[0]
-        with self.mode, torch.no_grad():
-            value = target(*values, **options)
+        value = self._value(target, values, options)
         if value is not None and not isinstance(value, (torch.Tensor, tuple, list)):
             return value
         new = self.graph.create_node("call_function", target, args, kwargs, name=node.name)
@@ -202,47 +223,89 @@ class _Instantiate:
         return new
 
 
+def _signature(value: Any) -> Any:
+    """A hashable stand-in for an operator's argument: of a tensor, all but its values."""
+    if isinstance(value, torch.Tensor):
+        return (tuple(value.shape), value.stride(), value.dtype, value.device)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_signature, value))
+    return (type(value), value)
+
+
 @dataclass
 class Template:
     """A traced model that gives a static graph for every shape it accepts.
 
-    One symbolic export serves all shapes where the model allows it; where a dimension is baked
-    in, the model is traced again for that shape.  Either way graphs of two shapes correspond
-    node for node, by name.
+    The first export leaves the frame count open.  The first inputs that differ in anything else
+    cause a second one with every dimension open, which serves the shapes to come.  What a
+    model bakes in all the same is traced again for that shape.  Either way graphs of two frame
+    counts correspond node for node, by name.
     """
 
     model: nn.Module
     blocks: tuple[str, ...]
-    symbolic: fx.GraphModule | None = None
+    frame_dims: FrameDims
+    symbolic: list[_Traced] = field(default_factory=list)
     exports: int = 0
     mode: FakeTensorMode = field(
         default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True)
     )
     _attrs: dict[str, Any] = field(default_factory=dict)
+    _values: dict[Any, Any] = field(default_factory=dict)
     _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
-    _symbolic_key: Any = None
+    _general: bool = False
 
     def instantiate(self, inputs: Inputs) -> fx.GraphModule:
         """Return the static graph for inputs of these shapes; values are fake tensors."""
-        traced = self._traced(inputs)
-        builder = _Instantiate(traced, self.mode, self._attrs)
+        traced = self.traced_for(inputs)
+        builder = _Instantiate(traced, self.mode, self._attrs, self._values)
         graph = builder.run(inputs, self.blocks)
         graph.eliminate_dead_code()
         module = fx.GraphModule(traced, graph)
         module.meta[MODE] = self.mode
         return module
 
-    def trace(self, inputs: Inputs) -> None:
-        """Try one export with every dimension symbolic."""
-        self.symbolic = export(self.model, inputs, dynamic=True)
+    def trace(self, inputs: Inputs, *, general: bool = False) -> None:
+        """Export once more with the frames open, or with every dimension open.
+
+        A model that refuses open dimensions is left to be traced for each shape.
+        """
+        self._general |= general
+        shapes = symbolic_dims(inputs, None if general else self.frame_dims)
         self.exports += 1
-        self._symbolic_key = _constants(inputs)
+        try:
+            module = export(self.model, inputs, shapes)
+        except CaptureError:
+            return
+        self.symbolic.append(_Traced(module, _constants(inputs)))
+
+    def traced_for(self, inputs: Inputs) -> fx.GraphModule:
+        """The export that covers inputs of these shapes, made if there is none."""
+        for traced in self.symbolic:
+            if traced.accepts(inputs):
+                return traced.module
+        if self.symbolic and not self._general and _constants(inputs) == self.symbolic[0].constants:
+            self.trace(inputs, general=True)
+            return self.traced_for(inputs)
+        key = inputs.key()
+        if key not in self._static:
+            self._static[key] = export(self.model, inputs, None)
+            self.exports += 1
+        return self._static[key]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """A symbolic export and what it bakes in: dtypes, ranks and plain values."""
+
+    module: fx.GraphModule
+    constants: tuple[Any, ...]
 
     def accepts(self, inputs: Inputs) -> bool:
-        """Whether the symbolic export covers inputs of these shapes."""
-        if self.symbolic is None or _constants(inputs) != self._symbolic_key:
+        """Whether it covers inputs of these shapes."""
+        if _constants(inputs) != self.constants:
             return False
-        holders = [n for n in self.symbolic.graph.nodes if n.op == "placeholder"]
+        holders = [n for n in self.module.graph.nodes if n.op == "placeholder"]
         bound: dict[Any, int] = {}
         for node, leaf in zip(holders, inputs.leaves, strict=True):
             if isinstance(leaf, torch.Tensor):
@@ -253,19 +316,10 @@ class Template:
                 continue
             if not all(_binds(want, got, bound) for want, got in sizes):
                 return False
-        ranges: Mapping[Any, Any] = self.symbolic.meta["fisopt.ranges"]
+        ranges: Mapping[Any, Any] = self.module.meta["fisopt.ranges"]
         return all(
             ranges[s].lower <= size <= ranges[s].upper for s, size in bound.items() if s in ranges
         )
-
-    def _traced(self, inputs: Inputs) -> fx.GraphModule:
-        if self.accepts(inputs) and self.symbolic is not None:
-            return self.symbolic
-        key = inputs.key()
-        if key not in self._static:
-            self._static[key] = export(self.model, inputs, dynamic=False)
-            self.exports += 1
-        return self._static[key]
 
 
 def _binds(want: Any, got: int, bound: dict[Any, int]) -> bool:

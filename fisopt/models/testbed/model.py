@@ -1,7 +1,13 @@
-"""The testbed's transformer, a small ``WanTransformer3DModel``, and its fixed text encoding."""
+"""The testbed's transformer, a small ``WanTransformer3DModel``, and what it is fed.
+
+Rotary attention knows where tokens are to each other but not where the picture ends, which a
+network this small takes very long to find out. So five fixed channels that tell place and time are
+joined to the three of the noisy clip, as Wan's image-to-video models are fed their first frame.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +16,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor
 
 from fisopt.models.testbed.prompts import SLOTS, Prompt
+from fisopt.models.testbed.scenes import FRAMES, SIZE
 
 TEXT_DIM = 32
 TIMESTEPS = 1000
@@ -20,7 +27,7 @@ CONFIG: dict[str, Any] = {
     "patch_size": (1, 4, 4),
     "num_attention_heads": 2,
     "attention_head_dim": 64,
-    "in_channels": 3,
+    "in_channels": 8,
     "out_channels": 3,
     "text_dim": TEXT_DIM,
     "freq_dim": 64,
@@ -45,6 +52,26 @@ def build_transformer(**overrides: Any) -> WanTransformer3DModel:
     model: Any = WanTransformer3DModel(**settings)  # type: ignore[no-untyped-call]
     transformer: WanTransformer3DModel = model.eval()
     return transformer
+
+
+def with_coordinates(latents: Tensor) -> Tensor:
+    """Join the coordinate channels to noisy clips.
+
+    Args:
+        latents: Clips [batch, 3, frames, height, width].
+
+    Returns:
+        The transformer's ``hidden_states`` [batch, 8, frames, height, width]: the clips, two
+        cosines along each side of the picture, and a ramp over time.
+    """
+    frames = torch.arange(latents.shape[2], device=latents.device)
+    angle = (torch.arange(SIZE, device=latents.device) + 0.5) * (math.pi / SIZE)
+    x = angle.cos(), (2 * angle).cos()
+    channels = [*x, *(wave[:, None] for wave in x), (2 * frames / FRAMES - 1)[:, None, None]]
+    shape = latents.shape[2:]
+    coordinates = torch.stack([channel.expand(shape) for channel in channels])
+    coordinates = coordinates.expand(len(latents), *coordinates.shape).to(latents.dtype)
+    return torch.cat([latents, coordinates], 1)
 
 
 def encode_prompts(prompts: Sequence[Prompt] | Tensor) -> Tensor:

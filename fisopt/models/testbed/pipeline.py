@@ -16,7 +16,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fisopt.errors import InputError
-from fisopt.models.testbed.model import SHIFT, build_transformer, encode_prompts, null_embeddings
+from fisopt.models.testbed.model import (
+    SHIFT,
+    build_transformer,
+    encode_prompts,
+    null_embeddings,
+    with_coordinates,
+)
 from fisopt.models.testbed.prompts import EXAMPLE, parse_prompt
 from fisopt.models.testbed.scenes import FRAMES, SIZE
 
@@ -113,7 +119,7 @@ class TestbedPipeline(DiffusionPipeline):
         guided = guidance_scale > 1
         text = self._encode(prompts).to(device, dtype)
         negative = self._encode_negative(negative_prompt, len(prompts)).to(device, dtype)
-        shape = (len(prompts), self.transformer.config.in_channels, num_frames, SIZE, SIZE)
+        shape = (len(prompts), self.transformer.config.out_channels, num_frames, SIZE, SIZE)
         latents = self._noise(shape, generator, latents, device)
 
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -126,7 +132,10 @@ class TestbedPipeline(DiffusionPipeline):
                     "sigma": float(self.scheduler.sigmas[step]),
                     "num_inference_steps": len(timesteps),
                 }
-                inputs = {"hidden_states": latents.to(dtype), "timestep": t.expand(len(prompts))}
+                inputs = {
+                    "hidden_states": with_coordinates(latents).to(dtype),
+                    "timestep": t.expand(len(prompts)),
+                }
                 velocity = self._denoise("cond", inputs, text, place)
                 if guided:
                     without = self._denoise("uncond", inputs, negative, place)

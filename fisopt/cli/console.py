@@ -1,0 +1,44 @@
+"""Where the command line writes: tables on stdout, progress and errors on stderr."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from fisopt.errors import FisoptError
+
+BAD_INPUT = 2
+
+
+def stdout() -> Console:
+    """Return a console for results."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Return a console for progress and errors."""
+    return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def errors(traceback: bool) -> Iterator[None]:
+    """Print what fisopt refuses as one red message and exit with code 2.
+
+    Args:
+        traceback: show the whole traceback instead.
+    """
+    with warnings.catch_warnings():
+        if not traceback:
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        except (FisoptError, ValueError, OSError) as error:
+            if traceback:
+                raise
+            stderr().print(Text(f"error: {error}", style="red"), soft_wrap=True)
+            raise typer.Exit(BAD_INPUT) from error

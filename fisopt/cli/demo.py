@@ -1,0 +1,307 @@
+"""``fisopt demo``: the testbed's clips dense and optimised, timed, compared and drawn."""
+
+from __future__ import annotations
+
+import difflib
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+import fisopt
+from fisopt.cli.models import short
+from fisopt.cli.pictures import Pair, write_json, write_pictures
+from fisopt.cli.schedule import plan_steps
+from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.models import testbed
+from fisopt.quality import Similarity, compare, mean_psnr
+from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.program import Program
+from fisopt.runtime.optimized import OptimizedModule
+
+PROMPTS = (
+    "red circle moving left fast over waves",
+    "green square moving right slow over plain",
+    "blue triangle moving up fast over stripes",
+    "yellow circle moving down slow over checks",
+    "magenta square moving left slow over clouds",
+    "cyan triangle moving right fast over waves",
+)
+PASS = "fis-a"
+ATTRIBUTES = ("colour", "shape", "direction")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to generate and how."""
+
+    prompts: tuple[str, ...]
+    steps: int
+    passes: tuple[Pass, ...]
+    backend: Backend
+    seed: int
+    guidance: float
+    out: Path
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One generated clip.
+
+    Attributes:
+        frames: [frames, height, width, 3], values in [0, 1].
+        seconds: what generating it took, text encoding and decoding included.
+        check: what the checker read.
+    """
+
+    frames: np.ndarray
+    seconds: float
+    check: testbed.Check
+
+
+class Runner:
+    """One pipeline with one set of passes, and the inputs of its forward calls."""
+
+    def __init__(self, settings: Settings, passes: tuple[Pass, ...]) -> None:
+        self.settings = settings
+        self.pipeline = testbed.load_testbed()
+        self.pipeline.set_progress_bar_config(disable=True)
+        fisopt.optimize(self.pipeline, passes=passes, backend=settings.backend)
+        self.module: OptimizedModule = self.pipeline.transformer
+        self.inputs: dict[str, Any] = {}
+        self.module.register_forward_pre_hook(self._record, with_kwargs=True)
+
+    def _record(self, module: object, args: object, kwargs: dict[str, Any]) -> None:
+        self.inputs = kwargs
+
+    def generate(self, prompt: str, seed: int, progress: Progress, task: Any) -> Clip:
+        """Generate one clip, advancing a progress task by one at every step."""
+
+        def advance(pipeline: object, step: int, time_: object, tensors: dict[str, Any]) -> Any:
+            progress.advance(task)
+            return tensors
+
+        start = time.perf_counter()
+        frames = self.pipeline(
+            prompt,
+            num_inference_steps=self.settings.steps,
+            guidance_scale=self.settings.guidance,
+            generator=torch.Generator().manual_seed(seed),
+            callback_on_step_end=advance,
+        ).frames[0]
+        seconds = time.perf_counter() - start
+        return Clip(cast("np.ndarray", frames), seconds, testbed.check_clip(frames, prompt))
+
+
+def choose_backend(name: str | None) -> Backend:
+    """Return the backend of a name; without one, inductor where it can work.
+
+    Raises:
+        ValueError: the name is not a backend's.
+    """
+    if name is None:
+        return "inductor" if torch.cuda.is_available() or has_compiler() else "eager"
+    for backend in BACKENDS:
+        if name == backend:
+            return backend
+    near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)
+    raise ValueError(
+        f"unknown backend {name!r}; did you mean {near[0]}? Backends are {', '.join(BACKENDS)}"
+    )
+
+
+def has_compiler() -> bool:
+    """Whether Inductor finds the C++ compiler that it needs on a CPU."""
+    from torch._inductor import cpp_builder, exc
+
+    try:
+        cpp_builder.get_cpp_compiler()
+    except (exc.InvalidCxxCompiler, RuntimeError):
+        return False
+    return True
+
+
+def run(settings: Settings, out: Console, err: Console) -> None:
+    """Generate, print the table, write the files."""
+    for prompt in settings.prompts:
+        testbed.parse_prompt(prompt)
+    if settings.backend == "eager" and not has_compiler():
+        err.print("no C++ compiler was found, so neither model is compiled", style="yellow")
+    with _progress(err) as progress:
+        dense, dense_clips = _generate("dense", settings, (), progress)
+        optimised, clips = _generate("optimised", settings, settings.passes, progress)
+    similar = [compare(a.frames, b.frames) for a, b in zip(clips, dense_clips, strict=True)]
+    predicted = _predicted(settings, dense, optimised)
+    figures = _figures(settings, dense_clips, clips, similar, predicted)
+    out.print(_clip_table(settings, dense_clips, clips, similar))
+    out.print()
+    out.print(_summary(figures))
+    out.print(Text(str(optimised.module.report), style="dim"))
+    pairs = [
+        Pair(prompt, a.frames, b.frames, a.check.right, b.check.right)
+        for prompt, a, b in zip(settings.prompts, dense_clips, clips, strict=True)
+    ]
+    with err.status("writing pictures"):
+        caption = f"{figures['speed_up']:.2f}x"
+        written = write_pictures(pairs, settings.out, caption)
+        written.append(write_json(figures, settings.out / "demo.json"))
+    for path in written:
+        out.print(Text(f"wrote {path}"))
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _generate(
+    what: str, settings: Settings, passes: tuple[Pass, ...], progress: Progress
+) -> tuple[Runner, list[Clip]]:
+    """Warm a pipeline up with one untimed clip, then generate every clip."""
+    doing = "compile and warm up" if settings.backend == "inductor" else "capture and warm up"
+    warm = progress.add_task(f"{what}: {doing}", total=settings.steps)
+    runner = Runner(settings, passes)
+    runner.generate(settings.prompts[0], settings.seed, progress, warm)
+    total = settings.steps * len(settings.prompts)
+    task = progress.add_task(f"{what}: {len(settings.prompts)} clips", total=total)
+    clips = [
+        runner.generate(prompt, settings.seed + i, progress, task)
+        for i, prompt in enumerate(settings.prompts)
+    ]
+    return runner, clips
+
+
+def _predicted(settings: Settings, dense: Runner, optimised: Runner) -> float:
+    """The cost model's speed-up over all steps of a generation."""
+    steps = {
+        tuple(now for p in settings.passes if (now := p.at(step)) is not None): step
+        for step in (Step(index, settings.steps) for index in range(settings.steps))
+    }
+
+    def rewrite(active: tuple[Pass, ...]) -> Program:
+        return optimised.module.program(optimised.inputs, steps[active])
+
+    program = dense.module.program(dense.inputs)
+    return plan_steps(program, settings.passes, settings.steps, rewrite).ratio
+
+
+def _figures(
+    settings: Settings,
+    dense: list[Clip],
+    clips: list[Clip],
+    similar: list[Similarity],
+    predicted: float,
+) -> dict[str, Any]:
+    before, after = (statistics.median(c.seconds for c in made) for made in (dense, clips))
+
+    def score(made: list[Clip]) -> dict[str, float]:
+        names = (*ATTRIBUTES, "right")
+        return {n: sum(getattr(c.check, n) for c in made) / len(made) for n in names}
+
+    return {
+        "model": "testbed",
+        "device": "cpu",
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "backend": settings.backend,
+        "steps": settings.steps,
+        "guidance": settings.guidance,
+        "seed": settings.seed,
+        "passes": [short(p) for p in settings.passes],
+        "prompts": list(settings.prompts),
+        "seconds_dense": before,
+        "seconds_optimised": after,
+        "speed_up": before / after,
+        "predicted_speed_up": predicted,
+        "psnr": mean_psnr(s.psnr for s in similar),
+        "ssim": statistics.fmean(s.ssim for s in similar),
+        "score_dense": score(dense),
+        "score_optimised": score(clips),
+        "clips": [
+            {
+                "prompt": prompt,
+                "seconds_dense": a.seconds,
+                "seconds_optimised": b.seconds,
+                "read_dense": asdict(a.check.reading),
+                "read_optimised": asdict(b.check.reading),
+                **asdict(s),
+            }
+            for prompt, a, b, s in zip(settings.prompts, dense, clips, similar, strict=True)
+        ],
+    }
+
+
+def _clip_table(
+    settings: Settings, dense: list[Clip], clips: list[Clip], similar: list[Similarity]
+) -> Table:
+    table = Table(title="Clips", title_justify="left", header_style="bold")
+    table.add_column("prompt")
+    for header in ("dense", "optimised", "speed-up", "PSNR", "SSIM"):
+        table.add_column(header, justify="right")
+    table.add_column("dense shows")
+    table.add_column("optimised shows")
+    for prompt, a, b, s in zip(settings.prompts, dense, clips, similar, strict=True):
+        table.add_row(
+            prompt,
+            f"{a.seconds:.2f} s",
+            f"{b.seconds:.2f} s",
+            f"{a.seconds / b.seconds:.2f}x",
+            f"{s.psnr:.1f} dB",
+            f"{s.ssim:.3f}",
+            _shown(a.check),
+            _shown(b.check),
+        )
+    return table
+
+
+def _shown(check: testbed.Check) -> Text:
+    """What the checker read: green where it is what was asked."""
+    text = Text()
+    for name in ATTRIBUTES:
+        word = getattr(check.reading, name) or "?"
+        text.append(word + " ", style="green" if getattr(check, name) else "red")
+    return text
+
+
+def _summary(figures: dict[str, Any]) -> Table:
+    compiled = "both compiled" if figures["backend"] == "inductor" else "neither compiled"
+    title = (
+        f"{', '.join(figures['passes'])}: {len(figures['prompts'])} clips, {figures['steps']} "
+        f"steps, CPU with {figures['threads']} threads, {compiled}"
+    )
+    table = Table(title=title, title_justify="left", header_style="bold")
+    table.add_column("")
+    for header in ("dense", "optimised"):
+        table.add_column(header, justify="right")
+    dense, ours = figures["score_dense"], figures["score_optimised"]
+    table.add_row(
+        "latency of a clip, median",
+        f"{figures['seconds_dense']:.2f} s",
+        f"{figures['seconds_optimised']:.2f} s",
+    )
+    table.add_row("speed-up", "", Text(f"{figures['speed_up']:.2f}x", style="bold green"))
+    table.add_row("speed-up predicted from FLOPs", "", f"{figures['predicted_speed_up']:.2f}x")
+    table.add_row("PSNR against the dense clip", "", f"{figures['psnr']:.1f} dB")
+    table.add_row("SSIM against the dense clip", "", f"{figures['ssim']:.3f}")
+    for name in ATTRIBUTES:
+        table.add_row(f"{name} as asked", f"{dense[name]:.0%}", f"{ours[name]:.0%}")
+    table.add_row("all three as asked", f"{dense['right']:.0%}", f"{ours['right']:.0%}")
+    return table

@@ -1,0 +1,110 @@
+"""Passes as text: a preset name, a pass name, or a call with literal options; nothing is run."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import fisopt
+from fisopt.passes.presets import PRESETS, resolve
+from fisopt.rewrite.pass_base import Pass
+
+EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
+
+
+def known_passes() -> dict[str, type[Pass]]:
+    """Return every pass that fisopt exports, by name."""
+    exported = {name: getattr(fisopt, name) for name in fisopt.__all__}
+    return {
+        name: value
+        for name, value in exported.items()
+        if isinstance(value, type) and issubclass(value, Pass) and value is not Pass
+    }
+
+
+def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
+    """Turn pass expressions into passes, in order.
+
+    Raises:
+        ValueError: a name or an option is not known (the nearest are given), an option is not a
+            literal, or its value is refused by the pass.
+    """
+    return resolve([parse_pass(text) for text in texts])
+
+
+def parse_pass(text: str) -> Pass | str:
+    """Turn one expression into a pass, or a preset's name."""
+    text = text.strip()
+    if text in PRESETS:
+        return text
+    try:
+        expression = ast.parse(text, mode="eval").body
+    except SyntaxError as error:
+        raise _unreadable(text, error.msg) from error
+    name = _name(expression)
+    if name is None:
+        raise _unreadable(text, "it is neither a name nor a call")
+    passes = known_passes()
+    if name not in passes:
+        raise ValueError(
+            f"unknown pass or preset {name!r}; {_nearest(name, [*passes, *PRESETS])}. "
+            f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
+        )
+    if not isinstance(expression, ast.Call):
+        return passes[name]()
+    return _construct(passes[name], expression, text)
+
+
+def _name(expression: ast.expr) -> str | None:
+    """The name that an expression names or calls; ``fis-x`` parses as a subtraction."""
+    if isinstance(expression, ast.Call):
+        expression = expression.func
+    if isinstance(expression, ast.Name):
+        return expression.id
+    is_word = all(
+        isinstance(node, (ast.BinOp, ast.Sub, ast.Name, ast.Constant, ast.Load))
+        for node in ast.walk(expression)
+    )
+    return ast.unparse(expression).replace(" ", "") if is_word else None
+
+
+def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
+    options = list(inspect.signature(cls).parameters)
+    if call.args:
+        raise _unreadable(text, f"options are given by name ({', '.join(options)})")
+    values: dict[str, Any] = {}
+    for keyword in call.keywords:
+        if keyword.arg is None:
+            raise _unreadable(text, "** is not allowed")
+        if keyword.arg not in options:
+            raise ValueError(
+                f"{cls.__name__} has no option {keyword.arg!r}; {_nearest(keyword.arg, options)}. "
+                f"Options are {', '.join(options)}"
+            )
+        try:
+            values[keyword.arg] = ast.literal_eval(keyword.value)
+        except ValueError as error:
+            raise _unreadable(
+                text, f"{keyword.arg}={ast.unparse(keyword.value)} is not a literal"
+            ) from error
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{text}: {error}") from error
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    by_lower = {word.lower(): word for word in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.3)
+    if not near:
+        return "nothing is named like it"
+    return f"did you mean {' or '.join(by_lower[word] for word in near)}?"
+
+
+def _unreadable(text: str, reason: str) -> ValueError:
+    return ValueError(
+        f"cannot read pass {text!r}: {reason}; wanted a preset name or a call like {EXAMPLE}"
+    )

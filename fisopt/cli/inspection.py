@@ -1,0 +1,223 @@
+"""``fisopt inspect``: what is in a model and what passes make of it, with no weights."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group, RenderableType
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+import fisopt
+from fisopt import models
+from fisopt.cli.models import Size, short, size_of
+from fisopt.cli.schedule import Plan, plan_steps
+from fisopt.rewrite.analysis import repeated_blocks
+from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, program_cost
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.pass_manager import Applied, PassManager
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.text import format_graph
+
+FIRST_LINES = 24
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A captured model before and after some passes.
+
+    Attributes:
+        title: the model and its video.
+        size: its size.
+        passes: the passes, in order.
+        dense: the Program as captured.
+        optimised: the Program after the passes, at a step where all are active.
+        applied: what each pass did.
+        plan: which Program runs at which step.
+        seconds: what building and capturing took.
+    """
+
+    title: str
+    size: Size
+    passes: tuple[Pass, ...]
+    dense: Program
+    optimised: Program
+    applied: tuple[Applied, ...]
+    plan: Plan
+    seconds: float
+
+
+def inspect_model(
+    name: str,
+    passes: Sequence[Pass],
+    *,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    steps: int,
+    strict: bool,
+    status: Status,
+) -> Inspection:
+    """Capture a published model on the meta device and rewrite it."""
+    start = time.perf_counter()
+    status.update(f"building {name} on the meta device")
+    model = models.build(name)
+    inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
+    known = models.published().get(name.lower(), models.find_family(name).published[0])
+    video = (height or known.height, width or known.width, frames or known.num_frames)
+    size = size_of(model, *video)
+    status.update(f"capturing {name}: {size.layers} layers, {size.tokens:,} tokens")
+    dense = fisopt.capture(model, inputs)
+    seconds = time.perf_counter() - start
+    status.update("rewriting")
+    manager = PassManager(passes, strict=strict)
+    made = {tuple(passes): manager.run(dense)}
+
+    def rewrite(active: tuple[Pass, ...]) -> Program:
+        if active not in made:
+            made[active] = PassManager(active, strict=strict).run(dense)
+        return made[active]
+
+    optimised = rewrite(tuple(passes))
+    plan = plan_steps(dense, passes, steps, rewrite)
+    height_, width_, frames_ = video
+    title = f"{known.title}, {frames_} frames of {height_} x {width_} pixels"
+    return Inspection(
+        title, size, tuple(passes), dense, optimised, tuple(manager.applied), plan, seconds
+    )
+
+
+def inspection_view(found: Inspection, *, text: bool, blocks: bool, full: bool) -> Group:
+    """Lay out an inspection for the terminal."""
+    parts: list[RenderableType] = [_summary(found), "", _blocks(found), "", _costs(found)]
+    if found.applied:
+        parts += ["", _verdict(found)]
+    if text:
+        parts += ["", *_text("program as captured", found.dense, blocks, full)]
+        if found.applied:
+            parts += ["", *_text("program after the passes", found.optimised, blocks, full)]
+    return Group(*parts)
+
+
+def _summary(found: Inspection) -> Table:
+    size = found.size
+    table = Table.grid(padding=(0, 2))
+    table.add_row(Text(found.title, style="bold"))
+    frames, rows, columns = size.grid
+    table.add_row(
+        f"{frames} latent frames x {rows} x {columns} = {size.tokens:,} video tokens; "
+        f"{size.layers} layers, {size.parameters / 1e9:.2f} B parameters; "
+        f"captured from shapes alone in {found.seconds:.0f} s"
+    )
+    return table
+
+
+def _blocks(found: Inspection) -> Table:
+    table = Table(title="Blocks by kind", title_justify="left", header_style="bold")
+    table.add_column("kind", style="cyan")
+    table.add_column("blocks")
+    for header in ("count", "operators", "TFLOPs each", "self-attention"):
+        table.add_column(header, justify="right")
+    for group in repeated_blocks(found.dense):
+        graph = found.dense.callee(group[0]).graph
+        cost = graph_cost(graph)
+        operators = sum(node.op == "call_function" for node in graph.nodes)
+        table.add_row(
+            str(group[0].target),
+            ranges([str(call.meta["fisopt.block"]) for call in group]),
+            str(len(group)),
+            str(operators),
+            f"{cost.total / 1e12:.3f}",
+            f"{cost.attention_share:.1%}",
+        )
+    return table
+
+
+def ranges(paths: Sequence[str]) -> str:
+    """Shorten module paths: ``blocks.0, blocks.1, blocks.2`` is ``blocks.0-2``."""
+    spans: list[tuple[str, int, int]] = []
+    for path in paths:
+        match = re.fullmatch(r"(.*?)(\d+)", path)
+        if match is None:
+            spans.append((path, -1, -1))
+            continue
+        stem, number = match[1], int(match[2])
+        if spans and spans[-1][0] == stem and spans[-1][2] == number - 1:
+            spans[-1] = (stem, spans[-1][1], number)
+        else:
+            spans.append((stem, number, number))
+    return ", ".join(
+        stem if first < 0 else f"{stem}{first}" + (f"-{last}" if last > first else "")
+        for stem, first, last in spans
+    )
+
+
+def _costs(found: Inspection) -> Table:
+    dense = program_cost(found.dense)
+    costs = [dense]
+    headers = ["dense"]
+    if found.applied:
+        costs.append(program_cost(found.optimised))
+        headers.append("optimised")
+    table = Table(
+        title="One forward call, TFLOPs (a multiply-add is two)",
+        title_justify="left",
+        header_style="bold",
+    )
+    table.add_column("operators")
+    for header in headers:
+        table.add_column(header, justify="right")
+        table.add_column("share", justify="right", style="dim")
+    if found.applied:
+        table.add_column("kept", justify="right")
+    for name in CLASSES:
+        if dense.flops[name]:
+            table.add_row(name, *_cells([cost.flops[name] for cost in costs], costs))
+    table.add_section()
+    table.add_row("all", *_cells([cost.total for cost in costs], costs), style="bold")
+    sizes = [cost.bytes / 1e9 for cost in costs]
+    cells = [cell for size in sizes for cell in (f"{size:,.1f}", "")]
+    kept = [f"{sizes[1] / sizes[0]:.1%}"] if found.applied else []
+    table.add_row("GB moved if unfused", *cells, *kept, style="dim")
+    return table
+
+
+def _cells(flops: Sequence[float], costs: Sequence[Cost]) -> Iterator[str]:
+    for value, cost in zip(flops, costs, strict=True):
+        yield f"{value / 1e12:,.3f}"
+        yield f"{value / cost.total:.1%}"
+    if len(flops) > 1:
+        yield f"{flops[1] / flops[0]:.1%}"
+
+
+def _verdict(found: Inspection) -> Table:
+    table = Table.grid(padding=(0, 2))
+    ratio = fisopt.predicted_ratio(found.dense, found.optimised)
+    table.add_row(Text(", ".join(short(p) for p in found.passes)))
+    table.add_row(Text(f"predicted speed-up {ratio:.2f}x", style="bold green"))
+    plan = found.plan
+    if plan.stepwise:
+        dense = ", ".join(map(str, plan.dense_steps)) or "none"
+        table.add_row(
+            f"over {plan.steps} denoising steps (dense: {dense}) {plan.ratio:.2f}x; "
+            f"the figures above are of a step where every pass is active"
+        )
+    for applied in found.applied:
+        for note in applied.result.notes:
+            table.add_row(Text(f"{applied.name}: {note}"))
+        for skipped in applied.result.skipped:
+            table.add_row(Text(f"{applied.name}: not applied to {skipped}", style="yellow"))
+    return table
+
+
+def _text(title: str, program: Program, blocks: bool, full: bool) -> Iterator[RenderableType]:
+    lines = format_graph(program, blocks=blocks).splitlines()
+    shown = lines if full else lines[:FIRST_LINES]
+    yield Text(title, style="bold")
+    yield Text("\n".join(shown), no_wrap=True, overflow="ellipsis" if not full else "ignore")
+    if len(shown) < len(lines):
+        yield Text(f"... {len(lines) - len(shown)} more lines; --full prints them", style="dim")

@@ -1,0 +1,159 @@
+"""Pictures of clips: an animated side-by-side and a still sheet, written beside and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SCALE = 5
+FPS = 8
+REPEATS = 3
+SHEET_FRAMES = 8
+GAP = 12
+LINE = 18
+BACKGROUND = (24, 26, 30)
+INK = (235, 235, 235)
+RIGHT, WRONG = (110, 205, 120), (235, 110, 100)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One prompt's clips, [frames, height, width, 3] with values in [0, 1].
+
+    Attributes:
+        prompt: what was asked.
+        dense: the clip of the model as it was.
+        optimised: the clip of the optimised model from the same noise.
+        dense_right: whether the dense clip shows what was asked.
+        optimised_right: whether the optimised one does.
+    """
+
+    prompt: str
+    dense: np.ndarray
+    optimised: np.ndarray
+    dense_right: bool
+    optimised_right: bool
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the path that is given; it takes the place of ``path`` only when complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(figures: dict[str, Any], path: Path) -> Path:
+    """Write figures as JSON; an infinite PSNR of equal clips becomes null."""
+    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
+    with replacing(path) as beside:
+        beside.write_text(text + "\n")
+    return path
+
+
+def write_pictures(pairs: list[Pair], folder: Path, speed_up: str) -> list[Path]:
+    """Write the animation (GIF, MP4) and the sheet (PNG); return their paths."""
+    frames = [animation_frame(pairs, index, speed_up) for index in range(len(pairs[0].dense))]
+    gif, mp4, sheet = (folder / name for name in ("demo.gif", "demo.mp4", "sheet.png"))
+    with replacing(gif) as beside:
+        iio.imwrite(beside, frames, duration=1000 // FPS, loop=0)
+    with replacing(mp4) as beside:
+        looped = np.stack(frames * REPEATS)
+        iio.imwrite(beside, looped, plugin="pyav", codec="libx264", fps=FPS)
+    with replacing(sheet) as beside:
+        Image.fromarray(still_sheet(pairs, speed_up)).save(beside)
+    return [gif, mp4, sheet]
+
+
+def animation_frame(pairs: list[Pair], index: int, speed_up: str) -> np.ndarray:
+    """One frame of the side-by-side: a pair a cell, dense left, optimised right."""
+    height, width = (SCALE * size for size in pairs[0].dense.shape[1:3])
+    columns = min(len(pairs), 3)
+    rows = -(-len(pairs) // columns)
+    cell_width, cell_height = 2 * width + GAP // 2 + GAP, height + 2 * LINE + GAP
+    canvas, draw = _canvas(columns * cell_width + GAP, rows * cell_height + GAP)
+    for i, pair in enumerate(pairs):
+        x = GAP + i % columns * cell_width
+        y = GAP // 2 + i // columns * cell_height
+        _write(draw, x, y, pair.prompt, INK, 2 * width)
+        halves = (
+            ("dense", pair.dense, pair.dense_right),
+            (f"optimised, {speed_up}", pair.optimised, pair.optimised_right),
+        )
+        for half, (label, clip, right) in enumerate(halves):
+            left = x + half * (width + GAP // 2)
+            _write(draw, left, y + LINE, label, RIGHT if right else WRONG, width)
+            canvas.paste(_enlarged(clip[index]), (left, y + 2 * LINE))
+    return np.asarray(canvas)
+
+
+def still_sheet(pairs: list[Pair], speed_up: str) -> np.ndarray:
+    """A sheet of stills: two rows a prompt, dense above optimised; columns are frames."""
+    height, width = (SCALE * size // 2 for size in pairs[0].dense.shape[1:3])
+    count = len(pairs[0].dense)
+    chosen = np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int)
+    label = 110
+    row = 2 * height + LINE + GAP
+    size = label + len(chosen) * (width + 2) + GAP, LINE + GAP + len(pairs) * row
+    canvas, draw = _canvas(*size)
+    for column, frame in enumerate(chosen):
+        _write(draw, label + column * (width + 2), GAP // 2, f"frame {frame}", INK, width)
+    for i, pair in enumerate(pairs):
+        y = LINE + GAP + i * row
+        _write(draw, GAP, y, pair.prompt, INK, size[0])
+        halves = (
+            ("dense", pair.dense, pair.dense_right),
+            (f"optimised {speed_up}", pair.optimised, pair.optimised_right),
+        )
+        for half, (name, clip, right) in enumerate(halves):
+            top = y + LINE + half * (height + 2)
+            middle = top + (height - LINE) // 2
+            _write(draw, GAP, middle, name, RIGHT if right else WRONG, label)
+            for column, frame in enumerate(chosen):
+                still = _enlarged(clip[frame]).resize((width, height), Image.Resampling.BOX)
+                canvas.paste(still, (label + column * (width + 2), top))
+    return np.asarray(canvas)
+
+
+def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    """A picture of even size, as video encoders want it."""
+    canvas = Image.new("RGB", (width + width % 2, height + height % 2), BACKGROUND)
+    return canvas, ImageDraw.Draw(canvas)
+
+
+def _enlarged(frame: np.ndarray) -> Image.Image:
+    pixels = Image.fromarray((255 * frame).round().astype(np.uint8))
+    size = (pixels.width * SCALE, pixels.height * SCALE)
+    return pixels.resize(size, Image.Resampling.NEAREST)
+
+
+def _write(
+    draw: ImageDraw.ImageDraw, x: int, y: int, text: str, ink: tuple[int, int, int], width: int
+) -> None:
+    """Write one line, in the largest size up to 13 that fits the width."""
+    for size in range(13, 7, -1):
+        font = ImageFont.load_default(size)
+        if draw.textlength(text, font=font) <= width:
+            break
+    draw.text((x, y), text, fill=ink, font=font)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
