@@ -17,7 +17,7 @@ from torch import fx
 
 from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.analysis import Attention, residual_source, results, self_attentions
-from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.axes import Axes, axes_of, carries_frames
 from fisopt.rewrite.demand import TABLES, Restrict, Restricted, analyse
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.outline import structure
@@ -94,7 +94,9 @@ class FrameInterleave(Pass):
 
     def __post_init__(self) -> None:
         if not isinstance(self.stride, int) or self.stride < 1:
-            raise ValueError(f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}")
+            raise ValueError(
+                f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
+            )
         object.__setattr__(self, "dense_steps", tuple(self.dense_steps))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
@@ -117,8 +119,8 @@ class FrameInterleave(Pass):
         for index in self.dense_steps:
             if index < 0 and step.count is None:
                 raise ScheduleError(
-                    f"FrameInterleave: dense_steps={self.dense_steps} counts from the last step, but "
-                    "the number of steps is not known; run the model inside "
+                    f"FrameInterleave: dense_steps={self.dense_steps} counts from the last step, "
+                    "but the number of steps is not known; run the model inside "
                     "`with optimized.generation(num_steps=...):`"
                 )
             dense.add(index + (step.count or 0) if index < 0 else index)
@@ -129,8 +131,8 @@ class FrameInterleave(Pass):
         frames, blocks = program.layout.frames, len(program.blocks)
         if self.stride > frames > BOUNDARIES:
             raise PreconditionError(
-                f"stride {self.stride} is more than the {frames} latent frames of {program.layout}; "
-                f"use a stride of 1 to {frames}",
+                f"stride {self.stride} is more than the {frames} latent frames of "
+                f"{program.layout}; use a stride of 1 to {frames}",
                 pass_name=self.name,
             )
         for option, value in (("first_block", self.first_block), ("last_block", self.last_block)):
@@ -207,7 +209,9 @@ class _Interleaver:
         sources: dict[fx.Node, fx.Node | None],
         found: list[Attention],
     ) -> str | None:
-        if structure(body.graph) != structure(self.original.callee(self.original.blocks[index]).graph):
+        if structure(body.graph) != structure(
+            self.original.callee(self.original.blocks[index]).graph
+        ):
             return "another pass has edited this block; put FrameInterleave first"
         if not sources:
             return "no result carries frames"
@@ -282,9 +286,9 @@ class _Interleaver:
                 if i in restricted.sparse_outputs:
                     source = sources[output]
                     full = arguments[source] if source is not None else None
-                    piece = self._fill(output, full, piece, tables)  # noqa: PLW2901
-                if old[i] is not None:
-                    rewriter.replace_uses(old[i], piece)
+                    piece = self._fill(output, full, piece, tables)
+                if (result := old[i]) is not None:
+                    rewriter.replace_uses(result, piece)
 
     def _tables(self, anchors: tuple[int, ...], call: fx.Node) -> dict[str, fx.Node]:
         frames = self.rewriter.program.layout.frames
@@ -308,7 +312,13 @@ class _Interleaver:
                 assert axis is not None
                 node = self.rewriter.call(
                     torch.ops.fisopt.gather_frames.default,
-                    node, d, index, axis.outer, axis.inner, axis.before, axis.after,
+                    node,
+                    d,
+                    index,
+                    axis.outer,
+                    axis.inner,
+                    axis.before,
+                    axis.after,
                 )
             self.gathers[key] = node
         return self.gathers[key]
@@ -321,13 +331,19 @@ class _Interleaver:
                 piece = self.rewriter.call(
                     torch.ops.fisopt.fill_frames.default,
                     full if self.options.fill != "state" else None,
-                    piece, d, *(tables[name] for name in TABLES),
-                    axis.outer, axis.inner, axis.before, axis.after, self.options.fill,
+                    piece,
+                    d,
+                    *(tables[name] for name in TABLES),
+                    axis.outer,
+                    axis.inner,
+                    axis.before,
+                    axis.after,
+                    self.options.fill,
                 )
         return piece
 
 
-def _narrow(node: fx.Node, count: int) -> tuple[object, ...]:
+def _narrow(node: fx.Node, count: int) -> Axes:
     return tuple(axis.at(count) if axis is not None else None for axis in axes_of(node))
 
 

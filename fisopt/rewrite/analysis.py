@@ -1,4 +1,4 @@
-"""What a block is made of, found from its structure: dependences, residuals, attentions, repeats."""
+"""What a block is made of, found from structure: dependences, residuals, attentions, repeats."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import operator
 from dataclasses import dataclass
 
 import networkx as nx
-from torch import fx
 import torch
+from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.outline import structure, value_key
@@ -71,10 +71,9 @@ def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
         return node.op == "placeholder" and same and value_key(node)[0] == value_key(output)[0]
 
     reached = [n for n in nx.ancestors(_residual_edges(graph), output) if fits(n)]
-    if len(reached) == 1:
-        return reached[0]
     alike = [n for n in graph.nodes if fits(n) and not n.meta.get("fisopt.parameter")]
-    return alike[0] if len(alike) == 1 and not reached else None
+    found: list[fx.Node] = reached or alike
+    return found[0] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,11 @@ def results(graph: fx.Graph) -> list[fx.Node]:
     """What a graph returns, in order."""
     output = next(n for n in reversed(graph.nodes) if n.op == "output")
     value = output.args[0]
-    return [n for n in (value if isinstance(value, (tuple, list)) else [value]) if isinstance(n, fx.Node)]
+    return [
+        n
+        for n in (value if isinstance(value, (tuple, list)) else [value])
+        if isinstance(n, fx.Node)
+    ]
 
 
 def repeated_blocks(program: Program) -> list[list[fx.Node]]:

@@ -16,7 +16,6 @@ from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
 from fisopt.rewrite.template import Template, accepts_shapes, matches
 from fisopt.spec import ModelSpec
 
-
 Dynamic = Literal["frames", "all"]
 
 
@@ -44,9 +43,8 @@ def capture(
     """
     if not isinstance(example_inputs, Mapping) or not example_inputs:
         raise InputError(
-            f"example_inputs of {type(model).__name__}: got {type(example_inputs).__name__}"
-            f"{'' if isinstance(example_inputs, Mapping) else ''}, wanted the dict of keyword "
-            "arguments of one forward call"
+            f"example_inputs of {type(model).__name__}: got {type(example_inputs).__name__}, "
+            "wanted the dict of keyword arguments of one forward call"
         )
     inputs = Inputs.of(bind(model, (), example_inputs))
     check_example(model, inputs)

@@ -115,19 +115,20 @@ def _scores(result: fx.Node) -> Iterator[fx.Node]:
 
 def _flops(node: fx.Node) -> float | None:
     """FLOPs of a contraction, None for everything else."""
-    args = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
+    args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     out = node.meta["val"]
     target: Any = node.target
     if target is aten.linear.default:
-        return 2.0 * out.numel() * args[0].shape[-1]
+        return float(2 * out.numel() * args[0].shape[-1])
     if target is aten.scaled_dot_product_attention.default:
         query, key, value = (a.shape for a in args[:3])
-        return float(flop_counter.sdpa_flop_count(query, key, value))
+        count: Any = flop_counter.sdpa_flop_count
+        return float(count(query, key, value))
     if target in _CONVOLUTIONS:
         weight = args[1].shape
-        return 2.0 * out.numel() * weight[1:].numel()
+        return float(2 * out.numel() * weight[1:].numel())
     if target is aten.matmul.default:
-        return 2.0 * out.numel() * args[0].shape[-1]
+        return float(2 * out.numel() * args[0].shape[-1])
     formula = flop_counter.flop_registry.get(target.overloadpacket)
     return float(formula(*args, out_val=out)) if formula is not None else None
 

@@ -194,7 +194,9 @@ class Restrict:
                 self.graph.erase_node(table)
         module = fx.GraphModule(self.body, self.graph, class_name="Block")
         module.meta["fisopt.mode"] = self.mode
-        sparse = tuple(i for i, n in enumerate(results) if self.demand.sparse(n) and n not in self.exits)
+        sparse = tuple(
+            i for i, n in enumerate(results) if self.demand.sparse(n) and n not in self.exits
+        )
         barriers = tuple(n.format_node() or n.name for n in self.demand.barriers)
         return Restricted(module, self.narrowed, tuple(used), sparse, barriers)
 
@@ -256,7 +258,15 @@ class Restrict:
                 assert axis is not None
                 node = self.emit(
                     torch.ops.fisopt.gather_frames.default,
-                    (node, d, self.tables["anchors"], axis.outer, axis.inner, axis.before, axis.after),
+                    (
+                        node,
+                        d,
+                        self.tables["anchors"],
+                        axis.outer,
+                        axis.inner,
+                        axis.before,
+                        axis.after,
+                    ),
                 )
             self.gathered[key] = node
         return self.gathered[key]
@@ -270,9 +280,7 @@ class Restrict:
         want = self._sizes(node)
         got = tuple(new.meta["val"].shape) if isinstance(new.meta["val"], torch.Tensor) else want
         if want != got:
-            raise ValueError(
-                f"{node.format_node()} has shape {got} where the demand says {want}"
-            )
+            raise ValueError(f"{node.format_node()} has shape {got} where the demand says {want}")
         return self._filled(node, new) if node in self.exits else new
 
     def _filled(self, node: fx.Node, new: fx.Node) -> fx.Node:
@@ -281,7 +289,17 @@ class Restrict:
                 tables = [self.tables[name] for name in TABLES]
                 new = self.emit(
                     torch.ops.fisopt.fill_frames.default,
-                    (None, new, d, *tables, axis.outer, axis.inner, axis.before, axis.after, self.fill),
+                    (
+                        None,
+                        new,
+                        d,
+                        *tables,
+                        axis.outer,
+                        axis.inner,
+                        axis.before,
+                        axis.after,
+                        self.fill,
+                    ),
                 )
         new.meta["fisopt.axes"] = axes_of(node)
         return new

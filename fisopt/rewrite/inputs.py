@@ -123,7 +123,9 @@ FrameDims = dict[int, tuple[tuple[int, int], ...]]
 """Leaf index -> (dimension, entries per frame) pairs; dimension -1 stands for a plain int."""
 
 
-def _tensor_candidates(sizes: Sequence[int], grid: TokenLayout) -> list[tuple[tuple[int, int], ...]]:
+def _tensor_candidates(
+    sizes: Sequence[int], grid: TokenLayout
+) -> list[tuple[tuple[int, int], ...]]:
     """Ways in which a tensor may carry the grid's frames, the likeliest first."""
     found: list[tuple[tuple[int, int], ...]] = []
     for f, h, w in itertools.combinations(range(len(sizes)), 3):

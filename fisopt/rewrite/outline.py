@@ -44,7 +44,7 @@ def _region(name: str, nodes: list[fx.Node]) -> Region:
     return Region(name, nodes, values + parameters, leaving)
 
 
-def _callee(region: Region, owner: nn.Module) -> fx.GraphModule:
+def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
     """Copy a region into a graph of its own; what enters becomes placeholders."""
     graph = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
@@ -78,12 +78,14 @@ def structure(graph: fx.Graph) -> Hashable:
             lambda a: ("%", index[a]) if isinstance(a, fx.Node) else a,
         )
         target = node.target if node.op in ("call_function", "call_module", "get_attr") else ""
-        rows.append((node.op, str(target), repr(args), repr(kwargs), value_key(node), axes_of(node)))
+        rows.append(
+            (node.op, str(target), repr(args), repr(kwargs), value_key(node), axes_of(node))
+        )
     return tuple(rows)
 
 
-def value_key(node: fx.Node) -> Hashable:
-    """Shape, stride and type of a node's value."""
+def value_key(node: fx.Node) -> tuple[Hashable, ...]:
+    """Shape, type and device of a node's value, or of each of its values."""
     value = node.meta.get("val")
     values = value if isinstance(value, (tuple, list)) else [value]
     return tuple(
@@ -184,9 +186,7 @@ def _safe(name: str) -> str:
     return "".join(c if c.isalnum() else "_" for c in name)
 
 
-def _quotient_order(
-    graph: fx.Graph, home: Mapping[fx.Node, Region]
-) -> list[fx.Node | Region]:
+def _quotient_order(graph: fx.Graph, home: Mapping[fx.Node, Region]) -> list[fx.Node | Region]:
     """Nodes and regions in an order in which every input comes first."""
     position = {node: i for i, node in enumerate(graph.nodes)}
     key = {node: id(home[node]) if node in home else node for node in graph.nodes}

@@ -74,10 +74,10 @@ class Pass(ABC):
     def run(self, rewriter: Rewriter) -> None:
         """Edit ``rewriter.program`` through the rewriter."""
 
-    def requires(self, program: Program) -> None:
+    def requires(self, program: Program) -> None:  # noqa: B027 - overriding is optional
         """Raise PreconditionError if the pass cannot run on this Program."""
 
-    def ensures(self, program: Program) -> None:
+    def ensures(self, program: Program) -> None:  # noqa: B027 - overriding is optional
         """Raise PostconditionError if the result breaks the pass's promise."""
 
     @property

@@ -49,9 +49,7 @@ class PassManager:
             except PassError:
                 raise
             except Exception as error:
-                raise PassError(
-                    f"{type(error).__name__}: {error}", pass_name=step.name
-                ) from error
+                raise PassError(f"{type(error).__name__}: {error}", pass_name=step.name) from error
             self.applied.append(Applied(step.name, result))
             if self.on_pass is not None:
                 self.on_pass(step, result)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,9 +95,7 @@ class Program:
         """The unoptimised Program for another number of latent frames, node for node the same."""
         if frames == self.layout.frames:
             return build(self.source, self.inputs)
-        return build(
-            self.source, resize(self.inputs, self.source.frame_dims, self.layout, frames)
-        )
+        return build(self.source, resize(self.inputs, self.source.frame_dims, self.layout, frames))
 
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does."""
@@ -113,7 +110,9 @@ class Program:
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
     """A token layout from a (frames, height, width) triple, checked."""
     if len(grid) != 3 or any(not isinstance(g, int) or g < 1 for g in grid):
-        raise CaptureError(f"grid must be three positive ints (frames, height, width), got {grid!r}")
+        raise CaptureError(
+            f"grid must be three positive ints (frames, height, width), got {grid!r}"
+        )
     return TokenLayout(*grid)
 
 
@@ -136,8 +135,8 @@ def _build(source: Source, inputs: Inputs) -> Program:
         annotate(flat.graph, wider.graph, layout.frames)
     elif layout.frames > BOUNDARIES:
         raise CaptureError(
-            f"the model runs different operators at {layout.frames} and {layout.frames + 1} frames; "
-            "it cannot be captured at this shape"
+            f"the model runs different operators at {layout.frames} and {layout.frames + 1} "
+            "frames; it cannot be captured at this shape"
         )
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
@@ -154,4 +153,7 @@ def flatten_output(module: fx.GraphModule, source: Source, inputs: Inputs) -> py
     leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
     output.args = (list(leaves),)
     module.recompile()
-    return copy.copy(traced._out_spec)
+    structure = traced._out_spec
+    if structure is None:
+        raise CaptureError("the exported model does not say what it returns")
+    return structure

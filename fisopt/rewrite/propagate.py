@@ -60,7 +60,9 @@ class _Propagation:
         for node in nodes:
             if node.op != "call_function":
                 continue
-            places = [(n, d) for n in (node, *node.all_input_nodes) for d in range(len(virtual_shape(n)))]
+            places = [
+                (n, d) for n in (node, *node.all_input_nodes) for d in range(len(virtual_shape(n)))
+            ]
             if not any(place in self.unknown for place in places):
                 continue
             found = relation(node)

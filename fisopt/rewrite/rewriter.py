@@ -87,12 +87,14 @@ class Rewriter:
     def _follow(self, node: fx.Node) -> Axes:
         """Axes of a new ATen node: those its relation hands on."""
         value = node.meta["val"]
-        axes: list[FrameAxis | None] = [None] * (value.ndim if isinstance(value, torch.Tensor) else 0)
+        axes: list[FrameAxis | None] = [None] * (
+            value.ndim if isinstance(value, torch.Tensor) else 0
+        )
         found = relation(node)
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
                 f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "register one in rewrite/relations.py",
+                "register one in rewrite/relations",
                 pass_name=self.pass_name,
                 node=node,
             )
@@ -165,7 +167,9 @@ class Rewriter:
                 f"buffer {path} exists with other values; choose another name",
                 pass_name=self.pass_name,
             )
-        existing = next((n for n in self.graph.nodes if n.op == "get_attr" and n.target == path), None)
+        existing: fx.Node | None = next(
+            (n for n in self.graph.nodes if n.op == "get_attr" and n.target == path), None
+        )
         if existing is not None:
             return existing
         with self.graph.inserting_before(next(iter(self.graph.nodes))):

@@ -84,7 +84,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions({})
-            module = program.module(check_guards=False)
+            module: fx.GraphModule = program.module(check_guards=False)
     except Exception as error:
         line = _user_line(error)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -99,7 +99,9 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     return module
 
 
-def _is_noop(target: Any, operand: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _is_noop(
+    target: Any, operand: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> bool:
     """Whether a functional op returns its first operand's values and type unchanged."""
     if target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
         return True
@@ -126,7 +128,10 @@ _DROPPED = {
     aten.sym_constrain_range.default,
     aten._assert_async.msg,
 }
-_RENAMED = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+_RENAMED: dict[Any, Any] = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+}
 
 
 class _Instantiate:
@@ -247,9 +252,7 @@ class Template:
     frame_dims: FrameDims
     symbolic: list[_Traced] = field(default_factory=list)
     exports: int = 0
-    mode: FakeTensorMode = field(
-        default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True)
-    )
+    mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _attrs: dict[str, Any] = field(default_factory=dict)
     _values: dict[Any, Any] = field(default_factory=dict)
     _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
@@ -334,7 +337,7 @@ def _binds(want: Any, got: int, bound: dict[Any, int]) -> bool:
 
 
 def _constants(inputs: Inputs) -> tuple[Any, ...]:
-    """Everything about inputs that a symbolic export still bakes in: dtypes, ranks, plain values."""
+    """What a symbolic export bakes in of its inputs: dtypes, ranks, plain values."""
 
     def leaf(value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -353,14 +356,14 @@ def accepts_shapes(model: nn.Module) -> Runs:
     def runs(inputs: Inputs) -> bool:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
-        params = {
+        params: dict[str, torch.Tensor] = {
             name: mode.from_tensor(x)
             for name, x in [*model.named_parameters(), *model.named_buffers()]
         }
         try:
             with mode, torch.no_grad():
                 torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
-        except Exception:  # noqa: BLE001 - any refusal of the model means no
+        except Exception:
             return False
         return True
 

@@ -33,7 +33,7 @@ def verify(program: Program) -> None:
         if node.op == "call_module":
             _check_call(node, program.callee(node))
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    count = len(output.args[0])  # type: ignore[arg-type]
+    count = len(output.args[0])
     if count != program.out_structure.num_leaves:
         raise VerifyError(
             f"program: returns {count} values, the model returns {program.out_structure.num_leaves}"

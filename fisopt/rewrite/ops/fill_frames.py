@@ -46,7 +46,7 @@ def reference(
     """
     size = kept.shape[dim]
     video = kept.narrow(dim, before, size - before - after)
-    y = video.unflatten(dim, (outer, anchors.shape[0], inner))
+    y = torch.unflatten(video, dim, (outer, anchors.shape[0], inner))
     axis = dim + 1
     wide = torch.promote_types(kept.dtype, torch.float32)
     sizes = [1] * y.ndim
@@ -55,16 +55,14 @@ def reference(
     base = None
     if full is not None:
         whole = full.narrow(dim, before, full.shape[dim] - before - after)
-        base = whole.unflatten(dim, (outer, weight.shape[0], inner))
+        base = torch.unflatten(whole, dim, (outer, weight.shape[0], inner))
     if fill == "carry":
         skipped = torch.zeros_like(y).index_select(axis, left) if base is None else base
     else:
         source = y.to(wide)
         if base is not None and fill == "residual":
             source = source - base.index_select(axis, anchors).to(wide)
-        skipped = torch.lerp(
-            source.index_select(axis, left), source.index_select(axis, right), w
-        )
+        skipped = torch.lerp(source.index_select(axis, left), source.index_select(axis, right), w)
         if base is not None and fill == "residual":
             skipped = skipped + base.to(wide)
     exact = y.index_select(axis, left)

@@ -12,7 +12,9 @@ from torch import Tensor, fx
 from fisopt.rewrite.axes import Axes, axes_of
 
 
-def reference(x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int) -> Tensor:
+def reference(
+    x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int
+) -> Tensor:
     """Gather frames in plain torch.
 
     Shapes: x [..., before + outer*F*inner + after, ...]; index [K] int64, in [0, F).
@@ -21,7 +23,7 @@ def reference(x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before
     size = x.shape[dim]
     video = x.narrow(dim, before, size - before - after)
     frames = video.shape[dim] // (outer * inner)
-    kept = video.unflatten(dim, (outer, frames, inner)).index_select(dim + 1, index)
+    kept = torch.unflatten(video, dim, (outer, frames, inner)).index_select(dim + 1, index)
     kept = kept.flatten(dim, dim + 2)
     if before == 0 and after == 0:
         return kept
@@ -38,7 +40,9 @@ def gather_frames(
 
 
 @gather_frames.register_fake
-def _(x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int) -> Tensor:
+def _(
+    x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int
+) -> Tensor:
     sizes = list(x.shape)
     sizes[dim] = before + outer * index.shape[0] * inner + after
     return x.new_empty(sizes)

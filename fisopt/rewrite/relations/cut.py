@@ -1,0 +1,272 @@
+"""Operators that take pieces of a dimension, join pieces, or read entries by position."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.relations.table import (
+    RULES,
+    Link,
+    Relation,
+    argument,
+    barrier,
+    operand_of,
+    relation_rule,
+    shape,
+    tensors,
+    wrap,
+)
+
+aten = torch.ops.aten
+
+
+def _cut(axis: FrameAxis, start: int, end: int) -> FrameAxis | None:
+    """Axis of ``[start, end)`` of a dimension; None unless it holds every frame or no change."""
+    if start > axis.before or end < axis.before + axis.video:
+        return None
+    return FrameAxis(
+        axis.frames, axis.outer, axis.inner, axis.before - start, end - axis.before - axis.video
+    )
+
+
+def _slice_link(
+    result: Relation, operand: fx.Node, dim: int, out: int, start: int, end: int
+) -> None:
+    """Relate ``operand[dim]`` to its piece: followed, irrelevant (text only) or mixed."""
+    axes = axes_of(operand)
+    axis = axes[dim] if dim < len(axes) else None
+    size = virtual_shape(operand)[dim]
+    if axis is None or _cut(axis, start, end) is not None:
+        result.links.append(
+            Link(
+                operand,
+                dim,
+                out,
+                lambda a: _cut(a, start, end),
+                lambda a: FrameAxis(
+                    a.frames, a.outer, a.inner, a.before + start, a.after + size - end
+                ),
+            )
+        )
+    elif not (end <= axis.before or start >= axis.before + axis.video):
+        result.mixed.append((operand, dim))
+        result.kept.add(out)
+
+
+def bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:
+    """Clamp slice bounds as Python and ATen do."""
+    first, last, _ = slice(start, end).indices(size)
+    return first, max(first, last)
+
+
+@relation_rule(aten.slice.Tensor, aten.narrow.default)
+def _slice(node: fx.Node) -> Relation:
+    operand = operand_of(node, 0)
+    dim = wrap(argument(node, 1, "dim", 0), len(shape(operand)))
+    result = Relation()
+    for d in range(len(shape(operand))):
+        if d != dim:
+            result.link(operand, d, d)
+    if node.target is aten.narrow.default:
+        start, step = wrap(argument(node, 2, "start"), shape(operand)[dim]), 1
+        end = start + argument(node, 3, "length")
+    else:
+        start, end = bounds(
+            argument(node, 2, "start"), argument(node, 3, "end"), shape(operand)[dim]
+        )
+        step = argument(node, 4, "step", 1)
+    if step != 1:
+        result.mixed.append((operand, dim))
+        result.kept.add(dim)
+    else:
+        _slice_link(result, operand, dim, dim, start, end)
+    return result
+
+
+@relation_rule(aten.select.int)
+def _select(node: fx.Node) -> Relation:
+    operand = operand_of(node, 0)
+    dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
+    result = Relation(mixed=[(operand, dim)])
+    for d in range(len(shape(operand))):
+        if d != dim:
+            result.link(operand, d, d if d < dim else d - 1)
+    return result
+
+
+@relation_rule(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+    aten.split.sizes,
+)
+def _split(node: fx.Node) -> Relation:
+    """A split's own dimensions are its operand's; `getitem` does the cutting."""
+    operand = operand_of(node, 0)
+    result = Relation()
+    for d in range(len(shape(operand))):
+        result.link(operand, d, d)
+    return result
+
+
+def split_dim(node: fx.Node) -> int | None:
+    """Dimension that a split-like node cuts, None for other multi-output operators."""
+    names = {
+        aten.split.Tensor: 2,
+        aten.split.sizes: 2,
+        aten.split_with_sizes.default: 2,
+        aten.chunk.default: 2,
+        aten.unbind.int: 1,
+    }
+    if node.target not in names:
+        return None
+    return wrap(argument(node, names[node.target], "dim", 0), len(shape(operand_of(node, 0))))
+
+
+def virtual_shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape over which a node's axes are kept: its value's, or its operand's for a split."""
+    if node.op == "call_function" and split_dim(node) is not None:
+        return shape(operand_of(node, 0))
+    return shape(node)
+
+
+def _getitem(node: fx.Node) -> Relation:
+    source, index = operand_of(node, 0), argument(node, 1, "index")
+    result = Relation()
+    cut = split_dim(source) if source.op == "call_function" else None
+    if cut is None:
+        for d in range(len(shape(node))):
+            result.link(source, d, d)
+        return result
+    unbound = source.target is aten.unbind.int
+    start = 0
+    for piece in source.meta["val"][:index]:
+        start += 1 if unbound else piece.shape[cut]
+    for d in range(len(virtual_shape(source))):
+        if d != cut:
+            result.link(source, d, d - 1 if unbound and d > cut else d)
+    if unbound:
+        result.mixed.append((source, cut))
+        return result
+    _slice_link(result, source, cut, cut, start, start + shape(node)[cut])
+    return result
+
+
+RULES[operator.getitem] = _getitem
+
+
+def _shifted(before: int, after: int) -> tuple[Any, Any]:
+    """Conversions of an axis whose dimension gains entries on both sides, and back."""
+
+    def grow(a: FrameAxis) -> FrameAxis:
+        return replace(a, before=a.before + before, after=a.after + after)
+
+    def shrink(a: FrameAxis) -> FrameAxis | None:
+        if a.before < before or a.after < after:
+            return None
+        return replace(a, before=a.before - before, after=a.after - after)
+
+    return grow, shrink
+
+
+@relation_rule(aten.cat.default)
+def _cat(node: fx.Node) -> Relation:
+    """Joined text moves the video along; two framed operands on the joined dimension mix."""
+    parts = [n for n in argument(node, 0, "tensors") if isinstance(n, fx.Node)]
+    parts = [n for n in parts if shape(n) != (0,)]
+    dim = wrap(argument(node, 1, "dim", 0), len(shape(node)))
+    sizes = [shape(part)[dim] for part in parts]
+    framed = [part for part in parts if (a := axes_of(part)) and a[dim] is not None]
+    result = Relation()
+    for i, part in enumerate(parts):
+        for d in range(len(shape(part))):
+            if d != dim:
+                result.link(part, d, d)
+        if len(framed) > 1:
+            result.mixed.append((part, dim))
+            result.kept.add(dim)
+        else:
+            grow, shrink = _shifted(sum(sizes[:i]), sum(sizes[i + 1 :]))
+            result.links.append(Link(part, dim, dim, grow, shrink))
+    return result
+
+
+@relation_rule(aten.constant_pad_nd.default, aten.pad.default)
+def _pad(node: fx.Node) -> Relation:
+    operand = operand_of(node, 0)
+    if node.target is aten.pad.default and argument(node, 2, "mode", "constant") != "constant":
+        return barrier(node)
+    rank = len(shape(operand))
+    pads = list(argument(node, 1, "pad"))
+    result = Relation()
+    for d in range(rank):
+        k = 2 * (rank - 1 - d)
+        before, after = (pads[k], pads[k + 1]) if k + 1 < len(pads) else (0, 0)
+        grow, shrink = _shifted(before, after)
+        result.links.append(Link(operand, d, d, grow, shrink))
+    return result
+
+
+@relation_rule(aten.stack.default)
+def _stack(node: fx.Node) -> Relation:
+    dim = wrap(argument(node, 1, "dim", 0), len(shape(node)))
+    result = Relation()
+    for part in tensors(node):
+        for d in range(len(shape(part))):
+            result.link(part, d, d if d < dim else d + 1)
+    return result
+
+
+@relation_rule(aten.slice_scatter.default, aten.select_scatter.default)
+def _scatter(node: fx.Node) -> Relation:
+    """Writing at positions of a framed dimension mixes it; every other dimension is followed."""
+    base, source = operand_of(node, 0), operand_of(node, 1)
+    dim = wrap(argument(node, 2, "dim", 0), len(shape(base)))
+    selected = node.target is aten.select_scatter.default
+    result = Relation()
+    for d in range(len(shape(base))):
+        if d == dim and carries(base, d):
+            result.mixed.append((base, d))
+            result.kept.add(d)
+            if not selected:
+                result.mixed.append((source, d))
+            continue
+        result.link(base, d, d)
+        if d != dim:
+            result.link(source, d - 1 if selected and d > dim else d, d)
+    return result
+
+
+def carries(node: fx.Node, dim: int) -> bool:
+    """Whether a dimension of a node's value is known to carry frames."""
+    axes = axes_of(node)
+    return dim < len(axes) and axes[dim] is not None
+
+
+@relation_rule(aten.index_select.default)
+def _index_select(node: fx.Node) -> Relation:
+    operand, index = operand_of(node, 0), operand_of(node, 2)
+    dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
+    result = Relation(mixed=[(operand, dim)])
+    for d in range(len(shape(operand))):
+        if d != dim:
+            result.link(operand, d, d)
+    result.link(index, 0, dim)
+    return result
+
+
+@relation_rule(aten.embedding.default)
+def _embedding(node: fx.Node) -> Relation:
+    table, index = operand_of(node, 0), operand_of(node, 1)
+    result = Relation(mixed=[(table, 0)])
+    for d in range(len(shape(index))):
+        result.link(index, d, d)
+    result.link(table, 1, len(shape(index)))
+    return result
