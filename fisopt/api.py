@@ -62,6 +62,9 @@ def optimize(
 ) -> Any:
     """Make a video DiT faster.
 
+    Given a module that is optimised already, its original is optimised anew and what was
+    captured of it is used again: the quick way to compare passes.
+
     Args:
         model_or_pipeline: an nn.Module, or a diffusers pipeline: its ``transformer`` and, where
             there is one, ``transformer_2`` are replaced in place and the pipeline is returned.
@@ -97,8 +100,9 @@ def _optimize_module(
     strict: bool,
     scheduler_steps: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
+    captures = {}
     if isinstance(model, OptimizedModule):
-        model = model.original
+        model, captures = model.original, model.captures
     if model.training:
         raise InputError(
             f"{type(model).__name__} is in training mode; fisopt optimises inference: "
@@ -111,7 +115,7 @@ def _optimize_module(
             f"optimize of {type(model).__name__}: example_inputs is missing; with spec= pass the "
             "keyword arguments of one forward call"
         )
-    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps)
+    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps, captures)
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized

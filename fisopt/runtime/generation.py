@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ class _State:
     told_count: int | None = None
     seen: int = -1
     time: float | None = None
+    last: dict[str, int] = field(default_factory=dict)
 
 
 class Generation:
@@ -74,6 +75,7 @@ class Generation:
         state = self._state
         before = state.told_count
         state.told_count, state.seen, state.time = num_steps, -1, None
+        state.last.clear()
         try:
             yield
         finally:
@@ -95,9 +97,13 @@ class Generation:
                 "cache_context(step_index=...) is open; options that depend on the step "
                 "(dense_steps) need one of the two"
             )
-        times = self._scheduler_times()
-        if times is not None and (index := _nearest(times, time)) is not None:
-            state.time = time
+        if state.time is None or time > state.time:
+            state.last.clear()
+        times = self._scheduler_times() or []
+        expected = state.last.get(state.branch, -1) + 1
+        if near := _near(times, time):
+            index = min(near, key=lambda i: (abs(i - expected), i))
+            state.time, state.last[state.branch] = time, index
             return Step(index, state.told_count or len(times))
         if state.time is None or time > state.time:
             state.seen = 0
@@ -126,9 +132,9 @@ def _timestep(inputs: Mapping[str, Any]) -> float | None:
     return float(value) if isinstance(value, (int, float)) else None
 
 
-def _nearest(times: list[float], time: float) -> int | None:
-    """Index of a timestep in the scheduler's list; None if it is not one of them."""
-    for i, known in enumerate(times):
-        if abs(known - time) <= 1e-3 * max(1.0, abs(known)):
-            return i
-    return None
+def _near(times: list[float], time: float) -> list[int]:
+    """Positions in the scheduler's list that a timestep may be, rounded to bfloat16 or not."""
+    exact = [i for i, known in enumerate(times) if abs(known - time) <= 1e-6 * max(1.0, abs(known))]
+    return exact or [
+        i for i, known in enumerate(times) if abs(known - time) <= 4e-3 * max(1.0, abs(known))
+    ]

@@ -52,6 +52,7 @@ class OptimizedModule(nn.Module):
         backend: Backend,
         strict: bool,
         scheduler_steps: Callable[[], Any] | None = None,
+        captures: dict[Any, Program] | None = None,
     ) -> None:
         super().__init__()
         held = self.__dict__
@@ -59,7 +60,7 @@ class OptimizedModule(nn.Module):
         held["passes"] = tuple(passes)
         held["report"] = Report(type(model).__name__, backend)
         held["_spec"], held["_backend"], held["_strict"] = spec, backend, strict
-        held["_captures"] = {}
+        held["captures"] = {} if captures is None else captures
         held["_plans"] = {}
         held["_generation"] = Generation(scheduler_steps)
         held["training"] = False
@@ -107,9 +108,9 @@ class OptimizedModule(nn.Module):
             for x in inputs.leaves
         )
         key = (inputs.structure, form)
-        if key not in self._captures:
-            self._captures[key] = capture(self.original, inputs.kwargs(), self._spec)
-        captured: Program = self._captures[key]
+        if key not in self.captures:
+            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec)
+        captured: Program = self.captures[key]
         return captured.at(inputs)
 
     @contextmanager
@@ -121,6 +122,11 @@ class OptimizedModule(nn.Module):
                 stack.enter_context(theirs(name, **said))
             stack.enter_context(self._generation.context(name, **said))
             yield
+
+    @property
+    def branch(self) -> str:
+        """The guidance branch that is being run, as the pipeline names it."""
+        return self._generation.branch
 
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
@@ -143,7 +149,7 @@ class OptimizedModule(nn.Module):
         self.original.to(*args, **kwargs)
         tensors = [*self.original.parameters(), *self.original.buffers()]
         if before != {(t.device, t.dtype) for t in tensors}:
-            self._captures.clear()
+            self.captures.clear()
             self._plans.clear()
         return self
 

@@ -1,0 +1,147 @@
+"""Step, step count and guidance branch through the real diffusers pipelines, tiny components."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKLHunyuanVideo15,
+    ClassifierFreeGuidance,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    HunyuanVideo15Pipeline,
+    LTXPipeline,
+    WanPipeline,
+)
+
+import fisopt
+from tests.zoo import zoo
+
+DENSE_ENDS = fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))
+Run = Callable[[int], Any]
+
+
+def wan() -> tuple[Any, Run, list[str]]:
+    model = zoo()["wan"].model
+    pipe = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=model,
+    )
+    return pipe, _text_run(pipe, model.config.text_dim, 48, 17), ["cond", "uncond"]
+
+
+def cogvideox() -> tuple[Any, Run, list[str]]:
+    model = zoo()["cogvideox_2b"].model
+    pipe = CogVideoXPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        scheduler=CogVideoXDDIMScheduler(),
+        transformer=model,
+    )
+    return pipe, _text_run(pipe, model.config.text_embed_dim, 48, 17), ["cond_uncond"]
+
+
+def ltx() -> tuple[Any, Run, list[str]]:
+    model = zoo()["ltx"].model
+    pipe = LTXPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=None,
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        transformer=model,
+    )
+    masks = {
+        "prompt_attention_mask": torch.ones(1, 12),
+        "negative_prompt_attention_mask": torch.ones(1, 12),
+    }
+    return pipe, _text_run(pipe, model.config.caption_channels, 96, 33, **masks), ["cond_uncond"]
+
+
+def hunyuan_video15() -> tuple[Any, Run, list[str]]:
+    model = zoo()["hunyuan_video15"].model
+    pipe = HunyuanVideo15Pipeline(
+        text_encoder=None,
+        tokenizer=None,
+        transformer=model,
+        vae=AutoencoderKLHunyuanVideo15(
+            latent_channels=4, block_out_channels=(8, 8, 8, 8, 8), layers_per_block=1
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=5.0),
+        text_encoder_2=None,
+        tokenizer_2=None,
+        guider=ClassifierFreeGuidance(guidance_scale=4.0),
+    )
+    config = model.config
+
+    def texts(prefix: str) -> dict[str, torch.Tensor]:
+        return {
+            f"{prefix}prompt_embeds": torch.randn(1, 12, config.text_embed_dim),
+            f"{prefix}prompt_embeds_mask": torch.ones(1, 12),
+            f"{prefix}prompt_embeds_2": torch.randn(1, 7, config.text_embed_2_dim),
+            f"{prefix}prompt_embeds_mask_2": torch.ones(1, 7),
+        }
+
+    def run(steps: int) -> Any:
+        return pipe(
+            **texts(""),
+            **texts("negative_"),
+            height=48,
+            width=64,
+            num_frames=17,
+            num_inference_steps=steps,
+            output_type="latent",
+        ).frames
+
+    return pipe, run, ["pred_cond", "pred_uncond"]
+
+
+def _text_run(pipe: Any, width: int, height: int, num_frames: int, **more: Any) -> Run:
+    def run(steps: int) -> Any:
+        return pipe(
+            prompt_embeds=torch.randn(1, 12, width),
+            negative_prompt_embeds=torch.randn(1, 12, width),
+            height=height,
+            width=height * 4 // 3,
+            num_frames=num_frames,
+            num_inference_steps=steps,
+            output_type="latent",
+            **more,
+        ).frames
+
+    return run
+
+
+@pytest.mark.parametrize("build", [wan, cogvideox, ltx, hunyuan_video15])
+def test_dense_ends_through_the_pipeline(
+    build: Callable[[], tuple[Any, Run, list[str]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe, run, branches = build()
+    pipe.set_progress_bar_config(disable=True)
+    original = pipe.transformer
+    assert fisopt.optimize(pipe, [DENSE_ENDS], backend="eager") is pipe
+    assert pipe.transformer.original is original
+    seen: list[tuple[str, bool]] = []
+    plan = fisopt.OptimizedModule.plan
+
+    def spy(self: Any, inputs: Any, passes: Any) -> Any:
+        seen.append((self.branch, bool(passes)))
+        return plan(self, inputs, passes)
+
+    monkeypatch.setattr(fisopt.OptimizedModule, "plan", spy)
+    for steps in (4, 3):
+        seen.clear()
+        assert torch.isfinite(run(steps)).all()
+        wanted = [(b, 0 < step < steps - 1) for step in range(steps) for b in branches]
+        assert seen == wanted
+    densities = [variant.density for variant in pipe.transformer.report.variants]
+    assert densities[0] == 1.0
+    assert len(densities) == 2
+    assert densities[1] < 1.0
