@@ -10,6 +10,7 @@ import typer
 import fisopt
 from fisopt import models
 from fisopt.cli import demo as _demo
+from fisopt.cli import help as texts
 from fisopt.cli.console import errors, stderr, stdout
 from fisopt.cli.expressions import parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
@@ -52,36 +53,19 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=texts.APP)
 def main(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
-    """Make video diffusion transformers faster by rewriting their graphs; nothing is retrained.
-
-    \b
-    Examples:
-      fisopt demo                                       clips, dense and optimised, into out/
-      fisopt models                                     which models are known
-      fisopt inspect wan2.2-a14b                        what a model costs, with no weights
-      fisopt inspect wan2.2-a14b --pass fis-a           ... and what a preset makes of it
-
-    From Python it is one call: [cyan]fisopt.optimize(pipe, passes=["fis-a"])[/cyan].
-    """
+    """The ``fisopt`` command."""
     del version
 
 
-@app.command("models")
+@app.command("models", help=texts.MODELS)
 def models_command(traceback: Traceback = False) -> None:
-    """List the model families, their published models with shapes and sizes, and the presets.
-
-    \b
-    Example:
-      fisopt models
-
-    The names in the second column are what [cyan]fisopt inspect[/cyan] takes.
-    """
+    """List the published models."""
     with errors(traceback):
         rows = []
         with stderr().status("reading the adapters") as status:
@@ -94,17 +78,18 @@ def models_command(traceback: Traceback = False) -> None:
         stdout().print(models_table(rows))
 
 
-@app.command("inspect")
+@app.command("inspect", help=texts.INSPECT)
 def inspect_command(
     model: Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")],
     height: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the video in pixels [published].")
+        int | None, typer.Option(min=1, help="Rows of the video in pixels (default: as published).")
     ] = None,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Columns of the video in pixels [published].")
+        int | None,
+        typer.Option(min=1, help="Columns of the video in pixels (default: as published)."),
     ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of the video [published].")
+        int | None, typer.Option(min=1, help="Frames of the video (default: as published).")
     ] = None,
     passes: Passes = None,
     steps: Annotated[
@@ -120,19 +105,7 @@ def inspect_command(
     strict: Strict = True,
     traceback: Traceback = False,
 ) -> None:
-    """Show what a published model computes and what passes make of it; no weights are needed.
-
-    The model is built from shapes alone, captured as a graph of blocks, rewritten, verified
-    and costed; the largest takes about a minute and a few GB.
-
-    \b
-    Examples:
-      fisopt inspect wan2.2-ti2v-5b
-      fisopt inspect wan2.2-a14b --frames 41 --height 480 --width 832
-      fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
-      fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
-      fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
-    """
+    """Capture, rewrite and cost a published model on the meta device."""
     with errors(traceback):
         parsed = parse_passes(passes or [])
         with stderr().status("starting") as status:
@@ -149,13 +122,13 @@ def inspect_command(
         stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))
 
 
-@app.command("demo")
+@app.command("demo", help=texts.DEMO)
 def demo_command(
     prompts: Annotated[
         list[str] | None,
         typer.Option(
             "--prompt",
-            help="COLOUR SHAPE moving DIRECTION SPEED over BACKGROUND; repeatable [six prompts].",
+            help="COLOUR SHAPE moving DIRECTION SPEED over BACKGROUND; repeatable (default: six).",
             show_default=False,
         ),
     ] = None,
@@ -165,36 +138,20 @@ def demo_command(
         str | None,
         typer.Option(
             help="inductor compiles both models, eager neither "
-            "[inductor where there is a C++ compiler].",
+            "(default: inductor where there is a C++ compiler).",
             show_default=False,
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 2.0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Another trained testbed, a folder written by save_pretrained."),
+    ] = None,
     traceback: Traceback = False,
 ) -> None:
-    """Generate the same clips with the bundled testbed model, dense and optimised, and compare.
-
-    Both run on this machine, from the same noise, both compiled, and are warmed up before they
-    are timed.  Writes an animated side-by-side (GIF and MP4), a still sheet (PNG) and the
-    figures (JSON).
-
-    \b
-    Examples:
-      fisopt demo
-      fisopt demo --steps 4 --pass fis-a
-      fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
-      fisopt demo --prompt "red circle moving left fast over waves" --seed 7
-
-    \b
-    Words of a prompt:
-      COLOUR      red green blue yellow magenta cyan
-      SHAPE       circle square triangle
-      DIRECTION   left right up down
-      SPEED       slow fast
-      BACKGROUND  plain waves stripes checks clouds
-    """
+    """Run the testbed dense and optimised, side by side."""
     with errors(traceback):
         settings = _demo.Settings(
             prompts=tuple(prompts or _demo.PROMPTS),
@@ -204,5 +161,6 @@ def demo_command(
             seed=seed,
             guidance=guidance,
             out=out,
+            weights=weights,
         )
         _demo.run(settings, stdout(), stderr())

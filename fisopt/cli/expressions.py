@@ -50,7 +50,7 @@ def parse_pass(text: str) -> Pass | str:
     passes = known_passes()
     if name not in passes:
         raise ValueError(
-            f"unknown pass or preset {name!r}; {_nearest(name, [*passes, *PRESETS])}. "
+            f"unknown pass or preset {name!r}; {_nearest(name, [*passes, *PRESETS])} "
             f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
         )
     if not isinstance(expression, ast.Call):
@@ -81,7 +81,7 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
             raise _unreadable(text, "** is not allowed")
         if keyword.arg not in options:
             raise ValueError(
-                f"{cls.__name__} has no option {keyword.arg!r}; {_nearest(keyword.arg, options)}. "
+                f"{cls.__name__} has no option {keyword.arg!r}; {_nearest(keyword.arg, options)} "
                 f"Options are {', '.join(options)}"
             )
         try:
@@ -100,7 +100,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     by_lower = {word.lower(): word for word in known}
     near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.3)
     if not near:
-        return "nothing is named like it"
+        return "nothing is named like it."
     return f"did you mean {' or '.join(by_lower[word] for word in near)}?"
 
 

@@ -23,7 +23,8 @@ from fisopt.rewrite.pass_manager import Applied, PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.text import format_graph
 
-FIRST_LINES = 24
+FIRST_LINES = 16
+_BLOCK = re.compile(r" = (block_|fisopt::)")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _summary(found: Inspection) -> Table:
 def _blocks(found: Inspection) -> Table:
     table = Table(title="Blocks by kind", title_justify="left", header_style="bold")
     table.add_column("kind", style="cyan")
-    table.add_column("blocks")
+    table.add_column("blocks", overflow="fold")
     for header in ("count", "operators", "TFLOPs each", "self-attention"):
         table.add_column(header, justify="right")
     for group in repeated_blocks(found.dense):
@@ -216,8 +217,19 @@ def _verdict(found: Inspection) -> Table:
 
 def _text(title: str, program: Program, blocks: bool, full: bool) -> Iterator[RenderableType]:
     lines = format_graph(program, blocks=blocks).splitlines()
-    shown = lines if full else lines[:FIRST_LINES]
     yield Text(title, style="bold")
-    yield Text("\n".join(shown), no_wrap=True, overflow="ellipsis" if not full else "ignore")
-    if len(shown) < len(lines):
-        yield Text(f"... {len(lines) - len(shown)} more lines; --full prints them", style="dim")
+    if full:
+        yield Text("\n".join(lines), no_wrap=True, overflow="ignore")
+        return
+    shown = excerpt(lines)
+    yield Text("\n".join(shown), no_wrap=True, overflow="ellipsis")
+    yield Text(f"{len(lines)} lines in all; --full prints them", style="dim")
+
+
+def excerpt(lines: Sequence[str]) -> list[str]:
+    """The first lines of a program: its inputs, and from a little before the first block on."""
+    head = next((i for i, line in enumerate(lines) if " = " in line), len(lines))
+    block = next((i for i, line in enumerate(lines) if _BLOCK.search(line)), head)
+    start = max(head, block - 2)
+    between = [f"  ... {start - head} lines before the first block"] if start > head else []
+    return [*lines[:head], *between, *lines[start : start + FIRST_LINES]]

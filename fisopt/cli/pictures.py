@@ -18,6 +18,7 @@ SCALE = 5
 FPS = 8
 REPEATS = 3
 SHEET_FRAMES = 8
+SHEET_SCALE = 3
 GAP = 12
 LINE = 18
 BACKGROUND = (24, 26, 30)
@@ -96,13 +97,13 @@ def animation_frame(pairs: list[Pair], index: int, speed_up: str) -> np.ndarray:
         for half, (label, clip, right) in enumerate(halves):
             left = x + half * (width + GAP // 2)
             _write(draw, left, y + LINE, label, RIGHT if right else WRONG, width)
-            canvas.paste(_enlarged(clip[index]), (left, y + 2 * LINE))
+            canvas.paste(_enlarged(clip[index], SCALE), (left, y + 2 * LINE))
     return np.asarray(canvas)
 
 
 def still_sheet(pairs: list[Pair], speed_up: str) -> np.ndarray:
     """A sheet of stills: two rows a prompt, dense above optimised; columns are frames."""
-    height, width = (SCALE * size // 2 for size in pairs[0].dense.shape[1:3])
+    height, width = (SHEET_SCALE * size for size in pairs[0].dense.shape[1:3])
     count = len(pairs[0].dense)
     chosen = np.linspace(0, count - 1, min(count, SHEET_FRAMES)).round().astype(int)
     label = 110
@@ -123,7 +124,7 @@ def still_sheet(pairs: list[Pair], speed_up: str) -> np.ndarray:
             middle = top + (height - LINE) // 2
             _write(draw, GAP, middle, name, RIGHT if right else WRONG, label)
             for column, frame in enumerate(chosen):
-                still = _enlarged(clip[frame]).resize((width, height), Image.Resampling.BOX)
+                still = _enlarged(clip[frame], SHEET_SCALE)
                 canvas.paste(still, (label + column * (width + 2), top))
     return np.asarray(canvas)
 
@@ -134,9 +135,9 @@ def _canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     return canvas, ImageDraw.Draw(canvas)
 
 
-def _enlarged(frame: np.ndarray) -> Image.Image:
+def _enlarged(frame: np.ndarray, scale: int) -> Image.Image:
     pixels = Image.fromarray((255 * frame).round().astype(np.uint8))
-    size = (pixels.width * SCALE, pixels.height * SCALE)
+    size = (pixels.width * scale, pixels.height * scale)
     return pixels.resize(size, Image.Resampling.NEAREST)
 
 

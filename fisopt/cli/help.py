@@ -1,0 +1,59 @@
+"""The texts of ``--help``; a paragraph that starts with a backspace keeps its line breaks."""
+
+from __future__ import annotations
+
+APP = """Make video diffusion transformers faster by rewriting their graphs; nothing is retrained.
+
+\b
+Examples:
+  fisopt demo                             clips, dense and optimised, in out/
+  fisopt models                           which models are known
+  fisopt inspect wan2.2-a14b              what a model costs, without weights
+  fisopt inspect wan2.2-a14b -p fis-a     ... and what a preset makes of it
+
+From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
+"""
+
+MODELS = """List the model families, their published models with shapes and sizes, and the presets.
+
+\b
+Example:
+  fisopt models
+
+The names in the second column are what [cyan]fisopt inspect[/cyan] takes.
+"""
+
+INSPECT = """Show what a published model computes and what passes make of it; no weights are needed.
+
+The model is built from shapes alone, captured as a graph of blocks, rewritten, verified and
+costed; the largest takes about a minute and a few GB.
+
+\b
+Examples:
+  fisopt inspect wan2.2-ti2v-5b
+  fisopt inspect wan2.2-a14b --frames 41 --height 480 --width 832
+  fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
+  fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, scope="attention")'
+  fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
+"""
+
+DEMO = """Generate the same clips with the bundled testbed model, dense and optimised, and compare.
+
+Both run on this machine, from the same noise, both compiled, and are warmed up before they are
+timed.  Writes an animated side-by-side (GIF and MP4), a still sheet (PNG) and the figures (JSON).
+
+\b
+Examples:
+  fisopt demo
+  fisopt demo --steps 4 --pass fis-a
+  fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
+  fisopt demo --prompt "red circle moving left fast over waves" --seed 7
+
+\b
+Words of a prompt:
+  COLOUR      red green blue yellow magenta cyan
+  SHAPE       circle square triangle
+  DIRECTION   left right up down
+  SPEED       slow fast
+  BACKGROUND  plain waves stripes checks clouds
+"""
