@@ -21,8 +21,9 @@ class ModelSpec:
             (``"layers.*"``); the modules that match are the video blocks.
         grid: The token grid (latent frames F, rows H, columns W) of the example inputs, or a
             function from the keyword arguments of one forward call to that triple.
-        prepare: For a model with a data-dependent prologue, a function that returns an
-            equal module made of tensor operations only; it shares the parameters.
+        prepare: For a model that export cannot trace at every shape (decisions on data, tables
+            for one size), a function that returns an equal module of tensor operations; it
+            shares the parameters, under the same paths.
     """
 
     blocks: tuple[str, ...]

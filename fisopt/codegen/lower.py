@@ -89,7 +89,9 @@ def _inline_contracts(module: fx.GraphModule) -> None:
             continue
         reference = CONTRACTS.get(target)
         if reference is None:
-            raise LoweringError(f"{target} has no contract in rewrite/ops, so nothing implements it")
+            raise LoweringError(
+                f"{target} has no contract in rewrite/ops, so nothing implements it"
+            )
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
         operands = [node.args[i] for i in places]
 

@@ -140,6 +140,8 @@ class OptimizedModule(nn.Module):
             self.plan(inputs, tuple(passes)).run(*(x for _, x in inputs.tensors()))
 
     def __getattr__(self, name: str) -> Any:
+        if "original" not in self.__dict__:
+            raise AttributeError(name)
         return getattr(self.__dict__["original"], name)
 
     def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:  # type: ignore[override]

@@ -32,7 +32,11 @@ class Variant:
 
     @staticmethod
     def of(
-        dense: Program, program: Program, applied: list[Applied], passes: tuple[str, ...], stages: int
+        dense: Program,
+        program: Program,
+        applied: list[Applied],
+        passes: tuple[str, ...],
+        stages: int,
     ) -> Variant:
         """Describe a rewritten Program."""
         kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
