@@ -100,9 +100,10 @@ def _optimize_module(
     strict: bool,
     scheduler_steps: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
-    captures = {}
+    captures: dict[Any, Program] = {}
     if isinstance(model, OptimizedModule):
-        model, captures = model.original, model.captures
+        captures = model.captures
+        model = model.original
     if model.training:
         raise InputError(
             f"{type(model).__name__} is in training mode; fisopt optimises inference: "

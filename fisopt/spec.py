@@ -1,4 +1,4 @@
-"""What a caller or a model adapter says about a model: where its blocks are and what its grid is."""
+"""What a caller or an adapter says about a model: where its blocks are, what its grid is."""
 
 from __future__ import annotations
 

@@ -89,20 +89,18 @@ def _inline_contracts(module: fx.GraphModule) -> None:
             continue
         reference = CONTRACTS.get(target)
         if reference is None:
-            raise LoweringError(
-                f"{target} has no contract in rewrite/ops, so nothing implements it"
-            )
+            raise LoweringError(f"{target} has no contract in rewrite/ops; nothing implements it")
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
-        operands = [node.args[i] for i in places]
+        operands = [a for a in node.args if isinstance(a, fx.Node)]
 
         def run(*values: torch.Tensor) -> torch.Tensor:
             args = list(node.args)  # noqa: B023 - traced at once
             for i, value in zip(places, values, strict=True):  # noqa: B023
-                args[i] = value  # type: ignore[call-overload]
+                args[i] = value
             return reference(*args)  # noqa: B023
 
         with mode, torch.no_grad():
-            traced = make_fx(run)(*(n.meta["val"] for n in operands))  # type: ignore[union-attr]
+            traced = make_fx(run)(*(n.meta["val"] for n in operands))
         _inline(module.graph, node, traced.graph, operands)
 
 
@@ -117,6 +115,9 @@ def _inline(graph: fx.Graph, node: fx.Node, body: fx.Graph, args: Any) -> None:
         node.replace_all_uses_with(result)
     else:
         for user in list(node.users):
-            user.replace_all_uses_with(result[user.args[1]])  # type: ignore[index]
+            piece = result[user.args[1]]  # type: ignore[index]
+            if not isinstance(piece, fx.Node):
+                raise LoweringError(f"{node.format_node()}: result {user.args[1]} is no tensor")
+            user.replace_all_uses_with(piece)
             graph.erase_node(user)
     graph.erase_node(node)

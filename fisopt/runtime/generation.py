@@ -112,8 +112,8 @@ class Generation:
         state.time = time
         if state.told_count is not None and state.seen >= state.told_count:
             raise ScheduleError(
-                f"generation(num_steps={state.told_count}): this is step {state.seen + 1}; open a new "
-                "generation() for every clip, with its number of steps"
+                f"generation(num_steps={state.told_count}): this is step {state.seen + 1}; open a "
+                "new generation() for every clip, with its number of steps"
             )
         return Step(state.seen, state.told_count)
 

@@ -44,6 +44,12 @@ class OptimizedModule(nn.Module):
         report: what each pass did to which block.
     """
 
+    original: nn.Module
+    passes: tuple[Pass, ...]
+    report: Report
+    captures: dict[Any, Program]
+    _generation: Generation
+
     def __init__(
         self,
         model: nn.Module,
@@ -144,7 +150,7 @@ class OptimizedModule(nn.Module):
             raise AttributeError(name)
         return getattr(self.__dict__["original"], name)
 
-    def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:  # type: ignore[override]
+    def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:
         """Move the original; what was compiled for its old device or dtype is dropped."""
         tensors = [*self.original.parameters(), *self.original.buffers()]
         before = {(t.device, t.dtype) for t in tensors}
