@@ -18,11 +18,12 @@ from torch import fx
 from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.analysis import Attention, residual_source, results, self_attentions
 from fisopt.rewrite.axes import Axes, axes_of, carries_frames
-from fisopt.rewrite.demand import TABLES, Restrict, Restricted, analyse
+from fisopt.rewrite.demand import analyse
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
+from fisopt.rewrite.restrict import TABLES, Restrict, Restricted
 from fisopt.rewrite.rewriter import Rewriter
 
 KV = Literal["anchors", "all"]
@@ -196,6 +197,10 @@ class _Interleaver:
             self.rewriter.skip(where, reason)
             return
         restricted = self._restrict(index, call, body, len(anchors), framed, found)
+        if not restricted.tables and not restricted.narrowed:
+            reason = "every value in it is needed on every frame"
+            self.rewriter.skip(where, "; ".join([reason, *restricted.barriers]))
+            return
         for barrier in restricted.barriers:
             self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
         self._rewrite(call, restricted, anchors, outputs, sources)

@@ -19,8 +19,8 @@ def annotate(graph: fx.Graph, wider: fx.Graph, frames: int) -> None:
         frames: token-grid frames of ``graph``.
 
     A dimension carries frames if its size differs between the two.  Where in the dimension
-    the video sits is known at the inputs and follows from the operators; a dimension that
-    nothing places is frame-major.
+    the video sits is known at the inputs and follows from the operators; a dimension that an
+    operator makes and nothing places is frame-major.
     """
     _Propagation(graph, wider, frames).run()
 
@@ -45,9 +45,24 @@ class _Propagation:
             if (node.op == "placeholder" and offset == 0) or (slope, offset) == (1, 0):
                 self._set(node, d, FrameAxis(self.frames, inner=slope))
         self._settle()
-        while place := next((p for p, (_, offset) in self.unknown.items() if offset == 0), None):
+        while place := next((p for p in self.unknown if self._made_here(*p)), None):
             self._set(*place, FrameAxis(self.frames, inner=self.unknown[place][0]))
             self._settle()
+
+    def _made_here(self, node: fx.Node, dim: int) -> bool:
+        """Whether the dimension is made by the operator itself, so nothing else can place it."""
+        if self.unknown[node, dim][1] != 0:
+            return False
+        if node.op != "call_function":
+            return True
+        found = relation(node)
+        if found.barrier or dim in found.kept:
+            return False
+        from_operands = [link for link in found.links if link.out == dim]
+        return not any(
+            (link.operand, link.dim) in self.axes or (link.operand, link.dim) in self.unknown
+            for link in from_operands
+        )
 
     def _settle(self) -> None:
         changed = True

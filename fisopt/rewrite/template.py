@@ -242,9 +242,10 @@ class Template:
     """A traced model that gives a static graph for every shape it accepts.
 
     The first export leaves the frame count open.  The first inputs that differ in anything else
-    cause a second one with every dimension open, which serves the shapes to come.  What a
-    model bakes in all the same is traced again for that shape.  Either way graphs of two frame
-    counts correspond node for node, by name.
+    cause a second one with every dimension open, which serves the shapes to come; sizes of one
+    stay closed, so a batch of one and a batch of more are two exports.  What a model bakes in
+    all the same is traced again for that shape.  Either way graphs of two frame counts
+    correspond node for node, by name.
     """
 
     model: nn.Module
@@ -256,7 +257,7 @@ class Template:
     _attrs: dict[str, Any] = field(default_factory=dict)
     _values: dict[Any, Any] = field(default_factory=dict)
     _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
-    _general: bool = False
+    _opened: set[tuple[Any, ...]] = field(default_factory=set)
 
     def instantiate(self, inputs: Inputs) -> fx.GraphModule:
         """Return the static graph for inputs of these shapes; values are fake tensors."""
@@ -273,7 +274,8 @@ class Template:
 
         A model that refuses open dimensions is left to be traced for each shape.
         """
-        self._general |= general
+        if general:
+            self._opened.add(_ones(inputs))
         shapes = symbolic_dims(inputs, None if general else self.frame_dims)
         self.exports += 1
         try:
@@ -287,7 +289,8 @@ class Template:
         for traced in self.symbolic:
             if traced.accepts(inputs):
                 return traced.module
-        if self.symbolic and not self._general and _constants(inputs) == self.symbolic[0].constants:
+        same = any(_constants(inputs) == traced.constants for traced in self.symbolic)
+        if same and _ones(inputs) not in self._opened:
             self.trace(inputs, general=True)
             return self.traced_for(inputs)
         key = inputs.key()
@@ -345,6 +348,18 @@ def _constants(inputs: Inputs) -> tuple[Any, ...]:
         return int if isinstance(value, int) and not isinstance(value, bool) else value
 
     return (inputs.structure, *(leaf(x) for x in inputs.leaves))
+
+
+def _ones(inputs: Inputs) -> tuple[Any, ...]:
+    """The sizes that an export with every dimension open leaves closed: those of one."""
+    return (
+        inputs.structure,
+        *(
+            tuple(d for d, size in enumerate(x.shape) if size <= 1)
+            for x in inputs.leaves
+            if isinstance(x, torch.Tensor)
+        ),
+    )
 
 
 Runs = Callable[[Inputs], bool]

@@ -158,7 +158,11 @@ def _attention(node: fx.Node) -> Relation:
             if shape(operand)[d] == shape(node)[d]:
                 result.link(operand, d, d)
         result.mixed.append((operand, rank - 1 if operand is not value else rank - 2))
-    result.link(query, rank - 2, rank - 2)
+    if argument(node, 5, "is_causal", False):  # a query's number says what it may see
+        result.mixed.append((query, rank - 2))
+        result.kept.add(rank - 2)
+    else:
+        result.link(query, rank - 2, rank - 2)
     result.mixed.append((key, rank - 2))
     result.ties.append(((key, rank - 2), (value, rank - 2)))
     result.link(value, rank - 1, rank - 1)

@@ -254,7 +254,7 @@ def carries(node: fx.Node, dim: int) -> bool:
 def _index_select(node: fx.Node) -> Relation:
     operand, index = operand_of(node, 0), operand_of(node, 2)
     dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
-    result = Relation(mixed=[(operand, dim)])
+    result = Relation(addressed=[(operand, dim)])
     for d in range(len(shape(operand))):
         if d != dim:
             result.link(operand, d, d)
@@ -262,10 +262,73 @@ def _index_select(node: fx.Node) -> Relation:
     return result
 
 
+@relation_rule(aten.gather.default)
+def _gather(node: fx.Node) -> Relation:
+    """The index has the result's shape; dimensions that it does not cover cannot be followed."""
+    operand, index = operand_of(node, 0), operand_of(node, 2)
+    dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
+    result = Relation(addressed=[(operand, dim)])
+    for d in range(len(shape(operand))):
+        result.link(index, d, d)
+        if d == dim:
+            continue
+        if shape(operand)[d] == shape(index)[d]:
+            result.link(operand, d, d)
+        else:
+            result.addressed.append((operand, d))
+    return result
+
+
+@relation_rule(aten.index.Tensor)
+def _index(node: fx.Node) -> Relation:
+    """Index tensors are broadcast together and take the place of the dimensions they read."""
+    operand = operand_of(node, 0)
+    rank = len(shape(operand))
+    given = list(argument(node, 1, "indices"))
+    given += [None] * (rank - len(given))
+    read = [d for d, index in enumerate(given) if index is not None]
+    indices = [given[d] for d in read]
+    if any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in indices):
+        return _by_number(node)
+    wide = max(len(shape(n)) for n in indices)
+    first = read[0] if read == list(range(read[0], read[-1] + 1)) else 0
+    result = Relation(addressed=[(operand, d) for d in read])
+    rest = [d for d in range(rank) if d not in read]
+    for i, d in enumerate(rest):
+        result.link(operand, d, i if i < first else i + wide)
+    for n in indices:
+        sizes = shape(n)
+        for back in range(1, len(sizes) + 1):
+            out = first + wide - back
+            if sizes[-back] == shape(node)[out]:
+                result.link(n, len(sizes) - back, out)
+    return result
+
+
+@relation_rule(
+    aten.index_put.default,
+    aten.index_add.default,
+    aten.index_copy.default,
+    aten.index_fill.int_Scalar,
+    aten.scatter.src,
+    aten.scatter.value,
+    aten.scatter_add.default,
+    aten.scatter_reduce.two,
+    aten.masked_scatter.default,
+    aten.masked_select.default,
+    aten.take.default,
+    aten.put.default,
+)
+def _by_number(node: fx.Node) -> Relation:
+    """Entries are read or written by numbers, or by a count of what a mask lets through."""
+    every = [(operand, d) for operand in tensors(node) for d in range(len(shape(operand)))]
+    return Relation(addressed=every, kept=set(range(len(shape(node)))), barrier=True)
+
+
 @relation_rule(aten.embedding.default)
 def _embedding(node: fx.Node) -> Relation:
     table, index = operand_of(node, 0), operand_of(node, 1)
-    result = Relation(mixed=[(table, 0)])
+    result = Relation(addressed=[(table, 0)])
     for d in range(len(shape(index))):
         result.link(index, d, d)
     result.link(table, 1, len(shape(index)))

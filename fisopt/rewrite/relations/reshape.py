@@ -78,6 +78,8 @@ def _view(node: fx.Node) -> Relation:
 def _reshaped(operand: fx.Node, source: tuple[int, ...], target: tuple[int, ...]) -> Relation:
     result = Relation()
     axes = axes_of(operand)
+    if 0 in source:
+        return result
     for left, right in _groups(source, target):
         run_in = tuple(source[d] for d in left)
         run_out = tuple(target[d] for d in right)

@@ -40,6 +40,8 @@ class Relation:
         links: dimensions followed one to one.
         mixed: operand dimensions whose entries are combined (contraction, softmax, reduction).
         kept: result dimensions computed from a mixed operand dimension of the same position.
+        addressed: operand dimensions whose entries are read or written by number: the numbers
+            speak of the whole dimension, so it is never cut.
         ties: pairs of operand dimensions that are combined entry by entry.
         constant: result dimensions along which the value does not change (broadcast, fill).
         barrier: the operator is not in the table.
@@ -48,6 +50,7 @@ class Relation:
     links: list[Link] = field(default_factory=list)
     mixed: list[tuple[fx.Node, int]] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
+    addressed: list[tuple[fx.Node, int]] = field(default_factory=list)
     ties: list[tuple[tuple[fx.Node, int], tuple[fx.Node, int]]] = field(default_factory=list)
     constant: set[int] = field(default_factory=set)
     barrier: bool = False
