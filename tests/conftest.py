@@ -1,0 +1,60 @@
+"""Fixtures shared by the tests: tiny models, each captured once a process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import settings
+
+import fisopt
+from fisopt import Program
+from tests.zoo import Case, zoo
+
+GRID = (5, 3, 4)
+
+settings.register_profile("fisopt", deadline=None, max_examples=60, derandomize=True)
+settings.load_profile("fisopt")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of one model in one worker, so that it is captured once."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if isinstance(case := params.get("case"), Case):
+            item.add_marker(pytest.mark.xdist_group(case.name))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny models run faster on one thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@cache
+def captured(name: str) -> Program:
+    """The Program of a tiny model, every size open, batch of two."""
+    case = zoo()[name]
+    return fisopt.capture(case.model, case.inputs(*GRID, batch=2), dynamic="all")
+
+
+@pytest.fixture
+def program(case: Case) -> Program:
+    """The Program of the test's ``case``."""
+    return captured(case.name)
+
+
+@pytest.fixture
+def wan() -> Program:
+    """The Program of the tiny Wan, for tests that need some video transformer."""
+    return captured("wan")
