@@ -11,12 +11,13 @@ import fisopt
 from fisopt import models
 from fisopt.cli import demo as _demo
 from fisopt.cli import help as texts
+from fisopt.cli.catalog import models_table, size_of
 from fisopt.cli.console import errors, stderr, stdout
 from fisopt.cli.expressions import parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
-from fisopt.cli.models import models_table, size_of
 
 app = typer.Typer(
+    name="fisopt",
     no_args_is_help=True,
     rich_markup_mode="rich",
     add_completion=False,

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 import fisopt
-from fisopt.cli.models import short
+from fisopt.cli.catalog import short
 from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend

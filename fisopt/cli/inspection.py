@@ -14,7 +14,7 @@ from rich.text import Text
 
 import fisopt
 from fisopt import models
-from fisopt.cli.models import Size, short, size_of
+from fisopt.cli.catalog import Size, short, size_of
 from fisopt.cli.schedule import Plan, plan_steps
 from fisopt.rewrite.analysis import repeated_blocks
 from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, program_cost

@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+import fisopt
+from fisopt import models
+from fisopt.cli import app
+from fisopt.cli.inspection import excerpt, ranges
+from fisopt.models import testbed
+
+
+def fisopt_command(*args: str) -> Result:
+    return CliRunner().invoke(app, args, env={"COLUMNS": "140", "TERM": "dumb"})
+
+
+@pytest.fixture
+def two_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "build", partial(models.build, num_layers=2))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained testbed of two layers, saved as a trained one is."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    testbed.build_pipeline(testbed.build_transformer(num_layers=2)).save_pretrained(folder)
+    return folder
+
+
+def test_help_teaches() -> None:
+    result = fisopt_command("--help")
+    assert result.exit_code == 0
+    for command in ("demo", "models", "inspect"):
+        assert f"fisopt {command}" in result.output
+        page = fisopt_command(command, "--help")
+        assert page.exit_code == 0
+        assert f"  fisopt {command}" in page.output, "no example"
+
+
+def test_no_arguments_shows_the_help() -> None:
+    assert "Usage: fisopt" in fisopt_command().output
+
+
+def test_version() -> None:
+    assert fisopt_command("--version").output == f"fisopt {fisopt.__version__}\n"
+
+
+def test_python_m_fisopt() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "fisopt", "--version"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert done.stdout == f"fisopt {fisopt.__version__}\n"
+
+
+def test_models_lists_every_published_model() -> None:
+    result = fisopt_command("models")
+    assert result.exit_code == 0, result.output
+    for name in models.published():
+        assert name in result.output
+    for name in fisopt.PRESETS:
+        assert name in result.output
+    row = next(line for line in result.output.splitlines() if "wan2.2-a14b" in line)
+    for cell in ("81 x 720 x 1280", "21 x 45 x 80", "75,600", "40", "14.29 B"):
+        assert cell in row
+
+
+@pytest.mark.usefixtures("two_layers")
+def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
+    size = ("--height", "64", "--width", "96", "--frames", "33")
+    result = fisopt_command(
+        "inspect", "WAN2.1-1.3B", *size, "--pass", "FrameInterleave(stride=4, dense_steps=(0,))"
+    )
+    assert result.exit_code == 0, result.output
+    for line in (
+        "Wan2.1-T2V-1.3B, 33 frames of 64 x 96 pixels",
+        "9 latent frames x 4 x 6 = 216 video tokens; 2 layers",
+        "blocks.0-1",
+        "self-attention",
+        "predicted speed-up",
+        "over 4 denoising steps (dense: 0)",
+        "2 of 2 blocks sparse",
+        "%hidden_states: [1, 16, f9, 8, 12]",
+        "fisopt::gather_frames(",
+    ):
+        assert line in result.output
+    assert "fisopt::gather_frames" not in result.output.split("program after the passes")[0]
+
+
+@pytest.mark.usefixtures("two_layers")
+def test_inspect_full_text_with_blocks() -> None:
+    size = ("--height", "32", "--width", "32", "--frames", "9")
+    result = fisopt_command("inspect", "wan2.1-1.3b", *size, "--blocks", "--full")
+    assert result.exit_code == 0, result.output
+    assert "\nblock_a\n" in result.output
+    assert "aten::scaled_dot_product_attention(" in result.output
+    assert "more lines" not in result.output
+    assert "predicted" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("wan2.2-a14",), "unknown model 'wan2.2-a14'; the nearest names are wan2.2-a14b"),
+        (("wan2.2-a14b", "--pass", "fis-x"), "unknown pass or preset 'fis-x'; did you mean fis-"),
+        (("wan2.2-a14b", "--pass", "FrameInterleave(stride=)"), "cannot read pass"),
+        (("wan2.2-a14b", "--pass", "FrameInterleave(stride=-1)"), "stride must be"),
+        (("wan2.2-a14b", "--height", "719"), "height: got 719, wanted a multiple of 16"),
+        (("wan2.2-a14b", "--frames", "80"), "num_frames: got 80"),
+    ],
+)
+@pytest.mark.usefixtures("two_layers")
+def test_a_mistake_is_one_message(args: tuple[str, ...], message: str) -> None:
+    result = fisopt_command("inspect", *args)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ") or "\nerror: " in result.stderr
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.usefixtures("two_layers")
+def test_a_pass_that_refuses_is_one_message() -> None:
+    size = ("--height", "32", "--width", "32", "--frames", "9")
+    result = fisopt_command(
+        "inspect", "wan2.1-1.3b", *size, "--pass", "FrameInterleave(first_block=9)"
+    )
+    assert result.exit_code == 2
+    assert "[FrameInterleave]: first_block=9 is outside" in result.stderr
+
+
+def test_traceback_on_request() -> None:
+    result = fisopt_command("inspect", "nothing-like-it", "--traceback")
+    assert isinstance(result.exception, fisopt.InputError)
+
+
+def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
+    prompts = ("red circle moving left fast over waves", "blue square moving up slow over plain")
+    result = fisopt_command(
+        "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",
+        "--steps", "2", "--prompt", prompts[0], "--prompt", prompts[1],
+        "--pass", "FrameInterleave(stride=3, dense_steps=(0,))",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for line in (
+        "speed-up predicted from FLOPs",
+        "PSNR against the dense clip",
+        "neither compiled",
+    ):
+        assert line in result.output
+    made = {path.name for path in tmp_path.iterdir()}
+    assert made == {"demo.gif", "demo.mp4", "sheet.png", "demo.json"}
+    gif = iio.imread(tmp_path / "demo.gif", index=None)
+    mp4 = iio.imread(tmp_path / "demo.mp4", plugin="pyav")
+    assert len(gif) == 16
+    assert len(mp4) % 16 == 0
+    assert mp4.shape[1:] == gif.shape[1:]
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["passes"] == ["FrameInterleave(stride=3, dense_steps=(0,))"]
+    assert [clip["prompt"] for clip in figures["clips"]] == list(prompts)
+    assert figures["predicted_speed_up"] > 1
+    assert figures["psnr"] < 100
+
+
+def test_demo_without_passes_is_exact(weights: Path, tmp_path: Path) -> None:
+    result = fisopt_command(
+        "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",
+        "--steps", "1", "--prompt", "red circle moving left fast over waves",
+        "--pass", "FrameInterleave(stride=1)",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["predicted_speed_up"] == 1
+    assert figures["ssim"] == pytest.approx(1)
+    assert figures["clips"][0]["psnr"] is None, "infinite"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--prompt", "red dog moving left fast over waves"), "got 'dog' as shape"),
+        (("--backend", "inducter"), "did you mean inductor"),
+        (("--weights", "nowhere"), "no model_index.json in nowhere"),
+    ],
+)
+def test_demo_mistakes(args: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    result = fisopt_command("demo", *args, "--out", str(tmp_path / "out"))
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists(), "nothing half-done"
+
+
+def test_paths_of_blocks_are_shortened() -> None:
+    assert ranges(["blocks.0", "blocks.1", "blocks.2", "blocks.5", "head"]) == (
+        "blocks.0-2, blocks.5, head"
+    )
+
+
+def test_an_excerpt_shows_inputs_and_the_first_block() -> None:
+    lines = ["program", "  %x: [1]", *(f"  %{i}: [1] = aten::neg(%x)" for i in range(40))]
+    lines += [f"  %{i}: [1] = block_a(%x)" for i in range(40, 80)]
+    shown = excerpt(lines)
+    assert shown[:3] == ["program", "  %x: [1]", "  ... 38 lines before the first block"]
+    assert "block_a" in shown[5]
+    assert "block_a" not in shown[4]
