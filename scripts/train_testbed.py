@@ -39,6 +39,7 @@ from fisopt.models.testbed.model import (
     TIMESTEPS,
     build_transformer,
     encode_prompts,
+    with_coordinates,
 )
 from fisopt.models.testbed.pipeline import WEIGHTS, build_pipeline, load_testbed
 from fisopt.models.testbed.scenes import FRAMES, draw_clips, sample_indices
@@ -156,7 +157,7 @@ def flow_loss(
     noise = torch.randn_like(clips)
     mixed = torch.lerp(clips, noise, sigma[:, None, None, None, None])
     with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        velocity = model(mixed, sigma * TIMESTEPS, text, return_dict=False)[0]
+        velocity = model(with_coordinates(mixed), sigma * TIMESTEPS, text, return_dict=False)[0]
     error = (velocity.float() - (noise - clips)).square().mean((1, 2, 3, 4))
     return torch.stack([error, sigma])
 

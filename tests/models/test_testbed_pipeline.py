@@ -21,6 +21,7 @@ from fisopt.models.testbed import (
     null_embeddings,
     parse_prompt,
 )
+from fisopt.models.testbed.model import with_coordinates
 from fisopt.models.testbed.pipeline import WEIGHTS
 
 RED = "red circle moving left fast over waves"
@@ -87,7 +88,7 @@ def test_equals_euler_steps_written_out(pipeline: TestbedPipeline) -> None:
         for now, after in zip(scheduler.sigmas[:-1], scheduler.sigmas[1:], strict=True):
             t = (1000 * now).expand(1)
             cond, uncond = (
-                pipeline.transformer(x, t, words, return_dict=False)[0]
+                pipeline.transformer(with_coordinates(x), t, words, return_dict=False)[0]
                 for words in (text, null_embeddings(1))
             )
             x = x + (after - now) * (uncond + 3.0 * (cond - uncond))
