@@ -72,10 +72,10 @@ def test_models_lists_every_published_model() -> None:
     assert result.exit_code == 0, result.output
     for name in models.published():
         assert name in result.output
-    for name in fisopt.PRESETS:
+    for name in (*fisopt.PRESETS, "FrameInterleave", "scope: 'block', 'attention'"):
         assert name in result.output
     row = next(line for line in result.output.splitlines() if "wan2.2-a14b" in line)
-    for cell in ("81 x 720 x 1280", "21 x 45 x 80", "75,600", "40", "14.29 B"):
+    for cell in ("81x720x1280", "21x45x80", "75,600", "40", "14.29 B"):
         assert cell in row
 
 

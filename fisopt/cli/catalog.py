@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Literal, get_args, get_origin, get_type_hints
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -48,43 +50,60 @@ def size_of(model: nn.Module, height: int, width: int, frames: int) -> Size:
 
 
 def models_table(rows: list[tuple[Family, Published, Size]]) -> Group:
-    """Lay out the published models as a table, and what the passes do with them."""
-    table = Table(title="Published models", title_justify="left", header_style="bold")
-    table.add_column("family", no_wrap=True)
-    table.add_column("name for fisopt", style="cyan", no_wrap=True)
-    table.add_column("checkpoint")
-    for header in ("video (pixels)", "token grid", "tokens", "layers", "parameters"):
+    """Lay out the published models, the passes and the presets."""
+    table = Table(title="Published models", title_justify="left", box=box.SIMPLE_HEAD)
+    table.padding, table.pad_edge = (0, 1, 0, 0), False
+    table.add_column("name", no_wrap=True)
+    for header in ("pixels", "grid", "tokens", "layers", "params"):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("passes")
     last = ""
     for family, model, size in rows:
-        if last and family.name != last:
-            table.add_section()
+        if family.name != last:
+            table.add_row(Text(family.title, style="bold"))
         table.add_row(
-            family.title if family.name != last else "",
-            model.name,
-            model.title,
-            f"{model.num_frames} x {model.height} x {model.width}",
-            " x ".join(map(str, size.grid)),
+            Text(f" {model.name}", style="cyan"),
+            f"{model.num_frames}x{model.height}x{model.width}",
+            "x".join(map(str, size.grid)),
             f"{size.tokens:,}",
             str(size.layers),
             f"{size.parameters / 1e9:.2f} B",
-            ", ".join(known_passes()),
         )
         last = family.name
-    presets = Table(title="Presets", title_justify="left", header_style="bold")
-    presets.add_column("name", style="cyan", no_wrap=True)
-    presets.add_column("what it is")
-    presets.add_column("passes")
-    for name, (purpose, passes) in PRESETS.items():
-        presets.add_row(name, purpose, Text(", ".join(short(p) for p in passes)))
     note = Text(
-        "Frames, height and width can be chosen freely within what the model's patches divide. "
+        "Pixels and grid (tokens) are frames x height x width at the published size; any size "
+        "that the model's patches divide works. "
         "Any other nn.Module works too, with spec=fisopt.ModelSpec(blocks=..., grid=...). "
         "`fisopt inspect NAME --pass PRESET` says block by block what a pass does to a model.",
         style="dim",
     )
-    return Group(table, "", presets, "", note)
+    return Group(table, _passes(), _presets(), note)
+
+
+def _passes() -> Table:
+    """The passes with the forms that they come in; each form is tested on every family."""
+    table = Table(title="Passes, for every model above", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True, style="cyan")
+    table.add_column("what it does")
+    table.add_column("forms")
+    for name, cls in known_passes().items():
+        forms = [
+            f"{option}: {', '.join(map(repr, get_args(kind)))}"
+            for option, kind in get_type_hints(cls).items()
+            if get_origin(kind) is Literal
+        ]
+        purpose = (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "")
+        table.add_row(name, Text(purpose), Text("\n".join(forms)))
+    return table
+
+
+def _presets() -> Table:
+    table = Table(title="Presets", title_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True, style="cyan")
+    table.add_column("what it is")
+    table.add_column("passes")
+    for name, (purpose, passes) in PRESETS.items():
+        table.add_row(name, Text(purpose), Text(", ".join(short(p) for p in passes)))
+    return table
 
 
 def short(pass_: Pass) -> str:
