@@ -10,7 +10,8 @@ import torch
 from hypothesis import settings
 
 import fisopt
-from fisopt import Program
+from fisopt import ModelSpec, Program
+from tests import plain_dit
 from tests.zoo import Case, zoo
 
 GRID = (5, 3, 4)
@@ -25,6 +26,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if isinstance(case := params.get("case"), Case):
             item.add_marker(pytest.mark.xdist_group(case.name))
+        elif isinstance(form := params.get("form"), plain_dit.Form):
+            item.add_marker(pytest.mark.xdist_group(str(form)))
+        elif "wan" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("wan"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,6 +51,15 @@ def captured(name: str) -> Program:
     """The Program of a tiny model, every size open, batch of two."""
     case = zoo()[name]
     return fisopt.capture(case.model, case.inputs(*GRID, batch=2), dynamic="all")
+
+
+@cache
+def plain_captured(form: plain_dit.Form) -> tuple[plain_dit.PlainDiT, Program]:
+    """A plain model and its Program, every size open, batch of two, grid 5x2x3."""
+    model, grid = plain_dit.build(form), (5, 2, 3)
+    inputs = plain_dit.inputs(form, *grid, batch=2)
+    spec = ModelSpec(blocks=("layers.*",), grid=grid)
+    return model, fisopt.capture(model, inputs, spec=spec, dynamic="all")
 
 
 @pytest.fixture

@@ -92,9 +92,7 @@ def blocks_of(family: str, model: Any, tokens: int, batch: int) -> list[Block]:
         def mask(value: Tensor, take: Take) -> Tensor:
             return take(value, 3, behind=True)
 
-        double = plain(
-            model.transformer_blocks, "behind", freqs_cis=pair(0), attention_mask=mask
-        )
+        double = plain(model.transformer_blocks, "behind", freqs_cis=pair(0), attention_mask=mask)
         single = plain(
             model.single_transformer_blocks,
             "behind",
@@ -245,15 +243,11 @@ class Loop:
 
 
 @contextmanager
-def interleaved(
-    family: str, model: nn.Module, options: Options, grid: tuple[int, int, int], batch: int
-) -> Iterator[None]:
-    """Inside, the model's blocks are frame-sparse."""
-    frames, height, width = grid
+def interleaved(blocks: list[Block], options: Options, frames: int) -> Iterator[None]:
+    """Inside, the blocks are frame-sparse."""
     if frames <= 2:
         yield
         return
-    blocks = blocks_of(family, model, height * width, batch)
     loop = Loop(blocks, frames, options)
     handles = []
     for module in loop.blocks:

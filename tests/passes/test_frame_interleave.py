@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from fisopt import FrameInterleave, PassManager, Program
-from tests.passes.loop import Options, interleaved
+from fisopt import FrameInterleave, PassManager, PreconditionError, Program
+from tests.passes.loop import Block, Options, blocks_of, interleaved
 from tests.zoo import Case, zoo
 
 TOLERANCE = 1e-5
+Grid = tuple[int, int, int]
 FILLS = ("residual", "carry", "state")
+SWEEP = (
+    Options(2),
+    Options(4, "state", "all"),
+    Options(3, "carry", "anchors", "attention"),
+)
 every_case = pytest.mark.parametrize("case", zoo().values(), ids=zoo())
 
 
@@ -29,11 +37,17 @@ def run(program: Program, inputs: dict[str, Any]) -> Tensor:
 
 
 def looped(
-    case: Case, inputs: dict[str, Any], grid: tuple[int, int, int], options: Options
+    case: Case,
+    inputs: dict[str, Any],
+    grid: Grid,
+    options: Options,
+    change: Callable[[Block], Block] = lambda block: block,
 ) -> Tensor:
-    model = case.model_for(grid[0])
+    frames, height, width = grid
+    model = case.model_for(frames)
     batch = inputs["encoder_hidden_states"].shape[0]
-    with torch.no_grad(), interleaved(case.family.name, model, options, grid, batch):
+    blocks = [change(b) for b in blocks_of(case.family.name, model, height * width, batch)]
+    with torch.no_grad(), interleaved(blocks, options, frames):
         output: Tensor = model(**inputs)[0]
     return output
 
@@ -48,9 +62,7 @@ def assert_equal(got: Tensor, want: Tensor, what: object) -> None:
 @pytest.mark.parametrize("stride", [2, 3, 4])
 @pytest.mark.parametrize("kv", ["anchors", "all"])
 @pytest.mark.parametrize("scope", ["block", "attention"])
-def test_equals_plain_loop(
-    case: Case, program: Program, stride: int, kv: str, scope: str
-) -> None:
+def test_equals_plain_loop(case: Case, program: Program, stride: int, kv: str, scope: str) -> None:
     grid = (7, 3, 4)
     inputs = case.inputs(*grid, batch=2)
     dense = program.at(inputs)
@@ -59,3 +71,91 @@ def test_equals_plain_loop(
         want = looped(case, inputs, grid, options)
         assert_equal(run(sparse(dense, options), inputs), want, options)
         assert not torch.allclose(want, run(dense, inputs), atol=1e-3), "the loop did nothing"
+
+
+def cases(*names: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", [zoo()[name] for name in names], ids=names)
+
+
+@cases("wan", "cogvideox_2b")
+@pytest.mark.parametrize("options", SWEEP, ids=str)
+def test_every_frame_count(case: Case, program: Program, options: Options) -> None:
+    for frames in range(1, 34):
+        grid = (frames, 2, 2)
+        inputs = case.inputs(*grid, batch=2)
+        dense = program.at(inputs)
+        if options.stride > frames > 2:
+            with pytest.raises(PreconditionError, match=f"stride {options.stride} is more than"):
+                sparse(dense, options)
+            continue
+        got = run(sparse(dense, options), inputs)
+        if frames <= 2:
+            torch.testing.assert_close(got, run(dense, inputs), rtol=0, atol=0)
+        assert_equal(got, looped(case, inputs, grid, options), (frames, options))
+
+
+@cases("wan", "hunyuan_video", "latte")
+@pytest.mark.parametrize(
+    ("first", "last"), [(1, None), (0, -1), (1, -1), (-2, None), (0, 2), (3, 4)]
+)
+def test_block_range(case: Case, program: Program, first: int, last: int | None) -> None:
+    grid = (7, 3, 4)
+    inputs = case.inputs(*grid, batch=2)
+    options = Options(3, first_block=first, last_block=last)
+    got = run(sparse(program.at(inputs), options), inputs)
+    assert_equal(got, looped(case, inputs, grid, options), options)
+
+
+@cases("wan")
+def test_one_video(case: Case, program: Program) -> None:
+    grid = (7, 4, 3)
+    inputs = case.inputs(*grid, batch=1)
+    options = Options(2)
+    got = run(sparse(program.at(inputs), options), inputs)
+    assert_equal(got, looped(case, inputs, grid, options), options)
+
+
+@cases("wan")
+def test_the_loop_tells_mistakes(case: Case, program: Program) -> None:
+    """A wrong residue, compacted positions and forgotten modulation would all show."""
+    grid = (7, 3, 4)
+    inputs = case.inputs(*grid, batch=2)
+    got = run(sparse(program.at(inputs), Options(3)), inputs)
+
+    def compacted(tables: Any, take: Any) -> Any:
+        return tuple(table[:, : take(table, 1).shape[1]] for table in tables)
+
+    wrong = replace_argument("rotary_emb", compacted)
+    assert not torch.allclose(got, looped(case, inputs, grid, Options(3), wrong), atol=1e-4)
+    shifted = Options(3, first_block=1)
+    assert not torch.allclose(got, looped(case, inputs, grid, shifted), atol=1e-4)
+    for other in (Options(2), Options(3, "state"), Options(3, kv="all")):
+        assert not torch.allclose(got, looped(case, inputs, grid, other), atol=1e-4)
+
+
+def replace_argument(name: str, gather: Any) -> Callable[[Block], Block]:
+    return lambda block: replace(block, arguments={**block.arguments, name: gather})
+
+
+@cases("cogvideox_2b")
+def test_stride_one_is_dense(case: Case, program: Program) -> None:
+    inputs = case.inputs(5, 3, 4, batch=2)
+    result = FrameInterleave(stride=1)(program)
+    assert not result.modified
+    assert result.program is program
+    torch.testing.assert_close(run(result.program, inputs), run(program, inputs), rtol=0, atol=0)
+
+
+@every_case
+def test_text_stays_whole(case: Case, program: Program) -> None:
+    """No gather or fill touches a dimension without frames, and text beside frames is named."""
+    result = FrameInterleave()(program).program
+    graphs = [result.graph, *(result.callee(call).graph for call in result.blocks)]
+    for graph in graphs:
+        for node in graph.nodes:
+            if node.target is torch.ops.fisopt.gather_frames.default:
+                x, dim, index, outer, inner, before, after = node.args
+                frames = result.layout.frames
+                assert x.meta["val"].shape[dim] == before + outer * frames * inner + after
+                kept = index.meta["val"].shape[0]
+                assert node.meta["val"].shape[dim] == before + outer * kept * inner + after

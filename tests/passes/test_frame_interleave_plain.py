@@ -1,0 +1,116 @@
+"""FrameInterleave on a plain model without diffusers, against a plain loop over its layers."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisopt import FrameInterleave, PassManager
+from tests import plain_dit
+from tests.conftest import plain_captured
+from tests.plain_dit import FORMS, Form, Layer, PlainDiT
+
+TOLERANCE = 1e-5
+
+
+class Loop:
+    """The layers of a PlainDiT on anchor frames."""
+
+    def __init__(self, form: Form, frames: int, inner: int, text: int, options: Any) -> None:
+        self.form, self.frames, self.inner, self.options = form, frames, inner, options
+        self.before = text if form.text == "front" else 0
+        self.after = text if form.text == "behind" else 0
+
+    def rows(self, kept: list[int], video_only: bool = False) -> Tensor:
+        before, after = (0, 0) if video_only else (self.before, self.after)
+        end = before + self.frames * self.inner
+        video = [before + f * self.inner + i for f in kept for i in range(self.inner)]
+        return torch.tensor([*range(before), *video, *range(end, end + after)])
+
+    def fill(self, x: Tensor | None, y: Tensor, kept: list[int], dim: int) -> Tensor:
+        """Row blocks of skipped frames between those of the anchors."""
+        step = self.inner
+
+        def frame(values: Tensor, position: int) -> Tensor:
+            return values.narrow(dim, self.before + position * step, step)
+
+        pieces = [y.narrow(dim, 0, self.before)]
+        for f in range(self.frames):
+            if f in kept:
+                pieces.append(frame(y, kept.index(f)))
+                continue
+            left, right = max(k for k in kept if k < f), min(k for k in kept if k > f)
+            w = (f - left) / (right - left)
+            ends = [frame(y, kept.index(k)) for k in (left, right)]
+            base = torch.zeros_like(ends[0]) if x is None else frame(x, f)
+            if self.options["fill"] == "residual" and x is not None:
+                ends = [e - frame(x, k) for e, k in zip(ends, (left, right), strict=True)]
+            between = (1 - w) * ends[0] + w * ends[1]
+            fills = {"carry": base, "state": between, "residual": base + between}
+            pieces.append(fills[self.options["fill"]])
+        pieces.append(y.narrow(dim, y.shape[dim] - self.after, self.after))
+        return torch.cat(pieces, dim)
+
+    def layer(self, layer: Layer, kept: list[int], args: tuple[Any, ...]) -> Tensor:
+        x, text, time, angles = args
+        if self.form.rotary != "given":
+            angles = torch.arange(self.frames * self.inner)[:, None] * layer.frequencies
+        forward = type(layer).forward
+        given = replace(self.form, rotary="given")
+        with mock.patch.object(layer, "form", given):
+            if self.options["scope"] == "attention":
+                with mock.patch.object(layer.attend, "mix", self.mix(layer, kept)):
+                    return forward(layer, x, text, time, angles)
+            rows = self.rows(kept)
+            if self.options["kv"] == "all":
+                y = forward(layer, x, text, time, angles)[:, rows]
+            else:
+                each = time[:, rows] if self.form.per_token else time
+                own = angles[self.rows(kept, video_only=True)]
+                y = forward(layer, x[:, rows], text, each, own)
+        return self.fill(x, y, kept, 1)
+
+    def mix(self, layer: Layer, kept: list[int]) -> Any:
+        attend, rows = layer.attend.mix, self.rows(kept)
+
+        def sparse(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            if self.options["kv"] == "anchors":
+                k, v = k[:, :, rows], v[:, :, rows]
+            return self.fill(None, attend(q[:, :, rows], k, v), kept, 2)
+
+        return sparse
+
+
+def looped(model: PlainDiT, inputs: dict[str, Any], frames: int, **options: Any) -> Tensor:
+    inner = inputs["video"].shape[1] // frames
+    loop = Loop(model.form, frames, inner, inputs["text"].shape[1], options)
+    with ExitStack() as stack, torch.no_grad():
+        for index, layer in enumerate(model.layers):
+            kept = [f for f in range(frames) if f % 2 == index % 2 or f in (0, frames - 1)]
+
+            def run(*args: Any, layer: Any = layer, kept: list[int] = kept) -> Tensor:
+                return loop.layer(layer, kept, args)
+
+            stack.enter_context(mock.patch.object(layer, "forward", run))
+        output: Tensor = model(**inputs)["video"]
+    return output
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("scope", ["block", "attention"])
+@pytest.mark.parametrize("kv", ["anchors", "all"])
+def test_equals_plain_loop(form: Form, scope: Any, kv: Any) -> None:
+    model, program = plain_captured(form)
+    inputs = plain_dit.inputs(form, 7, 2, 3, batch=2)
+    for fill in ("residual", "carry", "state"):
+        step = FrameInterleave(stride=2, fill=fill, kv=kv, scope=scope)  # type: ignore[arg-type]
+        sparse = PassManager([step]).run(program.at(inputs))
+        want = looped(model, inputs, 7, fill=fill, kv=kv, scope=scope)
+        difference = float((sparse(**inputs)["video"] - want).abs().max())
+        assert difference <= TOLERANCE, (fill, difference)
