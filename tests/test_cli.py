@@ -11,11 +11,13 @@ import imageio.v3 as iio
 import pytest
 import torch
 from click.testing import Result
+from torch._inductor import cpp_builder, exc
 from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
 from fisopt.cli import app
+from fisopt.cli.demo import choose_backend, has_compiler
 from fisopt.cli.inspection import excerpt, ranges
 from fisopt.models import testbed
 
@@ -202,6 +204,17 @@ def test_demo_mistakes(args: tuple[str, ...], message: str, tmp_path: Path) -> N
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists(), "nothing half-done"
+
+
+def test_without_a_compiler_neither_model_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise exc.InvalidCxxCompiler
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", refuse)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert not has_compiler()
+    assert choose_backend(None) == "eager"
+    assert choose_backend("inductor") == "inductor", "a choice is not overruled"
 
 
 def test_paths_of_blocks_are_shortened() -> None:

@@ -30,8 +30,8 @@ Passes = Annotated[
     typer.Option(
         "--pass",
         "-p",
-        help="A preset (fis-a) or a pass with options (FrameInterleave(stride=3)); repeatable, "
-        "applied in order.",
+        help="A preset, or a pass with options in quotes, see the examples; repeatable, applied "
+        "in order.",
         show_default=False,
     ),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import statistics
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -124,14 +125,14 @@ def choose_backend(name: str | None) -> Backend:
 
 
 def has_compiler() -> bool:
-    """Whether Inductor finds the C++ compiler that it needs on a CPU."""
+    """Whether Inductor finds the C++ compiler and the Python headers that it needs on a CPU."""
     from torch._inductor import cpp_builder, exc
 
     try:
         cpp_builder.get_cpp_compiler()
     except (exc.InvalidCxxCompiler, RuntimeError):
         return False
-    return True
+    return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def run(settings: Settings, out: Console, err: Console) -> None:
@@ -139,7 +140,10 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     for prompt in settings.prompts:
         testbed.parse_prompt(prompt)
     if settings.backend == "eager" and not has_compiler():
-        err.print("no C++ compiler was found, so neither model is compiled", style="yellow")
+        err.print(
+            "no C++ compiler with Python's headers was found: neither model is compiled",
+            style="yellow",
+        )
     with _progress(err) as progress:
         dense = _warm_up("dense", settings, (), progress)
         optimised = _warm_up("optimised", settings, settings.passes, progress)
