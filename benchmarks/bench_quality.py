@@ -4,8 +4,7 @@
 
 The same prompts and noise, dense and optimised: PSNR and SSIM against the dense clip, the
 checker's score against the prompt, and the ratio of FLOPs.  Rows are kept as they are made; a
-second call goes on where the first one stopped.  ``--plot`` draws docs/images/quality.png and
-prints the table of docs/quality.md.
+second call goes on where the first one stopped.  benchmarks/report.py draws and tabulates them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import statistics
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +29,6 @@ from fisopt.models.testbed import TestbedPipeline, check_clip, load_testbed, sam
 from fisopt.quality import compare
 
 PATH = RESULTS / "testbed_quality.json"
-PICTURE = Path(__file__).parents[1] / "docs" / "images" / "quality.png"
 
 
 @dataclass(frozen=True)
@@ -173,76 +170,12 @@ def scores(clips: np.ndarray, dense: np.ndarray, prompts: list[str]) -> dict[str
     }
 
 
-def table(rows: list[dict[str, Any]], steps: int) -> str:
-    """The rows of one number of steps as a markdown table, the fastest first."""
-    head = (
-        f"| {steps} steps | FLOPs ratio | PSNR dB | SSIM | colour % | shape % | direction % "
-        "| all % |\n"
-        "|---|---|---|---|---|---|---|---|"
-    )
-    mine = [r for r in rows if r["steps"] == steps]
-    mine.sort(key=lambda r: -(r["flops_ratio"] or r["eager_ratio"]))
-    lines = [
-        f"| {r['name']} | {r['flops_ratio'] or str(r['eager_ratio']) + ' (time)'} | {r['psnr']} | "
-        f"{r['ssim']:.3f} | {r['colour']:.0f} | {r['shape']:.0f} | {r['direction']:.0f} | "
-        f"{r['right']:.0f} |"
-        for r in mine
-    ]
-    return "\n".join([head, *lines])
-
-
-def plot(rows: list[dict[str, Any]]) -> None:
-    """Draw quality against speed, one panel a number of steps."""
-    import matplotlib.pyplot as plt
-
-    steps = sorted({r["steps"] for r in rows})
-    figure, axes = plt.subplots(1, len(steps), figsize=(6 * len(steps), 4.6), sharey=True)
-    kinds = {
-        "block, anchors keys, residual": ("o", "C0"),
-        "block, anchors keys, carry": ("v", "C0"),
-        "block, anchors keys, state": ("x", "C0"),
-        "block, all keys, residual": ("o", "C1"),
-        "attention, anchors keys, residual": ("s", "C2"),
-        "attention, all keys, residual": ("s", "C3"),
-        "preset": ("*", "k"),
-        "FirstBlockCache": ("D", "C7"),
-    }
-    for axis, n in zip(np.atleast_1d(axes), steps, strict=True):
-        for kind, (marker, colour) in kinds.items():
-            mine = [r for r in rows if r["steps"] == n and r["name"].startswith(kind)]
-            mine.sort(key=lambda r: r["flops_ratio"] or r["eager_ratio"])
-            speed = [r["flops_ratio"] or r["eager_ratio"] for r in mine]
-            style = "none" if kind == "preset" else "-"
-            axis.plot(
-                speed,
-                [min(r["psnr"], 45) for r in mine],
-                marker=marker,
-                color=colour,
-                linestyle=style,
-                linewidth=0.8,
-                label=kind,
-            )
-        axis.set(title=f"{n} steps", xlabel="speed-up (dense FLOPs / FLOPs; caches: time)")
-        axis.grid(alpha=0.3)
-    np.atleast_1d(axes)[0].set_ylabel("PSNR against the dense clip, dB")
-    np.atleast_1d(axes)[-1].legend(fontsize=7)
-    figure.tight_layout()
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=130)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 25])
-    parser.add_argument("--plot", action="store_true", help="draw and print what is there")
     arguments = parser.parse_args()
-    if not arguments.plot:
-        Bench(arguments.clips, arguments.steps).run()
-    rows = json.loads(PATH.read_text())["rows"]
-    plot(rows)
-    for steps in sorted({r["steps"] for r in rows}):
-        print(table(rows, steps), end="\n\n")
+    Bench(arguments.clips, arguments.steps).run()
 
 
 if __name__ == "__main__":
