@@ -121,7 +121,7 @@ def _blocks(found: Inspection) -> Table:
     table = Table(title="Blocks by kind", title_justify="left", header_style="bold")
     table.add_column("kind", style="cyan")
     table.add_column("blocks", overflow="fold")
-    for header in ("count", "operators", "TFLOPs each", "self-attention"):
+    for header in ("count", "operators", "TFLOPs", "attention"):
         table.add_column(header, justify="right")
     for group in repeated_blocks(found.dense):
         graph = found.dense.callee(group[0]).graph
