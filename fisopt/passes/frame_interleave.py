@@ -94,7 +94,7 @@ class FrameInterleave(Pass):
     scope: Scope = "block"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.stride, int) or self.stride < 1:
+        if type(self.stride) is not int or self.stride < 1:
             raise ValueError(
                 f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
             )

@@ -13,7 +13,7 @@ from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind, check_example, find_frame_dims
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
-from fisopt.rewrite.template import Template, accepts_shapes, matches
+from fisopt.rewrite.template import Template, accepts_shapes, export, matches, user_line
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]
@@ -81,13 +81,26 @@ def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameD
         for name, x in zip(inputs.names, inputs.leaves, strict=True)
     }
     if not runs(inputs):
-        model(**inputs.kwargs())
+        _check_runs(model, inputs, shapes)
+        export(model, inputs, None)
     raise CaptureError(
         f"no input of {type(model).__name__} carries the token grid {layout} "
         f"({layout.tokens} tokens); got {shapes}. Wanted a tensor with {layout.frames} frames, "
         f"rows and columns that {layout.height} and {layout.width} divide, or {layout.tokens} "
         "tokens, that the model also accepts with one frame more: check the grid"
     )
+
+
+def _check_runs(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> None:
+    """Refuse inputs on which the model itself fails."""
+    try:
+        with torch.no_grad():
+            model(**inputs.kwargs())
+    except Exception as error:
+        raise InputError(
+            f"{type(model).__name__} does not run on the example inputs {shapes}: "
+            f"{type(error).__name__}: {error}\n    {user_line(error)}"
+        ) from error
 
 
 def _grid_function(spec: ModelSpec, layout: TokenLayout, dims: FrameDims) -> Any:
@@ -113,9 +126,10 @@ def _check_video(program: Program, spec: ModelSpec) -> None:
         axes = [a for n in (call, *call.users) for a in axes_of(n) if a is not None]
         if not axes:
             raise CaptureError(
-                f"block {call.meta['fisopt.block']} returns nothing that carries frames; its "
-                f"inputs are {[_text(n) for n in call.all_input_nodes if n.op != 'get_attr']}: "
-                "name video blocks only"
+                f"block {call.meta['fisopt.block']} returns nothing that carries the frames of "
+                f"the grid {layout}; its inputs are "
+                f"{[_text(n) for n in call.all_input_nodes if n.op != 'get_attr']}: "
+                "check the grid, and name video blocks only"
             )
 
 

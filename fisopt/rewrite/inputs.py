@@ -144,7 +144,6 @@ def _tensor_candidates(
     if not found:
         found.append(())
     found += [((d, 1),) for d, size in enumerate(sizes) if size == grid.frames]
-    found += [((d, grid.tokens_per_frame),) for d, size in enumerate(sizes) if size > grid.tokens]
     return list(dict.fromkeys(found))
 
 
@@ -152,8 +151,12 @@ def candidates(inputs: Inputs, grid: TokenLayout) -> Iterator[FrameDims]:
     """Yield assignments of frames to input dimensions, the likeliest first.
 
     A dimension carries frames if it has F entries and is followed by the rows and columns of
-    the grid, or if it has one entry per token.  A plain int equal to F counts frames.
+    the grid, or if it has one entry per token.  Where some input does, a dimension of F entries
+    and a plain int equal to F may count frames too.
     """
+    tensors = [x.shape for _, x in inputs.tensors()]
+    if not any(_tensor_candidates(sizes, grid)[0] for sizes in tensors):
+        return
     options: list[list[tuple[tuple[int, int], ...]]] = []
     index: list[int] = []
     seen_int = False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,7 +43,7 @@ def _block_of(node: fx.Node, patterns: tuple[str, ...]) -> str | None:
     return None
 
 
-def _user_line(error: BaseException) -> str:
+def user_line(error: BaseException) -> str:
     """The last line of a traceback that is not torch's own, as ``file:line: text``."""
     own = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
@@ -86,7 +88,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             ).run_decompositions({})
             module: fx.GraphModule = program.module(check_guards=False)
     except Exception as error:
-        line = _user_line(error)
+        line = user_line(error)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CaptureError(
             f"torch.export cannot trace {type(model).__name__}"
@@ -362,6 +364,17 @@ def _ones(inputs: Inputs) -> tuple[Any, ...]:
     )
 
 
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 Runs = Callable[[Inputs], bool]
 
 
@@ -376,7 +389,7 @@ def accepts_shapes(model: nn.Module) -> Runs:
             for name, x in [*model.named_parameters(), *model.named_buffers()]
         }
         try:
-            with mode, torch.no_grad():
+            with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
                 torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
         except Exception:
             return False

@@ -1,0 +1,238 @@
+"""Bad input: errors that say where, what was got, what was wanted; nothing half-changed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fisopt
+from fisopt import CaptureError, FrameInterleave, InputError, ModelSpec, PreconditionError, Program
+from tests import plain_dit
+from tests.plain_dit import FORMS
+from tests.zoo import zoo
+
+GRID = (5, 2, 3)
+SPEC = ModelSpec(blocks=("layers.*",), grid=GRID)
+FORM = FORMS["fused"]
+
+
+def model() -> plain_dit.PlainDiT:
+    return plain_dit.build(FORM)
+
+
+def inputs() -> dict[str, Any]:
+    return plain_dit.inputs(FORM, *GRID)
+
+
+def test_no_block_matches() -> None:
+    with pytest.raises(CaptureError) as error:
+        fisopt.capture(model(), inputs(), spec=ModelSpec(blocks=("blocks.*",), grid=GRID))
+    text = str(error.value)
+    assert "PlainDiT has no module that matches blocks=['blocks.*']" in text
+    assert "'layers.*'" in text
+    assert "name those that process the video" in text
+
+
+@pytest.mark.parametrize("grid", [(5, 2, 4), (4, 3, 3), (7, 1, 1)])
+def test_grid_is_not_that_of_the_tokens(grid: tuple[int, int, int]) -> None:
+    with pytest.raises(CaptureError) as error:
+        fisopt.capture(model(), inputs(), spec=ModelSpec(blocks=("layers.*",), grid=grid))
+    text = str(error.value)
+    assert f"{grid[0]}x{grid[1]}x{grid[2]}" in text
+    assert f"({grid[0] * grid[1] * grid[2]} tokens)" in text
+    assert "'video': (1, 30, 6)" in text
+    assert "check the grid" in text
+
+
+@pytest.mark.parametrize("grid", [(5, 0, 3), (5, 2), (5, 2.0, 3)])
+def test_grid_is_no_grid(grid: Any) -> None:
+    with pytest.raises(CaptureError, match="three positive ints"):
+        fisopt.capture(model(), inputs(), spec=ModelSpec(blocks=("layers.*",), grid=grid))
+
+
+@pytest.mark.parametrize("stride", [0, -1, 1.5, "2", True])
+def test_stride_is_no_count(stride: Any) -> None:
+    with pytest.raises(ValueError, match=f"int of at least 1, got {stride!r}"):
+        FrameInterleave(stride=stride)
+
+
+def test_stride_exceeds_the_frames(wan: Program) -> None:
+    with pytest.raises(PreconditionError) as error:
+        FrameInterleave(stride=6)(wan)
+    assert "[FrameInterleave]" in str(error.value)
+    assert "stride 6 is more than the 5 latent frames of 5x3x4" in str(error.value)
+    assert "use a stride of 1 to 5" in str(error.value)
+    assert error.value.pass_name == "FrameInterleave"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"first_block": 5}, "first_block=5 is outside the model's 4 video blocks"),
+        ({"first_block": -5}, "first_block=-5 is outside the model's 4 video blocks"),
+        ({"last_block": 9}, "last_block=9 is outside the model's 4 video blocks"),
+        ({"first_block": 2, "last_block": 2}, r"blocks\[2:2\] is empty"),
+        ({"first_block": 2, "last_block": -3}, r"blocks\[2:-3\] is empty"),
+    ],
+)
+def test_block_range(wan: Program, options: Any, message: str) -> None:
+    with pytest.raises(PreconditionError, match=message):
+        FrameInterleave(**options)(wan)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("fill", "copy"), ("kv", "some"), ("scope", "model")]
+)
+def test_option_value(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be one of .* got '{value}'"):
+        FrameInterleave(**{option: value})
+
+
+def test_unknown_preset() -> None:
+    with pytest.raises(
+        ValueError, match=r"unknown preset 'fis_a'; did you mean .*'fis-a'"
+    ) as error:
+        fisopt.optimize(zoo()["wan"].model, passes=["fis_a"])
+    assert all(name in str(error.value) for name in fisopt.PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("passes", "message"),
+    [
+        ([FrameInterleave], "Pass objects or preset names, got"),
+        ([3], "got int: 3"),
+        ("fis-a", r"must be a list, got 'fis-a'; write passes=\['fis-a'\]"),
+        (FrameInterleave(), "must be a list"),
+    ],
+)
+def test_passes_of_a_wrong_type(passes: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        fisopt.optimize(zoo()["wan"].model, passes=passes)
+
+
+def test_unknown_backend() -> None:
+    with pytest.raises(ValueError, match=r"one of \['inductor', 'eager'\], got 'tensorrt'"):
+        fisopt.optimize(zoo()["wan"].model, backend="tensorrt")  # type: ignore[arg-type]
+
+
+def test_example_inputs_missing() -> None:
+    with pytest.raises(InputError, match=r"example_inputs is missing.*keyword arguments"):
+        fisopt.capture(model(), spec=SPEC)
+    with pytest.raises(InputError, match="example_inputs is missing"):
+        fisopt.optimize(model(), spec=SPEC)
+    with pytest.raises(InputError, match="missing a required argument: 'text'"):
+        fisopt.capture(model(), {"video": inputs()["video"]}, spec=SPEC)
+    with pytest.raises(InputError, match=r"unexpected keyword argument 'pixels'.*'video', 'text'"):
+        fisopt.capture(model(), {**inputs(), "pixels": 1}, spec=SPEC)
+    with pytest.raises(InputError, match="got list, wanted the dict of keyword arguments"):
+        fisopt.capture(model(), [1], spec=SPEC)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="wanted the dict of keyword arguments"):
+        fisopt.capture(model(), {}, spec=SPEC)
+
+
+def test_example_inputs_of_a_wrong_rank() -> None:
+    case = zoo()["wan"]
+    bad = case.inputs(5, 3, 4)
+    bad["hidden_states"] = bad["hidden_states"][0]
+    with pytest.raises(InputError, match=r"hidden_states: got shape .*wanted a tensor of rank 5"):
+        fisopt.capture(case.model, bad)
+
+
+def test_example_inputs_hold_nan() -> None:
+    bad = inputs()
+    bad["text"][0, 0, :3] = torch.nan
+    with pytest.raises(InputError, match="input 'text' holds 3 NaN of 160 values"):
+        fisopt.capture(model(), bad, spec=SPEC)
+
+
+def test_example_inputs_need_gradients() -> None:
+    bad = inputs()
+    bad["video"].requires_grad_()
+    with pytest.raises(InputError, match=r"input 'video' needs gradients.*detached"):
+        fisopt.capture(model(), bad, spec=SPEC)
+
+
+def test_model_in_training_mode() -> None:
+    training = model().train()
+    with pytest.raises(InputError, match=r"PlainDiT is in training mode.*model\.eval\(\)"):
+        fisopt.capture(training, inputs(), spec=SPEC)
+    with pytest.raises(InputError, match="training mode"):
+        fisopt.optimize(training, example_inputs=inputs(), spec=SPEC)
+    assert training.training
+
+
+class Deciding(nn.Module):
+    """Decides on data, which no export can trace."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, video: Tensor) -> Tensor:
+        for layer in self.layers:
+            if video.mean() > 0:  # the line to show
+                video = video + layer(video)
+        return video
+
+
+def test_model_that_cannot_be_traced() -> None:
+    with pytest.raises(CaptureError) as error:
+        fisopt.capture(Deciding().eval(), {"video": torch.randn(1, 30, 6)}, spec=SPEC)
+    text = str(error.value)
+    assert "torch.export cannot trace Deciding" in text
+    assert "if video.mean() > 0:  # the line to show" in text
+    assert "test_errors.py" in text
+    assert "prepare" in text
+
+
+def test_model_that_refuses_the_inputs() -> None:
+    bad = inputs()
+    bad["text"] = bad["text"][..., :7]
+    with pytest.raises(InputError) as error:
+        fisopt.capture(model(), bad, spec=SPEC)
+    assert "PlainDiT does not run on the example inputs" in str(error.value)
+    assert "'text': (1, 5, 7)" in str(error.value)
+    assert "plain_dit.py" in str(error.value)
+
+
+def test_unknown_model_without_spec() -> None:
+    with pytest.raises(fisopt.FisoptError) as error:
+        fisopt.capture(model(), inputs())
+    assert "PlainDiT" in str(error.value)
+    assert "ModelSpec" in str(error.value)
+
+
+def test_pipeline_without_transformer() -> None:
+    pipeline = SimpleNamespace(unet=nn.Linear(2, 2), scheduler=object())
+    with pytest.raises(InputError, match=r"has no transformer to optimise; it holds \['unet'\]"):
+        fisopt.optimize(pipeline)
+    with pytest.raises(InputError, match="has no transformer"):
+        fisopt.optimize(3)
+
+
+def test_failed_optimize_leaves_the_pipeline_alone() -> None:
+    """The second transformer is in training mode, so the first is not replaced either."""
+    first, second = zoo()["wan"].model, zoo()["wan_i2v"].model_for(5)
+    pipeline = SimpleNamespace(transformer=first, transformer_2=second, scheduler=None)
+    second.train()
+    try:
+        with pytest.raises(InputError, match="training mode"):
+            fisopt.optimize(pipeline, passes=[FrameInterleave()])
+    finally:
+        second.eval()
+    assert pipeline.transformer is first
+    assert pipeline.transformer_2 is second
+    with pytest.raises(ValueError, match="unknown preset"):
+        fisopt.optimize(pipeline, passes=["nothing like it"])
+    assert pipeline.transformer is first
+
+
+def test_optimized_module_refuses_to_train() -> None:
+    optimized = fisopt.optimize(zoo()["wan"].model, backend="eager")
+    with pytest.raises(InputError, match=r"cannot be trained; train `\.original`"):
+        optimized.train()
+    assert optimized.eval() is optimized
