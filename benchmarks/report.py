@@ -59,7 +59,7 @@ def quality_table(rows: list[dict[str, Any]], steps: int) -> str:
             [
                 r["name"],
                 f"{speed(r):.2f}x" + ("" if r["flops_ratio"] else " by time"),
-                "–" if r["name"] == "dense" else f"{r['psnr']:.1f}",
+                "" if r["name"] == "dense" else f"{r['psnr']:.1f}",
                 f"{r['ssim']:.3f}",
                 *(f"{r[k]:.0f}" for k in ("colour", "shape", "direction", "right")),
             ]
@@ -157,8 +157,8 @@ def main() -> None:
     if quality is not None:
         plot(quality["rows"])
         note = (
-            f"{quality['clips']} clips, {quality['what']} ({host(quality)}). The first and the last "
-            "block are dense unless the name says otherwise. Speed-ups of passes are ratios of "
+            f"{quality['clips']} clips, {quality['what']} ({host(quality)}). The first and the "
+            "last block are dense unless the name says otherwise. Speed-ups of passes are ratios of "
             "FLOPs over all steps, those of the cache ratios of time, both eager."
         )
         detail += ["![PSNR against speed-up](images/quality.png)", "", note, ""]

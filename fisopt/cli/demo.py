@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import statistics
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import fisopt
 from fisopt.cli.catalog import short
 from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
-from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
 from fisopt.models import testbed
 from fisopt.quality import Similarity, compare, mean_psnr
 from fisopt.rewrite.pass_base import Pass, Step
@@ -122,17 +121,6 @@ def choose_backend(name: str | None) -> Backend:
     raise ValueError(
         f"unknown backend {name!r}; did you mean {near[0]}? Backends are {', '.join(BACKENDS)}"
     )
-
-
-def has_compiler() -> bool:
-    """Whether Inductor finds the C++ compiler and the Python headers that it needs on a CPU."""
-    from torch._inductor import cpp_builder, exc
-
-    try:
-        cpp_builder.get_cpp_compiler()
-    except (exc.InvalidCxxCompiler, RuntimeError):
-        return False
-    return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
 
 
 def run(settings: Settings, out: Console, err: Console) -> None:

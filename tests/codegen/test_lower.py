@@ -1,0 +1,116 @@
+"""Lowered and compiled Programs against the Programs themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._dynamo.utils import counters
+
+import fisopt
+from fisopt import FrameInterleave, Program
+from fisopt.codegen.compile import compile_program, distinct_stages
+from fisopt.codegen.lower import lower
+from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.runtime import optimized
+from tests import plain_dit
+from tests.conftest import plain_captured
+from tests.plain_dit import FORMS
+from tests.zoo import Case, zoo
+
+TOLERANCE = 1e-5
+OPTIONS = {
+    "dense": None,
+    "block": FrameInterleave(stride=2),
+    "block, all": FrameInterleave(stride=3, kv="all", fill="state"),
+    "attention": FrameInterleave(stride=2, scope="attention", kv="all"),
+}
+
+
+def tensors(program: Program, kwargs: dict[str, Any]) -> list[Tensor]:
+    return [x for _, x in Inputs.of(bind(program.source.model, (), kwargs)).tensors()]
+
+
+def rewritten(program: Program, step: FrameInterleave | None) -> Program:
+    return program if step is None else step(program).program
+
+
+def assert_close(got: Sequence[Any], want: Sequence[Any]) -> None:
+    for x, y in zip(got, want, strict=True):
+        assert float((x - y).abs().max()) <= TOLERANCE
+
+
+@pytest.mark.parametrize("case", zoo().values(), ids=zoo())
+@pytest.mark.parametrize("step", OPTIONS.values(), ids=OPTIONS)
+def test_lowered_equals_the_program(
+    case: Case, program: Program, step: FrameInterleave | None
+) -> None:
+    sparse = rewritten(program, step)
+    module = lower(sparse)
+    values = tensors(program, case.inputs(5, 3, 4, batch=2))
+    with torch.no_grad():
+        assert_close(module(*values), sparse.graph_module(*values))
+    for _, callee in module.named_children():
+        for node in callee.graph.nodes if isinstance(callee, fx.GraphModule) else ():
+            assert node.op != "call_module"
+            assert getattr(node.target, "namespace", "") != "fisopt"
+    assert {id(p) for p in module.parameters()} == {id(p) for p in case.model.parameters()} & {
+        id(p) for p in program.graph_module.parameters()
+    }
+
+
+def test_stages_are_shared(wan: Program) -> None:
+    """Head and tail once, and each distinct block once: two anchor counts are two blocks."""
+    assert distinct_stages(lower(wan)) == 3
+    assert distinct_stages(lower(FrameInterleave()(wan).program)) == 4
+    assert distinct_stages(lower(FrameInterleave(first_block=2)(wan).program)) == 5
+
+
+def test_one_compile_a_stage_and_no_recompile(
+    wan: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps, prompts and guidance branches run what the first call compiled."""
+    case = zoo()["wan"]
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
+    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
+    model = fisopt.optimize(case.model, passes=[FrameInterleave(dense_steps=(0,))])
+    inputs = case.inputs(5, 3, 4, batch=2)
+    torch._dynamo.reset()
+    counters.clear()
+
+    def generate(seed: int) -> None:
+        for step, time in enumerate((900, 600, 300)):
+            for branch in ("cond", "uncond"):
+                call = case.inputs(5, 3, 4, batch=2, seed=seed + len(branch))
+                call["timestep"] = torch.full_like(inputs["timestep"], time)
+                with model.cache_context(branch, step_index=step, num_inference_steps=3):
+                    model(**call)
+
+    generate(0)
+    stages = sum(variant.stages for variant in model.report.variants)
+    assert len(model.report.variants) == 2
+    assert counters["stats"]["unique_graphs"] == stages == 3 + 4
+    assert not counters["graph_break"]
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        generate(1)
+    assert counters["stats"]["unique_graphs"] == stages
+
+
+def test_inductor() -> None:
+    model, program = plain_captured(FORMS["text_behind"])
+    sparse = FrameInterleave()(program).program
+    runs = compile_program(sparse, "inductor")
+    values = tensors(program, plain_dit.inputs(FORMS["text_behind"], 5, 2, 3, batch=2))
+    with torch.no_grad():
+        assert_close(runs(*values), sparse.graph_module(*values))
+    assert {id(p) for p in model.parameters()} >= {id(p) for p in sparse.graph_module.parameters()}
+
+
+def test_eager_backend_runs_the_graph_itself(wan: Program) -> None:
+    assert compile_program(wan, "eager") is wan.graph_module
+    assert distinct_stages(lambda *_: []) == 0

@@ -1,0 +1,116 @@
+"""What every pass and preset must keep: the input Program, parameters, truth and determinism."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import fisopt
+from fisopt import PRESETS, FrameInterleave, Pass, PassManager, Program, format_graph, verify
+from fisopt.rewrite.pass_base import Step
+from tests.zoo import zoo
+
+PASSES: dict[str, tuple[Pass, ...]] = {
+    **{name: passes for name, (_, passes) in PRESETS.items()},
+    "FrameInterleave": (FrameInterleave(),),
+    "nothing to do": (FrameInterleave(stride=1),),
+}
+every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
+
+
+def fitted(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
+    """The passes with block ranges that a model of four blocks has."""
+    ranges = {"first_block": 1, "last_block": -1}
+    return tuple(
+        type(p)(**{k: ranges.get(k, v) if v not in (0, None) else v for k, v in vars(p).items()})
+        for p in passes
+    )
+
+
+def test_every_public_pass_is_here() -> None:
+    public = {
+        name
+        for name in fisopt.__all__
+        if inspect.isclass(thing := getattr(fisopt, name))
+        and issubclass(thing, Pass)
+        and not inspect.isabstract(thing)
+    }
+    assert public <= {p.name for passes in PASSES.values() for p in passes}
+
+
+@every_pass
+def test_contract(wan: Program, passes: tuple[Pass, ...]) -> None:
+    before = format_graph(wan, parameters=True)
+    dense = wan(**zoo()["wan"].inputs(5, 3, 4, batch=2))[0]
+    texts = []
+    for _ in range(2):
+        program = wan
+        for step in fitted(passes):
+            result = step(program)
+            changed = format_graph(result.program) != format_graph(program)
+            assert result.modified == changed
+            assert result.notes
+            assert not result.skipped
+            verify(result.program)
+            program = result.program
+        texts.append(format_graph(program, parameters=True))
+    assert texts[0] == texts[1]
+    assert format_graph(wan, parameters=True) == before
+    after = wan(**zoo()["wan"].inputs(5, 3, 4, batch=2))[0]
+    torch.testing.assert_close(after, dense, rtol=0, atol=0)
+    mine = {id(p) for p in wan.graph_module.parameters()}
+    assert {id(p) for p in program.graph_module.parameters()} == mine
+
+
+@every_pass
+def test_options_are_values(passes: tuple[Pass, ...]) -> None:
+    """Equal passes are one: hashable, equal, printed with their options."""
+    for step in passes:
+        twin = type(step)(**vars(step))
+        assert twin == step
+        assert hash(twin) == hash(step)
+        assert repr(step).startswith(step.name)
+
+
+def test_dense_steps() -> None:
+    step = FrameInterleave(dense_steps=(0, -1))
+    assert step.stepwise
+    assert [step.at(Step(i, 4)) is None for i in range(4)] == [True, False, False, True]
+    with pytest.raises(fisopt.ScheduleError, match="counts from the last step"):
+        step.at(Step(1))
+    assert not FrameInterleave().stepwise
+
+
+@dataclass(frozen=True)
+class Add(Pass):
+    """A pass of few lines: add a number to the result."""
+
+    amount: float = 1.0
+
+    def run(self, rewriter: fisopt.Rewriter) -> None:
+        output = next(iter(reversed(rewriter.graph.nodes)))
+        last = output.all_input_nodes[0]
+        with rewriter.after(last):
+            rewriter.replace_uses(last, rewriter.call(torch.ops.aten.add.Tensor, last, self.amount))
+        rewriter.note("added")
+
+
+def test_own_pass(wan: Program) -> None:
+    inputs = zoo()["wan"].inputs(5, 3, 4, batch=2)
+    program = PassManager([Add(2.0), FrameInterleave()]).run(wan)
+    want = FrameInterleave()(wan).program(**inputs)[0] + 2.0
+    torch.testing.assert_close(program(**inputs)[0], want)
+
+
+def test_second_interleave_is_refused(wan: Program) -> None:
+    once = FrameInterleave(last_block=2)(wan).program
+    twice = FrameInterleave(first_block=2)(once)
+    assert twice.modified
+    with pytest.raises(fisopt.PreconditionError, match="another pass has edited this block"):
+        FrameInterleave()(once)
+    result = FrameInterleave()(once, strict=False)
+    assert [line.split(":")[0] for line in result.skipped] == ["blocks.0", "blocks.1"]
+    assert result.modified

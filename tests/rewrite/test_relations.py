@@ -1,0 +1,605 @@
+"""Every claim of the relation table against brute force on random layouts.
+
+A link says: entries of frame f of an operand reach only entries of frame f of the result, and
+the operator run on some frames gives those frames of its result.  Both are tried.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, fx
+
+from fisopt.rewrite.axes import FrameAxis, set_axes
+from fisopt.rewrite.relations import Relation, relation, relation_rule
+from fisopt.rewrite.relations.table import RULES
+
+aten = torch.ops.aten
+A = FrameAxis
+Built = tuple[Any, tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Op:
+    """One way of using an operator.
+
+    Attributes:
+        shapes: sizes of the operands for a frame axis.
+        framed: the operand dimensions that carry the axis.
+        call: target and arguments from the operands.
+        follows: result dimensions that must be followed for any layout; the table may say no
+            more than that an entry is mixed, but not here.
+        pure: only for dimensions without text.
+        plain: only for dimensions without text and with outer = 1.
+        frames_only: the dimension holds frames, not tokens.
+        integer: operands that hold small whole numbers.
+    """
+
+    shapes: Callable[[A], list[tuple[int, ...]]]
+    framed: tuple[tuple[int, int], ...]
+    call: Callable[[list[Any], A], Built]
+    follows: tuple[int, ...] = ()
+    pure: bool = False
+    plain: bool = False
+    frames_only: bool = False
+    integer: tuple[int, ...] = ()
+
+
+def unary(target: Any, *args: Any, follows: tuple[int, ...] = (1,)) -> Op:
+    """On [2, frames, 4]."""
+    return Op(lambda a: [(2, a.size, 4)], ((0, 1),), lambda x, a: (target, (x[0], *args)), follows)
+
+
+sdpa = aten.scaled_dot_product_attention.default
+TOKENS = ((0, 1),)
+OPS: dict[str, Op] = {
+    "relu": unary(aten.relu.default),
+    "clone": unary(aten.clone.default),
+    "zeros_like": unary(aten.zeros_like.default),
+    "softmax of channels": unary(aten.softmax.int, -1),
+    "softmax of tokens": unary(aten.softmax.int, 1, follows=()),
+    "cumsum of tokens": unary(aten.cumsum.default, 1, follows=()),
+    "flip of tokens": unary(aten.flip.default, [1], follows=()),
+    "roll of channels": unary(aten.roll.default, [1], [2]),
+    "layer_norm": unary(aten.layer_norm.default, [4]),
+    "rms_norm": unary(aten.rms_norm.default, [4]),
+    "norm over tokens too": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.layer_norm.default, (x[0], [a.size, 4])),
+    ),
+    "group_norm": Op(
+        lambda a: [(2, a.size, 4)], TOKENS, lambda x, a: (aten.group_norm.default, (x[0], 1))
+    ),
+    "mean of channels": unary(aten.mean.dim, [-1]),
+    "mean of channels, kept": unary(aten.mean.dim, [-1], True),
+    "mean of tokens": unary(aten.mean.dim, [1], follows=()),
+    "sum of all": unary(aten.sum.dim_IntList, [], follows=()),
+    "amax of batch": unary(aten.amax.default, [0], follows=(0,)),
+    "argmax of channels": unary(aten.argmax.default, 2),
+    "vector_norm": unary(aten.linalg_vector_norm.default, 2, [2]),
+    "transpose": unary(aten.transpose.int, 1, -1, follows=(2,)),
+    "permute": unary(aten.permute.default, [1, 2, 0], follows=(0,)),
+    "unsqueeze before": unary(aten.unsqueeze.default, 1, follows=(2,)),
+    "unsqueeze after": unary(aten.unsqueeze.default, -1),
+    "squeeze": Op(
+        lambda a: [(1, a.size, 4)], TOKENS, lambda x, a: (aten.squeeze.dim, (x[0], 0)), (0,)
+    ),
+    "squeeze of all": Op(
+        lambda a: [(1, a.size, 1)], TOKENS, lambda x, a: (aten.squeeze.default, (x[0],)), (0,)
+    ),
+    "expand": Op(
+        lambda a: [(a.size, 1)],
+        ((0, 0),),
+        lambda x, a: (aten.expand.default, (x[0], [2, a.size, 3])),
+        (1,),
+    ),
+    "repeat of heads": unary(aten.repeat.default, [1, 1, 3]),
+    "repeat of tokens": unary(aten.repeat.default, [1, 2, 1], follows=()),
+    "repeat_interleave of channels": unary(aten.repeat_interleave.self_int, 2, 2),
+    "repeat_interleave of tokens": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.repeat_interleave.self_int, (x[0], 2, 1)),
+        (1,),
+        pure=True,
+    ),
+    "heads apart": Op(
+        lambda a: [(2, a.size, 6)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2, a.size, 3, 2])),
+        (1,),
+    ),
+    "heads joined": Op(
+        lambda a: [(2, a.size, 3, 2)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2, a.size, 6])),
+        (1,),
+    ),
+    "frames apart": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2, a.frames, a.inner, 4])),
+        (1,),
+        plain=True,
+    ),
+    "batch joined to tokens": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2 * a.size, 4])),
+        (0,),
+        pure=True,
+    ),
+    "batch split from tokens": Op(
+        lambda a: [(2 * a.size, 4)],
+        (),
+        lambda x, a: (aten.reshape.default, (x[0], [2, a.size, 4])),
+    ),
+    "frames to the batch": Op(
+        lambda a: [(2, a.frames, a.inner, 4)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2 * a.frames, a.inner, 4])),
+        (0,),
+        plain=True,
+        frames_only=True,
+    ),
+    "everything flat": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2 * a.size * 4])),
+        (0,),
+        pure=True,
+    ),
+    "cut elsewhere": Op(
+        lambda a: [(2, a.size, 6)],
+        TOKENS,
+        lambda x, a: (aten.reshape.default, (x[0], [2, a.size * 2, 3])),
+    ),
+    "first text": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.slice.Tensor, (x[0], 1, 0, a.before)),
+    ),
+    "without first text": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.slice.Tensor, (x[0], 1, a.before)),
+        (1,),
+    ),
+    "without last text": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.slice.Tensor, (x[0], 1, 0, a.before + a.video)),
+        (1,),
+    ),
+    "narrow to the video": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.narrow.default, (x[0], 1, a.before, a.video)),
+        (1,),
+    ),
+    "part of the video": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.slice.Tensor, (x[0], 1, a.before + 1, a.size)),
+    ),
+    "every second token": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.slice.Tensor, (x[0], 1, 0, a.size, 2)),
+    ),
+    "every second channel": unary(aten.slice.Tensor, 2, 0, 4, 2),
+    "one channel": unary(aten.select.int, -1, 1),
+    "one token": unary(aten.select.int, 1, 0, follows=()),
+    "cat with text": Op(
+        lambda a: [(2, 3, 4), (2, a.size, 4), (2, 2, 4)],
+        ((1, 1),),
+        lambda x, a: (aten.cat.default, (x, 1)),
+        (1,),
+    ),
+    "cat of channels": Op(
+        lambda a: [(2, a.size, 4), (2, a.size, 2)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.cat.default, (x, -1)),
+        (1,),
+    ),
+    "cat of two videos": Op(
+        lambda a: [(2, a.size, 4), (2, a.size, 4)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.cat.default, (x, 1)),
+    ),
+    "pad": unary(aten.constant_pad_nd.default, [0, 0, 2, 1]),
+    "pad by hand": unary(aten.pad.default, [0, 0, 2, 1]),
+    "stack": Op(
+        lambda a: [(2, a.size, 4), (2, a.size, 4)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.stack.default, (x, 1)),
+        (2,),
+    ),
+    "slice_scatter of channels": Op(
+        lambda a: [(2, a.size, 4), (2, a.size, 2)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.slice_scatter.default, (*x, 2, 0, 4, 2)),
+        (1,),
+    ),
+    "select_scatter of channels": Op(
+        lambda a: [(2, a.size, 4), (2, a.size)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.select_scatter.default, (*x, 2, 0)),
+        (1,),
+    ),
+    "add": Op(
+        lambda a: [(2, a.size, 4), (a.size, 1)],
+        ((0, 1), (1, 0)),
+        lambda x, a: (aten.add.Tensor, tuple(x)),
+        (1,),
+    ),
+    "add of one row": Op(
+        lambda a: [(2, a.size, 4), (2, 1, 4)],
+        ((0, 1),),
+        lambda x, a: (aten.add.Tensor, tuple(x)),
+        (1,),
+    ),
+    "mul of one column": Op(
+        lambda a: [(a.size, 1), (2, a.size, 4)],
+        ((0, 0), (1, 1)),
+        lambda x, a: (aten.mul.Tensor, tuple(x)),
+        (1,),
+    ),
+    "linear": Op(
+        lambda a: [(2, a.size, 4), (3, 4), (3,)],
+        ((0, 1),),
+        lambda x, a: (aten.linear.default, tuple(x)),
+        (1,),
+    ),
+    "linear over tokens": Op(
+        lambda a: [(2, 4, a.size), (3, a.size)],
+        ((0, 2), (1, 1)),
+        lambda x, a: (aten.linear.default, tuple(x)),
+    ),
+    "matmul of rows": Op(
+        lambda a: [(2, a.size, 4), (4, 3)],
+        ((0, 1),),
+        lambda x, a: (aten.matmul.default, tuple(x)),
+        (1,),
+    ),
+    "bmm of columns": Op(
+        lambda a: [(2, 3, 4), (2, 4, a.size)],
+        ((1, 2),),
+        lambda x, a: (aten.bmm.default, tuple(x)),
+        (2,),
+    ),
+    "scores": Op(
+        lambda a: [(2, a.size, 4), (2, 4, 5)],
+        ((0, 1),),
+        lambda x, a: (aten.bmm.default, tuple(x)),
+        (1,),
+    ),
+    "matmul over tokens": Op(
+        lambda a: [(2, 3, a.size), (2, a.size, 4)],
+        ((0, 2), (1, 1)),
+        lambda x, a: (aten.matmul.default, tuple(x)),
+    ),
+    "frames in the batch of a product": Op(
+        lambda a: [(a.size, 3, 4), (a.size, 4, 2)],
+        ((0, 0), (1, 0)),
+        lambda x, a: (aten.bmm.default, tuple(x)),
+        (0,),
+    ),
+    "mm": Op(
+        lambda a: [(a.size, 4), (4, 3)], ((0, 0),), lambda x, a: (aten.mm.default, tuple(x)), (0,)
+    ),
+    "mv": Op(
+        lambda a: [(a.size, 4), (4,)], ((0, 0),), lambda x, a: (aten.mv.default, tuple(x)), (0,)
+    ),
+    "addmm": Op(
+        lambda a: [(3,), (a.size, 4), (4, 3)],
+        ((1, 0),),
+        lambda x, a: (aten.addmm.default, tuple(x)),
+        (0,),
+    ),
+    "baddbmm": Op(
+        lambda a: [(2, a.size, 3), (2, a.size, 4), (2, 4, 3)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.baddbmm.default, tuple(x)),
+        (1,),
+    ),
+    "attention to text": Op(
+        lambda a: [(2, 2, a.size, 4), (2, 2, 5, 4), (2, 2, 5, 4)],
+        ((0, 2),),
+        lambda x, a: (sdpa, tuple(x)),
+        (2,),
+    ),
+    "attention to itself": Op(
+        lambda a: [(2, 2, a.size, 4)] * 3,
+        ((0, 2), (1, 2), (2, 2)),
+        lambda x, a: (sdpa, tuple(x)),
+        (2,),
+    ),
+    "attention with a mask": Op(
+        lambda a: [(2, 2, a.size, 4), *[(2, 2, 5, 4)] * 2, (1, 1, a.size, 5)],
+        ((0, 2), (3, 2)),
+        lambda x, a: (sdpa, tuple(x)),
+        (2,),
+    ),
+    "causal attention": Op(
+        lambda a: [(2, 2, a.size, 4)] * 3,
+        ((0, 2), (1, 2), (2, 2)),
+        lambda x, a: (sdpa, (*x, None, 0.0, True)),
+    ),
+    "frames in the batch of an attention": Op(
+        lambda a: [(a.size, 2, 3, 4)] * 3,
+        ((0, 0), (1, 0), (2, 0)),
+        lambda x, a: (sdpa, tuple(x)),
+        (0,),
+    ),
+    "embedding of numbers": Op(
+        lambda a: [(7, 4), (2, a.size)],
+        ((1, 1),),
+        lambda x, a: (aten.embedding.default, tuple(x)),
+        (1,),
+        integer=(1,),
+    ),
+    "embedding from frames": Op(
+        lambda a: [(a.size, 4), (2, 3)],
+        ((0, 0),),
+        lambda x, a: (aten.embedding.default, tuple(x)),
+        integer=(1,),
+    ),
+    "index_select of channels": Op(
+        lambda a: [(2, a.size, 4), (3,)],
+        ((0, 1),),
+        lambda x, a: (aten.index_select.default, (x[0], 2, x[1])),
+        (1,),
+        integer=(1,),
+    ),
+    "index_select by tokens": Op(
+        lambda a: [(7, 4), (a.size,)],
+        ((1, 0),),
+        lambda x, a: (aten.index_select.default, (x[0], 0, x[1])),
+        (0,),
+        integer=(1,),
+    ),
+    "index of channels": Op(
+        lambda a: [(2, a.size, 4), (3,)],
+        ((0, 1),),
+        lambda x, a: (aten.index.Tensor, (x[0], [None, None, x[1]])),
+        (1,),
+        integer=(1,),
+    ),
+    "index by tokens": Op(
+        lambda a: [(7, 4), (2, a.size)],
+        ((1, 1),),
+        lambda x, a: (aten.index.Tensor, (x[0], [x[1]])),
+        (1,),
+        integer=(1,),
+    ),
+    "index apart": Op(
+        lambda a: [(3, a.size, 4), (5,), (5,)],
+        ((0, 1),),
+        lambda x, a: (aten.index.Tensor, (x[0], [x[1], None, x[2]])),
+        (1,),
+        integer=(1, 2),
+    ),
+    "gather of channels": Op(
+        lambda a: [(2, a.size, 4), (2, a.size, 3)],
+        ((0, 1), (1, 1)),
+        lambda x, a: (aten.gather.default, (x[0], 2, x[1])),
+        (1,),
+        integer=(1,),
+    ),
+    "gather of tokens": Op(
+        lambda a: [(2, a.size, 4), (2, 3, 4)],
+        ((0, 1),),
+        lambda x, a: (aten.gather.default, (x[0], 1, x[1])),
+        integer=(1,),
+    ),
+    "conv of one frame": Op(
+        lambda a: [(2, 4, a.size, 6), (3, 4, 1, 3)],
+        ((0, 2),),
+        lambda x, a: (aten.conv2d.default, (*x, None, [1, 1], [0, 1])),
+        (2,),
+    ),
+    "conv over frames": Op(
+        lambda a: [(2, 4, a.size, 6), (3, 4, 3, 1)],
+        ((0, 2),),
+        lambda x, a: (aten.conv2d.default, (*x, None, [1, 1], [1, 0])),
+    ),
+    "tril of tokens": Op(
+        lambda a: [(2, a.size, 4)],
+        TOKENS,
+        lambda x, a: (aten.tril.default, (x[0],)),
+    ),
+}
+
+
+def node_of(
+    op: Op, axis: A, values: list[Tensor], carried: A | None = None
+) -> tuple[fx.Node, list[fx.Node]]:
+    """A call of the operator; ``carried`` is the axis of its operands, where it differs."""
+    graph = fx.Graph()
+    holders = []
+    carried = carried or axis
+    for i, value in enumerate(values):
+        holder = graph.placeholder(f"x{i}")
+        holder.meta["val"] = value
+        set_axes(holder, tuple(carried if (i, d) in op.framed else None for d in range(value.ndim)))
+        holders.append(holder)
+    target, args = op.call(holders, axis)
+    node = graph.call_function(target, args)
+    node.meta["val"] = target(*fx.node.map_arg(args, lambda n: n.meta["val"]))
+    return node, holders
+
+
+def entries(axis: A, frame: int) -> Tensor:
+    video = [
+        axis.before + (o * axis.frames + frame) * axis.inner + i
+        for o in range(axis.outer)
+        for i in range(axis.inner)
+    ]
+    return torch.tensor(video)
+
+
+def kept(axis: A, frames: list[int]) -> Tensor:
+    video = [
+        axis.before + (o * axis.frames + f) * axis.inner + i
+        for o in range(axis.outer)
+        for f in frames
+        for i in range(axis.inner)
+    ]
+    end = axis.before + axis.video
+    return torch.tensor([*range(axis.before), *video, *range(end, end + axis.after)])
+
+
+def evaluate(op: Op, values: list[Tensor], axis: A) -> Tensor:
+    target, args = op.call(list(values), axis)
+    result: Tensor = target(*args)
+    return result
+
+
+layouts = st.builds(
+    A,
+    frames=st.integers(3, 5),
+    outer=st.integers(1, 2),
+    inner=st.integers(1, 3),
+    before=st.integers(0, 2),
+    after=st.integers(0, 2),
+)
+
+
+@pytest.mark.parametrize("name", OPS)
+@settings(max_examples=8)
+@given(axis=layouts, frame=st.integers(0, 4), seed=st.integers(0, 99))
+def test_links_hold(name: str, axis: A, frame: int, seed: int) -> None:
+    op = OPS[name]
+    if op.pure or op.plain:
+        axis = replace(axis, before=0, after=0)
+    if op.plain:
+        axis = replace(axis, outer=1)
+    assume(frame < axis.frames)
+    operand_axis = replace(axis, inner=1) if op.frames_only else axis
+    torch.manual_seed(seed)
+    values = [
+        torch.randint(0, 3, shape) if i in op.integer else torch.randn(shape, dtype=torch.float64)
+        for i, shape in enumerate(op.shapes(axis))
+    ]
+    node, holders = node_of(op, axis, values, operand_axis)
+    found = relation(node)
+    links = [
+        (holders.index(link.operand), link.dim, link.out, link.convert(operand_axis))
+        for link in found.links
+        if (holders.index(link.operand), link.dim) in op.framed
+    ]
+    said = {out for _, _, out, converted in links if converted is not None}
+    assert set(op.follows) <= said
+    result = node.meta["val"]
+    for i, d, out, converted in links:
+        if converted is None:
+            continue
+        assert converted.size == result.shape[out]
+        changed = perturbed(op, axis, values, i, d, entries(operand_axis, frame))
+        differs = (changed != result).movedim(out, 0).reshape(result.shape[out], -1).any(1)
+        mine = torch.zeros_like(differs)
+        mine[entries(converted, frame)] = True
+        assert not bool((differs & ~mine).any()), "another frame changed"
+    for out in said:
+        check_restriction(op, axis, operand_axis, values, result, links, out)
+
+
+def perturbed(op: Op, axis: A, values: list[Tensor], i: int, dim: int, rows: Tensor) -> Tensor:
+    others = list(values)
+    changed = values[i].clone().movedim(dim, 0)
+    noise = 3 - changed[rows] * 2 if i in op.integer else torch.randn_like(changed[rows]) * 3
+    changed[rows] = noise.clamp(0, 2) if i in op.integer else noise
+    others[i] = changed.movedim(0, dim)
+    return evaluate(op, others, axis)
+
+
+def check_restriction(
+    op: Op,
+    axis: A,
+    operand_axis: A,
+    values: list[Tensor],
+    result: Tensor,
+    links: list[Any],
+    out: int,
+) -> None:
+    """Run on the first and the last frames only."""
+    frames = [0, axis.frames - 1]
+    short = list(values)
+    for i, d, to, converted in links:
+        if to == out and converted is not None:
+            short[i] = short[i].index_select(d, kept(operand_axis, frames))
+    converted = next(c for _, _, to, c in links if to == out and c is not None)
+    got = evaluate(op, short, axis.at(2))
+    want = result.index_select(out, kept(converted, frames))
+    torch.testing.assert_close(got, want)
+
+
+@given(axis=layouts, sizes=st.lists(st.integers(1, 3), min_size=0, max_size=3))
+def test_split_pieces(axis: A, sizes: list[int]) -> None:
+    """A split of text, video, text; each piece is followed, or has no frames."""
+    parts = [axis.before, axis.video, axis.after, *[0 for _ in sizes]]
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    x.meta["val"] = torch.randn(2, axis.size, 4)
+    set_axes(x, (None, axis, None))
+    split = graph.call_function(aten.split_with_sizes.default, (x, parts, 1))
+    split.meta["val"] = aten.split_with_sizes.default(x.meta["val"], parts, 1)
+    set_axes(split, (None, axis, None))
+    for i, size in enumerate(parts):
+        piece = graph.call_function(operator.getitem, (split, i))
+        piece.meta["val"] = split.meta["val"][i]
+        links = [link for link in relation(piece).links if link.dim == 1]
+        if i == 1:
+            assert links[0].convert(axis) == A(axis.frames, axis.outer, axis.inner)
+        elif size:
+            assert not [link for link in links if link.convert(axis) is not None]
+        assert not relation(piece).mixed
+
+
+def test_unknown_operators_are_barriers() -> None:
+    op = Op(lambda a: [(2, a.size, 4)], TOKENS, lambda x, a: (aten.fft_fft.default, (x[0],)))
+    node, _ = node_of(op, A(3), [torch.randn(2, 3, 4)])
+    found = relation(node)
+    assert found.barrier
+    assert not found.links
+    assert len(found.mixed) == 3
+
+
+def test_registering_twice_is_an_error() -> None:
+    with pytest.raises(ValueError, match="has a relation already"):
+        relation_rule(aten.linear.default)(lambda _: Relation())
+
+
+def test_the_table_is_covered() -> None:
+    """Most of the table is tried above; what is not has no frames to follow or is an alias."""
+    tried = set()
+    for op in OPS.values():
+        values: list[Any] = [torch.zeros(s) for s in op.shapes(A(3))]
+        tried.add(op.call(values, A(3))[0])
+    splits_and_makers = "getitem|split|chunk|unbind|new_|_like|full|zeros|ones|empty|scalar_tensor"
+    makers = "arange|linspace|eye|tril_indices"
+    missing = {
+        str(target)
+        for target in set(RULES) - tried
+        if not re.search(f"{splits_and_makers}|{makers}", str(target))
+        and not relation_of_other(target)
+    }
+    assert missing == {"aten.index_put.default"} | {
+        str(t) for t in RULES if RULES[t] is RULES[aten.index_put.default]
+    }
+
+
+def relation_of_other(target: Any) -> bool:
+    """Whether a tried operator has the very same rule."""
+    tried = {op.call([torch.zeros(s) for s in op.shapes(A(3))], A(3))[0] for op in OPS.values()}
+    return any(RULES.get(t) is RULES[target] for t in tried)

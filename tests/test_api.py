@@ -1,0 +1,89 @@
+"""The optimised module in the original's place."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fisopt
+from fisopt import FrameInterleave, OptimizedModule, Program
+from fisopt.runtime import optimized
+from tests.zoo import zoo
+
+
+@pytest.fixture
+def model(wan: Program, monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
+    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
+    result: OptimizedModule = fisopt.optimize(
+        zoo()["wan"].model, passes=[FrameInterleave()], backend="eager"
+    )
+    return result
+
+
+def test_takes_the_original_s_place(model: OptimizedModule) -> None:
+    original = zoo()["wan"].model
+    assert model.original is original
+    assert isinstance(model, torch.nn.Module)
+    assert model.config is original.config
+    assert (model.dtype, model.device) == (original.dtype, original.device)
+    assert model.to("cpu") is model
+    assert not model.training
+    theirs = dict(original.named_parameters())
+    mine = dict(model.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(mine[name] is theirs[name] for name in theirs)
+    assert model.state_dict().keys() == original.state_dict().keys()
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        _ = model.no_such_thing
+    assert "FrameInterleave(stride=2" in repr(model)
+
+
+def test_positional_arguments(model: OptimizedModule) -> None:
+    inputs = zoo()["wan"].inputs(5, 3, 4, batch=2)
+    named = model(**inputs)[0]
+    video, time = inputs.pop("hidden_states"), inputs.pop("timestep")
+    torch.testing.assert_close(model(video, time, **inputs)[0], named)
+
+
+def test_gradients_are_off(model: OptimizedModule) -> None:
+    inputs = zoo()["wan"].inputs(5, 3, 4, batch=2)
+    assert not model(**inputs)[0].requires_grad
+
+
+def test_report(model: OptimizedModule) -> None:
+    assert "nothing captured yet" in str(model.report)
+    for frames in (5, 6, 5):
+        model(**zoo()["wan"].inputs(frames, 3, 4, batch=2))
+    assert [str(v.layout) for v in model.report.variants] == ["5x3x4", "6x3x4"]
+    text = str(model.report)
+    assert "FrameInterleave: 4 of 4 blocks sparse on 3/4 of 5 latent frames" in text
+    assert "density" in text
+    assert "sparsity" in text
+    assert all(0 < v.density < 1 for v in model.report.variants)
+
+
+def test_new_weights_are_seen(model: OptimizedModule) -> None:
+    inputs = zoo()["wan"].inputs(5, 3, 4, batch=2)
+    before = model(**inputs)[0]
+    weight = model.original.proj_out.weight
+    kept = weight.clone()
+    try:
+        with torch.no_grad():
+            weight.mul_(2)
+        assert not torch.allclose(model(**inputs)[0], before)
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    torch.testing.assert_close(model(**inputs)[0], before, rtol=0, atol=0)
+
+
+def test_optimising_again_starts_from_the_original(model: OptimizedModule) -> None:
+    again = fisopt.optimize(model, passes=[], backend="eager")
+    assert again.original is model.original
+
+
+def test_every_stage_of_a_preset_runs(model: OptimizedModule) -> None:
+    for name, (title, passes) in fisopt.PRESETS.items():
+        assert name == name.lower()
+        assert title
+        assert passes
