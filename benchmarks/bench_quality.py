@@ -145,7 +145,7 @@ class Bench:
                 found = scores(frames, frames, self.prompts)
                 row = {"name": "dense", "steps": steps, **found}
                 self.rows.append({**row, "flops_ratio": 1.0, "eager_ratio": 1.0})
-        todo = [(e, n) for e in entries() for n in sorted(self.dense) if not self.known(e.name, n)]
+        todo = [(e, n) for n in sorted(self.dense) for e in entries() if not self.known(e.name, n)]
         for entry, steps in tqdm(todo, desc="quality"):
             self.rows.append(self.row(entry, steps))
             self.save()

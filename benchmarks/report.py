@@ -158,8 +158,8 @@ def main() -> None:
         plot(quality["rows"])
         note = (
             f"{quality['clips']} clips, {quality['what']} ({host(quality)}). The first and the "
-            "last block are dense unless the name says otherwise. Speed-ups of passes are ratios of "
-            "FLOPs over all steps, those of the cache ratios of time, both eager."
+            "last block are dense unless the name says otherwise. Speed-ups of passes are ratios "
+            "of FLOPs over all steps, those of the cache ratios of time, both eager."
         )
         detail += ["![PSNR against speed-up](images/quality.png)", "", note, ""]
         for steps in sorted({r["steps"] for r in quality["rows"]}):

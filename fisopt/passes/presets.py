@@ -37,7 +37,8 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
             result += _preset(item)
         else:
             raise TypeError(
-                f"passes must hold Pass objects or preset names, got {type(item).__name__}: {item!r}"
+                f"passes must hold Pass objects or preset names, got {item!r} "
+                f"({type(item).__name__})"
             )
     return tuple(result)
 
