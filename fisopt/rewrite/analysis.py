@@ -10,6 +10,7 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.ops import fill_frames, gather_frames
 from fisopt.rewrite.outline import structure, value_key
 from fisopt.rewrite.program import Program
 
@@ -29,6 +30,8 @@ _MOVES = {
     aten.split_with_sizes.default,
     aten.clone.default,
     aten._to_copy.default,
+    gather_frames.gather_frames._opoverload,
+    fill_frames.fill_frames._opoverload,
     operator.getitem,
 }
 _ADDS = {aten.add.Tensor}
@@ -63,17 +66,25 @@ def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
     """The argument that reaches a result through additions alone: its residual stream.
 
     A block without a residual path to ``output`` has the one argument of the result's shape,
-    if there is exactly one.
+    if there is exactly one.  The argument may hold more frames than the result.
     """
 
     def fits(node: fx.Node) -> bool:
-        same = axes_of(node) == axes_of(output)
-        return node.op == "placeholder" and same and value_key(node)[0] == value_key(output)[0]
+        return node.op == "placeholder" and _form(node) == _form(output)
 
     reached = [n for n in nx.ancestors(_residual_edges(graph), output) if fits(n)]
     alike = [n for n in graph.nodes if fits(n) and not n.meta.get("fisopt.parameter")]
     found: list[fx.Node] = reached or alike
     return found[0] if len(found) == 1 else None
+
+
+def _form(node: fx.Node) -> tuple[object, ...]:
+    """Type and sizes of a value, frames not counted."""
+    value, axes = node.meta.get("val"), axes_of(node)
+    if not isinstance(value, torch.Tensor) or len(axes) != value.ndim:
+        return value_key(node)
+    sizes = (axis.at(1) if axis else size for axis, size in zip(axes, value.shape, strict=True))
+    return (*sizes, value.dtype)
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,15 @@ class Branch:
 def residual_branches(graph: fx.Graph) -> list[Branch]:
     """Find the residual branches of a block: single entry, single exit, closed by an addition.
 
-    An addition closes a branch if one operand (the stream) dominates the other in the graph of
-    dependences on frame-carrying values.
+    An addition closes a branch if one operand (the stream) dominates the other among the values
+    that the block's video flows into; tables that enter on the way are no second entry.
     """
     edges = dependences(graph)
-    framed = edges.subgraph([n for n in edges if n.op != "output" and carries_frames(n)]).copy()
+    streams = _streams(graph)
+    inside = streams.union(*(nx.descendants(edges, n) for n in streams))
+    framed = edges.subgraph([n for n in inside if n.op != "output" and carries_frames(n)]).copy()
     root = object()
-    framed.add_edges_from((root, n) for n in list(framed) if framed.in_degree(n) == 0)
+    framed.add_edges_from((root, n) for n in streams)
     dominators = nx.immediate_dominators(framed, root)
 
     def dominates(a: fx.Node, b: fx.Node) -> bool:
@@ -154,17 +167,22 @@ def _moved_from(node: fx.Node) -> fx.Node:
 
 def self_attentions(graph: fx.Graph) -> list[Attention]:
     """The attentions whose queries and values both depend on the block's video stream."""
-    streams = {
-        source
-        for output in results(graph)
-        if carries_frames(output) and (source := residual_source(graph, output)) is not None
-    }
+    streams = _streams(graph)
     edges = dependences(graph)
     return [
         a
         for a in attentions(graph)
         if carries_frames(a.result) and streams & nx.ancestors(edges, a.value)
     ]
+
+
+def _streams(graph: fx.Graph) -> set[fx.Node]:
+    """The arguments that hold the block's video."""
+    return {
+        source
+        for output in results(graph)
+        if carries_frames(output) and (source := residual_source(graph, output)) is not None
+    }
 
 
 def results(graph: fx.Graph) -> list[fx.Node]:
