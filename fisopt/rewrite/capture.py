@@ -13,7 +13,8 @@ from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind, check_example, find_frame_dims
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
-from fisopt.rewrite.template import Template, accepts_shapes, export, matches, user_line
+from fisopt.rewrite.template import Template, matches
+from fisopt.rewrite.tracing import accepts_shapes, export, user_line
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import logging
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +14,8 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.relations import relation
+from fisopt.rewrite.tracing import export, symbolic_dims
 
 aten = torch.ops.aten
 BLOCK = "fisopt.block"
@@ -41,64 +39,6 @@ def _block_of(node: fx.Node, patterns: tuple[str, ...]) -> str | None:
         if matches(path, patterns):
             return str(path)
     return None
-
-
-def user_line(error: BaseException) -> str:
-    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
-    own = Path(torch.__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__)
-    theirs = [
-        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
-    ]
-    if not theirs:
-        return ""
-    last = theirs[-1]
-    return f"{last.filename}:{last.lineno}: {last.line}"
-
-
-def symbolic_dims(inputs: Inputs, frame_dims: FrameDims | None) -> Any:
-    """Which input dimensions export leaves open: the frames, or (None) all of them."""
-    auto = torch.export.Dim.AUTO
-
-    def dims(i: int, leaf: Any) -> Any:
-        places = dict(frame_dims.get(i, ())) if frame_dims is not None else None
-        if isinstance(leaf, torch.Tensor):
-            open_dims = range(leaf.ndim) if places is None else places
-            return {d: auto for d in open_dims if leaf.shape[d] > 1} or None
-        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
-            return auto if places is None or -1 in places else None
-        return None
-
-    leaves = [dims(i, leaf) for i, leaf in enumerate(inputs.leaves)]
-    return pytree.tree_unflatten(leaves, inputs.structure)
-
-
-def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
-    """Trace a model with torch.export; ``shapes`` are its dynamic shapes, None for static ones.
-
-    Raises:
-        CaptureError: export cannot trace the model; the message shows the model's own line.
-    """
-    kwargs = inputs.kwargs()
-    try:
-        with torch.no_grad():
-            program = torch.export.export(
-                model, (), kwargs, dynamic_shapes=shapes, strict=False
-            ).run_decompositions({})
-            module: fx.GraphModule = program.module(check_guards=False)
-    except Exception as error:
-        line = user_line(error)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CaptureError(
-            f"torch.export cannot trace {type(model).__name__}"
-            + (f" at\n    {line}\n" if line else ": ")
-            + f"{type(error).__name__}: {first}\n"
-            "Data-dependent control flow must leave the traced part: rewrite that line with "
-            "tensor operations, or give ModelSpec a `prepare` function that does."
-        ) from error
-    module.meta["fisopt.ranges"] = dict(program.range_constraints)
-    return module
 
 
 def _is_noop(
@@ -230,6 +170,32 @@ class _Instantiate:
         return new
 
 
+def _separate_roles(graph: fx.Graph) -> None:
+    """Give an operand that one operator both follows and combines a node for each role.
+
+    Attention of a value to itself needs some frames of it as queries, all of it as keys.
+    """
+    for node in list(graph.nodes):
+        if node.op != "call_function" or len(node.args) == len(set(map(id, node.args))):
+            continue
+        found = relation(node)
+        followed = {(link.operand, link.dim) for link in found.links}
+        both = {operand for operand, d in found.mixed if (operand, d) in followed}
+        seen: set[fx.Node] = set()
+        args = list(node.args)
+        for i, arg in enumerate(args):
+            if isinstance(arg, fx.Node) and arg in seen & both:
+                with graph.inserting_before(node):
+                    args[i] = twin = graph.create_node(
+                        "call_function", aten.alias.default, (arg,), name=f"{node.name}_arg{i}"
+                    )
+                twin.meta = {k: v for k, v in node.meta.items() if k == BLOCK}
+                twin.meta["val"] = arg.meta["val"]
+            elif isinstance(arg, fx.Node):
+                seen.add(arg)
+        node.args = tuple(args)
+
+
 def _signature(value: Any) -> Any:
     """A hashable stand-in for an operator's argument: of a tensor, all but its values."""
     if isinstance(value, torch.Tensor):
@@ -267,6 +233,7 @@ class Template:
         builder = _Instantiate(traced, self.mode, self._attrs, self._values)
         graph = builder.run(inputs, self.blocks)
         graph.eliminate_dead_code()
+        _separate_roles(graph)
         module = fx.GraphModule(traced, graph)
         module.meta[MODE] = self.mode
         return module
@@ -362,37 +329,3 @@ def _ones(inputs: Inputs) -> tuple[Any, ...]:
             if isinstance(x, torch.Tensor)
         ),
     )
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
-Runs = Callable[[Inputs], bool]
-
-
-def accepts_shapes(model: nn.Module) -> Runs:
-    """Return a test of whether a model runs on inputs of some shapes, on fake tensors."""
-
-    def runs(inputs: Inputs) -> bool:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
-        params: dict[str, torch.Tensor] = {
-            name: mode.from_tensor(x)
-            for name, x in [*model.named_parameters(), *model.named_buffers()]
-        }
-        try:
-            with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
-                torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
-        except Exception:
-            return False
-        return True
-
-    return runs

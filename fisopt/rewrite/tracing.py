@@ -1,0 +1,110 @@
+"""Running a model to learn about it: export it, or try shapes on fake tensors."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fisopt.errors import CaptureError
+from fisopt.rewrite.inputs import FrameDims, Inputs
+
+
+def user_line(error: BaseException) -> str:
+    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
+    own = Path(torch.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__)
+    theirs = [
+        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
+    ]
+    if not theirs:
+        return ""
+    last = theirs[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"
+
+
+def symbolic_dims(inputs: Inputs, frame_dims: FrameDims | None) -> Any:
+    """Which input dimensions export leaves open: the frames, or (None) all of them."""
+    auto = torch.export.Dim.AUTO
+
+    def dims(i: int, leaf: Any) -> Any:
+        places = dict(frame_dims.get(i, ())) if frame_dims is not None else None
+        if isinstance(leaf, torch.Tensor):
+            open_dims = range(leaf.ndim) if places is None else places
+            return {d: auto for d in open_dims if leaf.shape[d] > 1} or None
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
+            return auto if places is None or -1 in places else None
+        return None
+
+    leaves = [dims(i, leaf) for i, leaf in enumerate(inputs.leaves)]
+    return pytree.tree_unflatten(leaves, inputs.structure)
+
+
+def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
+    """Trace a model with torch.export; ``shapes`` are its dynamic shapes, None for static ones.
+
+    Raises:
+        CaptureError: export cannot trace the model; the message shows the model's own line.
+    """
+    kwargs = inputs.kwargs()
+    try:
+        with torch.no_grad():
+            program = torch.export.export(
+                model, (), kwargs, dynamic_shapes=shapes, strict=False
+            ).run_decompositions({})
+            module: fx.GraphModule = program.module(check_guards=False)
+    except Exception as error:
+        line = user_line(error)
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise CaptureError(
+            f"torch.export cannot trace {type(model).__name__}"
+            + (f" at\n    {line}\n" if line else ": ")
+            + f"{type(error).__name__}: {first}\n"
+            "Data-dependent control flow must leave the traced part: rewrite that line with "
+            "tensor operations, or give ModelSpec a `prepare` function that does."
+        ) from error
+    module.meta["fisopt.ranges"] = dict(program.range_constraints)
+    return module
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+Runs = Callable[[Inputs], bool]
+
+
+def accepts_shapes(model: nn.Module) -> Runs:
+    """Return a test of whether a model runs on inputs of some shapes, on fake tensors."""
+
+    def runs(inputs: Inputs) -> bool:
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+        params: dict[str, torch.Tensor] = {
+            name: mode.from_tensor(x)
+            for name, x in [*model.named_parameters(), *model.named_buffers()]
+        }
+        try:
+            with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
+                torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
+        except Exception:
+            return False
+        return True
+
+    return runs
