@@ -17,6 +17,14 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
         "FIS-DiT's form: every 3rd frame, the first step dense",
         (FrameInterleave(stride=3, dense_steps=(0,)),),
     ),
+    "fis-fast": (
+        "ours: every 3rd frame, one dense block at each end, no dense step",
+        (FrameInterleave(stride=3, first_block=1, last_block=-1),),
+    ),
+    "fis-faithful": (
+        "ours: only self-attention, queries of every 2nd frame against every key",
+        (FrameInterleave(stride=2, kv="all", scope="attention"),),
+    ),
 }
 
 
