@@ -126,29 +126,28 @@ def build(source: Source, inputs: Inputs) -> Program:
 
 def _build(source: Source, inputs: Inputs) -> Program:
     layout = layout_of(source.grid_of(inputs.kwargs()))
-    flat = source.template.instantiate(inputs)
-    wider = source.template.instantiate(
-        resize(inputs, source.frame_dims, layout, layout.frames + 1)
-    )
-    names = [n.name for n in flat.graph.nodes]
-    if names == [n.name for n in wider.graph.nodes]:
+    template, needed = source.template, layout.frames > BOUNDARIES
+    more = resize(inputs, source.frame_dims, layout, layout.frames + 1)
+    traced = template.traced_for(inputs, more if needed else None)
+    flat = template.instantiate(inputs, traced)
+    if needed or template.covers(traced, more):
+        wider = template.instantiate(more, template.traced_for(more, inputs))
+        if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
+            raise CaptureError(
+                f"the model runs different operators at {layout.frames} and {layout.frames + 1} "
+                "frames; it cannot be captured at this shape"
+            )
         annotate(flat.graph, wider.graph, layout.frames)
-    elif layout.frames > BOUNDARIES:
-        raise CaptureError(
-            f"the model runs different operators at {layout.frames} and {layout.frames + 1} "
-            "frames; it cannot be captured at this shape"
-        )
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
     for name, call in calls.items():
         call.meta[IS_BLOCK] = name
-    structure = flatten_output(module, source, inputs)
+    structure = flatten_output(module, traced)
     return Program(module, layout, inputs, source, structure)
 
 
-def flatten_output(module: fx.GraphModule, source: Source, inputs: Inputs) -> pytree.TreeSpec:
+def flatten_output(module: fx.GraphModule, traced: fx.GraphModule) -> pytree.TreeSpec:
     """Make the graph return a flat list of leaves; return the structure they came from."""
-    traced = source.template.traced_for(inputs)
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
     output.args = (list(leaves),)

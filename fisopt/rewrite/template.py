@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -211,9 +210,10 @@ class Template:
 
     The first export leaves the frame count open.  The first inputs that differ in anything else
     cause a second one with every dimension open, which serves the shapes to come; sizes of one
-    stay closed, so a batch of one and a batch of more are two exports.  What a model bakes in
-    all the same is traced again for that shape.  Either way graphs of two frame counts
-    correspond node for node, by name.
+    stay closed, so a batch of one and a batch of more are two exports.  An export serves the
+    shapes that meet its guards: where a model bakes a size in all the same, another size is
+    exported with the frames open, or for that shape alone.  Either way graphs of two frame
+    counts correspond node for node, by name.
     """
 
     model: nn.Module
@@ -225,11 +225,10 @@ class Template:
     _attrs: dict[str, Any] = field(default_factory=dict)
     _values: dict[Any, Any] = field(default_factory=dict)
     _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
-    _opened: set[tuple[Any, ...]] = field(default_factory=set)
+    _tried: set[tuple[Any, ...]] = field(default_factory=set)
 
-    def instantiate(self, inputs: Inputs) -> fx.GraphModule:
-        """Return the static graph for inputs of these shapes; values are fake tensors."""
-        traced = self.traced_for(inputs)
+    def instantiate(self, inputs: Inputs, traced: fx.GraphModule) -> fx.GraphModule:
+        """Return the static graph of an export for inputs of these shapes, on fake tensors."""
         builder = _Instantiate(traced, self.mode, self._attrs, self._values)
         graph = builder.run(inputs, self.blocks)
         graph.eliminate_dead_code()
@@ -243,8 +242,7 @@ class Template:
 
         A model that refuses open dimensions is left to be traced for each shape.
         """
-        if general:
-            self._opened.add(_ones(inputs))
+        self._tried.add(self._form(inputs, general))
         shapes = symbolic_dims(inputs, None if general else self.frame_dims)
         self.exports += 1
         try:
@@ -253,20 +251,45 @@ class Template:
             return
         self.symbolic.append(_Traced(module, _constants(inputs)))
 
-    def traced_for(self, inputs: Inputs) -> fx.GraphModule:
-        """The export that covers inputs of these shapes, made if there is none."""
+    def covers(self, module: fx.GraphModule, inputs: Inputs) -> bool:
+        """Whether an export serves inputs of these shapes too."""
+        return any(t.module is module and t.accepts(inputs) for t in self.symbolic)
+
+    def traced_for(self, inputs: Inputs, wider: Inputs | None = None) -> fx.GraphModule:
+        """The export that covers inputs of these shapes, and wider ones, made if there is none.
+
+        Where none covers both, the result covers the first alone.
+        """
         for traced in self.symbolic:
-            if traced.accepts(inputs):
+            if traced.accepts(inputs) and (wider is None or traced.accepts(wider)):
                 return traced.module
         same = any(_constants(inputs) == traced.constants for traced in self.symbolic)
-        if same and _ones(inputs) not in self._opened:
-            self.trace(inputs, general=True)
-            return self.traced_for(inputs)
+        for general in (True, False):
+            if same and self._form(inputs, general) not in self._tried:
+                self.trace(inputs, general=general)
+                return self.traced_for(inputs, wider)
         key = inputs.key()
         if key not in self._static:
             self._static[key] = export(self.model, inputs, None)
             self.exports += 1
         return self._static[key]
+
+    def _form(self, inputs: Inputs, general: bool) -> tuple[Any, ...]:
+        """What all inputs share that one export with open dimensions could serve."""
+        if general:
+            return (*_constants(inputs), *_ones(inputs))
+        leaves = list(inputs.leaves)
+        for i, places in self.frame_dims.items():
+            leaf, framed = leaves[i], {d for d, _ in places}
+            if isinstance(leaf, torch.Tensor):
+                sizes = [None if d in framed else size for d, size in enumerate(leaf.shape)]
+                leaves[i] = (*sizes, str(leaf.dtype), str(leaf.device))
+            else:
+                leaves[i] = None
+        return tuple(
+            (tuple(x.shape), x.dtype, x.device) if isinstance(x, torch.Tensor) else x
+            for x in leaves
+        )
 
 
 @dataclass(frozen=True)
@@ -277,35 +300,14 @@ class _Traced:
     constants: tuple[Any, ...]
 
     def accepts(self, inputs: Inputs) -> bool:
-        """Whether it covers inputs of these shapes."""
+        """Whether it covers inputs of these shapes: its guards hold."""
         if _constants(inputs) != self.constants:
             return False
-        holders = [n for n in self.module.graph.nodes if n.op == "placeholder"]
-        bound: dict[Any, int] = {}
-        for node, leaf in zip(holders, inputs.leaves, strict=True):
-            if isinstance(leaf, torch.Tensor):
-                sizes = list(zip(node.meta["val"].shape, leaf.shape, strict=True))
-            elif isinstance(leaf, int) and not isinstance(leaf, bool):
-                sizes = [(node.meta.get("val", leaf), leaf)]
-            else:
-                continue
-            if not all(_binds(want, got, bound) for want, got in sizes):
-                return False
-        ranges: Mapping[Any, Any] = self.module.meta["fisopt.ranges"]
-        return all(
-            ranges[s].lower <= size <= ranges[s].upper for s, size in bound.items() if s in ranges
-        )
-
-
-def _binds(want: Any, got: int, bound: dict[Any, int]) -> bool:
-    """Bind one symbolic size to a number; False if it is another number already."""
-    if not isinstance(want, torch.SymInt):
-        return want is None or bool(want == got)
-    expr = want.node.expr
-    if expr.is_Symbol:
-        return bound.setdefault(expr, got) == got
-    value = expr.subs(bound)
-    return bool(value == got)
+        try:
+            self.module.get_submodule("_guards_fn")(*inputs.leaves)
+        except AssertionError:
+            return False
+        return True
 
 
 def _constants(inputs: Inputs) -> tuple[Any, ...]:

@@ -61,7 +61,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions({})
-            module: fx.GraphModule = program.module(check_guards=False)
+            module: fx.GraphModule = program.module(check_guards=True)
     except Exception as error:
         line = user_line(error)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -72,7 +72,6 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             "Data-dependent control flow must leave the traced part: rewrite that line with "
             "tensor operations, or give ModelSpec a `prepare` function that does."
         ) from error
-    module.meta["fisopt.ranges"] = dict(program.range_constraints)
     return module
 
 
