@@ -1,6 +1,6 @@
 """Wall-clock on the testbed: compiled dense against compiled optimised, in turns, in one run.
 
-    python benchmarks/bench_testbed.py [--rounds 9] [--batch 2]
+    python benchmarks/bench_testbed.py [--rounds 9] [--batch 1] [--only NAME ...]
 
 Reported is the median over rounds of dense seconds / optimised seconds, beside the ratio that
 the cost model predicts from FLOPs.  Compilation is excluded.
@@ -33,6 +33,8 @@ CONFIGURATIONS: dict[str, list[fisopt.Pass | str]] = {
         fisopt.FrameInterleave(stride=4, kv="all", scope="attention")
     ],
     "fis-a": ["fis-a"],
+    "fis-balanced": ["fis-balanced"],
+    "fis-fast": ["fis-fast"],
 }
 
 
@@ -51,7 +53,8 @@ def inputs(batch: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, default=[*CONFIGURATIONS])
     arguments = parser.parse_args()
     model = load_testbed().transformer.eval()
     call = inputs(arguments.batch)
@@ -63,8 +66,8 @@ def main() -> None:
         "dense": lambda: dense(**call),
     }
     predicted = {"dense": 1.0}
-    for name, passes in CONFIGURATIONS.items():
-        optimised = fisopt.optimize(dense, passes, call)
+    for name in arguments.only:
+        optimised = fisopt.optimize(dense, CONFIGURATIONS[name], call)
         calls[name] = lambda optimised=optimised: optimised(**call)  # type: ignore[misc]
         predicted[name] = 1 / optimised.report.variants[0].density
     with torch.no_grad():

@@ -38,7 +38,7 @@ PROMPTS = (
     "magenta square moving left slow over clouds",
     "cyan triangle moving right fast over waves",
 )
-PASS = "fis-a"
+PASS = "fis-balanced"
 ATTRIBUTES = ("colour", "shape", "direction")
 
 

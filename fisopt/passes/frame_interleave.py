@@ -73,7 +73,9 @@ class FrameInterleave(Pass):
     Attributes:
         stride: n; 1 is dense.  At most the number of latent frames; with two latent frames or
             fewer every block is dense.
-        first_block: first sparse block, counted over all video blocks in execution order.
+        first_block: first sparse block, counted over all video blocks in execution order.  The
+            first block takes each frame's own noise in: on the testbed keeping it dense
+            (``first_block=1``) decides whether a clip shows its prompt.
         last_block: end of the sparse blocks as in a slice; negative counts from the end.
         dense_steps: denoising steps that stay dense; negative counts from the last step.
         fill: what skipped frames get: the interpolated update ("residual"), nothing

@@ -18,8 +18,12 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
         (FrameInterleave(stride=3, dense_steps=(0,)),),
     ),
     "fis-fast": (
-        "ours: every 3rd frame, one dense block at each end, no dense step",
-        (FrameInterleave(stride=3, first_block=1, last_block=-1),),
+        "ours: every 3rd frame, the first block dense",
+        (FrameInterleave(stride=3, first_block=1),),
+    ),
+    "fis-balanced": (
+        "ours: every 2nd frame, the first two blocks dense",
+        (FrameInterleave(stride=2, first_block=2),),
     ),
     "fis-faithful": (
         "ours: only self-attention, queries of every 2nd frame against every key",
