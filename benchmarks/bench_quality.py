@@ -1,6 +1,6 @@
 """Quality against speed on the testbed: every form of frame sparsity, and a step cache.
 
-    python benchmarks/bench_quality.py [--clips 8] [--steps 4 25] [--only PART ...]
+    python benchmarks/bench_quality.py [--clips 6] [--steps 4 25] [--only TEXT]
 
 The same prompts and noise, dense and optimised: PSNR and SSIM against the dense clip, the
 checker's score against the prompt, and the ratio of FLOPs.  Rows are kept as they are made; a
@@ -51,6 +51,11 @@ def entries() -> Iterator[Entry]:
             stride=stride, first_block=1, last_block=-1, fill=fill, kv=kv, scope=scope
         )
         yield Entry(f"{scope}, {kv} keys, {fill}, stride {stride}", (step,))
+    for stride in (2, 3, 4):
+        yield Entry(
+            f"only the first block dense, stride {stride}",
+            (fisopt.FrameInterleave(stride=stride, first_block=1),),
+        )
     for stride in (2, 3):
         yield Entry(
             f"every block, anchors keys, residual, stride {stride}",
@@ -138,14 +143,15 @@ class Bench:
             },
         )
 
-    def run(self) -> None:
-        """Measure every row that is not there yet."""
+    def run(self, only: str) -> None:
+        """Measure every row that is not there yet and whose name holds ``only``."""
         for steps, (frames, _) in self.dense.items():
             if not self.known("dense", steps):
                 found = scores(frames, frames, self.prompts)
                 row = {"name": "dense", "steps": steps, **found}
                 self.rows.append({**row, "flops_ratio": 1.0, "eager_ratio": 1.0})
         todo = [(e, n) for n in sorted(self.dense) for e in entries() if not self.known(e.name, n)]
+        todo = [(e, n) for e, n in todo if only in e.name]
         for entry, steps in tqdm(todo, desc="quality"):
             self.rows.append(self.row(entry, steps))
             self.save()
@@ -172,10 +178,11 @@ def scores(clips: np.ndarray, dense: np.ndarray, prompts: list[str]) -> dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--clips", type=int, default=6)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 25])
+    parser.add_argument("--only", default="", help="rows whose name holds this text")
     arguments = parser.parse_args()
-    Bench(arguments.clips, arguments.steps).run()
+    Bench(arguments.clips, arguments.steps).run(arguments.only)
 
 
 if __name__ == "__main__":

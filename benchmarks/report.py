@@ -141,7 +141,8 @@ def fill(path: Path, text: str) -> None:
 def host(result: dict[str, Any]) -> str:
     """The machine a result was measured on, in words."""
     m = result["machine"]
-    return f"{m['device']}, {m['threads']} threads, torch {m['torch']}"
+    threads = f"{m['threads']} thread{'s' if m['threads'] > 1 else ''}"
+    return f"{m['device']}, {threads}, load average {m['load']}, torch {m['torch']}"
 
 
 def main() -> None:
@@ -164,7 +165,7 @@ def main() -> None:
         detail += ["![PSNR against speed-up](images/quality.png)", "", note, ""]
         for steps in sorted({r["steps"] for r in quality["rows"]}):
             detail += [quality_table(quality["rows"], steps), ""]
-        best = ("dense", "preset", "block, anchors keys, residual, stride", "FirstBlockCache 0.4")
+        best = ("dense", "preset", "only the first block dense", "FirstBlockCache")
         short = [r for r in quality["rows"] if r["steps"] == 4 and r["name"].startswith(best)]
         summary += [f"Quality on the testbed, {quality['clips']} clips:", ""]
         summary += [quality_table(short, 4), ""]
