@@ -20,6 +20,7 @@ settings.register_profile("fisopt", deadline=None, max_examples=60, derandomize=
 settings.load_profile("fisopt")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one model in one worker, so that it is captured once."""
     for item in items:
