@@ -115,6 +115,7 @@ noise, 10 % of the prompts dropped; Muon for the matrices of the blocks, AdamW f
 clips (4, then 8 frames) first, 16 frames in the end; exponential moving average of the weights.
 {steps} steps, {clips} clips, {minutes} minutes on `{device}` in {precision}; loss at the end
 {loss}. Every layer saw every token and every frame: nothing was dropped or made sparse.
+{notes}
 
 ## Figures
 
@@ -148,8 +149,9 @@ def write_card(
         f"| {steps} | " + " | ".join(f"{100 * row[name]:.0f} %" for name in ATTRIBUTES) + " |"
         for steps, row in figures.items()
     ]
+    facts = json.loads((args.weights / "training.json").read_text())
     card = CARD.format(
-        **json.loads((args.weights / "training.json").read_text()),
+        **{"notes": "", **facts},
         layers=config.num_layers,
         width=config.num_attention_heads * config.attention_head_dim,
         heads=config.num_attention_heads,
