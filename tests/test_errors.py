@@ -104,7 +104,7 @@ def test_unknown_preset() -> None:
     ("passes", "message"),
     [
         ([FrameInterleave], "Pass objects or preset names, got"),
-        ([3], "got int: 3"),
+        ([3], r"got 3 \(int\)"),
         ("fis-a", r"must be a list, got 'fis-a'; write passes=\['fis-a'\]"),
         (FrameInterleave(), "must be a list"),
     ],

@@ -30,8 +30,8 @@ SHAPES = {
 }
 EXPORTS = 2
 """One for a batch of two and more, one for a batch of one."""
-EXPORTS_OF = {"mochi": 4}
-"""Mochi's rotary table bakes in the rows and columns."""
+EXPORTS_OF = {"mochi": 4, "latte": 4}
+"""Mochi's rotary table and Latte's positions bake in the rows and columns."""
 
 every_case = pytest.mark.parametrize("case", zoo().values(), ids=zoo())
 
