@@ -74,8 +74,8 @@ class FrameInterleave(Pass):
         stride: n; 1 is dense.  At most the number of latent frames; with two latent frames or
             fewer every block is dense.
         first_block: first sparse block, counted over all video blocks in execution order.  The
-            first block takes each frame's own noise in: on the testbed keeping it dense
-            (``first_block=1``) decides whether a clip shows its prompt.
+            first block takes each frame's own noise in, so it is dense by default: on the
+            testbed that decides whether a clip shows its prompt.  0 makes every block sparse.
         last_block: end of the sparse blocks as in a slice; negative counts from the end.
         dense_steps: denoising steps that stay dense; negative counts from the last step.
         fill: what skipped frames get: the interpolated update ("residual"), nothing
@@ -88,7 +88,7 @@ class FrameInterleave(Pass):
     """
 
     stride: int = 2
-    first_block: int = 0
+    first_block: int = 1
     last_block: int | None = None
     dense_steps: tuple[int, ...] = ()
     fill: Fill = "residual"
@@ -147,7 +147,7 @@ class FrameInterleave(Pass):
         if not program.blocks[self.first_block : self.last_block]:
             raise PreconditionError(
                 f"blocks[{self.first_block}:{self.last_block}] is empty; the model has {blocks} "
-                "video blocks",
+                "video blocks; choose first_block and last_block so that some remain",
                 pass_name=self.name,
             )
 

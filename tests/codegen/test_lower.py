@@ -66,7 +66,7 @@ def test_lowered_equals_the_program(
 def test_stages_are_shared(wan: Program) -> None:
     """Head and tail once, and each distinct block once: two anchor counts are two blocks."""
     assert distinct_stages(lower(wan)) == 3
-    assert distinct_stages(lower(FrameInterleave()(wan).program)) == 4
+    assert distinct_stages(lower(FrameInterleave(first_block=0)(wan).program)) == 4
     assert distinct_stages(lower(FrameInterleave(first_block=2)(wan).program)) == 5
 
 
@@ -78,7 +78,7 @@ def test_one_compile_a_stage_and_no_recompile(
     real = torch.compile
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
     monkeypatch.setattr(optimized, "capture", lambda *_: wan)
-    model = fisopt.optimize(case.model, passes=[FrameInterleave(dense_steps=(0,))])
+    model = fisopt.optimize(case.model, passes=[FrameInterleave(first_block=0, dense_steps=(0,))])
     inputs = case.inputs(5, 3, 4, batch=2)
     torch._dynamo.reset()
     counters.clear()

@@ -106,11 +106,11 @@ def test_own_pass(wan: Program) -> None:
 
 
 def test_second_interleave_is_refused(wan: Program) -> None:
-    once = FrameInterleave(last_block=2)(wan).program
+    once = FrameInterleave(first_block=0, last_block=2)(wan).program
     twice = FrameInterleave(first_block=2)(once)
     assert twice.modified
     with pytest.raises(fisopt.PreconditionError, match="another pass has edited this block"):
-        FrameInterleave()(once)
-    result = FrameInterleave()(once, strict=False)
+        FrameInterleave(first_block=0)(once)
+    result = FrameInterleave(first_block=0)(once, strict=False)
     assert [line.split(":")[0] for line in result.skipped] == ["blocks.0", "blocks.1"]
     assert result.modified
