@@ -3,8 +3,9 @@
     python benchmarks/bench_quality.py [--clips 6] [--steps 4 25] [--only TEXT]
 
 The same prompts and noise, dense and optimised: PSNR and SSIM against the dense clip, the
-checker's score against the prompt, and the ratio of FLOPs (of a cache: of blocks run).  Rows are kept as they are made; a
-second call goes on where the first one stopped.  benchmarks/report.py draws and tabulates them.
+checker's score against the prompt, and the ratio of FLOPs (of a cache: of blocks run).  Rows are
+kept as they are made; a second call goes on where the first one stopped.  benchmarks/report.py
+draws and tabulates them.
 """
 
 from __future__ import annotations
