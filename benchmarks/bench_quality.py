@@ -27,7 +27,16 @@ from harness import RESULTS, machine, write
 from tqdm import tqdm
 
 import fisopt
-from fisopt.models.testbed import TestbedPipeline, check_clip, load_testbed, sample_prompts
+from fisopt.models.testbed import (
+    TestbedPipeline,
+    check_clip,
+    draw_clips,
+    encode_prompts,
+    load_testbed,
+    parse_prompt,
+    sample_prompts,
+)
+from fisopt.models.testbed.model import TIMESTEPS, with_coordinates
 from fisopt.quality import compare
 
 PATH = RESULTS / "testbed_quality.json"
@@ -44,6 +53,7 @@ class Entry:
 
 def entries() -> Iterator[Entry]:
     """Every configuration: scope x keys x fill x stride, presets, dense ends, step caches."""
+    yield Entry("no pass")  # the floor: the captured graph against the model itself
     for scope, kv, fill, stride in itertools.product(
         ("block", "attention"), ("anchors", "all"), ("residual", "carry", "state"), (2, 3, 4)
     ):
@@ -86,6 +96,9 @@ class Bench:
             if known["clips"] == clips:
                 self.rows = known["rows"]
         self.dense = {n: self.generate(self.model, n) for n in steps}
+        self.calls = fixed_latents(self.prompts)
+        with torch.no_grad():
+            self.velocities = [self.model(**call)[0] for call in self.calls]
 
     def generate(self, transformer: Any, steps: int) -> tuple[np.ndarray, float]:
         """Clips [clips, 16, 32, 32, 3] from fixed noise, and the seconds they took."""
@@ -114,9 +127,19 @@ class Bench:
             "name": entry.name,
             "steps": steps,
             **scores(clips, dense, self.prompts),
+            "one_forward_l2": None if entry.cache else self.one_forward(optimised),
             "flops_ratio": ratio,
             "eager_ratio": round(dense_seconds / seconds, 2),
         }
+
+    def one_forward(self, optimised: Any) -> float:
+        """Relative L2 error of one forward call without dense steps, mean over noise levels."""
+        errors = []
+        for call, want in zip(self.calls, self.velocities, strict=True):
+            with optimised.cache_context("cond", step_index=1, num_inference_steps=3):
+                got = optimised(**call)[0]
+            errors.append(float((got - want).norm() / want.norm()))
+        return round(statistics.mean(errors), 4)
 
     def flops_ratio(self, optimised: Any, entry: Entry, steps: int) -> float:
         """Dense FLOPs of all steps over those of the optimised run."""
@@ -149,7 +172,7 @@ class Bench:
         for steps, (frames, _) in self.dense.items():
             if not self.known("dense", steps):
                 found = scores(frames, frames, self.prompts)
-                row = {"name": "dense", "steps": steps, **found}
+                row = {"name": "dense", "steps": steps, **found, "one_forward_l2": 0.0}
                 self.rows.append({**row, "flops_ratio": 1.0, "eager_ratio": 1.0})
         todo = [(e, n) for n in sorted(self.dense) for e in entries() if not self.known(e.name, n)]
         todo = [(e, n) for e, n in todo if only in e.name]
@@ -160,6 +183,23 @@ class Bench:
     def known(self, name: str, steps: int) -> bool:
         """Whether a row is there."""
         return any(r["name"] == name and r["steps"] == steps for r in self.rows)
+
+
+def fixed_latents(prompts: list[str]) -> list[dict[str, Any]]:
+    """Forward calls on drawn clips at three noise levels."""
+    parsed = [parse_prompt(p) for p in prompts]
+    generator = torch.Generator().manual_seed(0)
+    clips = draw_clips(parsed, generator)
+    noise = torch.randn(clips.shape, generator=generator)
+    return [
+        {
+            "hidden_states": with_coordinates(torch.lerp(clips, noise, sigma)),
+            "timestep": torch.full((len(prompts),), sigma * TIMESTEPS),
+            "encoder_hidden_states": encode_prompts(parsed),
+            "return_dict": False,
+        }
+        for sigma in (0.9, 0.6, 0.3)
+    ]
 
 
 @contextmanager

@@ -20,6 +20,16 @@ settings.register_profile("fisopt", deadline=None, max_examples=60, derandomize=
 settings.load_profile("fisopt")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--exhaustive", action="store_true", help="sweeps in full: an hour and more")
+
+
+@pytest.fixture(scope="session")
+def exhaustive(request: pytest.FixtureRequest) -> bool:
+    """Whether sweeps run in full."""
+    return bool(request.config.getoption("--exhaustive"))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the tests of one model in one worker, so that it is captured once."""

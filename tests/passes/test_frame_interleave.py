@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -77,12 +78,17 @@ def cases(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [zoo()[name] for name in names], ids=names)
 
 
-@cases("wan", "cogvideox_2b")
-@pytest.mark.parametrize("half", [0, 1])
-def test_every_frame_count(case: Case, program: Program, half: int) -> None:
-    """One option set a frame count, another one for the other model."""
-    for frames in range(1 + half, 34, 2):
-        options = SWEEP[(frames + (case.name == "wan")) % len(SWEEP)]
+SEQUENCE = (1, 2, 3, 4, 6, 9, 16, 33)
+"""Frame counts of every run; ``--exhaustive`` takes all from 1 to 33 with all of ``SWEEP``."""
+
+
+@every_case
+def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> None:
+    """One option set a frame count, another one for the next model."""
+    turn = list(zoo()).index(case.name)
+    few = [(frames, SWEEP[(i + turn) % len(SWEEP)]) for i, frames in enumerate(SEQUENCE)]
+    every = list(product(range(1, 34), SWEEP))
+    for frames, options in every if exhaustive else few:
         grid = (frames, 2, 2)
         inputs = case.inputs(*grid, batch=2)
         dense = program.at(inputs)
