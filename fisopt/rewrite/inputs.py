@@ -120,7 +120,7 @@ def check_example(model: nn.Module, inputs: Inputs) -> None:
 
 
 FrameDims = dict[int, tuple[tuple[int, int], ...]]
-"""Leaf index -> (dimension, entries per frame) pairs; dimension -1 stands for a plain int."""
+"""Leaf index -> (dimension, entries per frame of the example) pairs; dimension -1: a plain int."""
 
 
 def _tensor_candidates(
@@ -189,8 +189,8 @@ def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> I
             leaves[i] = frames
             continue
         sizes = list(leaf.shape)
-        for dim, per_frame in places:
-            sizes[dim] += (frames - grid.frames) * per_frame
+        for dim, _ in places:
+            sizes[dim] = sizes[dim] // grid.frames * frames
         leaves[i] = leaf.new_zeros(sizes)
     return inputs.replaced(leaves)
 
