@@ -21,6 +21,7 @@ from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.rule import Match, Rule, RulePass
 from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
@@ -37,6 +38,7 @@ __all__ = [
     "FrameInterleave",
     "InputError",
     "LoweringError",
+    "Match",
     "ModelSpec",
     "OptimizedModule",
     "Pass",
@@ -47,6 +49,8 @@ __all__ = [
     "PreconditionError",
     "Program",
     "Rewriter",
+    "Rule",
+    "RulePass",
     "ScheduleError",
     "Step",
     "TokenLayout",

@@ -30,8 +30,8 @@ def capture(
 
     Args:
         model: a module in evaluation mode; on the meta device nothing is allocated.
-        example_inputs: keyword arguments of one forward call; None takes small published-form
-            inputs of a known family.
+        example_inputs: keyword arguments of one forward call; for a known family
+            `fisopt.models.example_inputs` makes them.
         spec: where the blocks are and what the token grid is; None for a known family.
         dynamic: sizes that the first export leaves open: "frames", or "all" that the model
             allows.  Other sizes are exported when they are met.

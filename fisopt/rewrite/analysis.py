@@ -196,6 +196,14 @@ def results(graph: fx.Graph) -> list[fx.Node]:
     ]
 
 
+def result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
+    """The nodes that stand for each of the results of a call, None where nobody uses it."""
+    if count == 1:
+        return [call]
+    by_index = {user.args[1]: user for user in call.users}
+    return [by_index.get(i) for i in range(count)]
+
+
 def repeated_blocks(program: Program) -> list[list[fx.Node]]:
     """Group the video blocks by structure: blocks of one group are one graph, other weights."""
     groups: dict[object, list[fx.Node]] = {}

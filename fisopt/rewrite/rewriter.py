@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,11 +71,11 @@ class Rewriter:
         with self.graph.inserting_before(node.next):
             yield
 
-    def call(self, target: Any, *args: Any) -> fx.Node:
-        """Insert ``target(*args)`` here."""
-        node = self.graph.call_function(target, args)
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Insert ``target(*args, **kwargs)`` here."""
+        node = self.graph.call_function(target, args, kwargs)
         with self._mode, torch.no_grad():
-            node.meta["val"] = target(*self._fake(args))
+            node.meta["val"] = target(*self._fake(args), **self._fake(kwargs))
         node.meta[BY] = self.pass_name
         rule = AXIS_RULES.get(target)
         set_axes(node, rule(node) if rule is not None else self._follow(node))
@@ -179,6 +180,10 @@ class Rewriter:
         set_axes(node, (None,) * value.ndim)
         self.changed = True
         return node
+
+    def inside(self, callee: fx.GraphModule) -> Rewriter:
+        """A Rewriter on a copy of a block's graph; `call_block` puts the copy in its place."""
+        return Rewriter(replace(self.program, graph_module=callee).copy(), self.pass_name)
 
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""

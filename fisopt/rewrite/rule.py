@@ -1,0 +1,199 @@
+"""Rules: local rewrites, written as two plain functions over ATen operators.
+
+    FUSE = Rule(
+        name="scale and shift",
+        pattern=lambda x, s, b: aten.add.Tensor(aten.mul.Tensor(x, s), b),
+        replacement=lambda x, s, b: aten.addcmul.default(b, x, s),
+        where=lambda match: match.value("b").ndim == match.value("x").ndim,
+    )
+
+A pattern is traced and says nothing of shapes; ``where`` does.  Operands that commute are matched
+in the order in which they are written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
+
+from fisopt.errors import PassError
+from fisopt.rewrite.analysis import result_nodes, results
+from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.rewriter import Rewriter
+
+
+@dataclass(frozen=True)
+class Match:
+    """One place where a pattern was found.
+
+    Attributes:
+        inputs: what the pattern's parameters stand for there, by name: nodes or plain values.
+        result: the node that holds what the pattern computes.
+    """
+
+    inputs: Mapping[str, Any]
+    result: fx.Node
+
+    def value(self, name: str) -> Any:
+        """The fake tensor that a parameter stands for, or its plain value."""
+        held = self.inputs[name]
+        return held.meta["val"] if isinstance(held, fx.Node) else held
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What to replace, by what, and where.
+
+    Attributes:
+        name: how reports call it.
+        pattern: a function of tensors made of calls of operators (``torch.ops.aten...``) that
+            returns one value; literals must be equal in the graph.
+        replacement: a function of the same parameters that returns a value of the same shape.
+        where: whether a match is meant; it sees shapes, dtypes and frame axes.
+    """
+
+    name: str
+    pattern: Callable[..., Any]
+    replacement: Callable[..., Any]
+    where: Callable[[Match], bool]
+
+    def __post_init__(self) -> None:
+        wanted, given = _parameters(self._pattern), _parameters(self._replacement)
+        if wanted != given:
+            raise ValueError(
+                f"rule {self.name!r}: the replacement takes {given}, the pattern {wanted}; "
+                "wanted the same names in the same order"
+            )
+        for what, graph in (("pattern", self._pattern), ("replacement", self._replacement)):
+            for node in graph.nodes:
+                if node.op in ("call_function", "placeholder", "output") and (
+                    node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload)
+                ):
+                    continue
+                raise ValueError(
+                    f"rule {self.name!r}: the {what} calls {node.target}; Programs hold operators, "
+                    "so write torch.ops.aten.add.Tensor(x, y) instead of x + y"
+                )
+            if not isinstance(_returned(graph), fx.Node):
+                raise TypeError(f"rule {self.name!r}: the {what} must return one operator's value")
+
+    @cached_property
+    def _pattern(self) -> fx.Graph:
+        return fx.symbolic_trace(self.pattern).graph
+
+    @cached_property
+    def _replacement(self) -> fx.Graph:
+        return fx.symbolic_trace(self.replacement).graph
+
+    def matches(self, graph: fx.Graph) -> list[Match]:
+        """Every place in a graph where the pattern is found, without overlaps, in order."""
+        names = _parameters(self._pattern)
+        order = {node: i for i, node in enumerate(graph.nodes)}
+        found = []
+        for match in SubgraphMatcher(self._pattern).match(graph):
+            inputs = dict(zip(names, match.placeholder_nodes, strict=True))
+            found.append(Match(inputs, match.returning_nodes[0]))
+        return sorted(found, key=lambda match: order[match.result])
+
+    def apply(self, rewriter: Rewriter, match: Match) -> fx.Node:
+        """Put the replacement in the place of a match; return what stands for its result now."""
+        made: dict[fx.Node, Any] = {}
+        with rewriter.before(match.result):
+            for node in self._replacement.nodes:
+                if node.op == "placeholder":
+                    made[node] = match.inputs[str(node.target)]
+                elif node.op == "call_function":
+                    args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
+                    made[node] = rewriter.call(node.target, *args, **kwargs)
+        new: fx.Node = made[_returned(self._replacement)]
+        was, now = match.result.meta["val"], new.meta["val"]
+        if was.dtype != now.dtype or axes_of(match.result) != axes_of(new):
+            raise PassError(
+                f"rule {self.name!r} replaces {was.dtype} with frames {axes_of(match.result)} by "
+                f"{now.dtype} with frames {axes_of(new)}; wanted the same of both",
+                pass_name=rewriter.pass_name,
+                node=match.result,
+            )
+        rewriter.replace_uses(match.result, new)
+        return new
+
+
+def _parameters(graph: fx.Graph) -> list[str]:
+    return [str(n.target) for n in graph.nodes if n.op == "placeholder"]
+
+
+def _returned(graph: fx.Graph) -> Any:
+    return next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+
+
+@dataclass(frozen=True)
+class RulePass(Pass):
+    """Apply rules, one after the other, to the graphs of all blocks and the code around them.
+
+    Attributes:
+        rules: each is applied wherever it matches, once; the next one sees the result.
+    """
+
+    rules: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", tuple(self.rules))
+
+    @property
+    def name(self) -> str:
+        """The pass and its rules."""
+        return f"RulePass({', '.join(rule.name for rule in self.rules)})"
+
+    def run(self, rewriter: Rewriter) -> None:
+        """Rewrite every distinct block graph once, then the graph that calls them."""
+        counts = {rule.name: [0, 0] for rule in self.rules}
+        program = rewriter.program
+        made: dict[str, fx.GraphModule] = {}
+        for call in program.blocks:
+            target = str(call.target)
+            if target not in made:
+                inner = rewriter.inside(program.callee(call))
+                self._rewrite(inner, counts)
+                inner.erase_dead()
+                inner.program.graph_module.recompile()
+                made[target] = inner.program.graph_module if inner.changed else program.callee(call)
+            if made[target] is not program.callee(call):
+                _replace(rewriter, call, made[target])
+        self._rewrite(rewriter, counts)
+        for name, (applied, refused) in counts.items():
+            rewriter.note(
+                f"{name}: {applied} places in {len(made)} block graphs and around them"
+                + (f", {refused} refused by its condition" if refused else "")
+            )
+
+    def _rewrite(self, rewriter: Rewriter, counts: dict[str, list[int]]) -> None:
+        for rule in self.rules:
+            moved: dict[Any, fx.Node] = {}
+            for found in rule.matches(rewriter.graph):
+                inputs = {name: moved.get(held, held) for name, held in found.inputs.items()}
+                match = replace(found, inputs=inputs)
+                meant = rule.where(match)
+                counts[rule.name][not meant] += 1
+                if meant:
+                    moved[match.result] = rule.apply(rewriter, match)
+            rewriter.graph.eliminate_dead_code()
+
+
+def _replace(rewriter: Rewriter, call: fx.Node, graph_module: fx.GraphModule) -> None:
+    """Call another graph of the same arguments and results in the place of a block's."""
+    outputs = results(rewriter.program.callee(call).graph)
+    old = result_nodes(call, len(outputs))
+    with rewriter.before(call):
+        args = [n for n in call.args if isinstance(n, fx.Node)]
+        name, axes = f"{call.target}_ruled", [axes_of(n) for n in outputs]
+        pieces = rewriter.call_block(graph_module, args, like=call, name=name, axes=axes)
+    for node, piece in zip(old, pieces, strict=True):
+        if node is not None:
+            rewriter.replace_uses(node, piece)
