@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from fisopt.errors import PreconditionError
 from fisopt.rewrite.program import Program
@@ -40,7 +41,13 @@ class Pass(ABC):
 
     A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
     same options) are one: their results are shared.
+
+    Attributes:
+        stage: passes that choose frames run before those that edit attention, whatever their
+            order in a list.
     """
+
+    stage: ClassVar[Literal["frames", "attention"]] = "frames"
 
     @property
     def name(self) -> str:
