@@ -1,4 +1,4 @@
-"""The op contracts by operator: references that lowering inlines, and axis rules."""
+"""The op contracts by operator: references that lowering inlines, axis rules, opaque ones."""
 
 from __future__ import annotations
 
@@ -20,3 +20,6 @@ AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
     torch.ops.fisopt.gather_frames.default: gather_frames.axes,
     torch.ops.fisopt.fill_frames.default: fill_frames.axes,
 }
+
+OPAQUE: frozenset[Any] = frozenset()
+"""Operators that lowering leaves as calls: traced, they would be unrolled into too many."""
