@@ -14,20 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.tile_plan import TilePlan, block_density, tile_plan
+from tests.tiles import explicit
 
 MASKS: list[FrameMask] = [TileMask(4), SlidingWindow(3), RadialDecay(2)]
-
-
-def explicit(table: Tensor, queries: FrameAxis, keys: FrameAxis) -> Tensor:
-    """The N x N mask, token by token."""
-    tables = table if table.ndim == 3 else table[None]
-    result = torch.ones(len(tables), queries.size, keys.size, dtype=torch.bool)
-    for h, one in enumerate(tables):
-        for q in range(queries.video):
-            for k in range(keys.video):
-                kept = one[q // queries.inner, k // keys.inner]
-                result[h, queries.before + q, keys.before + k] = kept
-    return result
 
 
 def planned(plan: TilePlan, queries: int, keys: int) -> Tensor:
