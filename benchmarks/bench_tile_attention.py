@@ -78,6 +78,7 @@ def flexible(frames: int, inner: int, k: int, block: int) -> Any:
 
 def compare(frames: int, k: int, width: int, rounds: int) -> dict[str, Any]:
     """Every way to compute one tile-sparse attention of 16k tokens, one head."""
+    torch.compiler.reset()
     axis = FrameAxis(frames, inner=TOKENS // frames)
     start = time.perf_counter()
     plan = tile_plan(TileMask(k).table(frames), axis, axis)

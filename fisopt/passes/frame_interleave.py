@@ -15,8 +15,14 @@ from typing import Literal
 import torch
 from torch import fx
 
-from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.analysis import Attention, residual_source, results, self_attentions
+from fisopt.errors import PreconditionError
+from fisopt.rewrite.analysis import (
+    Attention,
+    residual_source,
+    result_nodes,
+    results,
+    self_attentions,
+)
 from fisopt.rewrite.axes import Axes, axes_of, carries_frames
 from fisopt.rewrite.demand import analyse
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
@@ -118,16 +124,7 @@ class FrameInterleave(Pass):
 
     def at(self, step: Step) -> FrameInterleave | None:
         """None at dense steps."""
-        dense = set()
-        for index in self.dense_steps:
-            if index < 0 and step.count is None:
-                raise ScheduleError(
-                    f"FrameInterleave: dense_steps={self.dense_steps} counts from the last step, "
-                    "but the number of steps is not known; run the model inside "
-                    "`with optimized.generation(num_steps=...):`"
-                )
-            dense.add(index + (step.count or 0) if index < 0 else index)
-        return None if step.index in dense else self
+        return None if step.among(self.dense_steps, self.name) else self
 
     def requires(self, program: Program) -> None:
         """Check the stride against the frames and the range against the blocks."""
@@ -274,7 +271,7 @@ class _Interleaver:
             zip((n for n in body.graph.nodes if n.op == "placeholder"), call.args, strict=True)
         )
         tables = self._tables(anchors, call)
-        old = _result_nodes(call, len(outputs))
+        old = result_nodes(call, len(outputs))
         with rewriter.before(call):
             args: list[fx.Node] = [n for n in call.args if isinstance(n, fx.Node)]
             for position, dims in restricted.narrowed.items():
@@ -352,11 +349,3 @@ class _Interleaver:
 
 def _narrow(node: fx.Node, count: int) -> Axes:
     return tuple(axis.at(count) if axis is not None else None for axis in axes_of(node))
-
-
-def _result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
-    """The nodes that stand for each result of a call, None where nobody uses it."""
-    if count == 1:
-        return [call]
-    by_index = {user.args[1]: user for user in call.users}
-    return [by_index.get(i) for i in range(count)]

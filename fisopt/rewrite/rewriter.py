@@ -14,7 +14,7 @@ from fisopt.errors import PassError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
 from fisopt.rewrite.ops.registry import AXIS_RULES
-from fisopt.rewrite.outline import structure
+from fisopt.rewrite.outline import copied, structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.template import MODE
@@ -38,6 +38,7 @@ class Rewriter:
         self.changed = False
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
+        self._inside: fx.Graph | None = None
         self._mode = program.graph_module.meta[MODE]
         self._keys = {
             structure(m.graph): name
@@ -47,8 +48,8 @@ class Rewriter:
 
     @property
     def graph(self) -> fx.Graph:
-        """The graph being edited."""
-        return self.program.graph
+        """The graph being edited: the Program's, or inside `inside` that of a block."""
+        return self.program.graph if self._inside is None else self._inside
 
     def note(self, text: str) -> None:
         """Report something that was applied."""
@@ -69,6 +70,31 @@ class Rewriter:
         """Insert new nodes after a node, in the order they are made."""
         with self.graph.inserting_before(node.next):
             yield
+
+    @contextmanager
+    def inside(self, block: fx.GraphModule) -> Iterator[fx.GraphModule]:
+        """Edit a copy of a block's graph, node for node the same; edits go there meanwhile."""
+        outer, (graph, _) = self._inside, copied(block.graph)
+        copy = fx.GraphModule(block, graph, class_name="Block")
+        copy.meta.update(block.meta)
+        self._inside = copy.graph
+        try:
+            yield copy
+        finally:
+            self._inside = outer
+        copy.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+        copy.recompile()
+
+    def argument(self, name: str, like: fx.Node) -> fx.Node:
+        """Give the graph being edited one more argument, the last, that takes ``like``'s value."""
+        last = [n for n in self.graph.nodes if n.op == "placeholder"][-1]
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = like.meta["val"]
+        node.meta[BY] = self.pass_name
+        set_axes(node, axes_of(like))
+        self.changed = True
+        return node
 
     def call(self, target: Any, *args: Any) -> fx.Node:
         """Insert ``target(*args)`` here."""
