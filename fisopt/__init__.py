@@ -14,7 +14,10 @@ from fisopt.errors import (
     VerifyError,
 )
 from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.mask_table import MaskTable
+from fisopt.passes.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.presets import PRESETS
+from fisopt.passes.tile_attention import TileAttention
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
@@ -36,9 +39,12 @@ __all__ = [
     "FisoptError",
     "FrameAxis",
     "FrameInterleave",
+    "FrameMask",
+    "FrameTable",
     "InputError",
     "LoweringError",
     "Match",
+    "MaskTable",
     "ModelSpec",
     "OptimizedModule",
     "Pass",
@@ -48,11 +54,15 @@ __all__ = [
     "PostconditionError",
     "PreconditionError",
     "Program",
+    "RadialDecay",
     "Rewriter",
     "Rule",
     "RulePass",
     "ScheduleError",
+    "SlidingWindow",
     "Step",
+    "TileAttention",
+    "TileMask",
     "TokenLayout",
     "VerifyError",
     "axes_of",

@@ -10,7 +10,7 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.errors import LoweringError
-from fisopt.rewrite.ops.registry import CONTRACTS
+from fisopt.rewrite.ops.registry import CONTRACTS, OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import IS_BLOCK, Program
 from fisopt.rewrite.template import MODE
@@ -81,7 +81,7 @@ def _inline_calls(module: fx.GraphModule, root: fx.GraphModule) -> None:
 
 
 def _inline_contracts(module: fx.GraphModule) -> None:
-    """Replace every ``fisopt::`` operator by its traced reference."""
+    """Replace every ``fisopt::`` operator that is not opaque by its traced reference."""
     mode = module.meta[MODE]
     for node in list(module.graph.nodes):
         target: Any = node.target
@@ -90,6 +90,8 @@ def _inline_contracts(module: fx.GraphModule) -> None:
         reference = CONTRACTS.get(target)
         if reference is None:
             raise LoweringError(f"{target} has no contract in rewrite/ops; nothing implements it")
+        if target in OPAQUE:
+            continue
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
         operands = [a for a in node.args if isinstance(a, fx.Node)]
 

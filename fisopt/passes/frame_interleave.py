@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import fx
 
-from fisopt.errors import PreconditionError, ScheduleError
+from fisopt.errors import PreconditionError
 from fisopt.rewrite.analysis import (
     Attention,
     residual_source,
@@ -124,16 +124,7 @@ class FrameInterleave(Pass):
 
     def at(self, step: Step) -> FrameInterleave | None:
         """None at dense steps."""
-        dense = set()
-        for index in self.dense_steps:
-            if index < 0 and step.count is None:
-                raise ScheduleError(
-                    f"FrameInterleave: dense_steps={self.dense_steps} counts from the last step, "
-                    "but the number of steps is not known; run the model inside "
-                    "`with optimized.generation(num_steps=...):`"
-                )
-            dense.add(index + (step.count or 0) if index < 0 else index)
-        return None if step.index in dense else self
+        return None if step.among(self.dense_steps, self.name) else self
 
     def requires(self, program: Program) -> None:
         """Check the stride against the frames and the range against the blocks."""

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import fill_frames, gather_frames
+from fisopt.rewrite.ops import fill_frames, gather_frames, tile_attention
 from fisopt.rewrite.outline import structure, value_key
 from fisopt.rewrite.program import Program
 
@@ -35,8 +35,12 @@ _MOVES = {
     operator.getitem,
 }
 _ADDS = {aten.add.Tensor}
-_PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
-_SOFTMAXES = {aten.softmax.int, aten._softmax.default}
+_FUSED = {
+    aten.scaled_dot_product_attention.default,
+    tile_attention.tile_attention._opoverload,
+}
+PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
+SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 
 def dependences(graph: fx.Graph) -> nx.DiGraph:
@@ -150,11 +154,11 @@ def attentions(graph: fx.Graph) -> list[Attention]:
     """Find every attention of a block, fused or written out, in execution order."""
     found = []
     for node in graph.nodes:
-        if node.target is aten.scaled_dot_product_attention.default:
+        if node.target in _FUSED:
             found.append(Attention(node, frozenset([node]), node.args[2]))
-        elif node.target in _PRODUCTS:
+        elif node.target in PRODUCTS:
             weights = _moved_from(node.args[0])
-            if weights.target in _SOFTMAXES:
+            if weights.target in SOFTMAXES:
                 found.append(Attention(node, frozenset([node, weights]), node.args[1]))
     return found
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch.utils import flop_counter
 
-from fisopt.rewrite.analysis import self_attentions
+from fisopt.rewrite.analysis import PRODUCTS, self_attentions
 from fisopt.rewrite.program import Program
 
 aten = torch.ops.aten
@@ -103,11 +103,11 @@ def predicted_ratio(dense: Program, optimised: Program) -> float:
 
 def _scores(result: fx.Node) -> Iterator[fx.Node]:
     """The product that made the attention weights of a written-out attention."""
-    if result.target is aten.scaled_dot_product_attention.default:
+    if result.target not in PRODUCTS:
         return
     node = result.args[0]
     while isinstance(node, fx.Node) and node.all_input_nodes:
-        if node.target in (aten.bmm.default, aten.matmul.default, aten.mm.default):
+        if node.target in PRODUCTS:
             yield node
             return
         node = node.all_input_nodes[0]
@@ -124,6 +124,10 @@ def _flops(node: fx.Node) -> float | None:
         query, key, value = (a.shape for a in args[:3])
         count: Any = flop_counter.sdpa_flop_count
         return float(count(query, key, value))
+    if target is torch.ops.fisopt.tile_attention.default:
+        query, value, keys, pairs = args[0].shape, args[2].shape, args[5].shape, args[6]
+        rows = query[:-2].numel() // keys[0]
+        return float(2 * rows * pairs * (query[-1] + value[-1]))
     if target in _CONVOLUTIONS:
         weight = args[1].shape
         return float(2 * out.numel() * weight[1:].numel())

@@ -67,6 +67,17 @@ def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
     return callee
 
 
+def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    """Copy a graph, metadata included; return the copy and the twin of every node."""
+    new = fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    twins[output] = new.output(new.graph_copy(graph, twins))
+    for node, twin in twins.items():
+        twin.meta = dict(node.meta)
+    return new, twins
+
+
 def structure(graph: fx.Graph) -> Hashable:
     """A key that two graphs share exactly if they are the same up to names."""
     index: dict[fx.Node, int] = {}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
-from fisopt.errors import PreconditionError
+from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -16,6 +18,21 @@ class Step:
 
     index: int
     count: int | None = None
+
+    def among(self, dense_steps: Collection[int], name: str) -> bool:
+        """Whether this is one of the dense steps of a pass; negative counts from the last step.
+
+        Raises:
+            ScheduleError: a step counts from the last one and the number of steps is not known.
+        """
+        if self.count is None and any(index < 0 for index in dense_steps):
+            raise ScheduleError(
+                f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
+                "but the number of steps is not known; run the model inside "
+                "`with optimized.generation(num_steps=...):`"
+            )
+        last = self.count or 0
+        return self.index in {index + last if index < 0 else index for index in dense_steps}
 
 
 @dataclass(frozen=True)
@@ -40,7 +57,13 @@ class Pass(ABC):
 
     A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
     same options) are one: their results are shared.
+
+    Attributes:
+        stage: passes that choose frames run before those that edit attention, whatever their
+            order in a list.
     """
+
+    stage: ClassVar[Literal["frames", "attention"]] = "frames"
 
     @property
     def name(self) -> str:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind, resize
-from fisopt.rewrite.outline import find_regions, outline
+from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
 
@@ -71,14 +71,7 @@ class Program:
     def copy(self) -> Program:
         """A Program whose graph can be edited; callees and parameters are shared."""
         module = self.graph_module
-        graph = fx.Graph()
-        env: dict[fx.Node, fx.Node] = {}
-        output = graph.graph_copy(module.graph, env)
-        old = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-        new = graph.output(output)
-        new.meta = dict(old.meta)
-        for node, twin in env.items():
-            twin.meta = dict(node.meta)
+        graph, _ = copied(module.graph)
         shared = fx.GraphModule(module, graph, class_name="Program")
         shared.meta.update(module.meta)
         for name, buffer in module.named_buffers(recurse=False):

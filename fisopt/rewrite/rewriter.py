@@ -185,6 +185,20 @@ class Rewriter:
         """A Rewriter on a copy of a block's graph; `call_block` puts the copy in its place."""
         return Rewriter(replace(self.program, graph_module=callee).copy(), self.pass_name)
 
+    def argument(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        """Add an argument to the graph, after those that it has."""
+        holders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        with self.graph.inserting_after(holders[-1]):
+            node = self.graph.placeholder(name)
+        with self._mode:
+            node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device=device)
+        node.meta[BY] = self.pass_name
+        set_axes(node, (None,) * len(shape))
+        self.changed = True
+        return node
+
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""
         if tuple(old.meta["val"].shape) != tuple(new.meta["val"].shape):
@@ -202,8 +216,11 @@ class Rewriter:
         self.changed = True
 
     def erase_dead(self) -> None:
-        """Drop nodes that nobody uses and callees that nobody calls."""
-        self.graph.eliminate_dead_code()
+        """Drop nodes that nobody uses and callees that nobody calls.
+
+        Programs do not mutate, so that operators with a seed (attention has a dropout) go too.
+        """
+        self.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

@@ -161,7 +161,6 @@ class RulePass(Pass):
             if target not in made:
                 inner = rewriter.inside(program.callee(call))
                 self._rewrite(inner, counts)
-                inner.erase_dead()
                 inner.program.graph_module.recompile()
                 made[target] = inner.program.graph_module if inner.changed else program.callee(call)
             if made[target] is not program.callee(call):
@@ -183,7 +182,7 @@ class RulePass(Pass):
                 counts[rule.name][not meant] += 1
                 if meant:
                     moved[match.result] = rule.apply(rewriter, match)
-            rewriter.graph.eliminate_dead_code()
+            rewriter.erase_dead()
 
 
 def _replace(rewriter: Rewriter, call: fx.Node, graph_module: fx.GraphModule) -> None:

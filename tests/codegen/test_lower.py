@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 import fisopt
 from fisopt import FrameInterleave, Program
+from fisopt.codegen import lower as lowering
 from fisopt.codegen.compile import compile_program, distinct_stages
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
@@ -61,6 +62,23 @@ def test_lowered_equals_the_program(
     assert {id(p) for p in module.parameters()} == {id(p) for p in case.model.parameters()} & {
         id(p) for p in program.graph_module.parameters()
     }
+
+
+def test_opaque_operators_stay_calls(wan: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = torch.ops.fisopt.fill_frames.default
+    sparse = FrameInterleave()(wan).program
+    monkeypatch.setattr(lowering, "OPAQUE", frozenset([fill]))
+    module = lower(sparse)
+    left = [
+        node.target
+        for _, callee in module.named_children()
+        for node in (callee.graph.nodes if isinstance(callee, fx.GraphModule) else ())
+        if getattr(node.target, "namespace", "") == "fisopt"
+    ]
+    assert set(left) == {fill}
+    values = tensors(wan, zoo()["wan"].inputs(5, 3, 4, batch=2))
+    with torch.no_grad():
+        assert_close(module(*values), sparse.graph_module(*values))
 
 
 def test_stages_are_shared(wan: Program) -> None:

@@ -133,6 +133,25 @@ def test_stop_after_bisects(wan: Program) -> None:
         assert [a.name for a in manager.applied] == names
 
 
+@dataclass(frozen=True)
+class DoLater(Do):
+    """A pass of the second stage."""
+
+    stage = "attention"
+
+
+def test_stages_order_the_passes(wan: Program) -> None:
+    first, second = Do(note, "first"), Do(note, "second")
+    later, last_ = DoLater(note, "later"), DoLater(note, "last")
+    for passes in ([later, first, last_, second], [first, second, later, last_]):
+        manager = PassManager(passes)
+        manager.run(wan)
+        assert [a.name for a in manager.applied] == ["first", "second", "later", "last"]
+    manager = PassManager([later, first], stop_after=1)
+    manager.run(wan)
+    assert [a.name for a in manager.applied] == ["first"]
+
+
 def test_on_pass_and_notes(wan: Program) -> None:
     seen: list[tuple[str, PassResult]] = []
     PassManager([Do(note)], on_pass=lambda p, r: seen.append((p.name, r))).run(wan)

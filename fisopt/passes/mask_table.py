@@ -1,0 +1,98 @@
+"""Mask tables: a mask for every block of a model, with what it was measured on, kept as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from fisopt.passes.masks import (
+    FrameMask,
+    FrameTable,
+    RadialDecay,
+    SlidingWindow,
+    TileMask,
+    frame_mask,
+)
+
+MASKS: dict[str, type[FrameMask]] = {
+    cls.__name__: cls for cls in (TileMask, SlidingWindow, RadialDecay, FrameTable)
+}
+
+
+@dataclass(frozen=True)
+class MaskTable:
+    """A mask, or None for dense, for every video block of a model.
+
+    Attributes:
+        masks: (block path, mask) pairs; a mapping is taken as well, and an int as the k of
+            ``TileMask``.
+        measured: what the table was measured on and what was found, as JSON values; two tables
+            of equal masks are equal.
+    """
+
+    masks: tuple[tuple[str, FrameMask | int | None], ...] | Mapping[str, FrameMask | int | None]
+    measured: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        pairs = self.masks.items() if isinstance(self.masks, Mapping) else self.masks
+        masks = tuple((str(n), None if m is None else frame_mask(m)) for n, m in pairs)
+        object.__setattr__(self, "masks", masks)
+
+    def items(self) -> tuple[tuple[str, FrameMask | None], ...]:
+        """The (block path, mask) pairs."""
+        return self.masks  # type: ignore[return-value]
+
+    def save(self, path: Path | str) -> Path:
+        """Write the table as JSON, whole or not at all."""
+        path = Path(path)
+        text = {"masks": {n: as_json(m) for n, m in self.items()}, "measured": dict(self.measured)}
+        beside = path.with_name(f".{path.name}.part")
+        beside.write_text(json.dumps(text, indent=1) + "\n")
+        beside.replace(path)
+        return path
+
+    @staticmethod
+    def load(path: Path | str) -> MaskTable:
+        """Read a table.
+
+        Raises:
+            ValueError: the file is not a table.
+            OSError: it cannot be read.
+        """
+        try:
+            held = json.loads(Path(path).read_text())
+            masks = tuple((n, from_json(m)) for n, m in held["masks"].items())
+            return MaskTable(masks, held.get("measured", {}))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path} is not a mask table ({type(error).__name__}: {error}); wanted what "
+                "MaskTable.save or `fisopt search` writes"
+            ) from error
+
+
+def as_json(mask: FrameMask | None) -> Any:
+    """A mask as JSON: k of a TileMask, null for dense, else its name and parameters.
+
+    Raises:
+        TypeError: the mask is not one of those that come with fisopt.
+    """
+    if mask is None:
+        return None
+    if isinstance(mask, TileMask):
+        return mask.k
+    if type(mask) not in MASKS.values():
+        raise TypeError(f"{mask!r} cannot be written; masks that can are {', '.join(MASKS)}")
+    return {"mask": type(mask).__name__, **{f.name: getattr(mask, f.name) for f in fields(mask)}}  # type: ignore[arg-type]
+
+
+def from_json(value: Any) -> FrameMask | None:
+    """The inverse of `as_json`."""
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        options = dict(value)
+        return MASKS[options.pop("mask")](**options)
+    return frame_mask(value)

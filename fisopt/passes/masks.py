@@ -1,0 +1,176 @@
+"""Frame masks: which latent frames attend to which, as a boolean table of any frame count.
+
+A mask speaks of frames only.  Tokens per frame, text and heads come from the attention that it is
+applied to, so that one mask serves every resolution and every model.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class FrameMask(ABC):
+    """A pattern of kept tiles; a tile is the attention of one frame's queries to one's keys.
+
+    A subclass is a frozen dataclass whose fields are its parameters, and one function.
+    """
+
+    @abstractmethod
+    def table(self, frames: int) -> Tensor:
+        """The kept tiles at some number of frames.
+
+        Returns:
+            bool [frames, frames], or [heads, frames, frames] if heads differ: row i, column j
+            says whether the queries of frame i see the keys of frame j.
+
+        Raises:
+            ValueError: the mask does not exist at this number of frames.
+        """
+
+    @property
+    def label(self) -> str:
+        """A short name, unique to the mask: part of the names of its buffers."""
+        return re.sub(r"\W+", "_", repr(self)).strip("_")
+
+
+@dataclass(frozen=True)
+class TileMask(FrameMask):
+    """``k:(F-k)``: each frame sees itself and about k global frames, which see every frame.
+
+    With stride ``s = ceil(F / k)`` the frames 0, s, 2s, ... are global.  The cost is linear in F;
+    k = F is dense.
+
+    Attributes:
+        k: wanted number of global frames, 1 to F.
+
+    Source: Efficient-vDiT, arXiv:2502.06155.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if type(self.k) is not int or self.k < 1:
+            raise ValueError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
+
+    def table(self, frames: int) -> Tensor:
+        """See `FrameMask.table`."""
+        if self.k > frames:
+            raise ValueError(
+                f"TileMask: k={self.k} is more than the {frames} frames; use 1 to {frames}"
+            )
+        whole = torch.arange(frames) % -(-frames // self.k) == 0
+        return torch.eye(frames, dtype=torch.bool) | whole | whole[:, None]
+
+    @property
+    def label(self) -> str:
+        """See `FrameMask.label`."""
+        return f"k{self.k}"
+
+
+@dataclass(frozen=True)
+class SlidingWindow(FrameMask):
+    """Each frame sees the frames at most ``radius`` away from it."""
+
+    radius: int
+
+    def __post_init__(self) -> None:
+        if type(self.radius) is not int or self.radius < 0:
+            raise ValueError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
+
+    def table(self, frames: int) -> Tensor:
+        """See `FrameMask.table`."""
+        return _distance(frames) <= self.radius
+
+
+@dataclass(frozen=True)
+class RadialDecay(FrameMask):
+    """Each frame sees frames ever more thinly with distance: ``near`` each time it doubles.
+
+    All frames nearer than ``2 * near``, then every second up to ``4 * near``, every fourth up to
+    ``8 * near``, and so on; the cost is F log F.
+
+    Source: the idea is Radial Attention's, arXiv:2506.19852, here at the grain of frames.
+    """
+
+    near: int = 2
+
+    def __post_init__(self) -> None:
+        if type(self.near) is not int or self.near < 1:
+            raise ValueError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
+
+    def table(self, frames: int) -> Tensor:
+        """See `FrameMask.table`."""
+        distance = _distance(frames)
+        octave = (distance // self.near).clamp(min=1).double().log2().floor()
+        return distance % (2**octave).long() == 0
+
+
+@dataclass(frozen=True)
+class FrameTable(FrameMask):
+    """A mask given tile by tile, for one number of frames.
+
+    Attributes:
+        rows: nested tuples of bool, [frames][frames] or [heads][frames][frames]; nested lists
+            and tensors are taken as well.
+    """
+
+    rows: Any
+
+    def __post_init__(self) -> None:
+        given = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
+        object.__setattr__(self, "rows", _frozen(given))
+        try:
+            sizes = torch.tensor(self.rows).shape
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"FrameTable: rows are not a regular table: {error}") from error
+        if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
+            raise ValueError(
+                "FrameTable: rows must be [frames][frames] or [heads][frames][frames], got "
+                f"{list(sizes)}"
+            )
+
+    def table(self, frames: int) -> Tensor:
+        """See `FrameMask.table`."""
+        result = torch.tensor(self.rows, dtype=torch.bool)
+        if result.shape[-1] != frames:
+            raise ValueError(
+                f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
+            )
+        return result
+
+    @property
+    def label(self) -> str:
+        """See `FrameMask.label`."""
+        return f"table_{zlib.crc32(repr(self.rows).encode()):08x}"
+
+
+def frame_mask(value: object) -> FrameMask:
+    """Read a mask: itself, or an int k for ``TileMask(k)``.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(value, FrameMask):
+        return value
+    if type(value) is int:
+        return TileMask(value)
+    raise TypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
+
+
+def _distance(frames: int) -> Tensor:
+    time = torch.arange(frames)
+    return (time - time[:, None]).abs()
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_frozen(item) for item in value)
+    return value

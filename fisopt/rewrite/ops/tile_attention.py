@@ -1,0 +1,156 @@
+"""tile_attention: attention in which each group of queries reads only some ranges of the keys.
+
+    out[q] = softmax(scale * query[q] @ key[kept(q)].T + mask[q, kept(q)]) @ value[kept(q)]
+
+``kept(q)`` comes as tensors, see `fisopt.rewrite.tile_plan.TilePlan`: blocks that differ only in
+what they keep share one graph.  Skipped keys are never read.
+
+Source: the pattern is Efficient-vDiT's, arXiv:2502.06155.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+from torch.nn.functional import scaled_dot_product_attention
+
+from fisopt.rewrite.axes import Axes, axes_of
+
+
+def reference(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """Dense attention under the explicit mask, in plain torch: N x N memory, for checking.
+
+    Shapes: query [..., h, N, D]; key [..., h', M, D]; value [..., h', M, E], h a multiple of h';
+        mask broadcastable to [..., h, N, M], bool (True: seen) or added to the scores; rows
+        [groups + 1] int; keys [h or 1, groups, ranges, 2] int.
+    Returns: [..., h, N, E] in query's dtype.
+    """
+    del pairs
+    place = torch.arange(key.shape[-2], device=key.device)
+    inside = (place >= keys[..., :1]) & (place < keys[..., 1:])  # [h or 1, groups, ranges, M]
+    token = torch.arange(query.shape[-2], device=query.device)
+    group = torch.searchsorted(rows[1:].contiguous(), token.to(rows.dtype), right=True)
+    kept = inside.any(-2).index_select(-2, group)
+    kept = kept if query.ndim > 2 else kept[0]
+    if mask is None:
+        allowed = kept
+    elif mask.dtype == torch.bool:
+        allowed = kept & mask
+    else:
+        allowed = torch.where(kept, mask, float("-inf"))
+    return scaled_dot_product_attention(
+        query, key, value, allowed, scale=scale, enable_gqa=_grouped(query, key)
+    )
+
+
+@torch.library.custom_op("fisopt::tile_attention", mutates_args=())
+def tile_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads.
+
+    One fused dense attention a group, on its key ranges laid side by side: copying them costs
+    little beside what is computed on them, and no partial results are merged.
+    """
+    del pairs
+    result = _empty(query, value)
+    q, k, v, out = (_in_four(x) for x in (query, key, value, result))
+    bias = None if mask is None else _in_four(mask)
+    starts, plans = rows.tolist(), keys.tolist()
+    for h, groups in enumerate(plans):
+        parts = [q, k, v, out] if len(plans) == 1 else [_head(x, h, q) for x in (q, k, v, out)]
+        seen = bias if bias is None or len(plans) == 1 else _head(bias, h, q)
+        for start, end, ranges in _merged(starts, groups):
+            parts[3][..., start:end, :] = scaled_dot_product_attention(
+                parts[0][..., start:end, :],
+                _take(parts[1], -2, ranges),
+                _take(parts[2], -2, ranges),
+                None if seen is None else _take(_rows(seen, start, end), -1, ranges),
+                scale=scale,
+                enable_gqa=_grouped(parts[0], parts[1]),
+            )
+    return result
+
+
+@tile_attention.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    return _empty(query, value)
+
+
+def _empty(query: Tensor, value: Tensor) -> Tensor:
+    """Room for the result, its memory in the order [..., N, h, E] that models go on with."""
+    *batch, heads, tokens, _ = (1,) * max(3 - query.ndim, 0) + tuple(query.shape)
+    room = query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)
+    return room if query.ndim > 2 else room[0]
+
+
+def _grouped(query: Tensor, key: Tensor) -> bool:
+    """Whether several heads of the queries share one of the keys."""
+    return query.ndim > 2 and query.shape[-3] != key.shape[-3]
+
+
+def _in_four(x: Tensor) -> Tensor:
+    """The same with four dimensions at least, as the fused attentions want it."""
+    return x[(None,) * max(4 - x.ndim, 0)]
+
+
+def _head(x: Tensor, head: int, query: Tensor) -> Tensor:
+    """The part of a tensor with as many heads as the queries, or fewer, that a head works on."""
+    return x.narrow(-3, head * x.shape[-3] // query.shape[-3], 1)
+
+
+def _merged(
+    starts: list[int], groups: list[list[list[int]]]
+) -> list[tuple[int, int, list[list[int]]]]:
+    """(start, end, key ranges) of each run of neighbouring groups that read the same keys."""
+    result: list[tuple[int, int, list[list[int]]]] = []
+    for start, end, padded in zip(starts[:-1], starts[1:], groups, strict=True):
+        ranges = [r for r in padded if r[1] > r[0]]
+        if result and result[-1][2] == ranges:
+            start = result.pop()[0]
+        result.append((start, end, ranges))
+    return result
+
+
+def _take(x: Tensor, dim: int, ranges: list[list[int]]) -> Tensor:
+    """Some ranges of a dimension side by side; a dimension of one entry is left to broadcast."""
+    if x.shape[dim] == 1:
+        return x
+    pieces = [x.narrow(dim, start, end - start) for start, end in ranges]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+def _rows(mask: Tensor, start: int, end: int) -> Tensor:
+    return mask if mask.shape[-2] == 1 else mask[..., start:end, :]
+
+
+def axes(node: fx.Node) -> Axes:
+    """Axis rule: the result has the frames of the queries."""
+    query = node.args[0]
+    assert isinstance(query, fx.Node)
+    return axes_of(query)
