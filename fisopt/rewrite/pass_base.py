@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import ClassVar, Literal
 
 from fisopt.errors import PreconditionError
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
+
+Stage = Literal["frames", "attention"]
+STAGES: tuple[Stage, ...] = ("frames", "attention")
+"""What a pass decides, in the order in which it must be decided."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,13 @@ class Pass(ABC):
 
     A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
     same options) are one: their results are shared.
+
+    Attributes:
+        stage: what the pass decides, where its place among other passes follows from it: the
+            frames that a block computes come before the tokens that its attention sees.
     """
+
+    stage: ClassVar[Stage | None] = None
 
     @property
     def name(self) -> str:
@@ -89,3 +102,13 @@ class Pass(ABC):
         """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
         del step
         return self
+
+
+def in_stages(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Order passes by stage, so that any order in the list means the same.
+
+    Passes of one stage keep their order, and a pass without a stage keeps its place.
+    """
+    by_stage = ([p for p in passes if p.stage == stage] for stage in STAGES)
+    ordered = chain.from_iterable(by_stage)
+    return tuple(p if p.stage is None else next(ordered) for p in passes)

@@ -1,4 +1,4 @@
-"""The pass manager: run passes in order, verify after each, name the one that fails."""
+"""The pass manager: run passes by stage, verify after each, name the one that fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fisopt.errors import PassError
-from fisopt.rewrite.pass_base import Pass, PassResult
+from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.verify import verify
 
@@ -24,7 +24,7 @@ class PassManager:
     """Run passes over a Program.
 
     Attributes:
-        passes: the passes, in order.
+        passes: the passes; they run in this order, those of an earlier stage first.
         strict: a pass that cannot be applied everywhere is an error.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
@@ -42,7 +42,7 @@ class PassManager:
         Raises:
             PassError: a pass refused, failed, or returned an invalid Program; it is named.
         """
-        for step in self.passes[: self.stop_after]:
+        for step in in_stages(self.passes)[: self.stop_after]:
             try:
                 result = step(program, strict=self.strict)
                 verify(result.program)

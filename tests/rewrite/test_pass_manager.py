@@ -133,6 +133,33 @@ def test_stop_after_bisects(wan: Program) -> None:
         assert [a.name for a in manager.applied] == names
 
 
+@dataclass(frozen=True)
+class Frames(Do):
+    stage = "frames"
+
+
+@dataclass(frozen=True)
+class Attention(Do):
+    stage = "attention"
+
+
+def test_stages_order_the_passes(wan: Program) -> None:
+    """Passes with a stage run by stage, stably; one without a stage keeps its place."""
+    passes = [
+        Attention(note, "attention 1"),
+        Do(note, "anywhere"),
+        Attention(note, "attention 2"),
+        Frames(note, "frames"),
+    ]
+    manager = PassManager(passes)
+    manager.run(wan)
+    wanted = ["frames", "anywhere", "attention 1", "attention 2"]
+    assert [applied.name for applied in manager.applied] == wanted
+    bisecting = PassManager(passes, stop_after=1)
+    bisecting.run(wan)
+    assert [applied.name for applied in bisecting.applied] == ["frames"]
+
+
 def test_on_pass_and_notes(wan: Program) -> None:
     seen: list[tuple[str, PassResult]] = []
     PassManager([Do(note)], on_pass=lambda p, r: seen.append((p.name, r))).run(wan)
