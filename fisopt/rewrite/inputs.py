@@ -189,8 +189,8 @@ def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> I
             leaves[i] = frames
             continue
         sizes = list(leaf.shape)
-        for dim, per_frame in places:
-            sizes[dim] += (frames - grid.frames) * per_frame
+        for dim, _ in places:  # what a frame adds depends on the resolution
+            sizes[dim] = sizes[dim] // grid.frames * frames
         leaves[i] = leaf.new_zeros(sizes)
     return inputs.replaced(leaves)
 
