@@ -15,6 +15,7 @@ from fisopt.errors import (
 )
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
+from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
@@ -50,6 +51,7 @@ __all__ = [
     "ScheduleError",
     "Step",
     "TokenLayout",
+    "TokenReduction",
     "VerifyError",
     "axes_of",
     "capture",

@@ -16,7 +16,13 @@ import torch
 from torch import fx
 
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.analysis import Attention, residual_source, results, self_attentions
+from fisopt.rewrite.analysis import (
+    Attention,
+    residual_source,
+    result_nodes,
+    results,
+    self_attentions,
+)
 from fisopt.rewrite.axes import Axes, axes_of, carries_frames
 from fisopt.rewrite.demand import analyse
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
@@ -276,7 +282,7 @@ class _Interleaver:
             zip((n for n in body.graph.nodes if n.op == "placeholder"), call.args, strict=True)
         )
         tables = self._tables(anchors, call)
-        old = _result_nodes(call, len(outputs))
+        old = result_nodes(call, len(outputs))
         with rewriter.before(call):
             args: list[fx.Node] = [n for n in call.args if isinstance(n, fx.Node)]
             for position, dims in restricted.narrowed.items():
@@ -354,11 +360,3 @@ class _Interleaver:
 
 def _narrow(node: fx.Node, count: int) -> Axes:
     return tuple(axis.at(count) if axis is not None else None for axis in axes_of(node))
-
-
-def _result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
-    """The nodes that stand for each result of a call, None where nobody uses it."""
-    if count == 1:
-        return [call]
-    by_index = {user.args[1]: user for user in call.users}
-    return [by_index.get(i) for i in range(count)]

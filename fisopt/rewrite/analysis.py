@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import fill_frames, gather_frames
+from fisopt.rewrite.ops import fill_frames, gather_frames, restore_tokens
 from fisopt.rewrite.outline import structure, value_key
 from fisopt.rewrite.program import Program
 
@@ -34,9 +34,10 @@ _MOVES = {
     fill_frames.fill_frames._opoverload,
     operator.getitem,
 }
+_RESTORE = restore_tokens.restore_tokens._opoverload
 _ADDS = {aten.add.Tensor}
-_PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
-_SOFTMAXES = {aten.softmax.int, aten._softmax.default}
+PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
+SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 
 def dependences(graph: fx.Graph) -> nx.DiGraph:
@@ -152,9 +153,9 @@ def attentions(graph: fx.Graph) -> list[Attention]:
     for node in graph.nodes:
         if node.target is aten.scaled_dot_product_attention.default:
             found.append(Attention(node, frozenset([node]), node.args[2]))
-        elif node.target in _PRODUCTS:
+        elif node.target in PRODUCTS:
             weights = _moved_from(node.args[0])
-            if weights.target in _SOFTMAXES:
+            if weights.target in SOFTMAXES:
                 found.append(Attention(node, frozenset([node, weights]), node.args[1]))
     return found
 
@@ -172,8 +173,13 @@ def self_attentions(graph: fx.Graph) -> list[Attention]:
     return [
         a
         for a in attentions(graph)
-        if carries_frames(a.result) and streams & nx.ancestors(edges, a.value)
+        if _is_visual(a.result) and streams & nx.ancestors(edges, a.value)
     ]
+
+
+def _is_visual(result: fx.Node) -> bool:
+    """Whether an attention answers queries of frames, all of them or some that stand for them."""
+    return carries_frames(result) or any(user.target is _RESTORE for user in result.users)
 
 
 def _streams(graph: fx.Graph) -> set[fx.Node]:
@@ -194,6 +200,14 @@ def results(graph: fx.Graph) -> list[fx.Node]:
         for n in (value if isinstance(value, (tuple, list)) else [value])
         if isinstance(n, fx.Node)
     ]
+
+
+def result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
+    """The nodes that stand for each of the results of a call, None where nobody uses it."""
+    if count == 1:
+        return [call]
+    by_index = {user.args[1]: user for user in call.users}
+    return [by_index.get(i) for i in range(count)]
 
 
 def repeated_blocks(program: Program) -> list[list[fx.Node]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,11 +71,11 @@ class Rewriter:
         with self.graph.inserting_before(node.next):
             yield
 
-    def call(self, target: Any, *args: Any) -> fx.Node:
-        """Insert ``target(*args)`` here."""
-        node = self.graph.call_function(target, args)
+    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Insert ``target(*args, **kwargs)`` here."""
+        node = self.graph.call_function(target, args, kwargs)
         with self._mode, torch.no_grad():
-            node.meta["val"] = target(*self._fake(args))
+            node.meta["val"] = target(*self._fake(args), **self._fake(kwargs))
         node.meta[BY] = self.pass_name
         rule = AXIS_RULES.get(target)
         set_axes(node, rule(node) if rule is not None else self._follow(node))
@@ -180,6 +181,50 @@ class Rewriter:
         self.changed = True
         return node
 
+    def inside(self, callee: fx.GraphModule) -> Rewriter:
+        """A Rewriter on a copy of a block's graph; `call_block` puts the copy in its place."""
+        return Rewriter(replace(self.program, graph_module=callee).copy(), self.pass_name)
+
+    def argument(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        """Add an argument to the graph, after those that it has."""
+        holders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        with self.graph.inserting_after(holders[-1]):
+            node = self.graph.placeholder(name)
+        with self._mode:
+            node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device=device)
+        node.meta[BY] = self.pass_name
+        set_axes(node, (None,) * len(shape))
+        self.changed = True
+        return node
+
+    def also_return(self, node: fx.Node, position: int | None = None) -> None:
+        """Add a result to the graph, after those that it has or at a position among them."""
+        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        held = results(self.graph)
+        at = len(held) if position is None else position
+        output.args = ((*held[:at], node, *held[at:]),)
+        self.changed = True
+
+    def load(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        """Take a tensor that an earlier step stored under a name."""
+        self.program.loads += (name,)
+        return self.argument(f"state_{len(self.program.loads)}", shape, dtype, device)
+
+    def store(self, name: str, node: fx.Node) -> None:
+        """Return a tensor for a later step to load."""
+        program = self.program
+        self.also_return(node, program.out_structure.num_leaves + len(program.stores))
+        program.stores += (name,)
+
+    def gauge(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name."""
+        self.also_return(node)
+        self.program.gauges += (name,)
+
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""
         if tuple(old.meta["val"].shape) != tuple(new.meta["val"].shape):
@@ -198,7 +243,8 @@ class Rewriter:
 
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses and callees that nobody calls."""
-        self.graph.eliminate_dead_code()
+        # fx keeps what may draw random numbers, attention with dropout among them
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

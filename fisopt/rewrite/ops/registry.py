@@ -1,4 +1,4 @@
-"""The op contracts by operator: references that lowering inlines, and axis rules."""
+"""The op contracts by operator: references, what lowering leaves as a call, and axis rules."""
 
 from __future__ import annotations
 
@@ -9,14 +9,29 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import Axes
-from fisopt.rewrite.ops import fill_frames, gather_frames
+from fisopt.rewrite.ops import (
+    fill_frames,
+    gather_frames,
+    match_tokens,
+    reduce_tokens,
+    restore_tokens,
+)
 
-CONTRACTS: dict[Any, Callable[..., torch.Tensor]] = {
+CONTRACTS: dict[Any, Callable[..., Any]] = {
     torch.ops.fisopt.gather_frames.default: gather_frames.reference,
     torch.ops.fisopt.fill_frames.default: fill_frames.reference,
+    torch.ops.fisopt.match_tokens.default: match_tokens.reference,
+    torch.ops.fisopt.reduce_tokens.default: reduce_tokens.reference,
+    torch.ops.fisopt.restore_tokens.default: restore_tokens.reference,
 }
+
+OPAQUE = {torch.ops.fisopt.match_tokens.default}
+"""Operators that stay a call when a graph is compiled: their references loop over chunks."""
 
 AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
     torch.ops.fisopt.gather_frames.default: gather_frames.axes,
     torch.ops.fisopt.fill_frames.default: fill_frames.axes,
+    torch.ops.fisopt.match_tokens.default: match_tokens.axes,
+    torch.ops.fisopt.reduce_tokens.default: reduce_tokens.axes,
+    torch.ops.fisopt.restore_tokens.default: restore_tokens.axes,
 }
