@@ -64,6 +64,10 @@ class Reduction(Pass):
         """The name of the pass whose step this is."""
         return "TokenReduction"
 
+    def afresh(self) -> Reduction:
+        """Match at this step, where no earlier one of this generation did."""
+        return replace(self, state="store") if self.state == "load" else self
+
     def requires(self, program: Program) -> None:
         """Check the ratios against the blocks."""
         blocks = len(program.blocks)

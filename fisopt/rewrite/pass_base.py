@@ -103,6 +103,10 @@ class Pass(ABC):
         del step
         return self
 
+    def afresh(self) -> Pass:
+        """The pass to run instead where the state that it loads is not there."""
+        return self
+
 
 def in_stages(passes: Sequence[Pass]) -> tuple[Pass, ...]:
     """Order passes by stage, so that any order in the list means the same.

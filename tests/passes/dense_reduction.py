@@ -80,8 +80,8 @@ class Attend:
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kw: Any
     ) -> Tensor:
         size = query.shape[-2]
-        grid, stride = self.view(size)
-        if self.block < 0 or grid is None or size != key.shape[-2]:
+        grid, stride = self.view(size) if self.block >= 0 else (None, (0, 0, 0))
+        if grid is None or size != key.shape[-2]:
             return self.real(query, key, value, attn_mask=attn_mask, **kw)
         self.seen += 1
         mask = torch.zeros(())
