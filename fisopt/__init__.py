@@ -15,6 +15,8 @@ from fisopt.errors import (
 )
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
+from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
+from fisopt.passes.schedule import Schedule
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
@@ -31,6 +33,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "PUBLISHED_REDUCTIONS",
     "CaptureError",
     "Cost",
     "FisoptError",
@@ -48,6 +51,7 @@ __all__ = [
     "PreconditionError",
     "Program",
     "Rewriter",
+    "Schedule",
     "ScheduleError",
     "Step",
     "TokenLayout",
@@ -60,5 +64,6 @@ __all__ = [
     "optimize",
     "predicted_ratio",
     "program_cost",
+    "published_reduction",
     "verify",
 ]

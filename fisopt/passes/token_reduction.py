@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import fx
 
 from fisopt.errors import PreconditionError
+from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.rewrite.analysis import Attention, result_nodes, results, self_attentions
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
@@ -26,9 +28,7 @@ from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.shorten import Index, Operands, operands_of, shorten
 
 Mode = Literal["replace", "mean"]
-Feature = Literal["query", "value"]
 State = Literal["none", "store", "load"]
-FEATURES: tuple[Feature, ...] = ("query", "value")
 Ratios = float | tuple[float, ...]
 """A dropped share: one for all blocks, or one for each video block in execution order."""
 
@@ -48,6 +48,7 @@ class Reduction(Pass):
         seed: of the choice of destinations.
         state: whether the match is made and forgotten, made and stored, or that of an earlier
             step.
+        measured: what the ratios were measured on, if they come from a schedule.
     """
 
     stage: ClassVar[Stage] = "attention"
@@ -58,6 +59,7 @@ class Reduction(Pass):
     mode: Mode
     seed: int
     state: State = "none"
+    measured: Measured | None = None
 
     @property
     def name(self) -> str:
@@ -69,15 +71,29 @@ class Reduction(Pass):
         return replace(self, state="store") if self.state == "load" else self
 
     def requires(self, program: Program) -> None:
-        """Check the ratios against the blocks."""
-        blocks = len(program.blocks)
+        """Check the ratios against the blocks, and what they were measured on."""
+        blocks, measured = len(program.blocks), self.measured or Measured()
+        schedule = f"schedule {measured.source}: " if self.measured is not None else ""
         for feature, ratios in ((f, getattr(self, f)) for f in FEATURES):
             if isinstance(ratios, tuple) and len(ratios) != blocks:
                 raise PreconditionError(
-                    f"{feature} ratios are given for {len(ratios)} blocks, the model has {blocks} "
-                    "video blocks; give one number for all, or one for each",
+                    f"{schedule}{feature} ratios are given for {len(ratios)} blocks, the model has "
+                    f"{blocks} video blocks; give one number for all, or one for each",
                     pass_name=self.name,
                 )
+        layout, model = program.layout, type(program.source.model).__name__
+        here = (layout.frames, layout.height, layout.width)
+        if measured.model not in ("", model):
+            raise PreconditionError(
+                f"{schedule}measured on {measured.model}, this is {model}; calibrate for this one",
+                pass_name=self.name,
+            )
+        if measured.grid not in (None, here):
+            size = "x".join(map(str, measured.grid or ()))
+            raise PreconditionError(
+                f"{schedule}measured on {size} tokens, these are {layout}; calibrate for these",
+                pass_name=self.name,
+            )
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attention of every block that drops something."""
@@ -394,6 +410,7 @@ class TokenReduction(Pass):
             those of the step at which the match is made.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
         seed: of the choice of destinations; the same seed gives the same output.
+        schedule: ratios by block and step in the place of ``query`` and ``value``, or its file.
 
     Source: AsymRnR, arXiv:2412.11706, and its code; ``mode="mean"`` is ours.
     """
@@ -406,6 +423,7 @@ class TokenReduction(Pass):
     cache_steps: int = 1
     mode: Mode = "replace"
     seed: int = 0
+    schedule: Schedule | str | Path | None = None
 
     def __post_init__(self) -> None:
         for feature in FEATURES:
@@ -428,20 +446,38 @@ class TokenReduction(Pass):
             )
         if type(self.seed) is not int:
             raise ValueError(f"TokenReduction: seed must be an int, got {self.seed!r}")
+        if isinstance(self.schedule, (str, Path)):
+            object.__setattr__(self, "schedule", Schedule.load(self.schedule))
+        if self.schedule is not None and (self.query or self.value):
+            raise ValueError(
+                "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
+                f"got {self.query} and {self.value}"
+            )
 
     @property
     def stepwise(self) -> bool:
-        """Whether steps reuse the match of others."""
-        return self.cache_steps > 1
+        """Whether ratios differ between steps, or steps reuse the match of others."""
+        return self.cache_steps > 1 or self.schedule is not None
 
     def at(self, step: Step) -> Reduction | None:
         """What is done at a step; None where nothing is dropped."""
-        made = step.index % self.cache_steps == 0
-        state: State = ("store" if made else "load") if self.cache_steps > 1 else "none"
-        reduction = Reduction(
-            self.query, self.value, self.destination_stride, self.mode, self.seed, state
+        since = step.index % self.cache_steps
+        query: Ratios = self.query
+        value: Ratios = self.value
+        measured = None
+        if isinstance(self.schedule, Schedule):
+            column = self.schedule.column(Step(step.index - since, step.count))
+            self.schedule.column(step)
+            query, value = (self.schedule.ratios(f, column) for f in FEATURES)
+            measured = self.schedule.measured
+            if not any(query) and not any(value):
+                return None
+        elif not query and not value:
+            return None
+        state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
+        return Reduction(
+            query, value, self.destination_stride, self.mode, self.seed, state, measured
         )
-        return reduction if self.query or self.value else None
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite as at a step that makes its own match."""

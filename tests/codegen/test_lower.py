@@ -98,7 +98,7 @@ def test_one_compile_a_stage_and_no_recompile(
     generate(0)
     stages = sum(variant.stages for variant in model.report.variants)
     assert len(model.report.variants) == 2
-    assert counters["stats"]["unique_graphs"] == stages == 3 + 4
+    assert counters["stats"]["unique_graphs"] == stages == 3 + 4 - 1, "both have the same tail"
     assert not counters["graph_break"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         generate(1)
