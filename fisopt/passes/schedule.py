@@ -50,7 +50,7 @@ class Measured:
         model: class of the model; empty if it is not told.
         grid: frames, rows and columns of its tokens; None if it is not told.
         prompts: how many prompts.
-        seed: of the first prompt's noise.
+        seed: of the choice of destinations.
         target: what the thresholds were chosen for.
     """
 

@@ -28,7 +28,7 @@ from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.shorten import Index, Operands, operands_of, shorten
 
 Mode = Literal["replace", "mean"]
-State = Literal["none", "store", "load"]
+State = Literal["none", "store", "load", "measure"]
 Ratios = float | tuple[float, ...]
 """A dropped share: one for all blocks, or one for each video block in execution order."""
 
@@ -47,7 +47,7 @@ class Reduction(Pass):
         mode: what stands for a cell's dropped tokens: one token as it is, or their mean.
         seed: of the choice of destinations.
         state: whether the match is made and forgotten, made and stored, or that of an earlier
-            step.
+            step; "measure" matches every block and leaves attention dense.
         measured: what the ratios were measured on, if they come from a schedule.
     """
 
@@ -65,6 +65,11 @@ class Reduction(Pass):
     def name(self) -> str:
         """The name of the pass whose step this is."""
         return "TokenReduction"
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether what is measured belongs to a step."""
+        return self.state == "measure"
 
     def afresh(self) -> Reduction:
         """Match at this step, where no earlier one of this generation did."""
@@ -100,9 +105,12 @@ class Reduction(Pass):
         reducer, every = _Reducer(self, rewriter), rewriter.program.blocks
         for index, call in enumerate(every):
             ratios = {f: _of_block(getattr(self, f), index) for f in FEATURES}
-            if any(ratios.values()):
+            if any(ratios.values()) or self.state == "measure":
                 reducer.block(index, call, ratios)
         shapes = ", ".join(f"{q}x{k}" for q, k in sorted(reducer.shapes))
+        if self.state == "measure":
+            rewriter.note(f"{reducer.reduced} of {len(every)} blocks measured, attention is dense")
+            return
         matched = "matched at an earlier step" if self.state == "load" else "matched at this step"
         rewriter.note(
             f"{reducer.reduced} of {len(every)} blocks reduced, {matched}; seed {self.seed}; "
@@ -216,13 +224,13 @@ class _Reducer:
         if key not in self.made:
             self.made[key] = self._rewrite(body, planned)
         self._replace(index, call, self.made[key])
+        self.reduced += 1
         for _, operands, sides in planned:
             lengths = [
                 sides[f].length if f in sides else int(node.meta["val"].shape[-2])
                 for f, node in (("query", operands.query), ("value", operands.value))
             ]
             self.shapes.add((lengths[0], lengths[1]))
-        self.reduced += 1
 
     def _sides(
         self, operands: Operands, ratios: dict[Feature, float]
@@ -231,7 +239,8 @@ class _Reducer:
         sides: dict[Feature, _Side] = {}
         nodes: dict[Feature, fx.Node] = {"query": operands.query, "value": operands.value}
         for feature, node in nodes.items():
-            if not ratios[feature]:
+            ratio = 1.0 if self.options.state == "measure" else ratios[feature]
+            if not ratio:
                 continue
             stride = self.options.destination_stride
             found = grid_of(node, self.rewriter.program.layout, stride)
@@ -246,7 +255,7 @@ class _Reducer:
                     f"use at most {grid}"
                 )
             tokens = grid[0] * grid[1] * grid[2]
-            keep = sources_to_keep(tokens, count, ratios[feature])
+            keep = sources_to_keep(tokens, count, ratio)
             if count + keep < tokens:
                 sides[feature] = _Side(feature, node, grid, cells, frames, before, after, keep)
         return sides
@@ -266,6 +275,8 @@ class _Reducer:
                 index = {
                     f: writer.index(number, side, twin[side.node]) for f, side in sides.items()
                 }
+                if self.options.state == "measure":
+                    continue
                 new = shorten(
                     inner, _mapped(operands, twin), index.get("query"), index.get("value")
                 )

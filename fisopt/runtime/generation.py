@@ -128,9 +128,14 @@ class Generation:
         return state.held.setdefault((state.branch, call, shape), {})
 
     @property
+    def current(self) -> Step | None:
+        """The step that was entered last in this generation."""
+        return self._state.current
+
+    @property
     def ends(self) -> bool:
         """Whether the step that was entered is known to be the generation's last."""
-        current = self._state.current
+        current = self.current
         return current is not None and current.index + 1 == current.count
 
     def place(self, inputs: Mapping[str, Any]) -> str:

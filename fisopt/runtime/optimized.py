@@ -181,6 +181,11 @@ class OptimizedModule(nn.Module):
         """The guidance branch that is being run, as the pipeline names it."""
         return self._generation.branch
 
+    @property
+    def step(self) -> Step | None:
+        """The step that was entered last, None if no pass asked for it."""
+        return self._generation.current
+
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
