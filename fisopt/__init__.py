@@ -17,7 +17,10 @@ from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.presets import PRESETS
+from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
+from fisopt.passes.schedule import Schedule
 from fisopt.passes.tile_attention import TileAttention
+from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
@@ -34,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "PRESETS",
+    "PUBLISHED_REDUCTIONS",
     "CaptureError",
     "Cost",
     "FisoptError",
@@ -58,12 +62,14 @@ __all__ = [
     "Rewriter",
     "Rule",
     "RulePass",
+    "Schedule",
     "ScheduleError",
     "SlidingWindow",
     "Step",
     "TileAttention",
     "TileMask",
     "TokenLayout",
+    "TokenReduction",
     "VerifyError",
     "axes_of",
     "capture",
@@ -72,5 +78,6 @@ __all__ = [
     "optimize",
     "predicted_ratio",
     "program_cost",
+    "published_reduction",
     "verify",
 ]

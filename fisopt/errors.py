@@ -48,4 +48,4 @@ class LoweringError(FisoptError):
 
 
 class ScheduleError(FisoptError):
-    """The denoising step, the step count or the guidance branch could not be told."""
+    """The denoising step, its count or the branch could not be told, or a schedule is unfit."""

@@ -1,4 +1,4 @@
-"""The ``fisopt`` command: demo, models, inspect."""
+"""The ``fisopt`` command: demo, models, inspect, calibrate."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import typer
 
 import fisopt
 from fisopt import models
+from fisopt.calibration import Target
+from fisopt.cli import calibrate as _calibrate
 from fisopt.cli import demo as _demo
 from fisopt.cli import help as texts
 from fisopt.cli.catalog import models_table, size_of
@@ -165,3 +167,49 @@ def demo_command(
             weights=weights,
         )
         _demo.run(settings, stdout(), stderr())
+
+
+@app.command("calibrate", help=texts.CALIBRATE)
+def calibrate_command(
+    model: Annotated[
+        str, typer.Argument(help="testbed, or the folder of a diffusers pipeline with weights.")
+    ],
+    prompts: Annotated[int, typer.Option(min=1, help="How many prompts to measure.")] = 4,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 25,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean cost of a visual attention, as a share of the dense one.",
+            show_default=False,
+        ),
+    ] = None,
+    target_error: Annotated[
+        float | None,
+        typer.Option(help="Relative L2 error of one forward call.", show_default=False),
+    ] = None,
+    texts_: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A prompt; repeatable.", show_default=False),
+    ] = None,
+    stride: Annotated[
+        str, typer.Option(help="Cells that keep one token: FRAMES,ROWS,COLUMNS.")
+    ] = "2,2,2",
+    cache_steps: Annotated[int, typer.Option(min=1, help="Steps that share one match.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the kept tokens.")] = 0,
+    out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
+    traceback: Traceback = False,
+) -> None:
+    """Measure redundancy and write a schedule of token reduction."""
+    with errors(traceback):
+        settings = _calibrate.Settings(
+            model=model,
+            prompts=prompts,
+            texts=tuple(texts_ or ()),
+            steps=steps,
+            target=Target(target_ratio, target_error),
+            stride=_calibrate.parse_stride(stride),
+            cache_steps=cache_steps,
+            seed=seed,
+            out=out,
+        )
+        _calibrate.run(settings, stdout(), stderr())

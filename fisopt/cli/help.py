@@ -57,3 +57,18 @@ Words of a prompt:
   SPEED       slow fast
   BACKGROUND  plain waves stripes checks clouds
 """
+
+CALIBRATE = """Measure where a model's tokens are alike and write a schedule of token reduction.
+
+The dense model generates for some prompts while its tokens are matched.  Blocks and steps are
+ranked into tiers, and thresholds are chosen for a cost of attention or an error of the output.
+Writes the schedule (YAML), its tables (safetensors) and a heat map (PNG); a run that was cut short
+goes on where it was.
+
+\b
+Examples:
+  fisopt calibrate testbed --target-ratio 0.8
+  fisopt calibrate testbed --prompts 8 --steps 4 --target-error 0.05
+  fisopt calibrate ./CogVideoX-2b --steps 50 --cache-steps 5 --target-ratio 0.8
+  fisopt demo --pass 'TokenReduction(schedule="out/schedule.yaml")'
+"""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ from torch import fx
 
 from fisopt.codegen.lower import lower
 from fisopt.errors import LoweringError
+from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 
 Backend = Literal["inductor", "eager"]
@@ -19,12 +20,19 @@ BACKENDS: tuple[Backend, ...] = ("inductor", "eager")
 Runnable = Callable[..., Sequence[Any]]
 
 
-def compile_program(program: Program, backend: Backend) -> Runnable:
-    """Return a callable from a Program's tensor inputs to its flat results.
+def compile_program(
+    program: Program, backend: Backend, compiled: MutableMapping[Hashable, Runnable] | None = None
+) -> Runnable:
+    """Return a callable from a Program's tensor inputs and state to its flat results.
 
     With ``inductor`` every distinct stage (head, each block shape, tail) is compiled once by
     torch.compile with ``fullgraph=True`` and static shapes; isomorphic blocks share the code.
     With ``eager`` the Program's own graph runs.
+
+    Args:
+        program: what to compile.
+        backend: who compiles it.
+        compiled: the stages that other Programs have compiled, used again and added to.
     """
     if backend == "eager":
         return program.graph_module.forward
@@ -33,11 +41,19 @@ def compile_program(program: Program, backend: Backend) -> Runnable:
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
-    module = lower(program)
+    module, known = lower(program), {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
-            setattr(module, name, torch.compile(callee, fullgraph=True, dynamic=False))
+            key = structure(callee.graph) if not _holds_tensors(callee) else object()
+            if key not in known:
+                known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
+            setattr(module, name, known[key])
     return module
+
+
+def _holds_tensors(callee: fx.GraphModule) -> bool:
+    """Whether a stage reads tensors of its own, so that its structure does not say all."""
+    return any(node.op == "get_attr" for node in callee.graph.nodes)
 
 
 def has_compiler() -> bool:
@@ -49,10 +65,3 @@ def has_compiler() -> bool:
     except (exc.InvalidCxxCompiler, RuntimeError):
         return False
     return (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-
-
-def distinct_stages(runnable: Runnable) -> int:
-    """How many graphs a compiled Program consists of: the compiles it costs."""
-    if not isinstance(runnable, fx.GraphModule):
-        return 0
-    return len({str(n.target) for n in runnable.graph.nodes if n.op == "call_module"})

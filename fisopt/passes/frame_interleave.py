@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import fx
@@ -27,7 +27,7 @@ from fisopt.rewrite.axes import Axes, axes_of, carries_frames
 from fisopt.rewrite.demand import analyse
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.outline import structure
-from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.restrict import TABLES, Restrict, Restricted
 from fisopt.rewrite.rewriter import Rewriter
@@ -92,6 +92,8 @@ class FrameInterleave(Pass):
     Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"`` and the fills other
     than "residual" are ours.
     """
+
+    stage: ClassVar[Stage] = "frames"
 
     stride: int = 2
     first_block: int = 1

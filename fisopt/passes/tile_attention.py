@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import networkx as nx
 import torch
@@ -22,7 +22,7 @@ from fisopt.passes.masks import FrameMask, TileMask, frame_mask
 from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
 from fisopt.rewrite.axes import FrameAxis, axes_of
 from fisopt.rewrite.operands import Operands, operands
-from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import BY, Rewriter
 from fisopt.rewrite.tile_plan import TilePlan, tile_plan
@@ -58,7 +58,7 @@ class TileAttention(Pass):
     Source: Efficient-vDiT, arXiv:2502.06155.
     """
 
-    stage: ClassVar[Literal["frames", "attention"]] = "attention"
+    stage: ClassVar[Stage] = "attention"
 
     mask: FrameMask | int = DEFAULT
     dense_blocks: tuple[int, ...] = ()

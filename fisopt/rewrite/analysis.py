@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import fill_frames, gather_frames, tile_attention
+from fisopt.rewrite.ops import fill_frames, gather_frames, restore_tokens, tile_attention
 from fisopt.rewrite.outline import structure, value_key
 from fisopt.rewrite.program import Program
 
@@ -34,6 +34,7 @@ _MOVES = {
     fill_frames.fill_frames._opoverload,
     operator.getitem,
 }
+_RESTORE = restore_tokens.restore_tokens._opoverload
 _ADDS = {aten.add.Tensor}
 _FUSED = {
     aten.scaled_dot_product_attention.default,
@@ -176,8 +177,13 @@ def self_attentions(graph: fx.Graph) -> list[Attention]:
     return [
         a
         for a in attentions(graph)
-        if carries_frames(a.result) and streams & nx.ancestors(edges, a.value)
+        if _is_visual(a.result) and streams & nx.ancestors(edges, a.value)
     ]
+
+
+def _is_visual(result: fx.Node) -> bool:
+    """Whether an attention answers queries of frames, all of them or some that stand for them."""
+    return carries_frames(result) or any(user.target is _RESTORE for user in result.users)
 
 
 def _streams(graph: fx.Graph) -> set[fx.Node]:

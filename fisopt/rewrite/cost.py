@@ -16,10 +16,12 @@ from torch import fx
 from torch.utils import flop_counter
 
 from fisopt.rewrite.analysis import PRODUCTS, self_attentions
+from fisopt.rewrite.ops import match_tokens
 from fisopt.rewrite.program import Program
 
 aten = torch.ops.aten
-CLASSES = ("self-attention", "cross-attention", "linear", "convolution", "other")
+_MATCH = torch.ops.fisopt.match_tokens.default
+CLASSES = ("self-attention", "cross-attention", "linear", "convolution", "matching", "other")
 _CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
@@ -85,6 +87,8 @@ def graph_cost(graph: fx.Graph) -> Cost:
         flops = _flops(node)
         if flops is None:
             cost.flops["other"] += _elements(node)
+        elif node.target is _MATCH:
+            cost.flops["matching"] += flops
         elif node in visual or node in scores:
             cost.flops["self-attention"] += flops
         elif node.target is aten.scaled_dot_product_attention.default:
@@ -118,6 +122,8 @@ def _flops(node: fx.Node) -> float | None:
     args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     out = node.meta["val"]
     target: Any = node.target
+    if target is _MATCH:
+        return match_tokens.flops(*args)
     if target is aten.linear.default:
         return float(2 * out.numel() * args[0].shape[-1])
     if target is aten.scaled_dot_product_attention.default:

@@ -189,7 +189,7 @@ def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> I
             leaves[i] = frames
             continue
         sizes = list(leaf.shape)
-        for dim, _ in places:
+        for dim, _ in places:  # what a frame adds depends on the resolution
             sizes[dim] = sizes[dim] // grid.frames * frames
         leaves[i] = leaf.new_zeros(sizes)
     return inputs.replaced(leaves)

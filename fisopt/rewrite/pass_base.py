@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar, Literal
 
 from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
+
+Stage = Literal["frames", "attention"]
+STAGES: tuple[Stage, ...] = ("frames", "attention")
+"""What a pass decides, in the order in which it must be decided."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,11 @@ class Pass(ABC):
     same options) are one: their results are shared.
 
     Attributes:
-        stage: passes that choose frames run before those that edit attention, whatever their
-            order in a list.
+        stage: what the pass decides, where its place among other passes follows from it: the
+            frames that a block computes come before the tokens that its attention sees.
     """
 
-    stage: ClassVar[Literal["frames", "attention"]] = "frames"
+    stage: ClassVar[Stage | None] = None
 
     @property
     def name(self) -> str:
@@ -112,3 +117,17 @@ class Pass(ABC):
         """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
         del step
         return self
+
+    def afresh(self) -> Pass:
+        """The pass to run instead where the state that it loads is not there."""
+        return self
+
+
+def in_stages(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Order passes by stage, so that any order in the list means the same.
+
+    Passes of one stage keep their order, and a pass without a stage keeps its place.
+    """
+    by_stage = ([p for p in passes if p.stage == stage] for stage in STAGES)
+    ordered = chain.from_iterable(by_stage)
+    return tuple(p if p.stage is None else next(ordered) for p in passes)

@@ -1,4 +1,4 @@
-"""The pass manager: run passes stage by stage, verify after each, name the one that fails."""
+"""The pass manager: run passes by stage, verify after each, name the one that fails."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fisopt.errors import PassError
-from fisopt.rewrite.pass_base import Pass, PassResult
+from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.verify import verify
 
@@ -26,7 +26,7 @@ class PassManager:
     """Run passes over a Program.
 
     Attributes:
-        passes: the passes; they run sorted by `Pass.stage`, within a stage in the given order.
+        passes: the passes; they run in this order, those of an earlier stage first.
         strict: a pass that cannot be applied everywhere is an error.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
@@ -44,8 +44,7 @@ class PassManager:
         Raises:
             PassError: a pass refused, failed, or returned an invalid Program; it is named.
         """
-        ordered = sorted(self.passes, key=lambda p: STAGES.index(p.stage))
-        for step in ordered[: self.stop_after]:
+        for step in in_stages(self.passes)[: self.stop_after]:
             try:
                 result = step(program, strict=self.strict)
                 verify(result.program)

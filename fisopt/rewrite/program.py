@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError
+from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
@@ -33,6 +33,21 @@ class Source:
     cache: dict[Any, Program] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Returned:
+    """What one forward call of a Program returns.
+
+    Attributes:
+        output: the model's own return value.
+        state: tensors for later steps by name.
+        gauges: measurements by name.
+    """
+
+    output: Any
+    state: dict[str, torch.Tensor]
+    gauges: dict[str, torch.Tensor]
+
+
 @dataclass
 class Program:
     """A video DiT as a graph: one call a repeated block and the code around the blocks.
@@ -43,6 +58,9 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model and its template.
         out_structure: the pytree of the return value.
+        loads: names of the state that it takes after its inputs, in order.
+        stores: names of the state that it returns after the model's own results, in order.
+        gauges: names of the measurements that it returns after the state, in order.
     """
 
     graph_module: fx.GraphModule
@@ -50,6 +68,9 @@ class Program:
     inputs: Inputs
     source: Source
     out_structure: pytree.TreeSpec
+    loads: tuple[str, ...] = ()
+    stores: tuple[str, ...] = ()
+    gauges: tuple[str, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
@@ -91,10 +112,29 @@ class Program:
         return build(self.source, resize(self.inputs, self.source.frame_dims, self.layout, frames))
 
     def __call__(self, **kwargs: Any) -> Any:
-        """Run the Program eagerly on inputs of the captured shapes; returns what the model does."""
+        """Run the Program eagerly on inputs of the captured shapes; returns what the model does.
+
+        Raises:
+            InputError: it takes state of an earlier step, which only a running generation has.
+        """
+        if self.loads:
+            raise InputError(
+                f"this Program reuses state of an earlier step ({', '.join(self.loads[:2])}, ...); "
+                "run it through `fisopt.optimize`, or at a step that makes the state"
+            )
         with torch.no_grad():
-            leaves = self.graph_module(*(x for _, x in self._bind(kwargs).tensors()))
-        return pytree.tree_unflatten(leaves, self.out_structure)
+            values = self.graph_module(*(x for _, x in self._bind(kwargs).tensors()))
+        return self.split(values).output
+
+    def split(self, values: Sequence[Any]) -> Returned:
+        """Sort what the graph returns: the model's own return value, state, measurements."""
+        count = self.out_structure.num_leaves
+        end = count + len(self.stores)
+        return Returned(
+            pytree.tree_unflatten(list(values[:count]), self.out_structure),
+            dict(zip(self.stores, values[count:end], strict=True)),
+            dict(zip(self.gauges, values[end:], strict=True)),
+        )
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return Inputs.of(bind(self.source.model, (), kwargs))

@@ -199,6 +199,32 @@ class Rewriter:
         self.changed = True
         return node
 
+    def also_return(self, node: fx.Node, position: int | None = None) -> None:
+        """Add a result to the graph, after those that it has or at a position among them."""
+        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        held = results(self.graph)
+        at = len(held) if position is None else position
+        output.args = ((*held[:at], node, *held[at:]),)
+        self.changed = True
+
+    def load(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        """Take a tensor that an earlier step stored under a name."""
+        self.program.loads += (name,)
+        return self.argument(f"state_{len(self.program.loads)}", shape, dtype, device)
+
+    def store(self, name: str, node: fx.Node) -> None:
+        """Return a tensor for a later step to load."""
+        program = self.program
+        self.also_return(node, program.out_structure.num_leaves + len(program.stores))
+        program.stores += (name,)
+
+    def gauge(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name."""
+        self.also_return(node)
+        self.program.gauges += (name,)
+
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""
         if tuple(old.meta["val"].shape) != tuple(new.meta["val"].shape):
@@ -216,11 +242,9 @@ class Rewriter:
         self.changed = True
 
     def erase_dead(self) -> None:
-        """Drop nodes that nobody uses and callees that nobody calls.
-
-        Programs do not mutate, so that operators with a seed (attention has a dropout) go too.
-        """
-        self.graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output"))
+        """Drop nodes that nobody uses and callees that nobody calls."""
+        # fx keeps what may draw random numbers, attention with dropout among them
+        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

@@ -33,11 +33,17 @@ def verify(program: Program) -> None:
         if node.op == "call_module":
             _check_call(node, program.callee(node))
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    count = len(output.args[0])
-    if count != program.out_structure.num_leaves:
+    count, own = len(output.args[0]), program.out_structure.num_leaves
+    extra = len(program.stores) + len(program.gauges)
+    if count != own + extra:
         raise VerifyError(
-            f"program: returns {count} values, the model returns {program.out_structure.num_leaves}"
+            f"program: returns {count} values, the model returns {own}"
+            + (f", state and measurements are {extra}" if extra else "")
         )
+    takes = sum(n.op == "placeholder" for n in program.graph.nodes)
+    wanted = sum(1 for _ in program.inputs.tensors()) + len(program.loads)
+    if takes != wanted:
+        raise VerifyError(f"program: takes {takes} tensors, inputs and loaded state are {wanted}")
 
 
 def _check_graph(module: fx.GraphModule, where: str) -> None:

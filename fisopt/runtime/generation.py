@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +12,15 @@ import torch
 
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.pass_base import Step
+
+
+@dataclass(frozen=True)
+class _Reached:
+    """Where one branch is: the step, which of its calls, and how many the step before had."""
+
+    index: int
+    call: int = 0
+    calls_before: int | None = None
 
 
 @dataclass
@@ -25,6 +34,19 @@ class _State:
     seen: int = -1
     time: float | None = None
     last: dict[str, int] = field(default_factory=dict)
+    current: Step | None = None
+    reached: dict[str, _Reached] = field(default_factory=dict)
+    held: dict[Hashable, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def restart(self) -> None:
+        """Forget what belongs to the generation before."""
+        self.current = None
+        self.reached.clear()
+        self.held.clear()
+
+
+UNNAMED_BRANCHES = 4
+"""Up to this many calls of one step under one name are guidance branches without names."""
 
 
 class Generation:
@@ -34,6 +56,9 @@ class Generation:
     num_inference_steps=...)``; where it says only the name, it is counted: the timestep falls
     within a generation and jumps back up when the next one starts.  Each thread has its own
     state, so two pipelines may run at once.
+
+    What a step leaves for later ones is held here for each guidance branch, and forgotten when
+    a generation starts: when a step is neither the one before again nor the next.
 
     Args:
         scheduler_steps: returns the timesteps of the pipeline's scheduler, if there is one.
@@ -76,17 +101,54 @@ class Generation:
         before = state.told_count
         state.told_count, state.seen, state.time = num_steps, -1, None
         state.last.clear()
+        state.restart()
         try:
             yield
         finally:
             state.told_count, state.seen, state.time = before, -1, None
+            state.restart()
 
     def step(self, inputs: Mapping[str, Any]) -> Step:
-        """The step of the forward call with these inputs.
+        """Enter the step of the forward call with these inputs.
 
         Raises:
             ScheduleError: the pipeline does not tell it and no input tells the timestep.
         """
+        state, step = self._state, self._find(inputs)
+        if (now := _advance(state.reached.get(state.branch), step.index)) is None:
+            state.restart()
+            now = _Reached(step.index)
+        state.reached[state.branch], state.current = now, step
+        return step
+
+    def held(self, shape: Hashable) -> dict[str, torch.Tensor]:
+        """What earlier steps of this branch left, for inputs of one shape."""
+        state = self._state
+        call = state.reached[state.branch].call
+        return state.held.setdefault((state.branch, call, shape), {})
+
+    @property
+    def current(self) -> Step | None:
+        """The step that was entered last in this generation."""
+        return self._state.current
+
+    @property
+    def ends(self) -> bool:
+        """Whether the step that was entered is known to be the generation's last."""
+        current = self.current
+        return current is not None and current.index + 1 == current.count
+
+    def place(self, inputs: Mapping[str, Any]) -> str:
+        """Where a forward call with these inputs is, in words for an error."""
+        state = self._state
+        branch = f", branch {state.branch!r}" if state.branch else ""
+        known = state.current.index if state.current is not None else state.index
+        if known is not None:
+            return f"step {known}{branch}"
+        time = _timestep(inputs)
+        return ("an unknown step" if time is None else f"timestep {time:g}") + branch
+
+    def _find(self, inputs: Mapping[str, Any]) -> Step:
         state = self._state
         if state.index is not None:
             return Step(state.index, state.told_count or state.count)
@@ -122,6 +184,21 @@ class Generation:
             return None
         times = self._scheduler_steps()
         return None if times is None else [float(t) for t in times]
+
+
+def _advance(before: _Reached | None, index: int) -> _Reached | None:
+    """Where a branch is after one more call, None if that call starts another generation.
+
+    A step that is called again is another branch without a name, unless the step before was not.
+    """
+    if before is None:
+        return _Reached(index)
+    if index == before.index + 1:
+        return _Reached(index, 0, before.call + 1)
+    most = UNNAMED_BRANCHES if before.calls_before is None else before.calls_before
+    if index == before.index and before.call + 1 < most:
+        return _Reached(index, before.call + 1, before.calls_before)
+    return None
 
 
 def _timestep(inputs: Mapping[str, Any]) -> float | None:

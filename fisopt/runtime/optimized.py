@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
-from fisopt.codegen.compile import Backend, Runnable, compile_program, distinct_stages
+from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError
 from fisopt.rewrite.capture import capture
 from fisopt.rewrite.inputs import Inputs, bind
@@ -29,6 +29,15 @@ class _Plan:
 
     program: Program
     run: Runnable
+
+    def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
+        """Whether the state that it loads is there, in the shapes that it takes."""
+        holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        taken = holders[len(holders) - len(self.program.loads) :]
+        return all(
+            name in held and held[name].shape == node.meta["val"].shape
+            for name, node in zip(self.program.loads, taken, strict=True)
+        )
 
 
 class OptimizedModule(nn.Module):
@@ -67,17 +76,52 @@ class OptimizedModule(nn.Module):
         held["report"] = Report(type(model).__name__, backend)
         held["_spec"], held["_backend"], held["_strict"] = spec, backend, strict
         held["captures"] = {} if captures is None else captures
-        held["_plans"] = {}
+        held["_plans"], held["_compiled"], held["_lock"] = {}, {}, RLock()
+        held["_watchers"] = []
         held["_generation"] = Generation(scheduler_steps)
         held["training"] = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; arguments and return value are the original's."""
         inputs = Inputs.of(bind(self.original, args, kwargs))
-        plan = self.plan(inputs, self._active(inputs))
+        active = self._active(inputs)
+        plan, held = self.plan(inputs, active), {}
+        if plan.program.loads or plan.program.stores:
+            held = self._generation.held(inputs.key())
+        if not plan.fits(held):
+            plan = self.plan(inputs, tuple(p.afresh() for p in active))
+        state = (held[name] for name in plan.program.loads)
         with torch.no_grad():
-            leaves = plan.run(*(x for _, x in inputs.tensors()))
-        return pytree.tree_unflatten(leaves, plan.program.out_structure)
+            values = plan.run(*(x for _, x in inputs.tensors()), *state)
+        returned = plan.program.split(values)
+        self._measure(inputs, returned.gauges)
+        held.update(returned.state)
+        if self._generation.ends:
+            held.clear()
+        return returned.output
+
+    def _measure(self, inputs: Inputs, gauges: Mapping[str, torch.Tensor]) -> None:
+        """Refuse measurements that are not finite, with one look at the device; show the rest."""
+        if not gauges:
+            return
+        finite = torch.stack([g.isfinite().all() for g in gauges.values()]).tolist()
+        if not all(finite):
+            place = self._generation.place(inputs.kwargs())
+            raise InputError(
+                f"{list(gauges)[finite.index(False)]} at {place}: the features hold NaN or "
+                "infinity, so nothing can be matched; check the weights, the inputs and the dtype"
+            )
+        for watcher in self._watchers:
+            watcher(gauges)
+
+    @contextmanager
+    def watch(self, watcher: Callable[[Mapping[str, torch.Tensor]], None]) -> Iterator[None]:
+        """Inside, call ``watcher`` with the measurements of every forward call, by name."""
+        self._watchers.append(watcher)
+        try:
+            yield
+        finally:
+            self._watchers.remove(watcher)
 
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
@@ -94,18 +138,21 @@ class OptimizedModule(nn.Module):
     def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         """What runs for some inputs and active passes; made once per shape."""
         key = (inputs.key(), passes)
-        if key not in self._plans:
-            dense = self._capture(inputs)
-            manager = PassManager(passes, strict=self._strict)
-            program = manager.run(dense)
-            run = compile_program(program, self._backend)
-            names = tuple(p.name for p in passes)
-            self.report.variants.append(
-                Variant.of(dense, program, manager.applied, names, distinct_stages(run))
-            )
-            self._plans[key] = _Plan(program, run)
+        with self._lock:
+            if key not in self._plans:
+                self._plans[key] = self._make(inputs, passes)
         plan: _Plan = self._plans[key]
         return plan
+
+    def _make(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
+        dense = self._capture(inputs)
+        manager = PassManager(passes, strict=self._strict)
+        program = manager.run(dense)
+        before = len(self._compiled)
+        run = compile_program(program, self._backend, self._compiled)
+        names, stages = tuple(p.name for p in passes), len(self._compiled) - before
+        self.report.variants.append(Variant.of(dense, program, manager.applied, names, stages))
+        return _Plan(program, run)
 
     def _capture(self, inputs: Inputs) -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
@@ -134,6 +181,11 @@ class OptimizedModule(nn.Module):
         """The guidance branch that is being run, as the pipeline names it."""
         return self._generation.branch
 
+    @property
+    def step(self) -> Step | None:
+        """The step that was entered last, None if no pass asked for it."""
+        return self._generation.current
+
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
@@ -142,8 +194,11 @@ class OptimizedModule(nn.Module):
         """Capture, rewrite, compile and run once for inputs of these shapes."""
         inputs = Inputs.of(bind(self.original, (), example_inputs))
         passes = self.passes if step is None else _at(self.passes, step)
+        plan = self.plan(inputs, tuple(passes))
+        if plan.program.loads:  # nothing is held: what makes the state runs at once, too
+            plan = self.plan(inputs, tuple(p.afresh() for p in passes))
         with torch.no_grad():
-            self.plan(inputs, tuple(passes)).run(*(x for _, x in inputs.tensors()))
+            plan.run(*(x for _, x in inputs.tensors()))
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in self.__dict__:
@@ -159,6 +214,7 @@ class OptimizedModule(nn.Module):
         if before != {(t.device, t.dtype) for t in tensors}:
             self.captures.clear()
             self._plans.clear()
+            self._compiled.clear()
         return self
 
     def train(self, mode: bool = True) -> OptimizedModule:

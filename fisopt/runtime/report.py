@@ -20,7 +20,7 @@ class Variant:
         applied: what each did.
         blocks: the graph of every video block, in execution order.
         density: FLOPs kept of the dense model's, in (0, 1].
-        stages: distinct graphs that are compiled.
+        stages: distinct graphs that are compiled for it, beside those of earlier variants.
     """
 
     layout: TokenLayout

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 import fisopt
 from fisopt import FrameInterleave, Program
 from fisopt.codegen import lower as lowering
-from fisopt.codegen.compile import compile_program, distinct_stages
+from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.runtime import optimized
@@ -81,6 +81,10 @@ def test_opaque_operators_stay_calls(wan: Program, monkeypatch: pytest.MonkeyPat
         assert_close(module(*values), sparse.graph_module(*values))
 
 
+def distinct_stages(module: fx.GraphModule) -> int:
+    return len({str(n.target) for n in module.graph.nodes if n.op == "call_module"})
+
+
 def test_stages_are_shared(wan: Program) -> None:
     """Head and tail once, and each distinct block once: two anchor counts are two blocks."""
     assert distinct_stages(lower(wan)) == 3
@@ -112,7 +116,7 @@ def test_one_compile_a_stage_and_no_recompile(
     generate(0)
     stages = sum(variant.stages for variant in model.report.variants)
     assert len(model.report.variants) == 2
-    assert counters["stats"]["unique_graphs"] == stages == 3 + 4
+    assert counters["stats"]["unique_graphs"] == stages == 3 + 4 - 1, "both have the same tail"
     assert not counters["graph_break"]
     with torch._dynamo.config.patch(error_on_recompile=True):
         generate(1)
@@ -131,4 +135,3 @@ def test_inductor() -> None:
 
 def test_eager_backend_runs_the_graph_itself(wan: Program) -> None:
     assert compile_program(wan, "eager") == wan.graph_module.forward
-    assert distinct_stages(lambda *_: []) == 0

@@ -9,13 +9,24 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import PRESETS, FrameInterleave, Pass, PassManager, Program, format_graph, verify
+from fisopt import (
+    PRESETS,
+    FrameInterleave,
+    Pass,
+    PassManager,
+    Program,
+    TokenReduction,
+    format_graph,
+    verify,
+)
 from fisopt.rewrite.pass_base import Step
 from tests.zoo import zoo
 
 PASSES: dict[str, tuple[Pass, ...]] = {
     **{name: passes for name, (_, passes) in PRESETS.items()},
     "FrameInterleave": (FrameInterleave(),),
+    "TokenReduction": (TokenReduction(query=0.5, value=0.3),),
+    "TokenReduction, cached": (TokenReduction(query=0.5, cache_steps=2),),
     "nothing to do": (FrameInterleave(stride=1),),
 }
 every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fisopt
-from fisopt import Program
+from fisopt import Program, TokenLayout
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import carries_frames
+from fisopt.rewrite.inputs import Inputs, resize
 from fisopt.rewrite.template import matches
 from fisopt.runtime import optimized
 from tests import plain_dit
-from tests.conftest import plain_captured
+from tests.conftest import captured, plain_captured
 from tests.plain_dit import FORMS, Form
 from tests.zoo import Case, zoo
 
@@ -176,6 +177,16 @@ def test_one_program_per_shape(wan: Program) -> None:
     inputs = case.inputs(6, 3, 4, batch=2)
     assert wan.at(inputs) is wan.at(case.inputs(6, 3, 4, batch=2, seed=1))
     assert wan.resized(6).layout.frames == 6
+
+
+def test_tokens_of_a_frame_follow_the_resolution() -> None:
+    """An input with a row for every token grows by the tokens of its own frames."""
+    case = zoo()["wan_ti2v"]
+    inputs = case.inputs(5, 5, 4, batch=2)
+    dims = captured("wan_ti2v").source.frame_dims
+    wider = resize(Inputs.of(inputs), dims, TokenLayout(5, 5, 4), 7).kwargs()
+    assert wider["timestep"].shape == (2, 7 * 5 * 4)
+    assert wider["hidden_states"].shape == case.inputs(7, 5, 4, batch=2)["hidden_states"].shape
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)

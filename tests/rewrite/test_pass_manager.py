@@ -134,22 +134,30 @@ def test_stop_after_bisects(wan: Program) -> None:
 
 
 @dataclass(frozen=True)
-class DoLater(Do):
-    """A pass of the second stage."""
+class Frames(Do):
+    stage = "frames"
 
+
+@dataclass(frozen=True)
+class Attention(Do):
     stage = "attention"
 
 
 def test_stages_order_the_passes(wan: Program) -> None:
-    first, second = Do(note, "first"), Do(note, "second")
-    later, last_ = DoLater(note, "later"), DoLater(note, "last")
-    for passes in ([later, first, last_, second], [first, second, later, last_]):
-        manager = PassManager(passes)
-        manager.run(wan)
-        assert [a.name for a in manager.applied] == ["first", "second", "later", "last"]
-    manager = PassManager([later, first], stop_after=1)
+    """Passes with a stage run by stage, stably; one without a stage keeps its place."""
+    passes = [
+        Attention(note, "attention 1"),
+        Do(note, "anywhere"),
+        Attention(note, "attention 2"),
+        Frames(note, "frames"),
+    ]
+    manager = PassManager(passes)
     manager.run(wan)
-    assert [a.name for a in manager.applied] == ["first"]
+    wanted = ["frames", "anywhere", "attention 1", "attention 2"]
+    assert [applied.name for applied in manager.applied] == wanted
+    bisecting = PassManager(passes, stop_after=1)
+    bisecting.run(wan)
+    assert [applied.name for applied in bisecting.applied] == ["frames"]
 
 
 def test_on_pass_and_notes(wan: Program) -> None:

@@ -1,4 +1,4 @@
-"""The op contracts by operator: references that lowering inlines, axis rules, opaque ones."""
+"""The op contracts by operator: references, what lowering leaves as a call, and axis rules."""
 
 from __future__ import annotations
 
@@ -9,19 +9,34 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import Axes
-from fisopt.rewrite.ops import fill_frames, gather_frames, tile_attention
+from fisopt.rewrite.ops import (
+    fill_frames,
+    gather_frames,
+    match_tokens,
+    reduce_tokens,
+    restore_tokens,
+    tile_attention,
+)
 
-CONTRACTS: dict[Any, Callable[..., torch.Tensor]] = {
+CONTRACTS: dict[Any, Callable[..., Any]] = {
     torch.ops.fisopt.gather_frames.default: gather_frames.reference,
     torch.ops.fisopt.fill_frames.default: fill_frames.reference,
     torch.ops.fisopt.tile_attention.default: tile_attention.reference,
+    torch.ops.fisopt.match_tokens.default: match_tokens.reference,
+    torch.ops.fisopt.reduce_tokens.default: reduce_tokens.reference,
+    torch.ops.fisopt.restore_tokens.default: restore_tokens.reference,
 }
 
 AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
     torch.ops.fisopt.gather_frames.default: gather_frames.axes,
     torch.ops.fisopt.fill_frames.default: fill_frames.axes,
     torch.ops.fisopt.tile_attention.default: tile_attention.axes,
+    torch.ops.fisopt.match_tokens.default: match_tokens.axes,
+    torch.ops.fisopt.reduce_tokens.default: reduce_tokens.axes,
+    torch.ops.fisopt.restore_tokens.default: restore_tokens.axes,
 }
 
-OPAQUE: frozenset[Any] = frozenset([torch.ops.fisopt.tile_attention.default])
-"""Operators that lowering leaves as calls: traced, they would be unrolled into too many."""
+OPAQUE: frozenset[Any] = frozenset(
+    [torch.ops.fisopt.match_tokens.default, torch.ops.fisopt.tile_attention.default]
+)
+"""Operators that stay a call when a graph is compiled: traced, their loops would be unrolled."""

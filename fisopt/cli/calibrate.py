@@ -1,0 +1,158 @@
+"""``fisopt calibrate``: measure where a model's tokens are alike and write a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from fisopt.calibration import Calibration, Target, calibrate
+from fisopt.cli.pictures import replacing
+from fisopt.errors import InputError
+from fisopt.models import testbed
+from fisopt.passes.schedule import FEATURES
+from fisopt.rewrite.partition import Cells
+
+TESTBED = "testbed"
+PROMPTS = (
+    "a red kite flies over a beach on a windy day",
+    "a cat walks along a garden wall at sunset",
+    "waves break on dark rocks, slow motion, close view",
+    "a crowded market street in the rain, neon lights",
+    "a snowy mountain seen from a drone that circles it",
+    "a potter shapes a bowl of clay on a wheel",
+    "fish swim through a coral reef",
+    "a steam train crosses a stone bridge in autumn",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to measure and what to choose the thresholds for."""
+
+    model: str
+    prompts: int
+    texts: tuple[str, ...]
+    steps: int
+    target: Target
+    stride: Cells
+    cache_steps: int
+    seed: int
+    out: Path
+
+
+def parse_stride(text: str) -> Cells:
+    """Read ``2,2,2``.
+
+    Raises:
+        ValueError: it is not three positive ints.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise ValueError(f"stride must be FRAMES,ROWS,COLUMNS, three ints like 2,2,2; got {text!r}")
+    frames, rows, columns = (int(part) for part in parts)
+    return frames, rows, columns
+
+
+def run(settings: Settings, out: Console, err: Console) -> None:
+    """Measure with a progress bar, write the schedule and its heat map, print what was found."""
+    pipeline, texts = load(settings)
+    disable_progress_bar()
+    pipeline.set_progress_bar_config(disable=True)
+    partial = settings.out.with_suffix(".partial.safetensors")
+    settings.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def generate(pipe: Any, index: int) -> None:
+        generator = torch.Generator().manual_seed(settings.seed + index)
+        given = {"num_inference_steps": settings.steps, "generator": generator}
+        pipe(prompt=texts[index], output_type="latent", **given)
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, TextColumn("steps"), TimeElapsedColumn(), console=err) as progress:
+        task = progress.add_task("measuring", total=settings.prompts * settings.steps)
+        made = calibrate(
+            pipeline,
+            generate,
+            prompts=settings.prompts,
+            steps=settings.steps,
+            target=settings.target,
+            destination_stride=settings.stride,
+            cache_steps=settings.cache_steps,
+            seed=settings.seed,
+            partial=partial,
+            seen=lambda: progress.advance(task),
+        )
+    profiles = {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES}
+    made.schedule.save(settings.out, profiles)
+    picture = settings.out.with_suffix(".png")
+    with replacing(picture) as beside:
+        heat_map(made).savefig(beside, dpi=120)
+    partial.unlink(missing_ok=True)
+    out.print(summary(made, settings))
+    for path in (settings.out, settings.out.with_suffix(".safetensors"), picture):
+        out.print(f"wrote {path}", soft_wrap=True)
+
+
+def load(settings: Settings) -> tuple[Any, Sequence[str]]:
+    """The pipeline of a name or a folder, and as many prompts as are wanted.
+
+    Raises:
+        InputError: it is neither the testbed nor a folder that holds a pipeline.
+    """
+    if settings.model == TESTBED:
+        sampled = map(str, testbed.sample_prompts(settings.prompts, settings.seed))
+        texts = settings.texts or tuple(sampled)
+        pipeline: Any = testbed.load_testbed()
+    elif (Path(settings.model) / "model_index.json").is_file():
+        texts = settings.texts or PROMPTS
+        pipeline = DiffusionPipeline.from_pretrained(settings.model)  # type: ignore[no-untyped-call]
+    else:
+        raise InputError(
+            f"calibrate: {settings.model!r} is neither {TESTBED!r} nor a folder with a "
+            "model_index.json; tiers are measured on trained weights, so a name alone will not do"
+        )
+    return pipeline, [texts[i % len(texts)] for i in range(settings.prompts)]
+
+
+def heat_map(made: Calibration) -> Figure:
+    """Redundancy over blocks and steps, for queries and for values: bright is redundant."""
+    with mpl.rc_context({"font.size": 9}):
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        for axes, feature in zip(figure.subplots(1, 2), FEATURES, strict=True):
+            loss = made.profiles[feature][..., made.profiles[feature].shape[-1] // 2]
+            drawn = axes.imshow(
+                -np.log10(loss.clamp(min=1e-6).numpy()), aspect="auto", origin="lower"
+            )
+            axes.set_title("queries" if feature == "query" else "keys and values")
+            axes.set_xlabel("denoising step")
+            axes.set_ylabel("block")
+            figure.colorbar(drawn, ax=axes, label="-log10 of the norm lost with half of the tokens")
+    return figure
+
+
+def summary(made: Calibration, settings: Settings) -> Table:
+    """What the schedule costs and what it does to the output."""
+    schedule, measured = made.schedule, made.schedule.measured
+    grid = "x".join(map(str, measured.grid or ()))
+    title = f"{measured.model}, {grid} tokens, {settings.steps} steps, {settings.prompts} prompts"
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_row("chosen for", measured.target)
+    for feature in FEATURES:
+        limits = ", ".join(f"tier {t} and up {r:g}" for t, r in schedule.thresholds(feature))
+        table.add_row(f"{feature} dropped", limits or "nothing")
+    table.add_row("mean cost of a visual attention", f"{made.cost:.3f} of the dense one")
+    table.add_row("error of one forward call", f"{made.error:.4f} relative L2")
+    shapes = len(schedule.pairs(settings.cache_steps))
+    table.add_row("distinct attention shapes", str(shapes))
+    return table

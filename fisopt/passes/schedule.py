@@ -1,0 +1,278 @@
+"""Schedules of token reduction: redundancy tiers by block and step, and thresholds on them.
+
+A schedule is two files.  A safetensors file holds an integer table [blocks, steps] for each
+feature, ``q`` for the queries and ``v`` for keys and values; a higher tier is more redundant.  A
+YAML file holds the thresholds, and in ours also the table's name and what it was measured on::
+
+    q: {6: 0.4, 7: 0.8}
+    v: {8: 0.3}
+    table: schedule.safetensors
+    measured: {model: WanTransformer3DModel, grid: [16, 8, 8], prompts: 4, seed: 0}
+
+The schedules that the authors of AsymRnR have published are of this form and load as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fisopt.errors import ScheduleError
+from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
+from fisopt.rewrite.pass_base import Step
+
+Feature = Literal["query", "value"]
+FEATURES: tuple[Feature, ...] = ("query", "value")
+IN_FILE: dict[Feature, str] = {"query": "q", "value": "v"}
+Tiers = tuple[tuple[int, ...], ...]
+"""Tiers by block, then by step."""
+Thresholds = tuple[tuple[int, float], ...]
+"""Pairs of a tier and the dropped share that is used from that tier on."""
+
+_FORM = "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, table: FILE, measured: {...}}"
+_KEYS = {*IN_FILE.values(), "h", "k", "table", "measured"}
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a schedule was measured on.
+
+    Attributes:
+        source: the file or the name that errors and reports show.
+        model: class of the model; empty if it is not told.
+        grid: frames, rows and columns of its tokens; None if it is not told.
+        prompts: how many prompts.
+        seed: of the choice of destinations.
+        target: what the thresholds were chosen for.
+    """
+
+    source: str = ""
+    model: str = ""
+    grid: Cells | None = None
+    prompts: int = 0
+    seed: int = 0
+    target: str = ""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """From feature, block and step to the dropped share.
+
+    Attributes:
+        query: tiers of the queries.
+        value: tiers of the keys and values.
+        query_thresholds: dropped shares of the queries by tier.
+        value_thresholds: dropped shares of the keys and values by tier.
+        measured: what the tiers were measured on.
+    """
+
+    query: Tiers
+    value: Tiers
+    query_thresholds: Thresholds
+    value_thresholds: Thresholds
+    measured: Measured = Measured()
+
+    def __post_init__(self) -> None:
+        shapes = {f: _shape_of(getattr(self, f)) for f in FEATURES}
+        if shapes["query"] != shapes["value"] or 0 in shapes["query"]:
+            raise ScheduleError(
+                f"{self}: got tables of {shapes['query']} and {shapes['value']} [blocks, steps], "
+                "wanted two of one shape that are not empty"
+            )
+        for feature in FEATURES:
+            for tier, ratio in self.thresholds(feature):
+                if type(tier) is not int or not isinstance(ratio, (int, float)):
+                    raise ScheduleError(f"{self}: got {tier!r}: {ratio!r} for {feature}; {_FORM}")
+                if not 0 <= ratio < 1:
+                    raise ScheduleError(
+                        f"{self}: the {feature} share at tier {tier} must be in [0, 1), got {ratio}"
+                    )
+
+    def __str__(self) -> str:
+        return f"schedule {self.measured.source or '(no name)'}"
+
+    @property
+    def blocks(self) -> int:
+        """Video blocks that it has tiers for."""
+        return len(self.query)
+
+    @property
+    def steps(self) -> int:
+        """Steps that it has tiers for."""
+        return len(self.query[0])
+
+    def thresholds(self, feature: Feature) -> Thresholds:
+        """Thresholds of one feature."""
+        return self.query_thresholds if feature == "query" else self.value_thresholds
+
+    def ratio(self, feature: Feature, block: int, step: int) -> float:
+        """Dropped share: the largest over the thresholds that the tier satisfies, else 0."""
+        tiers = self.query if feature == "query" else self.value
+        tier = tiers[block][step]
+        return max((ratio for least, ratio in self.thresholds(feature) if tier >= least), default=0)
+
+    def ratios(self, feature: Feature, step: int) -> tuple[float, ...]:
+        """Dropped shares of all blocks at a step of the table."""
+        return tuple(self.ratio(feature, block, step) for block in range(self.blocks))
+
+    def column(self, step: Step) -> int:
+        """The step of the table that stands for a step of a run.
+
+        A run of fewer steps reads the table at the same places of the way from noise to video.
+
+        Raises:
+            ScheduleError: the run has more steps than the table.
+        """
+        count = self.steps if step.count is None else step.count
+        if count > self.steps or step.index >= count:
+            raise ScheduleError(
+                f"{self} has tiers for {self.steps} steps, the run needs "
+                f"{max(count, step.index + 1)}; run at most {self.steps}, or calibrate with more"
+            )
+        if count in (1, self.steps):
+            return step.index
+        return round(step.index * (self.steps - 1) / (count - 1))
+
+    def pairs(self, cache_steps: int = 1) -> set[tuple[float, float]]:
+        """The distinct shares of queries and of values that occur: the shapes of attention."""
+        return {
+            (self.ratio("query", b, s), self.ratio("value", b, s))
+            for b in range(self.blocks)
+            for s in range(0, self.steps, cache_steps)
+        }
+
+    def attention_cost(
+        self, grid: Cells, stride: Cells, *, cache_steps: int = 1, text: int = 0
+    ) -> float:
+        """Mean cost of a visual attention, matching not counted, as a share of the dense one.
+
+        Args:
+            grid: frames, rows and columns of the tokens.
+            stride: the cells that hold one destination each.
+            cache_steps: steps for which one match, and its shares, are used.
+            text: entries that are joined to the sequence.
+        """
+        tokens, count = grid[0] * grid[1] * grid[2], destination_count(grid, stride)
+
+        def left(ratio: float) -> int:
+            kept = count + sources_to_keep(tokens, count, ratio) if ratio else tokens
+            return min(kept, tokens) + text
+
+        total = sum(
+            left(self.ratio("query", b, s - s % cache_steps))
+            * left(self.ratio("value", b, s - s % cache_steps))
+            for b in range(self.blocks)
+            for s in range(self.steps)
+        )
+        return total / (self.blocks * self.steps * (tokens + text) ** 2)
+
+    @staticmethod
+    def load(path: str | Path, table: str | Path | None = None) -> Schedule:
+        """Read a schedule.
+
+        Args:
+            path: the YAML file of thresholds.
+            table: the safetensors file of tiers, if the YAML file does not name it.
+
+        Raises:
+            ScheduleError: a file is not complete, or not of a schedule's form.
+            OSError: a file is not there.
+        """
+        path = Path(path)
+        try:
+            said = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ScheduleError(f"{path} is not YAML: {error}; {_FORM}") from error
+        if not isinstance(said, Mapping) or not set(said) <= _KEYS:
+            found = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
+            raise ScheduleError(f"{path} is no schedule: got {found}; {_FORM}")
+        if table is None and "table" not in said:
+            raise ScheduleError(f"{path} names no table; pass table=, a safetensors file of tiers")
+        tiers = read_tiers(Path(table) if table is not None else path.parent / str(said["table"]))
+        limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
+        return Schedule(
+            tiers["query"],
+            tiers["value"],
+            limits["query"],
+            limits["value"],
+            _measured(path, said.get("measured")),
+        )
+
+    def save(self, path: str | Path, extra: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Write a schedule: thresholds to a YAML file, tiers to a safetensors file beside it.
+
+        Args:
+            path: the YAML file.
+            extra: more tensors for the safetensors file, such as what was measured.
+        """
+        path = Path(path)
+        table = path.with_suffix(".safetensors")
+        tiers = {IN_FILE[f]: torch.tensor(getattr(self, f), dtype=torch.uint8) for f in FEATURES}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file({**tiers, **(extra or {})}, table)
+        measured = {k: v for k, v in vars(self.measured).items() if v and k != "source"}
+        if self.measured.grid is not None:
+            measured["grid"] = list(self.measured.grid)
+        said: dict[str, Any] = {IN_FILE[f]: dict(self.thresholds(f)) for f in FEATURES}
+        said |= {"table": table.name, "measured": measured}
+        path.write_text(yaml.safe_dump(said, sort_keys=False))
+
+
+def read_tiers(path: Path) -> dict[Feature, Tiers]:
+    """Read the tables of a safetensors file; others than those of the features are left out.
+
+    Raises:
+        ScheduleError: the file is not complete, or has no integer table for a feature.
+    """
+    try:
+        with safe_open(path, framework="pt") as held:
+            names = sorted(held.keys())
+            found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
+    except SafetensorError as error:
+        raise ScheduleError(f"{path} is not a complete safetensors file: {error}") from error
+    for feature, name in IN_FILE.items():
+        if feature not in found:
+            raise ScheduleError(
+                f"{path} has no table {name!r} for {feature}; it holds {names}. Wanted integer "
+                "tables [blocks, steps] named q and v"
+            )
+        tensor = found[feature]
+        if tensor.ndim != 2 or tensor.dtype not in _INTEGERS:
+            raise ScheduleError(
+                f"{path}: table {name!r} is {list(tensor.shape)} of {tensor.dtype}, wanted "
+                "integers [blocks, steps]"
+            )
+    return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
+
+
+def _shape_of(tiers: Tiers) -> tuple[int, ...]:
+    return (len(tiers), *sorted({len(row) for row in tiers}))
+
+
+def _thresholds(path: Path, said: object) -> Thresholds:
+    if said is None:
+        return ()
+    if not isinstance(said, Mapping):
+        raise ScheduleError(f"{path}: got thresholds {said!r}; {_FORM}")
+    return tuple(said.items())
+
+
+def _measured(path: Path, said: object) -> Measured:
+    if said is None:
+        return Measured(str(path))
+    known = set(vars(Measured())) - {"source"}
+    if not isinstance(said, Mapping) or not set(said) <= known:
+        raise ScheduleError(f"{path}: got measured={said!r}, wanted some of {sorted(known)}")
+    values = dict(said)
+    grid = values.pop("grid", None)
+    if grid is not None and (not isinstance(grid, list) or len(grid) != 3):
+        raise ScheduleError(f"{path}: got grid={grid!r}, wanted [frames, rows, columns]")
+    return Measured(str(path), grid=None if grid is None else tuple(grid), **values)

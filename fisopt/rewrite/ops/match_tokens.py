@@ -1,0 +1,137 @@
+"""match_tokens: pair every source token with its nearest destination and rank the sources.
+
+The video tokens of a sequence are destinations, which always stay, and sources, all others.
+With d(s) = min over destinations y of |x_s - y|^2, the ``keep`` sources of largest d stay too;
+every other source is dropped and stands behind its nearest destination.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fisopt.rewrite.axes import Axes
+
+LEVELS = 10
+"""Steps of the profile: entry j is what dropping j/10 of the tokens loses."""
+_BUDGET = 16 << 20
+"""Bytes of one chunk of distances; the whole matrix is never held."""
+
+
+def reference(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match in plain torch, each leading index (batch, head) for itself.
+
+    Shapes: x [..., S, D] with S = before + N + after; destinations [K] int64, increasing, in
+        [0, N); 0 <= keep <= N - K.
+
+    Returns:
+        kept [..., M] int32, M = before + K + keep + after: positions in x of the entries that
+            stay: those before, the destinations, the kept sources, those after;
+        origin [..., S] int32: for every entry of x the position in ``kept`` that stands for it;
+        profile [11] float32: the squared distance between dropped tokens and those that stand
+            for them if the most similar j tenths of the tokens are dropped, as a share of the
+            tokens' squared norm, mean over the leading indices.  Not finite if x is not.
+    """
+    lead, size = x.shape[:-2], x.shape[-2]
+    tokens, count = size - before - after, destinations.shape[0]
+    video = x.narrow(-2, before, tokens).reshape(-1, tokens, x.shape[-1])
+    is_destination = torch.zeros(tokens, dtype=torch.uint8, device=x.device)
+    is_destination[destinations] = 1
+    sources = is_destination.argsort(stable=True)[: tokens - count]
+    nearest, distance, energy = _nearest(video, destinations, sources)
+    ranked, order = distance.sort(dim=-1, descending=True, stable=True)
+    stay = sources[order[:, :keep].sort(dim=-1).values]
+    rows = video.shape[0]
+    origin = torch.empty(rows, tokens, dtype=torch.int64, device=x.device)
+    origin[:, destinations] = torch.arange(count, device=x.device)
+    origin[:, sources] = nearest
+    origin.scatter_(1, stay, torch.arange(count, count + keep, device=x.device).expand(rows, -1))
+    middle = before + count + keep
+    head = torch.arange(before, device=x.device).expand(rows, -1)
+    tail = torch.arange(after, device=x.device).expand(rows, -1)
+    kept = torch.cat(
+        [head, destinations.expand(rows, -1) + before, stay + before, tail + size - after], dim=1
+    )
+    origin = torch.cat([head, origin + before, tail + middle], dim=1)
+    return (
+        kept.to(torch.int32).reshape(*lead, -1),
+        origin.to(torch.int32).reshape(*lead, -1),
+        _profile(ranked.flip(-1), energy, tokens),
+    )
+
+
+def _nearest(video: Tensor, destinations: Tensor, sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Nearest destination of each source, its squared distance, and the tokens' squared norm.
+
+    Shapes: video [R, N, D]; results [R, N - K] int64, [R, N - K] and [R].
+    """
+    wide = torch.promote_types(video.dtype, torch.float32)
+    width, count = video.shape[2], destinations.shape[0]
+    element = torch.empty((), dtype=wide).element_size()
+    group = max(1, _BUDGET // max(1, count * width * element))
+    nearest, distance, energy = [], [], []
+    for part in torch.split(video, group):
+        y = part.index_select(1, destinations).to(wide)
+        norm = y.square().sum(-1)
+        total = norm.sum(-1)
+        rows = max(1, _BUDGET // max(1, part.shape[0] * (count + width) * element))
+        indices, values = [], []
+        for chunk in torch.split(sources, rows):
+            z = part.index_select(1, chunk).to(wide)
+            own = z.square().sum(-1)
+            scores = torch.baddbmm(norm.unsqueeze(1), z, y.transpose(1, 2), alpha=-2)
+            least, index = scores.min(dim=-1)
+            values.append((least + own).clamp_(min=0))
+            indices.append(index)
+            total = total + own.sum(-1)
+        empty = y.new_empty(part.shape[0], 0)
+        nearest.append(torch.cat([empty.to(torch.int64), *indices], dim=1))
+        distance.append(torch.cat([empty, *values], dim=1))
+        energy.append(total)
+    return torch.cat(nearest), torch.cat(distance), torch.cat(energy)
+
+
+def _profile(ascending: Tensor, energy: Tensor, tokens: int) -> Tensor:
+    """Share of the energy that is lost with the first j/10 of the tokens, j = 0 .. 10."""
+    lost = ascending.cumsum(-1) / energy.clamp(min=torch.finfo(energy.dtype).tiny).unsqueeze(-1)
+    lost = torch.cat([torch.zeros_like(energy).unsqueeze(-1), lost], dim=-1).mean(0)
+    dropped = [min(tokens * j // LEVELS, ascending.shape[-1]) for j in range(LEVELS + 1)]
+    return torch.stack([lost[n] for n in dropped]).to(torch.float32)
+
+
+@torch.library.custom_op("fisopt::match_tokens", mutates_args=())
+def match_tokens(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `reference`."""
+    return reference(x, destinations, keep, before, after)
+
+
+@match_tokens.register_fake
+def _(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    lead, size = x.shape[:-2], x.shape[-2]
+    short = before + destinations.shape[0] + keep + after
+    return (
+        x.new_empty(*lead, short, dtype=torch.int32),
+        x.new_empty(*lead, size, dtype=torch.int32),
+        x.new_empty(LEVELS + 1, dtype=torch.float32),
+    )
+
+
+def axes(node: fx.Node) -> Axes:
+    """Axis rule: indices carry no frames."""
+    del node
+    return ()
+
+
+def flops(x: Any, destinations: Any, keep: int, before: int, after: int) -> float:
+    """FLOPs of the distances: a multiply-add for each feature of each pair."""
+    del keep
+    tokens, count = x.shape[-2] - before - after, destinations.shape[0]
+    return float(2 * x.shape[:-2].numel() * (tokens - count) * count * x.shape[-1])

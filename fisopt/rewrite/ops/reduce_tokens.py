@@ -1,0 +1,62 @@
+"""reduce_tokens: keep some entries of a sequence, each leading index (batch, head) its own.
+
+Either the kept entries as they are, or, given the origin of every entry, each kept entry as the
+mean of all entries that it stands for.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, fx
+
+from fisopt.rewrite.axes import Axes, axes_of
+
+
+def along(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """An index [..., M] over the leading dimensions of x, spread to gather along one of x."""
+    lead = index.ndim - 1
+    sizes = [*index.shape[:-1], *[1] * (x.ndim - lead)]
+    sizes[dim] = index.shape[-1]
+    spread = list(x.shape)
+    spread[dim] = index.shape[-1]
+    return index.to(torch.int64).reshape(sizes).expand(spread)
+
+
+def reference(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    """Reduce in plain torch.
+
+    Shapes: x with L leading dimensions that ``kept`` shares and S entries along ``dim`` >= L;
+        kept [..., M] int32, positions in [0, S); origin [..., S] int32, positions in [0, M), or
+        None.
+    Returns: x with M entries along ``dim``, in x's dtype; means are computed in float32 at least.
+    """
+    rows = x.gather(dim, along(x, kept, dim))
+    if origin is None:
+        return rows
+    wide = torch.promote_types(x.dtype, torch.float32)
+    sums = torch.zeros_like(rows, dtype=wide).scatter_add(dim, along(x, origin, dim), x.to(wide))
+    ones = torch.ones_like(origin, dtype=wide)
+    counts = torch.zeros_like(kept, dtype=wide).scatter_add(-1, origin.to(torch.int64), ones)
+    sizes = [*counts.shape[:-1], *[1] * (x.ndim - counts.ndim + 1)]
+    sizes[dim] = counts.shape[-1]
+    return (sums / counts.reshape(sizes)).to(x.dtype)
+
+
+@torch.library.custom_op("fisopt::reduce_tokens", mutates_args=())
+def reduce_tokens(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    """See `reference`."""
+    return reference(x, kept, origin, dim)
+
+
+@reduce_tokens.register_fake
+def _(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+    sizes = list(x.shape)
+    sizes[dim] = kept.shape[-1]
+    return x.new_empty(sizes)
+
+
+def axes(node: fx.Node) -> Axes:
+    """Axis rule: what is left of a reduced dimension is no frame."""
+    x, dim = node.args[0], node.args[3]
+    assert isinstance(x, fx.Node)
+    return tuple(None if d == dim else axis for d, axis in enumerate(axes_of(x)))

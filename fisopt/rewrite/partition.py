@@ -1,0 +1,50 @@
+"""Partition of a token grid into destinations, one in each cell, and sources, all others."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+
+Cells = tuple[int, int, int]
+
+
+def destination_count(grid: Cells, stride: Cells) -> int:
+    """How many whole cells of ``stride`` a grid of frames, rows and columns has."""
+    return math.prod(size // step for size, step in zip(grid, stride, strict=True))
+
+
+def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
+    """Choose one random token of every cell.
+
+    The rim that fills no cell is split randomly between both ends of its dimension.
+
+    Args:
+        grid: frames, rows and columns of the tokens.
+        stride: frames, rows and columns of a cell.
+        *key: what the choice depends on beside the grid: equal keys choose equally.
+
+    Returns:
+        [destinations] int64, increasing positions in the frame-major sequence.
+    """
+    digest = hashlib.blake2b(repr((grid, stride, key)).encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(high, shape, generator=generator)
+
+    cells = [size // step for size, step in zip(grid, stride, strict=True)]
+    position = torch.zeros(cells, dtype=torch.int64)
+    for d, (size, step) in enumerate(zip(grid, stride, strict=True)):
+        along = [1, 1, 1]
+        along[d] = cells[d]
+        start = draw(size % step + 1, 1) + step * torch.arange(cells[d])
+        position = position * size + start.reshape(along) + draw(step, *cells)
+    return position.flatten().sort().values
+
+
+def sources_to_keep(tokens: int, destinations: int, ratio: float) -> int:
+    """How many sources stay at a dropped share; the destinations stay whatever the share is."""
+    kept = math.floor(tokens * (1 - ratio) + 1e-6)
+    return max(0, kept - destinations)
