@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -31,11 +32,11 @@ from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.runtime.optimized import OptimizedModule
 
 PROBE = 0.5
-"""The share at which the two features are weighed."""
+"""The share at which a block is reduced alone."""
 
 
-CALLS = 6
-"""Forward calls that are recorded, of the first, middle and last step of the first prompt."""
+PROBED = 4
+"""Steps of the first prompt, spread evenly, whose calls are run again to see errors."""
 
 
 @dataclass(frozen=True)
@@ -86,37 +87,37 @@ class _Call:
     step: Step
     branch: str
     inputs: Mapping[str, Any]
+    output: list[Tensor]
 
 
 class _Recorder:
     """Collects what matching measures, and some calls."""
 
-    def __init__(self, steps: int, seen: Callable[[], None]) -> None:
-        self.steps, self.seen = steps, seen
-        self.module: OptimizedModule | None = None
-        self.kept = {0, steps // 2, steps - 1}
+    def __init__(self, module: OptimizedModule, steps: int, seen: Callable[[], None]) -> None:
+        self.module, self.steps, self.seen = module, steps, seen
+        self.kept = {round(i * (steps - 1) / (PROBED - 1)) for i in range(PROBED)}
         self.sums: dict[Feature, Tensor] = {}
         self.counts = torch.zeros(steps)
         self.calls: list[_Call] = []
-        self.inputs: dict[str, Any] = {}
         self.last = -1
         self.adds = True
 
-    def enter(self, module: object, args: object, kwargs: dict[str, Any]) -> None:
-        """Remember the inputs of the call that is about to run."""
-        self.inputs = kwargs
+    def leave(self, module: object, args: object, kwargs: dict[str, Any], output: Any) -> None:
+        """Record the call that has run, if it is to be run again."""
+        step, branch = self.module.step, self.module.branch
+        if step is None or step.index not in self.kept:
+            return
+        if all((c.step.index, c.branch) != (step.index, branch) for c in self.calls):
+            whole = replace(step, count=self.steps)
+            self.calls.append(_Call(whole, branch, kwargs, _tensors(output)))
 
     def __call__(self, gauges: Mapping[str, Tensor]) -> None:
         """Add the measurements of one forward call."""
-        assert self.module is not None
         step = self.module.step
         if step is None or step.index >= self.steps:
             raise InputError(f"calibrate: told {self.steps} steps, the pipeline is at {step}")
         if self.adds:
             self._add(gauges, step.index)
-        if step.index in self.kept and len(self.calls) < CALLS:
-            whole = replace(step, count=self.steps)
-            self.calls.append(_Call(whole, self.module.branch, self.inputs))
         if step.index != self.last:
             self.last = step.index
             self.seen()
@@ -172,16 +173,15 @@ def calibrate(
             f"calibrate: {type(pipeline).__name__} has no `transformer`, or two; a schedule is of "
             "one model"
         )
-    recorder = _Recorder(steps, seen)
     measure = Reduction(0.0, 0.0, destination_stride, "replace", seed, "measure")
     optimize(pipeline, [measure], backend="eager")
     module: OptimizedModule = pipeline.transformer
-    recorder.module = module
+    recorder = _Recorder(module, steps, seen)
     told: dict[str, Any] = {"model": type(module.original).__name__, "steps": steps, "seed": seed}
     told["destination_stride"] = list(destination_stride)
     done = _resume(partial, told, recorder)
     try:
-        handle = module.register_forward_pre_hook(recorder.enter, with_kwargs=True)
+        handle = module.register_forward_hook(recorder.leave, with_kwargs=True)
         with module.watch(recorder):
             for index in [*([0] if done else []), *range(done, prompts)]:
                 recorder.last, recorder.adds = -1, index >= done
@@ -213,19 +213,17 @@ def _choose(
     """Climb the ladder of schedules to the target."""
     grid, stride, cache_steps = measured.grid, base.destination_stride, base.cache_steps
     assert grid is not None
-    weights: dict[Feature, float] = {}
-    for feature in FEATURES:
-        shares = {f: PROBE if f == feature else 0.0 for f in FEATURES}
-        probe = replace(base, cache_steps=1, query=shares["query"], value=shares["value"])
-        loss = max(float(profiles[feature][..., round(PROBE * LEVELS)].mean()), 1e-12)
-        weights[feature] = forward_error(module, calls, [probe]) ** 2 / loss
-    rungs = ladder(profiles, weights, grid, stride, cache_steps=cache_steps, measured=measured)
+    losses = {
+        f: profiles[f] * _sensitivity(module, calls, f, profiles[f], base)[..., None]
+        for f in FEATURES
+    }
+    rungs = ladder(losses, grid, stride, cache_steps=cache_steps, measured=measured)
 
     def cost(rung: Schedule) -> float:
         return rung.attention_cost(grid, stride, cache_steps=cache_steps)
 
     def error(rung: Schedule) -> float:
-        return forward_error(module, calls, [replace(base, cache_steps=1, schedule=rung)])
+        return fmean(forward_errors(module, calls, [replace(base, cache_steps=1, schedule=rung)]))
 
     if target.ratio is not None:
         chosen = next((r for r in rungs if cost(r) <= target.ratio), None)
@@ -243,17 +241,51 @@ def _choose(
     return Calibration(rungs[low], profiles, cost(rungs[low]), error(rungs[low]))
 
 
-def forward_error(module: OptimizedModule, calls: list[_Call], passes: list[Pass]) -> float:
-    """Mean relative L2 error of a module's output under some passes, over recorded calls."""
+def _sensitivity(
+    module: OptimizedModule,
+    calls: list[_Call],
+    feature: Feature,
+    profile: Tensor,
+    base: TokenReduction,
+) -> Tensor:
+    """Squared error of the model's output for what each block loses at each step.
+
+    Each block is reduced alone, in the recorded calls; other steps are like the nearest of those.
+
+    Shapes: profile [blocks, steps, 11]; result [blocks, steps].
+    """
+    blocks, steps = profile.shape[:2]
+    known = sorted({call.step.index for call in calls})
+    squared = torch.zeros(blocks, len(known))
+    for block in range(blocks):
+        share = tuple(PROBE if b == block else 0.0 for b in range(blocks))
+        shares = {f: share if f == feature else 0.0 for f in FEATURES}
+        alone = Reduction(
+            shares["query"], shares["value"], base.destination_stride, base.mode, base.seed
+        )
+        errors = forward_errors(module, calls, [alone])
+        for i, index in enumerate(known):
+            mine = [e for e, call in zip(errors, calls, strict=True) if call.step.index == index]
+            squared[block, i] = sum(e * e for e in mine) / len(mine)
+    lost = profile[:, known, round(PROBE * LEVELS)].clamp(min=1e-12)
+    nearest = [min(range(len(known)), key=lambda i: abs(known[i] - s)) for s in range(steps)]
+    return (squared / lost)[:, nearest]
+
+
+def forward_errors(
+    module: OptimizedModule, calls: Sequence[_Call], passes: Sequence[Pass]
+) -> list[float]:
+    """Relative L2 error of a module's output under some passes, for each recorded call."""
     fast: OptimizedModule = optimize(module, passes, backend="eager")
     errors = []
     for call in calls:
         said = {"step_index": call.step.index, "num_inference_steps": call.step.count}
         with torch.no_grad(), fast.cache_context(call.branch, **said):
-            got, want = _tensors(fast(**call.inputs)), _tensors(module.original(**call.inputs))
-        off = sum(float((a - b).double().square().sum()) for a, b in zip(got, want, strict=True))
-        errors.append(math.sqrt(off / sum(float(b.double().square().sum()) for b in want)))
-    return sum(errors) / len(errors)
+            got = _tensors(fast(**call.inputs))
+        pairs = zip(got, call.output, strict=True)
+        off = sum(float((a - b).double().square().sum()) for a, b in pairs)
+        errors.append(math.sqrt(off / sum(float(b.double().square().sum()) for b in call.output)))
+    return errors
 
 
 def _tensors(output: Any) -> list[Tensor]:

@@ -13,6 +13,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -137,7 +138,9 @@ def heat_map(made: Calibration) -> Figure:
             axes.set_title("queries" if feature == "query" else "keys and values")
             axes.set_xlabel("denoising step")
             axes.set_ylabel("block")
-            figure.colorbar(drawn, ax=axes, label="-log10 of the norm lost with half of the tokens")
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(integer=True))
+            figure.colorbar(drawn, ax=axes, label="-log10 of what dropping half of them loses")
     return figure
 
 

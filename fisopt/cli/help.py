@@ -10,6 +10,7 @@ Examples:
   fisopt models                           which models are known
   fisopt inspect wan2.2-a14b              what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a     ... and what a preset makes of it
+  fisopt calibrate testbed --target-ratio 0.8      a schedule of token reduction
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
 """

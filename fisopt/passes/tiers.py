@@ -1,7 +1,8 @@
 """From what matching measured to a schedule: tiers of redundancy, and thresholds on them.
 
-The tier of a block at a step is its rank among all: the tenth that loses most if half of its
-tokens are dropped is tier 0, the tenth that loses least is tier 9.  Thresholds are found by
+A loss says for a block and a step how much the model's output suffers if the most similar j tenths
+of the tokens are dropped there.  The tier is the rank among all: the tenth that loses most if half
+of its tokens are dropped is tier 0, the tenth that loses least is tier 9.  Thresholds are found by
 raising, again and again, the share of the one tier whose next tenth of tokens saves most attention
 for what it loses.
 """
@@ -21,26 +22,25 @@ COUNT = 10
 """Tiers."""
 
 
-def hold(profile: Tensor, cache_steps: int) -> Tensor:
+def hold(loss: Tensor, cache_steps: int) -> Tensor:
     """Average over the steps that share a match.  Shapes: [blocks, steps, 11] both."""
-    parts = [p.mean(1, keepdim=True).expand_as(p) for p in torch.split(profile, cache_steps, 1)]
+    parts = [p.mean(1, keepdim=True).expand_as(p) for p in torch.split(loss, cache_steps, 1)]
     return torch.cat(parts, dim=1)
 
 
-def tiers_of(profile: Tensor) -> Tiers:
+def tiers_of(loss: Tensor) -> Tiers:
     """Rank the blocks and steps by what dropping half of the tokens loses.
 
-    Shapes: profile [blocks, steps, 11].
+    Shapes: loss [blocks, steps, 11].
     """
-    loss = profile[..., LEVELS // 2].flatten().contiguous()
-    below = torch.searchsorted(loss.sort().values, loss)
-    tiers = COUNT - 1 - below * COUNT // len(loss)
-    return tuple(tuple(row) for row in tiers.reshape(profile.shape[:2]).tolist())
+    half = loss[..., LEVELS // 2].flatten().contiguous()
+    below = torch.searchsorted(half.sort().values, half)
+    tiers = COUNT - 1 - below * COUNT // len(half)
+    return tuple(tuple(row) for row in tiers.reshape(loss.shape[:2]).tolist())
 
 
 def ladder(
-    profiles: Mapping[Feature, Tensor],
-    weights: Mapping[Feature, float],
+    losses: Mapping[Feature, Tensor],
     grid: Cells,
     stride: Cells,
     *,
@@ -50,20 +50,18 @@ def ladder(
     """Schedules that drop more and more, each rung one tenth of the tokens of one tier more.
 
     Args:
-        profiles: for each feature [blocks, steps, 11], see `match_tokens`.
-        weights: how much the model's output suffers from what each feature loses.
+        losses: for each feature [blocks, steps, 11].
         grid: frames, rows and columns of the tokens.
         stride: the cells that hold one destination each.
         cache_steps: steps for which one match is used.
-        measured: what the profiles were measured on.
+        measured: what the losses were measured on.
     """
-    held = {f: hold(profiles[f], cache_steps) for f in FEATURES}
+    held = {f: hold(losses[f], cache_steps) for f in FEATURES}
     tiers = {f: tiers_of(held[f]) for f in FEATURES}
     table = {f: torch.tensor(tiers[f]) for f in FEATURES}
     cells = table["query"].numel()
     lost = {
-        f: weights[f]
-        * torch.stack([(held[f] * (table[f] == t)[..., None]).sum((0, 1)) for t in range(COUNT)])
+        f: torch.stack([(held[f] * (table[f] == t)[..., None]).sum((0, 1)) for t in range(COUNT)])
         / cells
         for f in FEATURES
     }

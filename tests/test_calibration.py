@@ -1,0 +1,152 @@
+"""Calibration through a small pipeline: what is measured, what is chosen, going on, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisopt import InputError, Schedule, ScheduleError
+from fisopt.calibration import Calibration, Target, calibrate
+from fisopt.rewrite.ops.match_tokens import reference
+from fisopt.rewrite.partition import destinations
+from fisopt.runtime import optimized
+from tests.conftest import captured
+from tests.zoo import zoo
+
+GRID, STRIDE, STEPS = (5, 3, 4), (2, 1, 2), 3
+
+
+class Pipeline:
+    """Calls its transformer as diffusers' pipelines do."""
+
+    def __init__(self) -> None:
+        self.transformer = zoo()["wan"].model
+
+    def __call__(self, index: int, steps: int = STEPS) -> None:
+        for step in range(steps):
+            for branch in ("cond", "uncond"):
+                seed = 100 * index + 10 * step + len(branch)
+                inputs = zoo()["wan"].inputs(*GRID, batch=2, seed=seed)
+                with self.transformer.cache_context(
+                    branch, step_index=step, num_inference_steps=steps
+                ):
+                    self.transformer(**inputs)
+
+
+@pytest.fixture(autouse=True)
+def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    program = captured("wan")
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+
+
+def made(target: Target, **more: Any) -> Calibration:
+    options: dict[str, Any] = {"prompts": 2, "steps": STEPS, "destination_stride": STRIDE}
+    return calibrate(Pipeline(), lambda pipe, i: pipe(i), target=target, **{**options, **more})
+
+
+def features() -> dict[str, Tensor]:
+    """What each block's self-attention is given over two prompts, from the model itself."""
+    profiles = {f: torch.zeros(4, STEPS, 11) for f in ("query", "value")}
+    block = -1
+    real = torch.nn.functional.scaled_dot_product_attention
+    step = 0
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal block
+        if query.shape[-2] == key.shape[-2]:
+            block += 1
+            for feature, x in (("query", query), ("value", value)):
+                chosen = destinations(GRID, STRIDE, 0, block, 0, feature)
+                profiles[feature][block, step] += reference(x, chosen, 0, 0, 0)[2] / 4
+        return real(query, key, value, *args, **kwargs)
+
+    model = zoo()["wan"].model
+    with mock.patch("torch.nn.functional.scaled_dot_product_attention", attend), torch.no_grad():
+        for index in range(2):
+            for step in range(STEPS):
+                for branch in ("cond", "uncond"):
+                    block = -1
+                    seed = 100 * index + 10 * step + len(branch)
+                    model(**zoo()["wan"].inputs(*GRID, batch=2, seed=seed))
+    return profiles
+
+
+def test_measures_the_model_and_meets_a_cost(tmp_path: Path) -> None:
+    seen: list[int] = []
+    result = made(Target(ratio=0.6), seen=lambda: seen.append(1))
+    for feature, want in features().items():
+        torch.testing.assert_close(result.profiles[feature], want)  # type: ignore[index]
+    assert len(seen) == 2 * STEPS
+    schedule, measured = result.schedule, result.schedule.measured
+    assert result.cost == schedule.attention_cost(GRID, STRIDE) <= 0.6
+    assert 0 < result.error < 1
+    assert (measured.model, measured.grid) == ("WanTransformer3DModel", GRID)
+    assert (measured.prompts, measured.target) == (2, "cost ratio 0.6")
+    schedule.save(tmp_path / "s.yaml")
+    assert Schedule.load(tmp_path / "s.yaml").query == schedule.query
+
+
+def test_meets_an_error() -> None:
+    loose, strict = made(Target(error=0.2), prompts=1), made(Target(error=0.02), prompts=1)
+    assert strict.error <= 0.02
+    assert loose.error <= 0.2
+    assert loose.cost < strict.cost <= 1
+
+
+def test_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
+    whole, partial = made(Target(ratio=0.6)), tmp_path / "p.safetensors"
+    ran: list[int] = []
+
+    def cut(pipe: Pipeline, index: int) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+        pipe(index)
+
+    def go_on(pipe: Pipeline, index: int) -> None:
+        ran.append(index)
+        pipe(index)
+
+    pipeline = Pipeline()
+    model = pipeline.transformer
+    options: dict[str, Any] = {"prompts": 2, "steps": STEPS, "destination_stride": STRIDE}
+    options |= {"target": Target(ratio=0.6), "partial": partial}
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(pipeline, cut, **options)
+    assert pipeline.transformer is model
+    rest = calibrate(pipeline, go_on, **options)
+    assert pipeline.transformer is model
+    assert ran == [0, 1], "the first is run again for its calls, and not measured again"
+    assert rest.schedule == whole.schedule
+    for feature, profile in whole.profiles.items():
+        torch.testing.assert_close(rest.profiles[feature], profile)
+    with pytest.raises(ScheduleError, match=r"holds what was measured as .*remove it"):
+        calibrate(pipeline, go_on, **{**options, "seed": 1})
+    partial.write_bytes(partial.read_bytes()[:-5])
+    with pytest.raises(ScheduleError, match="is not complete"):
+        calibrate(pipeline, go_on, **options)
+
+
+@pytest.mark.parametrize("given", [{}, {"ratio": 0.5, "error": 0.1}, {"ratio": 1.5}, {"error": 0}])
+def test_target(given: Any) -> None:
+    with pytest.raises(InputError, match="a target ratio or a target error, one of the two"):
+        Target(**given)
+
+
+def test_refusals() -> None:
+    with pytest.raises(InputError, match="got 0 prompts"):
+        made(Target(ratio=0.5), prompts=0)
+    with pytest.raises(InputError, match="told 2 steps, the pipeline is at Step"):
+        made(Target(ratio=0.5), steps=2)
+    with pytest.raises(InputError, match="told 4 steps, the pipeline did not run step 3"):
+        made(Target(ratio=0.5), steps=4)
+    with pytest.raises(InputError, match=r"reaches a cost ratio of 0\.\d+ at most, wanted 0.01"):
+        made(Target(ratio=0.01), prompts=1)
+    two = Pipeline()
+    two.transformer_2 = two.transformer  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match="has no `transformer`, or two"):
+        calibrate(two, lambda pipe, i: pipe(i), prompts=1, steps=1, target=Target(ratio=0.5))
