@@ -1,4 +1,4 @@
-"""The ``fisopt`` command: demo, models, inspect."""
+"""The ``fisopt`` command: demo, models, inspect, search."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import fisopt
 from fisopt import models
 from fisopt.cli import demo as _demo
 from fisopt.cli import help as texts
+from fisopt.cli import search as _search
 from fisopt.cli.catalog import models_table, size_of
 from fisopt.cli.console import errors, stderr, stdout
-from fisopt.cli.expressions import parse_passes
+from fisopt.cli.expressions import parse_mask, parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
 
 app = typer.Typer(
@@ -165,3 +166,57 @@ def demo_command(
             weights=weights,
         )
         _demo.run(settings, stdout(), stderr())
+
+
+@app.command("search", help=texts.SEARCH)
+def search_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
+    ],
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="How far a mask may move what its block returns, relative L2."),
+    ] = None,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(help="Instead: how many times cheaper the model shall be, in FLOPs."),
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            help="A mask to try: k, or a mask with options in quotes; repeatable (default: every "
+            "tile mask).",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1, help="Rows in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the video.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
+    traceback: Traceback = False,
+) -> None:
+    """Search masks for TileAttention, layer by layer."""
+    with errors(traceback):
+        size = {"height": height, "width": width, "num_frames": frames}
+        settings = _search.Settings(
+            model=model,
+            threshold=threshold,
+            target_ratio=target_ratio,
+            candidates=tuple(parse_mask(text) for text in candidates or []),
+            prompts=tuple(prompts or _search.default_prompts(model)),
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            size=tuple((name, value) for name, value in size.items() if value is not None),
+            out=out,
+        )
+        _search.run(settings, stdout(), stderr())

@@ -93,8 +93,12 @@ class Program:
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does."""
         with torch.no_grad():
-            leaves = self.graph_module(*(x for _, x in self._bind(kwargs).tensors()))
+            leaves = self.graph_module(*self.values(kwargs))
         return pytree.tree_unflatten(leaves, self.out_structure)
+
+    def values(self, kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors that the graph takes, from one forward call's keyword arguments."""
+        return [x for _, x in self._bind(kwargs).tensors()]
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return Inputs.of(bind(self.source.model, (), kwargs))
