@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fisopt.cli.pictures import replacing
@@ -61,6 +62,8 @@ def _grid(rows: Sequence[tuple[str, FrameMask | None]], title: str) -> tuple[Fig
     for cell, (path, mask) in zip(cells, rows, strict=True):
         cell.set_title(f"{path}: {'dense' if mask is None else mask}", fontsize=7, color=INK)
         cell.tick_params(labelsize=6, length=0)
+        for axis in (cell.xaxis, cell.yaxis):
+            axis.set_major_locator(MaxNLocator(4, integer=True))
     return figure, cells
 
 
@@ -79,10 +82,11 @@ def _attention(
         rows, "attention of query frames (down) to key frames, skipped tiles pale"
     )
     top = max(float(maps[path].max()) for path, _ in rows)
-    scale = LogNorm(vmin=top / 1e3, vmax=top)
+    bottom = max(min(float(maps[path].min()) for path, _ in rows), top / 1e3)
+    scale = LogNorm(vmin=bottom, vmax=top)
     for cell, (path, mask) in zip(cells, rows, strict=True):
-        shown = np.clip(maps[path].numpy(), top / 1e3, None)
-        drawn = cell.imshow(shown, cmap="magma", norm=scale)
+        shown = np.clip(maps[path].numpy(), bottom, None)
+        drawn = cell.imshow(shown, cmap="viridis", norm=scale)
         cell.imshow(kept_tiles(mask, frames) == 0, cmap=VEIL, vmin=0, vmax=1)
     bar = figure.colorbar(drawn, ax=cells, shrink=0.6, aspect=30)
     bar.set_label("share of attention", fontsize=7)

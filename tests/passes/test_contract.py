@@ -9,13 +9,24 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import PRESETS, FrameInterleave, Pass, PassManager, Program, format_graph, verify
+from fisopt import (
+    PRESETS,
+    FrameInterleave,
+    Pass,
+    PassManager,
+    Program,
+    TileAttention,
+    format_graph,
+    verify,
+)
 from fisopt.rewrite.pass_base import Step
 from tests.zoo import zoo
 
 PASSES: dict[str, tuple[Pass, ...]] = {
     **{name: passes for name, (_, passes) in PRESETS.items()},
     "FrameInterleave": (FrameInterleave(),),
+    "TileAttention": (TileAttention(),),
+    "both": (FrameInterleave(), TileAttention(1, dense_blocks=(0,))),
     "nothing to do": (FrameInterleave(stride=1),),
 }
 every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
