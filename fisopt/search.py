@@ -21,22 +21,36 @@ from torch import Tensor, fx
 
 from fisopt.errors import InputError
 from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask, TileMask
+from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost, program_cost
 from fisopt.rewrite.program import Program
 
+RADII = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+"""Radii of the sliding windows that a search tries."""
 
-def tile_candidates(frames: int) -> tuple[TileMask, ...]:
+
+def tile_candidates(frames: int) -> tuple[FrameMask, ...]:
     """The tile masks that differ at some number of frames, the sparsest first, dense left out."""
-    distinct: dict[tuple[bool, ...], TileMask] = {}
-    for k in range(1, frames + 1):
-        table = TileMask(k).table(frames)
+    return _distinct([TileMask(k) for k in range(1, frames + 1)], frames)
+
+
+def default_candidates(frames: int) -> tuple[FrameMask, ...]:
+    """Tile masks, sliding windows and radial decays, the sparsest first, dense left out."""
+    windows = [SlidingWindow(radius) for radius in RADII if radius < frames]
+    decays = [RadialDecay(near) for near in range(1, 5)]
+    return _distinct([*tile_candidates(frames), *windows, *decays], frames)
+
+
+def _distinct(masks: Sequence[FrameMask], frames: int) -> tuple[FrameMask, ...]:
+    tables = {mask: mask.table(frames) for mask in masks}
+    first: dict[tuple[bool, ...], FrameMask] = {}
+    for mask, table in tables.items():
         if not bool(table.all()):
-            distinct.setdefault(tuple(table.flatten().tolist()), TileMask(k))
-    return tuple(distinct.values())
+            first.setdefault(tuple(table.flatten().tolist()), mask)
+    return tuple(sorted(first.values(), key=lambda mask: int(tables[mask].sum())))
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fisopt import InputError, Program, SlidingWindow, TileAttention, TileMask, predicted_ratio
+from fisopt import (
+    InputError,
+    Program,
+    RadialDecay,
+    SlidingWindow,
+    TileAttention,
+    TileMask,
+    predicted_ratio,
+)
 from fisopt.attention_map import frame_maps
 from fisopt.passes.masks import FrameMask
-from fisopt.search import Calls, Measurements, joint_error, tile_candidates
+from fisopt.search import (
+    Calls,
+    Measurements,
+    default_candidates,
+    joint_error,
+    tile_candidates,
+)
 from tests.conftest import captured
 from tests.passes.loop import blocks_of
 from tests.passes.tiled import tiled
@@ -26,12 +40,18 @@ MASKS: tuple[FrameMask, ...] = (TileMask(1), SlidingWindow(1))
 
 
 def test_candidates_differ() -> None:
-    assert [mask.k for mask in tile_candidates(16)] == [1, 2, 3, 4, 6, 8]
-    assert tile_candidates(2) == ()
+    assert tile_candidates(16) == tuple(map(TileMask, (1, 2, 3, 4, 6, 8)))
+    assert default_candidates(2) == ()
     for frames in range(3, 34):
-        sizes = [int(mask.table(frames).sum()) for mask in tile_candidates(frames)]
-        assert sizes == sorted(set(sizes))
-        assert sizes[-1] < frames**2
+        for masks in (tile_candidates(frames), default_candidates(frames)):
+            tables = [mask.table(frames) for mask in masks]
+            sizes = [int(table.sum()) for table in tables]
+            assert sizes == sorted(sizes)
+            assert sizes[-1] < frames**2
+            assert len({tuple(table.flatten().tolist()) for table in tables}) == len(masks)
+        assert set(tile_candidates(frames)) <= set(masks)
+    kinds = {type(mask) for mask in default_candidates(16)}
+    assert kinds == {TileMask, SlidingWindow, RadialDecay}
 
 
 @pytest.mark.parametrize("case", [zoo()["wan"], zoo()["cogvideox_2b"]], ids=lambda c: c.name)

@@ -186,8 +186,8 @@ def search_command(
         list[str] | None,
         typer.Option(
             "--candidate",
-            help="A mask to try: k, or a mask with options in quotes; repeatable (default: every "
-            "tile mask).",
+            help="A mask to try: k, or a mask with options in quotes; repeatable (default: tile "
+            "masks, sliding windows and radial decays).",
             show_default=False,
         ),
     ] = None,

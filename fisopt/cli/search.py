@@ -26,7 +26,7 @@ from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
-from fisopt.search import Calls, Measurements, joint_error, tile_candidates
+from fisopt.search import Calls, Measurements, default_candidates, joint_error
 
 TESTBED = "testbed"
 PROMPTS = 4
@@ -40,7 +40,7 @@ class Settings:
         model: "testbed", or a diffusers pipeline: a folder or the name of a repository.
         threshold: the largest error of a block; exclusive with ``target_ratio``.
         target_ratio: FLOPs of the dense model over those of the result.
-        candidates: the masks to try; none for every tile mask.
+        candidates: the masks to try; none for those of `default_candidates`.
         prompts: calibration prompts.
         steps: denoising steps; all are measured.
         guidance: classifier-free guidance.
@@ -263,7 +263,7 @@ def _measure(settings: Settings, runner: Runner, state: State, progress: Progres
 
     def see(program: Program, call: dict[str, Any]) -> None:
         if id(program) not in made:
-            masks = settings.candidates or tile_candidates(program.layout.frames)
+            masks = settings.candidates or default_candidates(program.layout.frames)
             made[id(program)] = Calls.of(program, masks)
         calls = made[id(program)]
         if not state.known:
