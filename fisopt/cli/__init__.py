@@ -1,4 +1,4 @@
-"""The ``fisopt`` command: demo, models, inspect, calibrate."""
+"""The ``fisopt`` command: demo, models, inspect, calibrate, search."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from fisopt.calibration import Target
 from fisopt.cli import calibrate as _calibrate
 from fisopt.cli import demo as _demo
 from fisopt.cli import help as texts
+from fisopt.cli import search as _search
 from fisopt.cli.catalog import models_table, size_of
 from fisopt.cli.console import errors, stderr, stdout
-from fisopt.cli.expressions import parse_passes
+from fisopt.cli.expressions import parse_mask, parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
 
 app = typer.Typer(
@@ -213,3 +214,57 @@ def calibrate_command(
             out=out,
         )
         _calibrate.run(settings, stdout(), stderr())
+
+
+@app.command("search", help=texts.SEARCH)
+def search_command(
+    model: Annotated[
+        str,
+        typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
+    ],
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="How far a mask may move what its block returns, relative L2."),
+    ] = None,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(help="Instead: how many times cheaper the model shall be, in FLOPs."),
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            help="A mask to try: k, or a mask with options in quotes; repeatable (default: tile "
+            "masks, sliding windows and radial decays).",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    height: Annotated[int | None, typer.Option(min=1, help="Rows in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Columns in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the video.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
+    traceback: Traceback = False,
+) -> None:
+    """Search masks for TileAttention, layer by layer."""
+    with errors(traceback):
+        size = {"height": height, "width": width, "num_frames": frames}
+        settings = _search.Settings(
+            model=model,
+            threshold=threshold,
+            target_ratio=target_ratio,
+            candidates=tuple(parse_mask(text) for text in candidates or []),
+            prompts=tuple(prompts or _search.default_prompts(model)),
+            steps=steps,
+            guidance=guidance,
+            seed=seed,
+            size=tuple((name, value) for name, value in size.items() if value is not None),
+            out=out,
+        )
+        _search.run(settings, stdout(), stderr())

@@ -1,4 +1,4 @@
-"""Passes as text: a preset name, a pass name, or a call with literal options; nothing is run."""
+"""Passes and masks as text: a name, or a call with literal options; nothing is run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import fisopt
+from fisopt.passes.mask_table import MASKS
+from fisopt.passes.masks import FrameMask, frame_mask
 from fisopt.passes.presets import PRESETS, resolve
 from fisopt.rewrite.pass_base import Pass
 
@@ -58,6 +60,30 @@ def parse_pass(text: str) -> Pass | str:
     return _construct(passes[name], expression, text)
 
 
+def parse_mask(text: str) -> FrameMask:
+    """Turn an int k or a call like ``SlidingWindow(radius=2)`` into a mask.
+
+    Raises:
+        ValueError: it is neither, or its options are refused.
+    """
+    try:
+        return frame_mask(_value(ast.parse(text.strip(), mode="eval").body))
+    except (SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"cannot read mask {text!r}: {error}; wanted a number of global frames, or one of "
+            f"{', '.join(MASKS)} with its options by name"
+        ) from error
+
+
+def _value(expression: ast.expr) -> Any:
+    """A literal, or a mask with literal options."""
+    if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name):
+        options = {str(k.arg): ast.literal_eval(k.value) for k in expression.keywords}
+        if expression.func.id in MASKS and not expression.args:
+            return MASKS[expression.func.id](**options)
+    return ast.literal_eval(expression)
+
+
 def _name(expression: ast.expr) -> str | None:
     """The name that an expression names or calls; ``fis-x`` parses as a subtraction."""
     if isinstance(expression, ast.Call):
@@ -85,7 +111,7 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
                 f"Options are {', '.join(options)}"
             )
         try:
-            values[keyword.arg] = ast.literal_eval(keyword.value)
+            values[keyword.arg] = _value(keyword.value)
         except ValueError as error:
             raise _unreadable(
                 text, f"{keyword.arg}={ast.unparse(keyword.value)} is not a literal"

@@ -11,6 +11,7 @@ Examples:
   fisopt inspect wan2.2-a14b              what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a     ... and what a preset makes of it
   fisopt calibrate testbed --target-ratio 0.8      a schedule of token reduction
+  fisopt search testbed --threshold 0.05   a mask for the attention of every layer
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
 """
@@ -72,4 +73,22 @@ Examples:
   fisopt calibrate testbed --prompts 8 --steps 4 --target-error 0.05
   fisopt calibrate ./CogVideoX-2b --steps 50 --cache-steps 5 --target-ratio 0.8
   fisopt demo --pass 'TokenReduction(schedule="out/schedule.yaml")'
+"""
+
+SEARCH = """Find a mask for the self-attention of every layer, on a pipeline's own denoising.
+
+Each block runs dense and under every candidate mask, at every step of some clips.  Chosen are the
+sparsest masks within an error (--threshold, the relative L2 distance that they move the video
+that a block returns), or the best ones for a cost (--target-ratio).  Then all are checked
+together.  A search that was stopped goes on where it was.  Writes masks.json, which TileAttention
+takes as its table, and pictures of the masks, of the attention under them and of the density by
+layer (PNG).
+
+\b
+Examples:
+  fisopt search testbed --threshold 0.05
+  fisopt search testbed --target-ratio 1.1 --steps 25 --out masks
+  fisopt search testbed --threshold 0.2 --candidate 2 --candidate 'SlidingWindow(radius=2)'
+  fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --prompt "a cat walks" --frames 81
+  fisopt demo --pass 'TileAttention(table="out/masks.json")'
 """

@@ -123,7 +123,7 @@ class Program:
                 "run it through `fisopt.optimize`, or at a step that makes the state"
             )
         with torch.no_grad():
-            values = self.graph_module(*(x for _, x in self._bind(kwargs).tensors()))
+            values = self.graph_module(*self.values(kwargs))
         return self.split(values).output
 
     def split(self, values: Sequence[Any]) -> Returned:
@@ -135,6 +135,10 @@ class Program:
             dict(zip(self.stores, values[count:end], strict=True)),
             dict(zip(self.gauges, values[end:], strict=True)),
         )
+
+    def values(self, kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+        """The tensors that the graph takes, from one forward call's keyword arguments."""
+        return [x for _, x in self._bind(kwargs).tensors()]
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return Inputs.of(bind(self.source.model, (), kwargs))

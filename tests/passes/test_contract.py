@@ -15,6 +15,7 @@ from fisopt import (
     Pass,
     PassManager,
     Program,
+    TileAttention,
     TokenReduction,
     format_graph,
     verify,
@@ -27,6 +28,8 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "FrameInterleave": (FrameInterleave(),),
     "TokenReduction": (TokenReduction(query=0.5, value=0.3),),
     "TokenReduction, cached": (TokenReduction(query=0.5, cache_steps=2),),
+    "TileAttention": (TileAttention(),),
+    "both": (FrameInterleave(), TileAttention(1, dense_blocks=(0,))),
     "nothing to do": (FrameInterleave(stride=1),),
 }
 every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)

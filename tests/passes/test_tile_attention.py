@@ -62,9 +62,10 @@ def oracle(
     with torch.no_grad(), ExitStack() as stack:
         if interleave is not None:
             stack.enter_context(interleaved(blocks, interleave, frames))
-        loop = stack.enter_context(tiled(blocks, each))
+        known = frames if interleave is None else None
+        loop = stack.enter_context(tiled(blocks, each, known))
         output: Tensor = model(**inputs)[0]
-    assert loop.applied == sum(
+    assert len(loop.applied) == sum(
         mask is not None and block.attention.dim == 2
         for block, mask in zip(blocks, each, strict=True)
     )

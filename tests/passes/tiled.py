@@ -24,10 +24,13 @@ from tests.tiles import explicit
 class Tiled:
     """Hooks that note which block runs, and the attention that takes the place of torch's."""
 
-    def __init__(self, blocks: Sequence[Block], masks: Sequence[FrameMask | None]) -> None:
+    def __init__(
+        self, blocks: Sequence[Block], masks: Sequence[FrameMask | None], frames: int | None
+    ) -> None:
         self.blocks = {b.module: (b, m) for b, m in zip(blocks, masks, strict=True)}
         self.current: tuple[Block, FrameMask | None] | None = None
-        self.attended, self.text, self.applied = False, 0, 0
+        self.attended, self.text, self.frames = False, 0, frames
+        self.applied: set[nn.Module] = set()
         self.attend = torch.nn.functional.scaled_dot_product_attention
 
     def enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -48,22 +51,29 @@ class Tiled:
         self.attended = True
         if block is None or mask is None or cross or block.attention.dim != 2:
             return self.attend(query, key, value, attn_mask=attn_mask, **kwargs)
-        video = query.shape[2] - self.text
-        sides = (self.text, 0) if block.text == "front" else (0, self.text)
-        axis = FrameAxis(video // block.attention.inner, 1, block.attention.inner, *sides)
+        inner = block.attention.inner
+        frames = self.frames or (query.shape[2] - self.text) // inner
+        text = query.shape[2] - frames * inner  # Mochi leaves padded text out, clip by clip
+        sides = (text, 0) if block.text == "front" else (0, text)
+        axis = FrameAxis(frames, 1, inner, *sides)
         kept = explicit(mask.table(axis.frames), axis, axis)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             kept = kept & attn_mask
         elif attn_mask is not None:
             kept = attn_mask.masked_fill(~kept, float("-inf"))
-        self.applied += 1
+        self.applied.add(block.module)
         return self.attend(query, key, value, attn_mask=kept, **kwargs)
 
 
 @contextmanager
-def tiled(blocks: Sequence[Block], masks: Sequence[FrameMask | None]) -> Iterator[Tiled]:
-    """Inside, the self-attention of the blocks keeps only the tiles of their masks."""
-    loop = Tiled(blocks, masks)
+def tiled(
+    blocks: Sequence[Block], masks: Sequence[FrameMask | None], frames: int | None = None
+) -> Iterator[Tiled]:
+    """Inside, the self-attention of the blocks keeps only the tiles of their masks.
+
+    Without a number of frames it is read from the queries, less all text.
+    """
+    loop = Tiled(blocks, masks, frames)
     handles = []
     for module in loop.blocks:
         handles.append(module.register_forward_pre_hook(loop.enter, with_kwargs=True))
