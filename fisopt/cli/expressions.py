@@ -18,12 +18,14 @@ EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
 
 
 def known_passes() -> dict[str, type[Pass]]:
-    """Return every pass that fisopt exports, by name."""
+    """Return every pass of fisopt's own that can be said in text, by name."""
     exported = {name: getattr(fisopt, name) for name in fisopt.__all__}
     return {
         name: value
         for name, value in exported.items()
-        if isinstance(value, type) and issubclass(value, Pass) and value is not Pass
+        if isinstance(value, type)
+        and issubclass(value, Pass)
+        and value.__module__.startswith("fisopt.passes.")
     }
 
 

@@ -146,11 +146,6 @@ class RulePass(Pass):
     def __post_init__(self) -> None:
         object.__setattr__(self, "rules", tuple(self.rules))
 
-    @property
-    def name(self) -> str:
-        """The pass and its rules."""
-        return f"RulePass({', '.join(rule.name for rule in self.rules)})"
-
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite every distinct block graph once, then the graph that calls them."""
         counts = {rule.name: [0, 0] for rule in self.rules}

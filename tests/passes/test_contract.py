@@ -15,6 +15,8 @@ from fisopt import (
     Pass,
     PassManager,
     Program,
+    Rule,
+    RulePass,
     TileAttention,
     TokenReduction,
     format_graph,
@@ -23,6 +25,12 @@ from fisopt import (
 from fisopt.rewrite.pass_base import Step
 from tests.zoo import zoo
 
+SWAP = Rule(
+    "swap",
+    lambda x, y: torch.ops.aten.add.Tensor(x, y),
+    lambda x, y: torch.ops.aten.add.Tensor(y, x),
+    lambda match: isinstance(match.value("y"), torch.Tensor),
+)
 PASSES: dict[str, tuple[Pass, ...]] = {
     **{name: passes for name, (_, passes) in PRESETS.items()},
     "FrameInterleave": (FrameInterleave(),),
@@ -30,6 +38,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "TokenReduction, cached": (TokenReduction(query=0.5, cache_steps=2),),
     "TileAttention": (TileAttention(),),
     "both": (FrameInterleave(), TileAttention(1, dense_blocks=(0,))),
+    "RulePass": (RulePass((SWAP,)),),
     "nothing to do": (FrameInterleave(stride=1),),
 }
 every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
@@ -52,7 +61,7 @@ def test_every_public_pass_is_here() -> None:
         and issubclass(thing, Pass)
         and not inspect.isabstract(thing)
     }
-    assert public <= {p.name for passes in PASSES.values() for p in passes}
+    assert public <= {type(p).__name__ for passes in PASSES.values() for p in passes}
 
 
 @every_pass
