@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import networkx as nx
 import torch
@@ -142,8 +142,12 @@ class TileAttention(Pass):
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attentions of the sparse blocks one by one."""
         program = rewriter.program
-        tiler = _Tiler(rewriter)
+        frames = program.layout.frames
         masks = self._masks(program)
+        if all(mask is None or bool(mask.table(frames).all()) for mask in masks):
+            rewriter.note(f"dense: every tile is kept at {frames} latent frames")
+            return
+        tiler = _Tiler(rewriter)
         for call, mask in zip(program.blocks, masks, strict=True):
             tiler.block(call, mask, named=self.table is not None)
         if not tiler.attending:
@@ -154,7 +158,6 @@ class TileAttention(Pass):
         if tiler.within:
             rewriter.note(f"{tiler.within} blocks have no self-attention across frames")
         if not tiler.densities:
-            rewriter.note(f"dense: every tile is kept in {tiler.attending} blocks")
             return
         density = sum(tiler.densities) / len(tiler.densities)
         used = dict.fromkeys(str(m) for m in masks if m is not None)
@@ -290,7 +293,7 @@ def _path(call: fx.Node) -> str:
 
 def _across_frames(graph: fx.Graph, attention: Attention) -> bool:
     """Whether an attention joins frames, or did before another pass edited its operands."""
-    if attention.result.target is TILE or _editors(graph, attention):
+    if _editor(graph, attention) is not None:
         return True
     read = operands(attention)
     if isinstance(read, str):
@@ -298,25 +301,32 @@ def _across_frames(graph: fx.Graph, attention: Attention) -> bool:
     return sequence_axis(read.query) is not None and sequence_axis(read.value) is not None
 
 
-def _editors(graph: fx.Graph, attention: Attention) -> list[fx.Node]:
-    """The operators of other passes, other than of frames, that an attention's operands pass."""
-    before = nx.ancestors(dependences(graph), attention.result)
-    return [
-        n
-        for n in graph.nodes
-        if n in before
-        and getattr(n.target, "namespace", "") == "fisopt"
-        and n.target not in _OF_FRAMES
-    ]
+def _editor(graph: fx.Graph, attention: Attention) -> fx.Node | None:
+    """The operator of another pass by which an attention no longer runs over whole frames."""
+    if attention.result.target is TILE:
+        return attention.result
+    read = operands(attention)
+    lost = () if isinstance(read, str) else (read.query, read.value)
+    for operand in (n for n in lost if sequence_axis(n) is None):
+        before = nx.ancestors(dependences(graph), operand) | {operand}
+        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _is_foreign(n)]
+        if foreign:
+            return foreign[0]
+    return None
+
+
+def _is_foreign(node: fx.Node) -> bool:
+    """Whether another pass made a node that is not about frames."""
+    target: Any = node.target
+    return getattr(target, "namespace", "") == "fisopt" and target not in _OF_FRAMES
 
 
 def _read(graph: fx.Graph, attention: Attention) -> Operands | str:
     """The operands of an attention that can be made sparse, or why it cannot."""
-    made = [attention.result] if attention.result.target is TILE else _editors(graph, attention)
-    if made:
+    if (made := _editor(graph, attention)) is not None:
         return (
-            f"{made[0].meta.get(BY, 'another pass')} has edited the attention of this block "
-            f"({made[0].target}); frames of a tile mask have no meaning on top of that: keep one "
+            f"{made.meta.get(BY, 'another pass')} has edited the attention of this block "
+            f"({made.target}); frames of a tile mask have no meaning on top of that: keep one "
             "of the two out of the block, see dense_blocks"
         )
     read = operands(attention)
