@@ -23,7 +23,7 @@ from fisopt.rewrite.analysis import Attention, result_nodes, results, self_atten
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
 from fisopt.rewrite.pass_base import Pass, Stage, Step
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.shorten import Index, Operands, operands_of, shorten
 
@@ -68,8 +68,8 @@ class Reduction(Pass):
 
     @property
     def stepwise(self) -> bool:
-        """Whether what is measured belongs to a step."""
-        return self.state == "measure"
+        """Whether what it keeps or measures belongs to a step."""
+        return self.state != "none"
 
     def afresh(self) -> Reduction:
         """Match at this step, where no earlier one of this generation did."""
@@ -102,6 +102,9 @@ class Reduction(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attention of every block that drops something."""
+        if (frames := rewriter.program.layout.frames) <= BOUNDARIES:
+            rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
+            return
         reducer, every = _Reducer(self, rewriter), rewriter.program.blocks
         for index, call in enumerate(every):
             ratios = {f: _of_block(getattr(self, f), index) for f in FEATURES}
@@ -416,7 +419,8 @@ class TokenReduction(Pass):
             the share is capped at 1 - destinations / tokens.
         value: dropped share of the keys and values.
         destination_stride: frames, rows and columns of a cell, one random token of which always
-            stays and stands for tokens that are left out.
+            stays and stands for tokens that are left out.  With two latent frames or fewer
+            every block is dense.
         cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
             those of the step at which the match is made.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.

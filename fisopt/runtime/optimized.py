@@ -32,6 +32,8 @@ class _Plan:
 
     def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
         """Whether the state that it loads is there, in the shapes that it takes."""
+        if not self.program.loads:
+            return True
         holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         taken = holders[len(holders) - len(self.program.loads) :]
         return all(

@@ -87,6 +87,13 @@ def test_nothing_dropped_is_nothing_changed() -> None:
         assert torch.equal(result.program(**inputs)["video"], program(**inputs)["video"])
 
 
+def test_two_frames_are_dense() -> None:
+    _, program, inputs = program_of(FORM, (2, 2, 3))
+    result = TokenReduction(0.5, 0.5)(program)
+    assert result.notes == ("dense: 2 latent frames are too few to tell tokens from text",)
+    assert torch.equal(result.program(**inputs)["video"], program(**inputs)["video"])
+
+
 def test_the_cap() -> None:
     """No share drops a destination: .9 of 42 tokens leaves 4, but there are 6 destinations."""
     _, program, _ = program_of(FORM)
