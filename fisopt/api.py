@@ -88,7 +88,7 @@ def optimize(
     resolved = resolve(passes)
     if isinstance(model_or_pipeline, nn.Module):
         return _optimize_module(model_or_pipeline, resolved, example_inputs, spec, backend, strict)
-    return _optimize_pipeline(model_or_pipeline, resolved, spec, backend, strict)
+    return _optimize_pipeline(model_or_pipeline, resolved, example_inputs, spec, backend, strict)
 
 
 def _optimize_module(
@@ -102,8 +102,12 @@ def _optimize_module(
 ) -> OptimizedModule:
     captures: dict[Any, Program] = {}
     if isinstance(model, OptimizedModule):
-        captures = model.captures
+        if spec is None or spec == model.spec:
+            captures, spec = model.captures, model.spec
         model = model.original
+        known = spec is not None
+    else:
+        known = False
     if model.training:
         raise InputError(
             f"{type(model).__name__} is in training mode; fisopt optimises inference: "
@@ -111,7 +115,7 @@ def _optimize_module(
         )
     if spec is None:
         spec = models.spec_of(model)
-    elif example_inputs is None:
+    elif example_inputs is None and not known:
         raise InputError(
             f"optimize of {type(model).__name__}: example_inputs is missing; with spec= pass the "
             "keyword arguments of one forward call"
@@ -125,6 +129,7 @@ def _optimize_module(
 def _optimize_pipeline(
     pipeline: Any,
     passes: tuple[Pass, ...],
+    example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
@@ -146,7 +151,13 @@ def _optimize_pipeline(
 
     optimized = {
         name: _optimize_module(
-            getattr(pipeline, name), passes, None, spec, backend, strict, scheduler_steps
+            getattr(pipeline, name),
+            passes,
+            example_inputs,
+            spec,
+            backend,
+            strict,
+            scheduler_steps,
         )
         for name in names
     }

@@ -92,6 +92,15 @@ def test_option_value(option: str, value: Any) -> None:
         FrameInterleave(**{option: value})
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("first_block", 0.5), ("last_block", "2"), ("dense_steps", 1), ("dense_steps", (0.5,))],
+)
+def test_option_type(option: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{option} must .* got "):
+        FrameInterleave(**{option: value})
+
+
 def test_unknown_preset() -> None:
     with pytest.raises(
         ValueError, match=r"unknown preset 'fis_a'; did you mean .*'fis-a'"

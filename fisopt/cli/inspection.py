@@ -176,7 +176,7 @@ def _costs(found: Inspection) -> Table:
     if found.applied:
         table.add_column("kept", justify="right")
     for name in CLASSES:
-        if dense.flops[name]:
+        if any(cost.flops[name] for cost in costs):
             table.add_row(name, *_cells([cost.flops[name] for cost in costs], costs))
     table.add_section()
     table.add_row("all", *_cells([cost.total for cost in costs], costs), style="bold")

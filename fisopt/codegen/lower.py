@@ -92,8 +92,6 @@ def _inline_contracts(module: fx.GraphModule) -> None:
         reference = CONTRACTS.get(target)
         if reference is None:
             raise LoweringError(f"{target} has no contract in rewrite/ops; nothing implements it")
-        if target in OPAQUE:
-            continue
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
         operands = [a for a in node.args if isinstance(a, fx.Node)]
 

@@ -108,7 +108,14 @@ class FrameInterleave(Pass):
             raise ValueError(
                 f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
             )
-        object.__setattr__(self, "dense_steps", tuple(self.dense_steps))
+        for option in ("first_block", "last_block"):
+            value = getattr(self, option)
+            if type(value) is not int and not (value is None and option == "last_block"):
+                raise ValueError(f"FrameInterleave: {option} must be an int, got {value!r}")
+        steps: object = self.dense_steps
+        if not isinstance(steps, (tuple, list)) or any(type(i) is not int for i in steps):
+            raise ValueError(f"FrameInterleave: dense_steps must hold ints, got {steps!r}")
+        object.__setattr__(self, "dense_steps", tuple(steps))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
             ("kv", self.kv, ("anchors", "all")),

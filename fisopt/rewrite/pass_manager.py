@@ -10,8 +10,6 @@ from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.verify import verify
 
-STAGES = ("frames", "attention")
-
 
 @dataclass(frozen=True)
 class Applied:

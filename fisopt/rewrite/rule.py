@@ -36,10 +36,12 @@ class Match:
     Attributes:
         inputs: what the pattern's parameters stand for there, by name: nodes or plain values.
         result: the node that holds what the pattern computes.
+        nodes: all nodes that the pattern computes with, the result among them.
     """
 
     inputs: Mapping[str, Any]
     result: fx.Node
+    nodes: frozenset[fx.Node] = frozenset()
 
     def value(self, name: str) -> Any:
         """The fake tensor that a parameter stands for, or its plain value."""
@@ -81,6 +83,9 @@ class Rule:
                     f"rule {self.name!r}: the {what} calls {node.target}; Programs hold operators, "
                     "so write torch.ops.aten.add.Tensor(x, y) instead of x + y"
                 )
+            idle = [n for n in graph.nodes if n.op != "output" and not n.users]
+            if what == "pattern" and idle:
+                raise ValueError(f"rule {self.name!r}: the pattern does not use {idle}")
             if not isinstance(_returned(graph), fx.Node):
                 raise TypeError(f"rule {self.name!r}: the {what} must return one operator's value")
 
@@ -93,13 +98,15 @@ class Rule:
         return fx.symbolic_trace(self.replacement).graph
 
     def matches(self, graph: fx.Graph) -> list[Match]:
-        """Every place in a graph where the pattern is found, without overlaps, in order."""
+        """Every place in a graph where the pattern is found, in order; places may overlap."""
         names = _parameters(self._pattern)
         order = {node: i for i, node in enumerate(graph.nodes)}
         found = []
-        for match in SubgraphMatcher(self._pattern).match(graph):
+        for match in SubgraphMatcher(self._pattern, remove_overlapping_matches=False).match(graph):
             inputs = dict(zip(names, match.placeholder_nodes, strict=True))
-            found.append(Match(inputs, match.returning_nodes[0]))
+            computed = (n for n in self._pattern.nodes if n.op == "call_function")
+            nodes = frozenset(match.nodes_map[n] for n in computed)
+            found.append(Match(inputs, match.returning_nodes[0], nodes))
         return sorted(found, key=lambda match: order[match.result])
 
     def apply(self, rewriter: Rewriter, match: Match) -> fx.Node:
@@ -169,13 +176,20 @@ class RulePass(Pass):
 
     def _rewrite(self, rewriter: Rewriter, counts: dict[str, list[int]]) -> None:
         for rule in self.rules:
-            moved: dict[Any, fx.Node] = {}
+            moved: dict[fx.Node, fx.Node] = {}
+            taken: set[fx.Node] = set()
             for found in rule.matches(rewriter.graph):
-                inputs = {name: moved.get(held, held) for name, held in found.inputs.items()}
-                match = replace(found, inputs=inputs)
+                if found.nodes & taken:
+                    continue
+                now = fx.node.map_aggregate(
+                    dict(found.inputs),
+                    lambda held: moved.get(held, held) if isinstance(held, fx.Node) else held,  # noqa: B023
+                )
+                match = replace(found, inputs=now)
                 meant = rule.where(match)
                 counts[rule.name][not meant] += 1
                 if meant:
+                    taken |= found.nodes
                     moved[match.result] = rule.apply(rewriter, match)
             rewriter.erase_dead()
 

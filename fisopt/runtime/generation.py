@@ -115,10 +115,11 @@ class Generation:
             ScheduleError: the pipeline does not tell it and no input tells the timestep.
         """
         state, step = self._state, self._find(inputs)
-        if (now := _advance(state.reached.get(state.branch), step.index)) is None:
+        branch = state.branch
+        if (now := _advance(state.reached.get(branch), step.index, named=bool(branch))) is None:
             state.restart()
             now = _Reached(step.index)
-        state.reached[state.branch], state.current = now, step
+        state.reached[branch], state.current = now, step
         return step
 
     def held(self, shape: Hashable) -> dict[str, torch.Tensor]:
@@ -167,9 +168,10 @@ class Generation:
             index = min(near, key=lambda i: (abs(i - expected), i))
             state.time, state.last[state.branch] = time, index
             return Step(index, state.told_count or len(times))
-        if state.time is None or time > state.time:
+        told = state.told_count is not None
+        if state.time is None or (time > state.time and not told):
             state.seen = 0
-        elif time < state.time:
+        elif time != state.time:  # told where a generation starts, the timestep may also rise
             state.seen += 1
         state.time = time
         if state.told_count is not None and state.seen >= state.told_count:
@@ -186,16 +188,18 @@ class Generation:
         return None if times is None else [float(t) for t in times]
 
 
-def _advance(before: _Reached | None, index: int) -> _Reached | None:
+def _advance(before: _Reached | None, index: int, *, named: bool) -> _Reached | None:
     """Where a branch is after one more call, None if that call starts another generation.
 
     A step that is called again is another branch without a name, unless the step before was not.
+    A branch with a name is called once a step: called again, it starts over.
     """
     if before is None:
         return _Reached(index)
     if index == before.index + 1:
         return _Reached(index, 0, before.call + 1)
-    most = UNNAMED_BRANCHES if before.calls_before is None else before.calls_before
+    most = 1 if named else UNNAMED_BRANCHES
+    most = most if before.calls_before is None else min(most, before.calls_before)
     if index == before.index and before.call + 1 < most:
         return _Reached(index, before.call + 1, before.calls_before)
     return None

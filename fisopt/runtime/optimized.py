@@ -179,6 +179,12 @@ class OptimizedModule(nn.Module):
             yield
 
     @property
+    def spec(self) -> ModelSpec:
+        """Where the blocks of the original are, and its token grid."""
+        spec: ModelSpec = self._spec
+        return spec
+
+    @property
     def branch(self) -> str:
         """The guidance branch that is being run, as the pipeline names it."""
         return self._generation.branch
@@ -209,9 +215,16 @@ class OptimizedModule(nn.Module):
 
     def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:
         """Move the original; what was compiled for its old device or dtype is dropped."""
+        return self._changed(lambda: self.original.to(*args, **kwargs))
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OptimizedModule:
+        """What `half`, `cuda` and the like do, done to the original."""
+        return self._changed(lambda: self.original._apply(fn, recurse))  # type: ignore[no-untyped-call]
+
+    def _changed(self, change: Callable[[], Any]) -> OptimizedModule:
         tensors = [*self.original.parameters(), *self.original.buffers()]
         before = {(t.device, t.dtype) for t in tensors}
-        self.original.to(*args, **kwargs)
+        change()
         tensors = [*self.original.parameters(), *self.original.buffers()]
         if before != {(t.device, t.dtype) for t in tensors}:
             self.captures.clear()

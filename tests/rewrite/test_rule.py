@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fisopt
 from fisopt import FrameInterleave, Match, PassError, PassManager, Program, Rule, RulePass
@@ -128,3 +129,56 @@ def test_a_replacement_of_another_dtype_is_refused(wan: Program) -> None:
     )
     with pytest.raises(PassError, match=r"rule 'halve'.*torch.float32.*torch.float16"):
         PassManager([RulePass((rule,))]).run(wan)
+
+
+class Sums(nn.Module):
+    """Blocks that add three constants one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Sum() for _ in range(2))
+
+    def forward(self, video: Tensor) -> Tensor:
+        for layer in self.layers:
+            video = layer(video)
+        return video
+
+
+class Sum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.terms = nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b, c = self.terms.unbind()
+        return ((x + a) + b) + c
+
+
+def test_of_places_that_overlap_the_condition_chooses() -> None:
+    model, inputs = Sums().eval().requires_grad_(False), {"video": torch.randn(1, 5, 2, 3, 4)}
+    spec = fisopt.ModelSpec(blocks=("layers.*",), grid=(5, 2, 3))
+    program = fisopt.capture(model, inputs, spec=spec)
+
+    def chain(x: Any, y: Any, z: Any) -> Any:
+        return aten.add.Tensor(aten.add.Tensor(x, y), z)
+
+    def joined(x: Any, y: Any, z: Any) -> Any:
+        return aten.add.Tensor(x, aten.add.Tensor(y, z))
+
+    every = Rule("every", chain, joined, anywhere)
+    places = every.matches(program.callee(program.blocks[0]).graph)
+    assert len(places) == 2
+    for place in places:
+        name = place.result.name
+        rule = Rule("one", chain, joined, lambda match, name=name: match.result.name == name)
+        result = RulePass((rule,))(program)
+        assert "one: 1 places" in result.notes[0]
+        torch.testing.assert_close(result.program(**inputs), model(**inputs))
+    both = RulePass((every,))(program)
+    assert "every: 1 places" in both.notes[0], "the second place holds a node of the first"
+    torch.testing.assert_close(both.program(**inputs), model(**inputs))
+
+
+def test_a_parameter_that_is_not_used() -> None:
+    with pytest.raises(ValueError, match="the pattern does not use"):
+        Rule("idle", lambda x, y: aten.neg.default(x), lambda x, y: aten.neg.default(y), anywhere)
