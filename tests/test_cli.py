@@ -85,7 +85,11 @@ def test_models_lists_every_published_model() -> None:
 def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
     size = ("--height", "64", "--width", "96", "--frames", "33")
     result = fisopt_command(
-        "inspect", "WAN2.1-1.3B", *size, "--pass", "FrameInterleave(stride=4, dense_steps=(0,))"
+        "inspect",
+        "WAN2.1-1.3B",
+        *size,
+        "--pass",
+        "FrameInterleave(stride=4, first_block=0, dense_steps=(0,))",
     )
     assert result.exit_code == 0, result.output
     for line in (
