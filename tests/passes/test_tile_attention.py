@@ -23,6 +23,7 @@ from fisopt import (
     SlidingWindow,
     TileAttention,
     TileMask,
+    TokenReduction,
     predicted_ratio,
     program_cost,
 )
@@ -304,3 +305,12 @@ def test_blocks_that_attend_within_frames(case: Case, program: Program) -> None:
     inside = [p for p, found in zip(paths, tiles(result.program), strict=True) if not found]
     table = {p: None if p in inside else TileMask(1) for p in paths}
     assert TileAttention(table=table)(program).modified
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_reduced_tokens_have_no_tiles(wan: Program, turned: bool) -> None:
+    """In either order of the list, and also where only one side is reduced."""
+    for options in ({"query": 0.5}, {"value": 0.5}):
+        passes = [TokenReduction(**options), TileAttention(1)]
+        with pytest.raises(PreconditionError, match=r"could not be applied to blocks\.0"):
+            PassManager(passes[::-1] if turned else passes).run(wan)

@@ -225,13 +225,13 @@ class DropKeys(Pass):
         call = rewriter.program.blocks[0]
         body = rewriter.program.callee(call)
         (attention,) = self_attentions(body.graph)
-        with rewriter.inside(body) as module:
-            node = dict(zip(body.graph.nodes, module.graph.nodes, strict=True))[attention.result]
-            with rewriter.before(node):
-                shorter = [
-                    rewriter.call(torch.ops.fisopt.every_other.default, n) for n in node.args[1:3]
-                ]
-            node.args = (node.args[0], *shorter)
+        inner = rewriter.inside(body)
+        node = dict(zip(body.graph.nodes, inner.graph.nodes, strict=True))[attention.result]
+        with inner.before(node):
+            shorter = [inner.call(torch.ops.fisopt.every_other.default, n) for n in node.args[1:3]]
+        node.args = (node.args[0], *shorter)
+        module = inner.program.graph_module
+        module.recompile()
         outputs = results(body.graph)
         with rewriter.before(call):
             axes = [axes_of(n) for n in outputs]
