@@ -11,6 +11,7 @@ import torch
 from torch import fx
 
 from fisopt.codegen.lower import lower
+from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
@@ -48,7 +49,7 @@ def compile_program(
             if key not in known:
                 known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
             setattr(module, name, known[key])
-    return module
+    return bind_weights(module)
 
 
 def _holds_tensors(callee: fx.GraphModule) -> bool:
