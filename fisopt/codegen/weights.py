@@ -17,7 +17,8 @@ def bind_weights(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
     Args:
         module: the graph; its weights become its first arguments.
     """
-    graph, places = module.graph, []
+    graph = module.graph
+    places: list[tuple[dict[str, Any], str]] = []
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
         places.insert(0, _place(module, str(node.target)))
         with graph.inserting_before():
