@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fisopt import Schedule
-from fisopt.cli import app, calibrate
+from fisopt.cli import app
 from fisopt.cli.calibrate import parse_stride
+from fisopt.cli.sources import Source
 from fisopt.runtime import optimized
 from tests.conftest import captured
 from tests.zoo import zoo
@@ -51,7 +52,7 @@ def test_writes_schedule_tables_and_heat_map(
 ) -> None:
     program, pipeline = captured("wan"), Pipeline()
     monkeypatch.setattr(optimized, "capture", lambda *_: program)
-    monkeypatch.setattr(calibrate, "load", lambda settings: (pipeline, settings.texts))
+    monkeypatch.setattr(Source, "load", lambda _: pipeline)
     out = tmp_path / "new" / "s.yaml"
     result = invoke(
         *("some", "--prompts", "2", "--steps", "2", "--target-ratio", "0.7", "--stride", "2,1,2"),
@@ -76,7 +77,7 @@ def test_writes_schedule_tables_and_heat_map(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing", "--target-ratio", "0.5"), "'nothing' is neither 'testbed' nor a folder"),
+        (("nothing", "--target-ratio", "0.5"), "'nothing' is no pipeline"),
         (("testbed",), "wanted a target ratio or a target error, one of the two"),
         (("testbed", "--target-ratio", "0.5", "--stride", "2,2"), "three ints like 2,2,2"),
     ],

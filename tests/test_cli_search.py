@@ -15,7 +15,6 @@ from typer.testing import CliRunner
 import fisopt
 from fisopt import MaskTable, SlidingWindow, TileAttention, TileMask
 from fisopt.cli import app
-from fisopt.cli import search as command
 from fisopt.cli.expressions import parse_mask, parse_pass
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.models import testbed
@@ -131,12 +130,6 @@ def test_models_without_weights_are_refused(tmp_path: Path) -> None:
     result = search(Path("wan2.2-a14b"), tmp_path, "--threshold", "1", prompts=1)
     assert result.exit_code == 2
     assert "known by its shapes alone" in result.output
-    with pytest.raises(ValueError, match="needs prompts to measure on"):
-        command.default_prompts("some/repository")
-    (tmp_path / "model_index.json").write_text('{"_class_name": "WanPipeline"}')
-    with pytest.raises(ValueError, match="needs prompts to measure on"):
-        command.default_prompts(str(tmp_path))
-    assert len(command.default_prompts("testbed", 3)) == 3
 
 
 def test_masks_as_text() -> None:

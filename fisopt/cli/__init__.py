@@ -18,6 +18,7 @@ from fisopt.cli.catalog import models_table, size_of
 from fisopt.cli.console import errors, stderr, stdout
 from fisopt.cli.expressions import parse_mask, parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
+from fisopt.cli.sources import DTYPES, Source
 
 app = typer.Typer(
     name="fisopt",
@@ -35,6 +36,34 @@ Passes = Annotated[
         "-p",
         help="A preset, or a pass with options in quotes, see the examples; repeatable, applied "
         "in order.",
+        show_default=False,
+    ),
+]
+Pipeline = Annotated[
+    str,
+    typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many prompts to measure (default: those given, or 4).", show_default=False
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
+]
+Height = Annotated[int | None, typer.Option(min=1, help="Rows of the video in pixels.")]
+Width = Annotated[int | None, typer.Option(min=1, help="Columns of the video in pixels.")]
+Frames = Annotated[int | None, typer.Option(min=1, help="Frames of the video.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(DTYPES)} (default: bfloat16 on a GPU, else float32).",
         show_default=False,
     ),
 ]
@@ -172,10 +201,8 @@ def demo_command(
 
 @app.command("calibrate", help=texts.CALIBRATE)
 def calibrate_command(
-    model: Annotated[
-        str, typer.Argument(help="testbed, or the folder of a diffusers pipeline with weights.")
-    ],
-    prompts: Annotated[int, typer.Option(min=1, help="How many prompts to measure.")] = 4,
+    model: Pipeline,
+    prompts: Count = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 25,
     target_ratio: Annotated[
         float | None,
@@ -188,24 +215,26 @@ def calibrate_command(
         float | None,
         typer.Option(help="Relative L2 error of one forward call.", show_default=False),
     ] = None,
-    texts_: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="A prompt; repeatable.", show_default=False),
-    ] = None,
+    texts_: Texts = None,
     stride: Annotated[
         str, typer.Option(help="Cells that keep one token: FRAMES,ROWS,COLUMNS.")
     ] = "2,2,2",
     cache_steps: Annotated[int, typer.Option(min=1, help="Steps that share one match.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the noise and of the kept tokens.")] = 0,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
     out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
     traceback: Traceback = False,
 ) -> None:
     """Measure redundancy and write a schedule of token reduction."""
     with errors(traceback):
+        source = Source(model, device, dtype, height, width, frames)
         settings = _calibrate.Settings(
-            model=model,
-            prompts=prompts,
-            texts=tuple(texts_ or ()),
+            source=source,
+            prompts=source.prompts(texts_ or (), prompts, seed),
             steps=steps,
             target=Target(target_ratio, target_error),
             stride=_calibrate.parse_stride(stride),
@@ -218,10 +247,7 @@ def calibrate_command(
 
 @app.command("search", help=texts.SEARCH)
 def search_command(
-    model: Annotated[
-        str,
-        typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
-    ],
+    model: Pipeline,
     threshold: Annotated[
         float | None,
         typer.Option(help="How far a mask may move what its block returns, relative L2."),
@@ -239,32 +265,31 @@ def search_command(
             show_default=False,
         ),
     ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
-    ] = None,
+    prompts: Count = None,
+    texts_: Texts = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
-    height: Annotated[int | None, typer.Option(min=1, help="Rows in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Columns in pixels.")] = None,
-    frames: Annotated[int | None, typer.Option(min=1, help="Frames of the video.")] = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
     traceback: Traceback = False,
 ) -> None:
     """Search masks for TileAttention, layer by layer."""
     with errors(traceback):
-        size = {"height": height, "width": width, "num_frames": frames}
+        source = Source(model, device, dtype, height, width, frames)
         settings = _search.Settings(
-            model=model,
+            source=source,
             threshold=threshold,
             target_ratio=target_ratio,
             candidates=tuple(parse_mask(text) for text in candidates or []),
-            prompts=tuple(prompts or _search.default_prompts(model)),
+            prompts=source.prompts(texts_ or (), prompts, seed=1),
             steps=steps,
             guidance=guidance,
             seed=seed,
-            size=tuple((name, value) for name, value in size.items() if value is not None),
             out=out,
         )
         _search.run(settings, stdout(), stderr())

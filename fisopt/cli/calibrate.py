@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -20,31 +18,17 @@ from rich.table import Table
 
 from fisopt.calibration import Calibration, Target, calibrate
 from fisopt.cli.pictures import replacing
-from fisopt.errors import InputError
-from fisopt.models import testbed
+from fisopt.cli.sources import Source
 from fisopt.passes.schedule import FEATURES
 from fisopt.rewrite.partition import Cells
-
-TESTBED = "testbed"
-PROMPTS = (
-    "a red kite flies over a beach on a windy day",
-    "a cat walks along a garden wall at sunset",
-    "waves break on dark rocks, slow motion, close view",
-    "a crowded market street in the rain, neon lights",
-    "a snowy mountain seen from a drone that circles it",
-    "a potter shapes a bowl of clay on a wheel",
-    "fish swim through a coral reef",
-    "a steam train crosses a stone bridge in autumn",
-)
 
 
 @dataclass(frozen=True)
 class Settings:
     """What to measure and what to choose the thresholds for."""
 
-    model: str
-    prompts: int
-    texts: tuple[str, ...]
+    source: Source
+    prompts: tuple[str, ...]
     steps: int
     target: Target
     stride: Cells
@@ -68,7 +52,7 @@ def parse_stride(text: str) -> Cells:
 
 def run(settings: Settings, out: Console, err: Console) -> None:
     """Measure with a progress bar, write the schedule and its heat map, print what was found."""
-    pipeline, texts = load(settings)
+    pipeline = settings.source.load()
     disable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     partial = settings.out.with_suffix(".partial.safetensors")
@@ -77,15 +61,15 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     def generate(pipe: Any, index: int) -> None:
         generator = torch.Generator().manual_seed(settings.seed + index)
         given = {"num_inference_steps": settings.steps, "generator": generator}
-        pipe(prompt=texts[index], output_type="latent", **given)
+        pipe(prompt=settings.prompts[index], output_type="latent", **given, **settings.source.size)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TextColumn("steps"), TimeElapsedColumn(), console=err) as progress:
-        task = progress.add_task("measuring", total=settings.prompts * settings.steps)
+        task = progress.add_task("measuring", total=len(settings.prompts) * settings.steps)
         made = calibrate(
             pipeline,
             generate,
-            prompts=settings.prompts,
+            prompts=len(settings.prompts),
             steps=settings.steps,
             target=settings.target,
             destination_stride=settings.stride,
@@ -103,27 +87,6 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     out.print(summary(made, settings))
     for path in (settings.out, settings.out.with_suffix(".safetensors"), picture):
         out.print(f"wrote {path}", soft_wrap=True)
-
-
-def load(settings: Settings) -> tuple[Any, Sequence[str]]:
-    """The pipeline of a name or a folder, and as many prompts as are wanted.
-
-    Raises:
-        InputError: it is neither the testbed nor a folder that holds a pipeline.
-    """
-    if settings.model == TESTBED:
-        sampled = map(str, testbed.sample_prompts(settings.prompts, settings.seed))
-        texts = settings.texts or tuple(sampled)
-        pipeline: Any = testbed.load_testbed()
-    elif (Path(settings.model) / "model_index.json").is_file():
-        texts = settings.texts or PROMPTS
-        pipeline = DiffusionPipeline.from_pretrained(settings.model)  # type: ignore[no-untyped-call]
-    else:
-        raise InputError(
-            f"calibrate: {settings.model!r} is neither {TESTBED!r} nor a folder with a "
-            "model_index.json; tiers are measured on trained weights, so a name alone will not do"
-        )
-    return pipeline, [texts[i % len(texts)] for i in range(settings.prompts)]
 
 
 def heat_map(made: Calibration) -> Figure:
@@ -148,7 +111,9 @@ def summary(made: Calibration, settings: Settings) -> Table:
     """What the schedule costs and what it does to the output."""
     schedule, measured = made.schedule, made.schedule.measured
     grid = "x".join(map(str, measured.grid or ()))
-    title = f"{measured.model}, {grid} tokens, {settings.steps} steps, {settings.prompts} prompts"
+    title = (
+        f"{measured.model}, {grid} tokens, {settings.steps} steps, {len(settings.prompts)} prompts"
+    )
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_row("chosen for", measured.target)
     for feature in FEATURES:

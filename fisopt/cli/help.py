@@ -71,7 +71,7 @@ goes on where it was.
 Examples:
   fisopt calibrate testbed --target-ratio 0.8
   fisopt calibrate testbed --prompts 8 --steps 4 --target-error 0.05
-  fisopt calibrate ./CogVideoX-2b --steps 50 --cache-steps 5 --target-ratio 0.8
+  fisopt calibrate ./CogVideoX-2b --steps 50 --cache-steps 5 --target-ratio 0.8 --device cuda
   fisopt demo --pass 'TokenReduction(schedule="out/schedule.yaml")'
 """
 

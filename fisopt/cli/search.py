@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import DiffusionPipeline
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -20,7 +19,7 @@ import fisopt
 from fisopt.attention_map import frame_maps
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.cli.pictures import write_json
-from fisopt.models import testbed
+from fisopt.cli.sources import Source
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
@@ -28,16 +27,13 @@ from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.search import Calls, Measurements, default_candidates, joint_error
 
-TESTBED = "testbed"
-PROMPTS = 4
-
 
 @dataclass(frozen=True)
 class Settings:
     """What to search, on what, and how to choose.
 
     Attributes:
-        model: "testbed", or a diffusers pipeline: a folder or the name of a repository.
+        source: the pipeline, and the size of the video.
         threshold: the largest error of a block; exclusive with ``target_ratio``.
         target_ratio: FLOPs of the dense model over those of the result.
         candidates: the masks to try; none for those of `default_candidates`.
@@ -45,11 +41,10 @@ class Settings:
         steps: denoising steps; all are measured.
         guidance: classifier-free guidance.
         seed: of the first clip; each next clip adds one.
-        size: height, width and frames of the video, where not the pipeline's own.
         out: folder of the table, the pictures and what is measured so far.
     """
 
-    model: str
+    source: Source
     threshold: float | None
     target_ratio: float | None
     candidates: tuple[FrameMask, ...]
@@ -57,16 +52,17 @@ class Settings:
     steps: int
     guidance: float
     seed: int
-    size: tuple[tuple[str, int], ...]
     out: Path
 
     def measured_on(self) -> dict[str, Any]:
         """What the errors depend on, as JSON values."""
         held = asdict(self)
-        for name in ("threshold", "target_ratio", "out"):
+        for name in ("threshold", "target_ratio", "out", "source"):
             del held[name]
+        source = self.source
+        held |= {"model": source.model, "size": source.size}
+        held |= {"device": source.device, "dtype": source.dtype}
         held["candidates"] = [as_json(mask) for mask in self.candidates]
-        held["size"] = dict(self.size)
         held["prompts"] = list(self.prompts)
         return held
 
@@ -124,7 +120,7 @@ class Runner:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.pipeline = load_pipeline(settings.model)
+        self.pipeline = settings.source.load()
         self.pipeline.set_progress_bar_config(disable=True)
         fisopt.optimize(self.pipeline, backend="eager")
         names = ("transformer", "transformer_2")
@@ -152,46 +148,11 @@ class Runner:
                 generator=torch.Generator().manual_seed(self.settings.seed + index),
                 output_type="latent",
                 callback_on_step_end=advance,
-                **dict(self.settings.size),
+                **self.settings.source.size,
             )
         finally:
             for hook in hooks:
                 hook.remove()
-
-
-def load_pipeline(name: str) -> Any:
-    """The bundled testbed, a testbed that was saved, or any diffusers pipeline.
-
-    Raises:
-        ValueError: the name is that of a published model, which has no weights here.
-        OSError: there is no such folder or repository.
-    """
-    if name in fisopt.models.published():
-        raise ValueError(
-            f"{name} is known by its shapes alone; a search runs the model, so give the folder or "
-            f"the repository of a diffusers pipeline with weights, or {TESTBED!r}"
-        )
-    if _is_testbed(name):
-        return testbed.load_testbed(None if name == TESTBED else name)
-    return cast("Any", DiffusionPipeline).from_pretrained(name)
-
-
-def _is_testbed(name: str) -> bool:
-    index = Path(name) / "model_index.json"
-    if name == TESTBED or not index.is_file():
-        return name == TESTBED
-    return str(json.loads(index.read_text()).get("_class_name")) == testbed.TestbedPipeline.__name__
-
-
-def default_prompts(model: str, count: int = PROMPTS) -> tuple[str, ...]:
-    """Prompts for a model where none are given.
-
-    Raises:
-        ValueError: the model is not the testbed.
-    """
-    if not _is_testbed(model):
-        raise ValueError(f"a search of {model} needs prompts to measure on: --prompt TEXT")
-    return tuple(str(prompt) for prompt in testbed.sample_prompts(count, seed=1))
 
 
 def run(settings: Settings, out: Console, err: Console) -> MaskTable:
