@@ -129,9 +129,13 @@ class Schedule:
         A run of fewer steps reads the table at the same places of the way from noise to video.
 
         Raises:
-            ScheduleError: the run has more steps than the table.
+            ScheduleError: the run has more steps than the table, or does not say how many.
         """
-        count = self.steps if step.count is None else step.count
+        if (count := step.count) is None:
+            raise ScheduleError(
+                f"{self} needs the number of steps of the run, which a scheduler or a pipeline "
+                "tells; in a loop of your own say `with optimized.generation(num_steps):`"
+            )
         if count > self.steps or step.index >= count:
             raise ScheduleError(
                 f"{self} has tiers for {self.steps} steps, the run needs "

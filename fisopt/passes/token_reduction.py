@@ -496,7 +496,8 @@ class TokenReduction(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite as at a step that makes its own match."""
-        reduction = self.at(Step(0))
+        steps = self.schedule.steps if isinstance(self.schedule, Schedule) else None
+        reduction = self.at(Step(0, steps))
         if reduction is None:
             rewriter.note("dense: nothing is dropped")
             return
