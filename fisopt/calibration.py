@@ -81,8 +81,15 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A forward call of the dense model that was recorded, to be run again."""
+class Call:
+    """A forward call of the dense model that was recorded, to be run again.
+
+    Attributes:
+        step: its place in a generation.
+        branch: its guidance branch.
+        inputs: its keyword arguments.
+        output: the tensors that it returned.
+    """
 
     step: Step
     branch: str
@@ -98,7 +105,7 @@ class _Recorder:
         self.kept = {round(i * (steps - 1) / (PROBED - 1)) for i in range(PROBED)}
         self.sums: dict[Feature, Tensor] = {}
         self.counts = torch.zeros(steps)
-        self.calls: list[_Call] = []
+        self.calls: list[Call] = []
         self.last = -1
         self.adds = True
 
@@ -109,7 +116,7 @@ class _Recorder:
             return
         if all((c.step.index, c.branch) != (step.index, branch) for c in self.calls):
             whole = replace(step, count=self.steps)
-            self.calls.append(_Call(whole, branch, kwargs, _tensors(output)))
+            self.calls.append(Call(whole, branch, kwargs, _tensors(output)))
 
     def __call__(self, gauges: Mapping[str, Tensor]) -> None:
         """Add the measurements of one forward call."""
@@ -204,7 +211,7 @@ def calibrate(
 
 def _choose(
     module: OptimizedModule,
-    calls: list[_Call],
+    calls: list[Call],
     profiles: Mapping[Feature, Tensor],
     target: Target,
     base: TokenReduction,
@@ -243,7 +250,7 @@ def _choose(
 
 def _sensitivity(
     module: OptimizedModule,
-    calls: list[_Call],
+    calls: list[Call],
     feature: Feature,
     profile: Tensor,
     base: TokenReduction,
@@ -273,7 +280,7 @@ def _sensitivity(
 
 
 def forward_errors(
-    module: OptimizedModule, calls: Sequence[_Call], passes: Sequence[Pass]
+    module: OptimizedModule, calls: Sequence[Call], passes: Sequence[Pass]
 ) -> list[float]:
     """Relative L2 error of a module's output under some passes, for each recorded call."""
     fast: OptimizedModule = optimize(module, passes, backend="eager")

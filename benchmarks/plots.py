@@ -1,0 +1,65 @@
+"""Measured results as pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from tables import speed
+
+KINDS = {
+    "block, anchors keys, residual": ("o", "C0"),
+    "block, anchors keys, carry": ("v", "C0"),
+    "block, anchors keys, state": ("x", "C0"),
+    "block, all keys, residual": ("o", "C1"),
+    "attention, anchors keys, residual": ("s", "C2"),
+    "attention, all keys, residual": ("s", "C3"),
+    "preset": ("*", "k"),
+    "FirstBlockCache": ("D", "C7"),
+}
+
+
+def plot_quality(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw quality against speed, one panel a number of steps."""
+    steps = sorted({r["steps"] for r in rows})
+    figure, axes = plt.subplots(1, len(steps), figsize=(6 * len(steps), 4.6), sharey=True)
+    for axis, n in zip(np.atleast_1d(axes), steps, strict=True):
+        for kind, (marker, colour) in KINDS.items():
+            mine = [r for r in rows if r["steps"] == n and r["name"].startswith(kind)]
+            mine.sort(key=speed)
+            axis.plot(
+                [speed(r) for r in mine],
+                [min(r["psnr"], 45) for r in mine],
+                marker=marker,
+                color=colour,
+                linestyle="none" if kind == "preset" else "-",
+                linewidth=0.8,
+                label=kind,
+            )
+        axis.set(title=f"{n} steps", xlabel="speed-up (FLOPs)")
+        axis.grid(alpha=0.3)
+    np.atleast_1d(axes)[0].set_ylabel("PSNR against the dense clip, dB")
+    np.atleast_1d(axes)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def plot_growth(growth: dict[str, Any], path: Path) -> None:
+    """Draw seconds of one attention against the number of frames, both axes logarithmic."""
+    figure, axis = plt.subplots(figsize=(5.2, 4))
+    frames = growth["frames"]
+    for name, colour in (("dense", "C7"), ("tile_attention", "C0")):
+        seconds, slope = growth[name]["best_s"], growth[name]["slope"]
+        axis.loglog(frames, seconds, "o-", color=colour, label=f"{name}, slope {slope:.2f}")
+    axis.set_xticks(frames, map(str, frames))
+    axis.minorticks_off()
+    k, tokens = growth["k"], growth["tokens_per_frame"]
+    axis.set(
+        xlabel=f"latent frames of {tokens} tokens", ylabel="seconds", title=f"mask {k}:(F-{k})"
+    )
+    axis.grid(alpha=0.3)
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)

@@ -1,0 +1,122 @@
+"""Measured results as markdown tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def speed(row: Result) -> float:
+    """Speed-up of a row by FLOPs over all steps."""
+    return float(row["flops_ratio"])
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """A markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def quality_table(rows: list[Result], steps: int) -> str:
+    """The rows of one number of steps, the fastest first."""
+    shown = ["colour %", "shape %", "direction %", "all three %"]
+    head = ["speed-up", "one forward", "PSNR dB", "SSIM", *shown]
+    mine = sorted((r for r in rows if r["steps"] == steps), key=speed, reverse=True)
+    return markdown(
+        [f"{steps} steps", *head],
+        [
+            [
+                r["name"],
+                f"{speed(r):.2f}x",
+                "" if r["one_forward_l2"] is None else f"{r['one_forward_l2']:.3f}",
+                "" if r["name"] == "dense" else f"{r['psnr']:.1f}",
+                f"{r['ssim']:.3f}",
+                *(f"{r[k]:.0f}" for k in ("colour", "shape", "direction", "right")),
+            ]
+            for r in mine
+        ],
+    )
+
+
+def speed_table(result: Result) -> str:
+    """Wall-clock on the testbed beside the prediction."""
+    return markdown(
+        ["configuration", "median ms", "speed-up", "predicted", "reached"],
+        [
+            [
+                r["configuration"],
+                r["median_ms"],
+                f"{r['ratio']:.2f}x",
+                f"{r['predicted']:.2f}x" if r["predicted"] else "",
+                f"{100 * r['reached']:.0f} %" if r["reached"] else "",
+            ]
+            for r in result["rows"]
+        ],
+    )
+
+
+def capture_table(result: Result) -> str:
+    """Published models captured without weights."""
+    labels = list(result["rows"][0]["predicted_ratio"])
+    return markdown(
+        ["model", "grid", "blocks", "attention share", "capture", *labels],
+        [
+            [
+                r["model"],
+                r["grid"],
+                r["blocks"],
+                f"{r['attention_share']:.0f} %",
+                f"{r['seconds']:.0f} s, {r['peak_gib']:.1f} GiB",
+                *(f"{ratio:.2f}x" for ratio in r["predicted_ratio"].values()),
+            ]
+            for r in result["rows"]
+        ],
+    )
+
+
+def reduction_table(rows: list[Result]) -> str:
+    """Token reduction: calibrated schedules beside one share for all, at equal cost."""
+    return markdown(
+        ["steps", "cost of attention", "form", "one forward", "PSNR dB", "SSIM", "all three %"],
+        [
+            [
+                r["steps"],
+                f"{r['cost']:.2f}"
+                + (f" (timed {r['cost_timed']:.2f})" if "cost_timed" in r else ""),
+                r["form"],
+                f"{r['one_forward_error']:.3f}",
+                f"{r['psnr']:.1f}",
+                f"{r['ssim']:.3f}",
+                f"{r['right']:.0f}",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def masks_table(rows: list[Result]) -> str:
+    """Searched mask tables beside one mask for every block, at equal cost."""
+    return markdown(
+        ["steps", "cost of", "masks", "speed-up", "one forward", "PSNR dB", "SSIM", "all three %"],
+        [
+            [
+                r["steps"],
+                r["cost_of"],
+                r["table"],
+                f"{r['flops_ratio']:.2f}x",
+                f"{r['one_forward_error']:.3f}",
+                f"{r['psnr']:.1f}",
+                f"{r['ssim']:.3f}",
+                f"{r['right']:.0f}",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def host(result: Result) -> str:
+    """The machine a result was measured on, in words."""
+    m = result["machine"]
+    threads = f"{m['threads']} thread{'s' if m['threads'] > 1 else ''}"
+    return f"{m['device']}, {threads}, load average {m['load']}, torch {m['torch']}"
