@@ -4,15 +4,20 @@
 
 FLOPs are counted at the four published shapes: matching of queries and of values against one dense
 attention, at every step and once in the published number of steps.  The clock runs at a size that
-fits: one head of each grid, shrunk alike in rows and columns.  With ``--table``, the tiers that the
+fits: one head of each grid, shrunk alike in rows and columns.  Memory is that of one head at the
+published shape, in a process of its own.  With ``--table``, the tiers that the
 authors give, also the mean cost of a visual attention under the published thresholds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import statistics
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,16 +93,51 @@ def timed(name: str, known: PublishedReduction, rounds: int) -> dict[str, Any]:
     }
 
 
+def peak(name: str) -> dict[str, Any]:
+    """MiB that matching one head at the published shape adds to a process, in bfloat16."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--peak", name], capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def most_resident() -> int:
+    """The most memory that this process has held so far, in KiB (Linux)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0])
+
+
+def measure_peak(name: str) -> dict[str, Any]:
+    """Match once, and read how far the process's resident memory has grown at most."""
+    known = fisopt.PUBLISHED_REDUCTIONS[name]
+    tokens = math.prod(known.grid)
+    chosen = destinations(known.grid, known.destination_stride, 0)
+    keep = sources_to_keep(tokens, len(chosen), RATIO)
+    small = torch.randn(1, 1, 64, WIDTH[name], dtype=torch.bfloat16)
+    match_tokens.reference(small, torch.arange(0, 64, 8), 16, 0, 0)  # what torch sets up once
+    x = torch.randn(1, 1, tokens, WIDTH[name], dtype=torch.bfloat16)
+    before = most_resident()
+    kept, origin, *rest = match_tokens.reference(x, chosen, keep, 0, 0)
+    grown = most_resident() - before
+    results = sum(t.numel() * t.element_size() for t in (kept, origin, *rest))
+    return {"peak_mib": round(grown / 1024, 1), "of_which_results_mib": round(results / 2**20, 2)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--peak", metavar="NAME", help="only the memory of one, in this process")
     parser.add_argument("--table", action="append", default=[], metavar="NAME=FILE")
     options = parser.parse_args()
+    if options.peak:
+        print(json.dumps(measure_peak(options.peak)))
+        return
     result: dict[str, Any] = {"machine": machine(), "ratio": RATIO, "rows": []}
     for name, known in fisopt.PUBLISHED_REDUCTIONS.items():
         with torch.no_grad():
             row = {"name": name, "flops": counted(name, known)}
             row["clock"] = timed(name, known, options.rounds)
+        row["memory"] = peak(name)
         result["rows"].append(row)
         print(row, flush=True)
     result["published_cost"] = {}

@@ -73,26 +73,29 @@ def _nearest(video: Tensor, destinations: Tensor, sources: Tensor) -> tuple[Tens
     width, count = video.shape[2], destinations.shape[0]
     element = torch.empty((), dtype=wide).element_size()
     group = max(1, _BUDGET // max(1, count * width * element))
-    nearest, distance, energy = [], [], []
+    left, start = sources.shape[0], 0
+    nearest = torch.empty(len(video), left, dtype=torch.int64, device=video.device)
+    distance = torch.empty(len(video), left, dtype=wide, device=video.device)
+    energy = torch.empty(len(video), dtype=wide, device=video.device)
     for part in torch.split(video, group):
+        mine = slice(start, start := start + len(part))
         y = part.index_select(1, destinations).to(wide)
         norm = y.square().sum(-1)
         total = norm.sum(-1)
-        rows = max(1, _BUDGET // max(1, part.shape[0] * (count + width) * element))
-        indices, values = [], []
-        for chunk in torch.split(sources, rows):
+        rows = max(1, _BUDGET // max(1, len(part) * (count + width) * element))
+        room = torch.empty(len(part) * min(rows, left) * count, dtype=wide, device=video.device)
+        for first in range(0, left, rows):
+            chunk = sources[first : first + rows]
             z = part.index_select(1, chunk).to(wide)
             own = z.square().sum(-1)
-            scores = torch.baddbmm(norm.unsqueeze(1), z, y.transpose(1, 2), alpha=-2)
+            scores = room[: len(part) * len(chunk) * count].view(len(part), len(chunk), count)
+            torch.baddbmm(norm.unsqueeze(1), z, y.transpose(1, 2), alpha=-2, out=scores)
             least, index = scores.min(dim=-1)
-            values.append((least + own).clamp_(min=0))
-            indices.append(index)
+            distance[mine, first : first + rows] = (least + own).clamp_(min=0)
+            nearest[mine, first : first + rows] = index
             total = total + own.sum(-1)
-        empty = y.new_empty(part.shape[0], 0)
-        nearest.append(torch.cat([empty.to(torch.int64), *indices], dim=1))
-        distance.append(torch.cat([empty, *values], dim=1))
-        energy.append(total)
-    return torch.cat(nearest), torch.cat(distance), torch.cat(energy)
+        energy[mine] = total
+    return nearest, distance, energy
 
 
 def _profile(ascending: Tensor, energy: Tensor, tokens: int) -> Tensor:
