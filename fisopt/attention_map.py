@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from fisopt.rewrite.analysis import self_attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of
-from fisopt.rewrite.operands import Operands, operands
+from fisopt.rewrite.operands import PlainAttention, plain_attention
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tile_plan import bounds
 
@@ -45,7 +45,7 @@ class _Maps(fx.Interpreter):
         args, _ = self.fetch_args_kwargs_from_env(n)
         body = self.program.callee(n)
         for attention in self_attentions(body.graph):
-            read = operands(attention)
+            read = plain_attention(attention)
             axis = None if isinstance(read, str) else axes_of(read.query)[-2]
             if not isinstance(read, str) and axis is not None:
                 values = _record(body, args, {read.query, read.key, read.mask} - {None})
@@ -70,7 +70,7 @@ def _record(
     return kept
 
 
-def _reduced(read: Operands, values: Mapping[fx.Node, Tensor], axis: FrameAxis) -> Tensor:
+def _reduced(read: PlainAttention, values: Mapping[fx.Node, Tensor], axis: FrameAxis) -> Tensor:
     """Average softmax weights over batch, heads and the tokens of each pair of frames."""
     query, key = values[read.query].float(), values[read.key].float()
     key = key if read.key_columns else key.transpose(-1, -2)

@@ -13,9 +13,10 @@ from fisopt.passes.reduced_side import Side, grid_of
 from fisopt.passes.schedule import Feature
 from fisopt.rewrite.analysis import Attention, result_nodes, results, self_attentions
 from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.operands import Operands, operands_of
 from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.shorten import Index, Operands, operands_of, shorten
+from fisopt.rewrite.shorten import Index, cannot_shorten, shorten
 
 Mode = Literal["replace", "mean"]
 State = Literal["none", "store", "load", "measure"]
@@ -73,9 +74,12 @@ class Reducer:
         planned: list[tuple[Attention, Operands, dict[Feature, Side]]] = []
         for attention in found:
             operands = operands_of(attention)
-            sides = operands if isinstance(operands, str) else self._sides(operands, ratios)
-            if isinstance(sides, str) or isinstance(operands, str):
-                self.rewriter.skip(where, str(sides))
+            if isinstance(operands, str):
+                self.rewriter.skip(where, operands)
+                return
+            sides = cannot_shorten(operands) or self._sides(operands, ratios)
+            if isinstance(sides, str):
+                self.rewriter.skip(where, sides)
                 return
             planned.append((attention, operands, sides))
         if not any(sides for *_, sides in planned):

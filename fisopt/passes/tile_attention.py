@@ -21,7 +21,7 @@ from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
 from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
 from fisopt.rewrite.axes import FrameAxis, axes_of
-from fisopt.rewrite.operands import Operands, operands
+from fisopt.rewrite.operands import PlainAttention, plain_attention
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import BY, Rewriter
@@ -209,7 +209,7 @@ class _Tiler:
         self,
         call: fx.Node,
         found: list[Attention],
-        read: list[Operands],
+        read: list[PlainAttention],
         plans: list[TilePlan],
         mask: FrameMask,
     ) -> None:
@@ -232,7 +232,9 @@ class _Tiler:
                 if result is not None:
                     rewriter.replace_uses(result, piece)
 
-    def _tables(self, read: Operands, plan: TilePlan, mask: FrameMask) -> tuple[fx.Node, fx.Node]:
+    def _tables(
+        self, read: PlainAttention, plan: TilePlan, mask: FrameMask
+    ) -> tuple[fx.Node, fx.Node]:
         """The plan as buffers; equal plans are the same buffers."""
         axis = sequence_axis(read.query)
         assert axis is not None
@@ -245,7 +247,7 @@ class _Tiler:
         self,
         call: fx.Node,
         found: list[Attention],
-        read: list[Operands],
+        read: list[PlainAttention],
         plans: list[TilePlan],
         tables: list[tuple[fx.Node, fx.Node]],
     ) -> fx.GraphModule:
@@ -295,7 +297,7 @@ def _across_frames(graph: fx.Graph, attention: Attention) -> bool:
     """Whether an attention joins frames, or did before another pass edited its operands."""
     if _editor(graph, attention) is not None:
         return True
-    read = operands(attention)
+    read = plain_attention(attention)
     if isinstance(read, str):
         return sequence_axis(attention.value) is not None
     return sequence_axis(read.query) is not None and sequence_axis(read.value) is not None
@@ -305,7 +307,7 @@ def _editor(graph: fx.Graph, attention: Attention) -> fx.Node | None:
     """The operator of another pass by which an attention no longer runs over whole frames."""
     if attention.result.target is TILE:
         return attention.result
-    read = operands(attention)
+    read = plain_attention(attention)
     lost = () if isinstance(read, str) else (read.query, read.value)
     for operand in (n for n in lost if sequence_axis(n) is None):
         before = nx.ancestors(dependences(graph), operand) | {operand}
@@ -321,7 +323,7 @@ def _is_foreign(node: fx.Node) -> bool:
     return getattr(target, "namespace", "") == "fisopt" and target not in _OF_FRAMES
 
 
-def _read(graph: fx.Graph, attention: Attention) -> Operands | str:
+def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:
     """The operands of an attention that can be made sparse, or why it cannot."""
     if (made := _editor(graph, attention)) is not None:
         return (
@@ -329,7 +331,7 @@ def _read(graph: fx.Graph, attention: Attention) -> Operands | str:
             f"({made.target}); frames of a tile mask have no meaning on top of that: keep one "
             "of the two out of the block, see dense_blocks"
         )
-    read = operands(attention)
+    read = plain_attention(attention)
     if isinstance(read, str):
         return f"its attention cannot be read: {read}"
     for flag, given in (("dropout", read.dropout), ("a causal flag", read.causal)):
@@ -338,7 +340,7 @@ def _read(graph: fx.Graph, attention: Attention) -> Operands | str:
     return read
 
 
-def _plan(read: Operands, mask: FrameMask) -> TilePlan | str:
+def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
     """The plan of a mask for an attention, or why there is none."""
     queries = sequence_axis(read.query)
     keys = sequence_axis(read.value)

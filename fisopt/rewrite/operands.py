@@ -1,9 +1,13 @@
-"""The operands of an attention, fused or written out: softmax(scale * q @ k.T + mask) @ v."""
+"""What an attention reads: its operands, and if it is a plain one, its mask and scale.
+
+An attention is either one fused operator, or a product of queries and keys, operators that keep
+each score in its place, and a product with the values.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,106 +16,127 @@ from fisopt.rewrite.analysis import PRODUCTS, SOFTMAXES, Attention
 from fisopt.rewrite.relations.table import argument, operand_of, shape
 
 aten = torch.ops.aten
-_CASTS = {aten._to_copy.default, aten.type_as.default, aten.alias.default, aten.clone.default}
+_CASTS = {aten._to_copy.default, aten.alias.default, aten.clone.default}
+_PRODUCTS_BY_NUMBER = {aten.mul.Tensor, aten.mul.Scalar}
+_QUOTIENTS_BY_NUMBER = {aten.div.Tensor, aten.div.Scalar}
+_IN_PLACE = {*_CASTS, aten.dropout.default, *SOFTMAXES}
 
 
 @dataclass(frozen=True)
 class Operands:
-    """What an attention reads.
+    """What an attention reads, and the operators from its scores to its result.
 
     Attributes:
-        query: [..., N, D].
-        key: [..., M, D], or [..., D, M] if ``key_columns``.
+        query: rows [..., N, D].
+        key: [..., M, D], or transposed.
         value: [..., M, E].
-        mask: broadcastable to [..., N, M], bool (True: seen) or added to the scores.
-        scale: of the scores; None is one over the root of D.
-        key_columns: whether the keys are the columns of their operand.
-        dropout: probability that a weight is dropped.
-        causal: whether a query sees only the keys up to its own position.
+        key_dim: the dimension of ``key`` that holds the sequence.
+        path: the operators from the product of queries and keys to the result, in order; one
+            alone if the attention is fused.
     """
 
     query: fx.Node
     key: fx.Node
     value: fx.Node
+    key_dim: int
+    path: tuple[fx.Node, ...]
+
+    @property
+    def key_columns(self) -> bool:
+        """Whether the keys are the columns of their operand."""
+        return self.key_dim == len(shape(self.key)) - 1
+
+
+@dataclass(frozen=True)
+class PlainAttention(Operands):
+    """An attention that is softmax(scale * query @ key.T + mask) @ value.
+
+    Attributes:
+        mask: broadcastable to [..., N, M], bool (True: seen) or added to the scores.
+        scale: of the scores; None is one over the root of D.
+        dropout: probability that a weight is dropped.
+        causal: whether a query sees only the keys up to its own position.
+    """
+
     mask: fx.Node | None
     scale: float | None
-    key_columns: bool = False
     dropout: float = 0.0
     causal: bool = False
 
 
-def operands(attention: Attention) -> Operands | str:
-    """Read an attention; text says why it is not of the form above."""
+def operands_of(attention: Attention) -> Operands | str:
+    """The operands of an attention, or why they cannot be told."""
+    result = attention.result
+    if result.target is aten.scaled_dot_product_attention.default:
+        query, key, value = (operand_of(result, i) for i in range(3))
+        return Operands(query, key, value, len(shape(key)) - 2, (result,))
+    path = _from_scores(result.args[0]) if result.target in PRODUCTS else None
+    if path is None:
+        return "no product of queries and keys leads to its softmax entry by entry"
+    query, key = (operand_of(path[0], i) for i in range(2))
+    return Operands(query, key, attention.value, len(shape(key)) - 1, (*path, result))
+
+
+def plain_attention(attention: Attention) -> PlainAttention | str:
+    """Read an attention with its mask and scale; text says why it is not a plain one."""
+    read = operands_of(attention)
+    if isinstance(read, str):
+        return read
+    parts = (read.query, read.key, read.value, read.key_dim, read.path)
     node = attention.result
-    if node.target is aten.scaled_dot_product_attention.default:
-        return Operands(
-            operand_of(node, 0),
-            operand_of(node, 1),
-            operand_of(node, 2),
-            argument(node, 3, "attn_mask"),
-            argument(node, 6, "scale"),
+    if len(read.path) == 1:
+        return PlainAttention(
+            *parts,
+            mask=argument(node, 3, "attn_mask"),
+            scale=argument(node, 6, "scale"),
             dropout=argument(node, 4, "dropout_p", 0.0),
             causal=argument(node, 5, "is_causal", False),
         )
-    if node.target not in PRODUCTS:
-        return f"{node.target} is no attention of plain operators"
-    return _written_out(node)
+    found = _mask_and_scale(read)
+    return found if isinstance(found, str) else PlainAttention(*parts, *found)
 
 
-def _written_out(node: fx.Node) -> Operands | str:
-    """Walk back from the last product to the softmax, and from it to the product of scores."""
-    weights = _uncast(operand_of(node, 0))
-    if weights.target not in SOFTMAXES:
-        return f"{weights.format_node()} stands between the softmax and the values"
-    dim = argument(weights, 1, "dim")
-    if dim not in (-1, len(shape(weights)) - 1):
-        return f"its softmax runs over dimension {dim}, not over the keys"
-    scores, scale, mask = _uncast(operand_of(weights, 0)), 1.0, None
-    while scores.target not in PRODUCTS:
-        left: Any
-        right: Any
-        left, right = (*scores.args, None)[:2]
-        if scores.target in (aten.mul.Tensor, aten.mul.Scalar) and _number(right):
-            scale *= float(right)
-        elif scores.target in (aten.div.Tensor, aten.div.Scalar) and _number(right):
-            scale /= float(right)
-        elif scores.target is aten.add.Tensor and not scores.kwargs and mask is None and scale == 1:
-            left, mask = _scores_first(left, right)
+def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float] | str:
+    """What the operators between the two products do to the scores."""
+    scale, mask, weights = 1.0, None, False
+    for before, node in zip(read.path, read.path[1:-1], strict=False):
+        left, right = (*node.args, None)[:2]
+        other = right if left is before else left
+        if node.target in _CASTS:
+            continue
+        if weights:
+            return f"{node.format_node()} stands between the softmax and the values"
+        if node.target in SOFTMAXES:
+            dim = argument(node, 1, "dim")
+            if dim not in (-1, len(shape(node)) - 1):
+                return f"its softmax runs over dimension {dim}, not over the keys"
+            weights = True
+        elif (
+            isinstance(right, (int, float))
+            and mask is None
+            and node.target in (_PRODUCTS_BY_NUMBER | _QUOTIENTS_BY_NUMBER)
+        ):
+            scale = scale * right if node.target in _PRODUCTS_BY_NUMBER else scale / right
+        elif _adds(node) and mask is None and isinstance(other, fx.Node):
+            mask = other
         else:
-            return f"{scores.format_node()} stands between the scores and the softmax"
-        if not isinstance(left, fx.Node):
-            return f"{scores.format_node()} stands between the scores and the softmax"
-        scores = _uncast(left)
-    query, key, value = operand_of(scores, 0), operand_of(scores, 1), operand_of(node, 1)
-    if mask is not None and mask.meta["val"].dtype != query.meta["val"].dtype:
-        return f"its mask is {mask.meta['val'].dtype}, its queries {query.meta['val'].dtype}"
-    return Operands(query, key, value, mask, scale, key_columns=True)
+            return f"{node.format_node()} stands between the scores and the softmax"
+    kinds = [n.meta["val"].dtype for n in (read.query, mask) if n is not None]
+    if len(set(kinds)) > 1:
+        return f"its mask is {kinds[1]}, its queries {kinds[0]}"
+    return mask, scale
 
 
-def _scores_first(a: Any, b: Any) -> tuple[Any, fx.Node | None]:
-    """Order the operands of an addition: the one made from a product of matrices, the mask."""
-    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)):
-        return None, None
-    return (a, b) if _from_product(a) else (b, a)
+def _adds(node: fx.Node) -> bool:
+    return node.target is aten.add.Tensor and not node.kwargs
 
 
-def _from_product(node: fx.Node) -> bool:
-    while node.target not in PRODUCTS:
-        node = _uncast(node)
-        if node.target in PRODUCTS:
-            return True
-        if node.target not in (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar):
-            return False
-        node = operand_of(node, 0)
-    return True
-
-
-def _number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float))
-
-
-def _uncast(node: fx.Node) -> fx.Node:
-    """The node before changes of type."""
-    while node.target in _CASTS:
-        node = operand_of(node, 0)
-    return node
+def _from_scores(node: Any) -> tuple[fx.Node, ...] | None:
+    """The operators from the product that makes the scores to a node, each entry in its place."""
+    if node.target in PRODUCTS:
+        return (node,)
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and node.target not in _IN_PLACE:
+        return None
+    alike = (n for n in node.all_input_nodes if shape(n) == shape(node))
+    found = next((path for n in alike if (path := _from_scores(n)) is not None), None)
+    return None if found is None else (*found, node)

@@ -1,8 +1,7 @@
 """Shorter attention: run an attention of a block on some of its queries, keys and values.
 
-An attention is either one fused operator or a product of queries and keys, operators that keep
-each score in its place, and a product with the values.  Masks lose the rows and columns of the
-queries and keys that are gone.
+The operators from its scores to its result run again on shorter operands.  Masks lose the rows and
+columns of the queries and keys that are gone.
 """
 
 from __future__ import annotations
@@ -13,33 +12,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS, SOFTMAXES, Attention
+from fisopt.rewrite.analysis import PRODUCTS
+from fisopt.rewrite.operands import Operands
 from fisopt.rewrite.relations.table import argument, shape
 from fisopt.rewrite.rewriter import Rewriter
 
 aten = torch.ops.aten
 REDUCE = torch.ops.fisopt.reduce_tokens.default
-
-_IN_PLACE = {aten._to_copy.default, aten.clone.default, aten.dropout.default, *SOFTMAXES}
-
-
-@dataclass(frozen=True)
-class Operands:
-    """What an attention reads, and the operators from its scores to its result.
-
-    Attributes:
-        query: rows [..., Sq, D].
-        key: [..., Sk, D], or transposed.
-        value: [..., Sk, Dv].
-        key_dim: the dimension of ``key`` that holds the sequence.
-        path: the operators to run again on shorter operands, in order; the last is the result.
-    """
-
-    query: fx.Node
-    key: fx.Node
-    value: fx.Node
-    key_dim: int
-    path: tuple[fx.Node, ...]
 
 
 @dataclass(frozen=True)
@@ -56,38 +35,16 @@ class Index:
     origin: fx.Node | None
 
 
-def operands_of(attention: Attention) -> Operands | str:
-    """The operands of an attention, or why it cannot be run on shorter ones."""
-    result = attention.result
-    if result.target is aten.scaled_dot_product_attention.default:
-        if argument(result, 5, "is_causal", False):
-            return "its attention is causal, so a token's place in the sequence says what it sees"
-        query, key, value = result.args[:3]
-        assert isinstance(query, fx.Node)
-        assert isinstance(key, fx.Node)
-        assert isinstance(value, fx.Node)
-        if shape(query)[:-2] != shape(value)[:-2]:
-            return "its queries are grouped: queries and values have different heads"
-        return Operands(query, key, value, len(shape(key)) - 2, (result,))
-    path = _from_scores(result.args[0])
-    if path is None:
-        return "no product of queries and keys leads to its softmax entry by entry"
-    first = path[0]
-    query, key, value = first.args[0], first.args[1], attention.value
-    assert isinstance(query, fx.Node)
-    assert isinstance(key, fx.Node)
-    return Operands(query, key, value, len(shape(key)) - 1, (*path, result))
-
-
-def _from_scores(node: Any) -> tuple[fx.Node, ...] | None:
-    """The operators from the product that makes the scores to a node, each entry in its place."""
-    if node.target in PRODUCTS:
-        return (node,)
-    if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and node.target not in _IN_PLACE:
+def cannot_shorten(operands: Operands) -> str | None:
+    """Why an attention cannot run on some of its queries and keys, None if it can."""
+    node = operands.path[-1]
+    if node.target is not aten.scaled_dot_product_attention.default:
         return None
-    alike = (n for n in node.all_input_nodes if shape(n) == shape(node))
-    found = next((path for n in alike if (path := _from_scores(n)) is not None), None)
-    return None if found is None else (*found, node)
+    if argument(node, 5, "is_causal", False):
+        return "its attention is causal, so a token's place in the sequence says what it sees"
+    if shape(operands.query)[:-2] != shape(operands.value)[:-2]:
+        return "its queries are grouped: queries and values have different heads"
+    return None
 
 
 def shorten(
