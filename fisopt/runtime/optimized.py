@@ -82,6 +82,7 @@ class OptimizedModule(nn.Module):
         held["_watchers"] = []
         held["_generation"] = Generation(scheduler_steps)
         held["training"] = False
+        held["_placed"] = _placed(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; arguments and return value are the original's."""
@@ -139,7 +140,7 @@ class OptimizedModule(nn.Module):
 
     def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         """What runs for some inputs and active passes; made once per shape."""
-        key = (inputs.key(), passes)
+        key = (inputs.key(), self._placed, passes)
         with self._lock:
             if key not in self._plans:
                 self._plans[key] = self._make(inputs, passes)
@@ -162,7 +163,7 @@ class OptimizedModule(nn.Module):
             (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
             for x in inputs.leaves
         )
-        key = (inputs.structure, form)
+        key = (inputs.structure, form, self._placed)
         if key not in self.captures:
             self.captures[key] = capture(self.original, inputs.kwargs(), self._spec)
         captured: Program = self.captures[key]
@@ -214,7 +215,7 @@ class OptimizedModule(nn.Module):
         return getattr(self.__dict__["original"], name)
 
     def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:
-        """Move the original; what was compiled for its old device or dtype is dropped."""
+        """Move the original; what was made for its old device or dtype serves when it is back."""
         return self._changed(lambda: self.original.to(*args, **kwargs))
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OptimizedModule:
@@ -222,14 +223,8 @@ class OptimizedModule(nn.Module):
         return self._changed(lambda: self.original._apply(fn, recurse))  # type: ignore[no-untyped-call]
 
     def _changed(self, change: Callable[[], Any]) -> OptimizedModule:
-        tensors = [*self.original.parameters(), *self.original.buffers()]
-        before = {(t.device, t.dtype) for t in tensors}
         change()
-        tensors = [*self.original.parameters(), *self.original.buffers()]
-        if before != {(t.device, t.dtype) for t in tensors}:
-            self.captures.clear()
-            self._plans.clear()
-            self._compiled.clear()
+        self.__dict__["_placed"] = _placed(self.original)
         return self
 
     def train(self, mode: bool = True) -> OptimizedModule:
@@ -257,6 +252,11 @@ class OptimizedModule(nn.Module):
     def extra_repr(self) -> str:
         """Name the original and the passes."""
         return f"{type(self.original).__name__}, passes={list(self.passes)}"
+
+
+def _placed(model: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
+    """The devices and dtypes of a model's weights: what is captured is captured for these."""
+    return frozenset((t.device, t.dtype) for t in (*model.parameters(), *model.buffers()))
 
 
 def _at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
