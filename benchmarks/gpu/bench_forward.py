@@ -1,0 +1,176 @@
+"""One forward call of published models with random bfloat16 weights, dense and optimised.
+
+    python benchmarks/gpu/bench_forward.py [--model NAME ...] [--layers 8] [--minutes 7]
+
+Each configuration is timed in turns with the compiled dense model of the same process, beside the
+ratio that the cost model predicts at the same depth.  Models run with fewer layers than they have,
+said so in the row; seconds for all layers are scaled from them.  Rows are kept as they are made, in
+results/<device>/forward.json and .md: a call that runs out of minutes is called again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from harness import device_folder, interleaved, machine, paired_ratio, write
+from tables import markdown
+
+import fisopt
+from fisopt import FrameInterleave, TileAttention, TokenReduction, models
+
+MODELS = ("wan2.2-a14b", "wan2.2-ti2v-5b", "hunyuanvideo-1.5", "cogvideox-5b")
+CONFIGURATIONS: dict[str, list[Any]] = {
+    "fis-a": ["fis-a"],
+    "fis-balanced": ["fis-balanced"],
+    "fis-fast": ["fis-fast"],
+    "frames, stride 2": [FrameInterleave(stride=2)],
+    "tiles 2:(F-2)": [TileAttention(mask=2)],
+    "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
+    "frames, stride 2 + tiles 1:(F-1)": [FrameInterleave(stride=2), TileAttention(mask=1)],
+}
+Row = dict[str, Any]
+
+
+class Bench:
+    """One model on the device, compiled dense, and what is measured of it."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.device, self.rounds = torch.device(options.device), options.rounds
+        dtype = torch.bfloat16 if self.device.type == "cuda" else torch.float32
+        depth = models.build(name).config.num_layers
+        self.layers, self.of_layers = min(options.layers, depth), depth
+        torch.manual_seed(0)
+        model = models.build(name, self.device, dtype, num_layers=self.layers)
+        size = {"height": options.height, "width": options.width, "num_frames": options.frames}
+        self.call = models.example_inputs(model, **size)
+        self.call["return_dict"] = False
+        self.dense = fisopt.optimize(model, [], self.call)
+        self.layout = self.dense.program(self.call).layout
+        self.head = {"model": name, "layers": self.layers, "of_layers": self.of_layers}
+        self.head |= {"grid": str(self.layout), "tokens": self.layout.tokens}
+        self.timed(self.dense)()
+
+    def timed(self, module: Any) -> Callable[[], None]:
+        """A call that returns when the device is done."""
+
+        def run() -> None:
+            with torch.no_grad():
+                module(**self.call)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize()
+
+        return run
+
+    def eager(self) -> Row:
+        """The model as it is."""
+        return self.row("eager", self.dense.original, None)
+
+    def optimised(self, name: str) -> Row:
+        """The model under some passes."""
+        module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call)
+        predicted = 1 / module.report.variants[0].density
+        return self.row(name, module, predicted)
+
+    def row(self, name: str, module: Any, predicted: float | None) -> Row:
+        """Time a module in turns with the dense one."""
+        calls = {"dense": self.timed(self.dense), name: self.timed(module)}
+        start = time.perf_counter()
+        calls[name]()
+        first = time.perf_counter() - start
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        calls[name]()
+        peak = torch.cuda.max_memory_allocated() / 2**30 if self.device.type == "cuda" else None
+        seconds = interleaved(calls, self.rounds)
+        ratio = paired_ratio(seconds["dense"], seconds[name])
+        mine, dense = (statistics.median(seconds[n]) for n in (name, "dense"))
+        scale = self.of_layers / self.layers
+        return {
+            **self.head,
+            "configuration": name,
+            "seconds": round(mine, 4),
+            "dense_seconds": round(dense, 4),
+            "seconds_all_layers": round(mine * scale, 3),
+            "ratio": round(ratio, 3),
+            "predicted": round(predicted, 3) if predicted else None,
+            "reached": round(ratio / predicted, 3) if predicted else None,
+            "first_call_seconds": round(first, 1),
+            "peak_gib": round(peak, 2) if peak else None,
+        }
+
+
+def table(rows: list[Row]) -> str:
+    """The rows as markdown."""
+    head = ["model", "layers", "tokens", "configuration", "seconds", "speed-up", "predicted"]
+    return markdown(
+        [*head, "reached", "all layers, s", "peak GiB"],
+        [
+            [
+                r["model"],
+                f"{r['layers']} of {r['of_layers']}",
+                f"{r['tokens']:,}",
+                r["configuration"],
+                f"{r['seconds']:.3f}",
+                f"{r['ratio']:.2f}x",
+                f"{r['predicted']:.2f}x" if r["predicted"] else "",
+                f"{100 * r['reached']:.0f} %" if r["reached"] else "",
+                f"{r['seconds_all_layers']:.2f}",
+                f"{r['peak_gib']:.1f}" if r["peak_gib"] else "",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", nargs="+", default=[*MODELS])
+    parser.add_argument("--only", nargs="+", choices=["eager", *CONFIGURATIONS])
+    parser.add_argument("--layers", type=int, default=8, help="layers that are built")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--minutes", type=float, default=7.0, help="start nothing after these")
+    parser.add_argument("--device", default="cuda")
+    for name in ("height", "width", "frames"):
+        parser.add_argument(f"--{name}", type=int, help="default: as published")
+    options = parser.parse_args()
+    start, folder = time.monotonic(), device_folder()
+    path = folder / "forward.json"
+    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    wanted = options.only or ["eager", *CONFIGURATIONS]
+    known = {(r["model"], r["configuration"]) for r in rows}
+    for name in options.model:
+        todo = [c for c in wanted if (name, c) not in known]
+        if not todo:
+            continue
+        bench: Bench | None = None
+        for configuration in tqdm(todo, desc=name):
+            if time.monotonic() - start > 60 * options.minutes:
+                print(f"stopped after {options.minutes:g} minutes; call again to go on")
+                return
+            bench = bench or Bench(name, options)
+            made = bench.eager() if configuration == "eager" else bench.optimised(configuration)
+            rows.append(made)
+            print(made, flush=True)
+            write("forward", {"machine": machine(), "rows": rows}, folder)
+            (folder / "forward.md").write_text(table(rows) + "\n")
+        del bench
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    main()
