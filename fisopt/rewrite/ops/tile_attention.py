@@ -63,15 +63,29 @@ def tile_attention(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads.
+    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads."""
+    return grouped(query, key, value, mask, rows, keys, pairs, scale)
 
-    One fused dense attention a group, on its key ranges laid side by side: copying them costs
-    little beside what is computed on them, and no partial results are merged.
+
+def grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """One fused dense attention a group, on its key ranges laid side by side, in plain torch.
+
+    Copying the ranges costs little beside what is computed on them, and no partial results are
+    merged.
     """
     del pairs
-    result = _empty(query, value)
-    q, k, v, out = (_in_four(x) for x in (query, key, value, result))
-    bias = None if mask is None else _in_four(mask)
+    result = empty_result(query, value)
+    q, k, v, out = (in_four(x) for x in (query, key, value, result))
+    bias = None if mask is None else in_four(mask)
     starts, plans = rows.tolist(), keys.tolist()
     for h, groups in enumerate(plans):
         parts = [q, k, v, out] if len(plans) == 1 else [_head(x, h, q) for x in (q, k, v, out)]
@@ -99,10 +113,10 @@ def _(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    return _empty(query, value)
+    return empty_result(query, value)
 
 
-def _empty(query: Tensor, value: Tensor) -> Tensor:
+def empty_result(query: Tensor, value: Tensor) -> Tensor:
     """Room for the result, its memory in the order [..., N, h, E] that models go on with."""
     *batch, heads, tokens, _ = (1,) * max(3 - query.ndim, 0) + tuple(query.shape)
     room = query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)
@@ -114,7 +128,7 @@ def _grouped(query: Tensor, key: Tensor) -> bool:
     return query.ndim > 2 and query.shape[-3] != key.shape[-3]
 
 
-def _in_four(x: Tensor) -> Tensor:
+def in_four(x: Tensor) -> Tensor:
     """The same with four dimensions at least, as the fused attentions want it."""
     return x[(None,) * max(4 - x.ndim, 0)]
 
