@@ -46,6 +46,11 @@ def interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def in_four(x: Tensor) -> Tensor:
+    """The same memory as [batch, heads, tokens, width]."""
+    return x[(None,) * (4 - x.ndim)]
+
+
 def padded(width: int) -> int:
     """The block width that holds a head: a power of two."""
     return max(16, 1 << (width - 1).bit_length())

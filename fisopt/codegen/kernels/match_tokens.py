@@ -166,7 +166,9 @@ def nearest(
     chosen = video.index_select(1, destinations)
     norm = chosen.float().square().sum(-1)
     prepare(video, sources, chosen, norm, found, distance, own, config).run()
-    return found.long(), distance, norm.sum(-1) + own.sum(-1)
+    energy = norm.sum(-1) + own.sum(-1)
+    # a running minimum drops what is not a number: the profile must show it all the same
+    return found.long(), distance, torch.where(energy.isfinite(), energy, torch.nan)
 
 
 def prepare(

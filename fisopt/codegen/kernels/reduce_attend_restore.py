@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fisopt.codegen.kernels.launching import (
     Launch,
+    in_four,
     interpreted,
     mask_arguments,
     padded,
@@ -26,7 +27,7 @@ from fisopt.codegen.kernels.launching import (
 )
 from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fold, masked, product
 from fisopt.errors import LoweringError
-from fisopt.rewrite.ops.tile_attention import empty_result, in_four
+from fisopt.rewrite.ops.tile_attention import empty_result
 
 OP = "fisopt::reduce_attend_restore"
 

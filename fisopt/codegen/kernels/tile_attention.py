@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fisopt.codegen.kernels.launching import (
     Launch,
+    in_four,
     interpreted,
     mask_arguments,
     padded,
@@ -379,7 +380,7 @@ def prepare(
     if config is None:
         described = all(takes_descriptors(x) for x in (query, key, value))
         config = default_config(query.shape[-1], value.shape[-1], described)
-    q, k, v, o = (contract.in_four(x) for x in (query, key, value, out))
+    q, k, v, o = (in_four(x) for x in (query, key, value, out))
     sizes = config.kwargs
     block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
     work = _work_list(rows, keys, q.shape[-2], sizes["BLOCK_M"])

@@ -84,8 +84,8 @@ def grouped(
     """
     del pairs
     result = empty_result(query, value)
-    q, k, v, out = (in_four(x) for x in (query, key, value, result))
-    bias = None if mask is None else in_four(mask)
+    q, k, v, out = (_in_four(x) for x in (query, key, value, result))
+    bias = None if mask is None else _in_four(mask)
     starts, plans = rows.tolist(), keys.tolist()
     for h, groups in enumerate(plans):
         parts = [q, k, v, out] if len(plans) == 1 else [_head(x, h, q) for x in (q, k, v, out)]
@@ -128,7 +128,7 @@ def _grouped(query: Tensor, key: Tensor) -> bool:
     return query.ndim > 2 and query.shape[-3] != key.shape[-3]
 
 
-def in_four(x: Tensor) -> Tensor:
+def _in_four(x: Tensor) -> Tensor:
     """The same with four dimensions at least, as the fused attentions want it."""
     return x[(None,) * max(4 - x.ndim, 0)]
 
