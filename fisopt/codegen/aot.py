@@ -25,7 +25,7 @@ SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may take, by compute capability times ten."""
 ARCHITECTURES = tuple(SHARED_LIMIT)
 _TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCMMA|UTCQMMA)\b")
-_BULK_COPY = re.compile(r"\b(UTMALDG|UTMASTG)\b")
+_ASYNC_COPY = re.compile(r"\b(UTMALDG|LDGSTS)\b")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -39,7 +39,8 @@ class Compiled:
         shared: bytes of shared memory of a program.
         tensor_core: tensor-core instructions by name: HMMA up to sm_89, HGMMA (wgmma) on sm_90,
             UTC*MMA (tcgen05) on sm_100.
-        bulk_copies: instructions of the tensor memory accelerator.
+        async_copies: instructions that copy to shared memory while others compute: LDGSTS, and
+            UTMALDG of the tensor memory accelerator.
         instructions: all instructions.
     """
 
@@ -47,7 +48,7 @@ class Compiled:
     spilled: int
     shared: int
     tensor_core: dict[str, int]
-    bulk_copies: int
+    async_copies: dict[str, int]
     instructions: int
 
 
@@ -97,8 +98,8 @@ def _read(cubin: bytes, shared: int) -> Compiled:
     registers, stack, _, local = map(int, usage.groups())
     lines = [line for line in code.splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
     found = Counter(name for line in lines for name in _TENSOR_CORE.findall(line))
-    copies = sum(bool(_BULK_COPY.search(line)) for line in lines)
-    return Compiled(registers, stack + local, shared, dict(found), copies, len(lines))
+    copies = Counter(name for line in lines for name in _ASYNC_COPY.findall(line))
+    return Compiled(registers, stack + local, shared, dict(found), dict(copies), len(lines))
 
 
 def _tool(name: str, *args: str) -> str:

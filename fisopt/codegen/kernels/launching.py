@@ -56,9 +56,17 @@ def padded(width: int) -> int:
     return max(16, 1 << (width - 1).bit_length())
 
 
+def architecture_of(x: Tensor) -> int:
+    """The architecture of a tensor's device, 90 for sm_90; on a CPU that of the interpreter."""
+    if not x.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return 10 * major + minor
+
+
 def takes_descriptors(x: Tensor) -> bool:
     """Whether a tensor can be read through a descriptor, and its device has them."""
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+    if architecture_of(x) < 90:
         return False
     unit = 16 // x.element_size()
     aligned = x.data_ptr() % 16 == 0 and all(s % unit == 0 for s in x.stride()[:-1])
@@ -99,17 +107,16 @@ def refuse_device(op: str, name: str, x: Tensor) -> None:
         LoweringError: they cannot.
     """
     if x.device.type == "cuda" and torch.version.hip is None:
-        capability = torch.cuda.get_device_capability(x.device)
-        if capability >= (8, 0):
+        if architecture_of(x) >= 80:
             return
-        got = f"an NVIDIA GPU of compute capability {capability[0]}.{capability[1]}"
+        got = f"an NVIDIA GPU of sm_{architecture_of(x)}"
     elif x.device.type == "cpu" and interpreted():
         return
     else:
         got = str(x.device)
     raise LoweringError(
-        f"{op}: {name} is on {got}; the kernel takes NVIDIA GPUs of compute capability 8.0 and "
-        "later, and CPUs in Triton's interpreter (TRITON_INTERPRET=1)"
+        f"{op}: {name} is on {got}; the kernel takes NVIDIA GPUs from sm_80 on, "
+        "and CPUs in Triton's interpreter (TRITON_INTERPRET=1)"
     )
 
 

@@ -77,8 +77,9 @@ def _match_tokens_kernel(
     token = tl.load(sources_ptr + entry, mask=inside, other=0).to(tl.int64)
     column = tl.arange(0, BLOCK_D)
     wide = (column < width)[None, :]
-    place = video_ptr + r.to(tl.int64) * video_strides[0] + token[:, None] * video_strides[1]
-    x = tl.load(place + column[None, :] * video_strides[2], mask=wide & inside[:, None], other=0.0)
+    x_ptrs = video_ptr + r.to(tl.int64) * video_strides[0] + token[:, None] * video_strides[1]
+    x_ptrs = x_ptrs + column[None, :] * video_strides[2]
+    x = tl.load(x_ptrs, mask=wide & inside[:, None], other=0.0)  # [BLOCK_S, BLOCK_D]
     row = tl.arange(0, BLOCK_K)
     least = tl.full([BLOCK_S, BLOCK_K], float("inf"), tl.float32)
     index = tl.zeros([BLOCK_S, BLOCK_K], tl.int32)

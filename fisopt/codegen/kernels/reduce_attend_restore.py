@@ -260,23 +260,22 @@ def _reduce_attend_restore_kernel(
     begin = tl.load(starts_ptr + row, mask=row < queries, other=0)
     waits = begin < tl.load(starts_ptr + row + 1, mask=row < queries, other=0)
     target = tl.load(order_ptr + begin, mask=waits, other=0).to(tl.int64)  # [BLOCK_M]
-    place = out_ptr + target[:, None] * out_strides[2] + column[None, :] * out_strides[3]
+    out_ptrs = out_ptr + column[None, :] * out_strides[3]  # [1, BLOCK_E]
     result = averaged(total, sums).to(out_ptr.dtype.element_ty)
-    tl.store(place, result, mask=waits[:, None] & wide)
+    tl.store(out_ptrs + target[:, None] * out_strides[2], result, mask=waits[:, None] & wide)
     tl.debug_barrier()
     stop = tl.load(starts_ptr + tl.minimum(first + BLOCK_M, queries))
     for start in tl.range(tl.load(starts_ptr + first), stop, BLOCK_M):
         entry = start + tl.arange(0, BLOCK_M)
         inside = entry < stop
         owner = tl.load(owner_ptr + entry, mask=inside, other=0)
-        begin = tl.load(starts_ptr + owner, mask=inside, other=0)
-        other = inside & (begin != entry)
-        held = tl.load(order_ptr + begin, mask=other, other=0).to(tl.int64)
-        target = tl.load(order_ptr + entry, mask=other, other=0).to(tl.int64)
-        place = held[:, None] * out_strides[2] + column[None, :] * out_strides[3]
-        block = tl.load(out_ptr + place, mask=other[:, None] & wide, other=0.0)
-        place = target[:, None] * out_strides[2] + column[None, :] * out_strides[3]
-        tl.store(out_ptr + place, block, mask=other[:, None] & wide)
+        holder = tl.load(starts_ptr + owner, mask=inside, other=0)
+        other = inside & (holder != entry)
+        source = tl.load(order_ptr + holder, mask=other, other=0).to(tl.int64)
+        sink = tl.load(order_ptr + entry, mask=other, other=0).to(tl.int64)
+        copied = other[:, None] & wide
+        block = tl.load(out_ptrs + source[:, None] * out_strides[2], mask=copied, other=0.0)
+        tl.store(out_ptrs + sink[:, None] * out_strides[2], block, mask=copied)
 
 
 def supports(

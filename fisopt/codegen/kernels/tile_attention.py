@@ -19,6 +19,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fisopt.codegen.kernels.launching import (
     Launch,
+    architecture_of,
     in_four,
     interpreted,
     mask_arguments,
@@ -42,8 +43,9 @@ def _config(
 CONFIGS = [
     _config(128, 128, 8, 2),
     _config(128, 64, 8, 3),
-    _config(128, 64, 4, 3),
+    _config(128, 64, 8, 2),
     _config(64, 64, 4, 3),
+    _config(128, 32, 8, 2),
     _config(128, 64, 8, 3, descriptors=False),
     _config(128, 64, 4, 3, descriptors=False),
     _config(64, 64, 4, 3, descriptors=False),
@@ -379,7 +381,8 @@ def prepare(
     """The kernel's arguments and grid."""
     if config is None:
         described = all(takes_descriptors(x) for x in (query, key, value))
-        config = default_config(query.shape[-1], value.shape[-1], described)
+        widths = (query.shape[-1], value.shape[-1])
+        config = default_config(*widths, architecture_of(query), described)
     q, k, v, o = (in_four(x) for x in (query, key, value, out))
     sizes = config.kwargs
     block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
@@ -410,18 +413,21 @@ def prepare(
     return Launch(_tile_attention_kernel, grid, tuple(arguments), constants, config)
 
 
-def default_config(width_d: int, width_e: int, descriptors: bool) -> triton.Config:
-    """The tile choice without a measurement.
+def default_config(
+    width_d: int, width_e: int, architecture: int, descriptors: bool
+) -> triton.Config:
+    """The tile choice without a measurement, for an architecture such as 90 for sm_90.
 
-    Source: the largest blocks that compile without spills for sm_80 and sm_90, see
-    benchmarks/results/aot.json.
+    Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
     """
     width = max(padded(width_d), padded(width_e))
+    if not descriptors:
+        return _config(128, 64, 8, 3, False) if width <= 128 else _config(64, 32, 4, 2, False)
     if width <= 64:
-        return _config(128, 128, 8, 2) if descriptors else _config(128, 64, 4, 3, False)
+        return _config(128, 128, 8, 2) if architecture == 90 else _config(128, 64, 8, 3)
     if width <= 128:
-        return _config(128, 64, 8, 3) if descriptors else _config(128, 64, 8, 3, False)
-    return _config(64, 64, 4, 3) if descriptors else _config(64, 32, 4, 2, False)
+        return _config(128, 64, 8, 3) if architecture == 90 else _config(64, 64, 4, 3)
+    return _config(128, 32, 8, 2)
 
 
 _LISTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
