@@ -103,7 +103,7 @@ def cases() -> Iterator[Case]:
             "tile_attention",
             _name(width, dtype, mask, "log-sum-exp" if lse else ""),
             tile_attention.CONFIGS,
-            partial(_tile_default, width),
+            partial(_tile_default, width, mask),
             partial(_tile_attention, width, dtype, mask, lse),
         )
     for width, dtype in ((128, bf16), (64, bf16), (128, fp16)):
@@ -117,23 +117,19 @@ def cases() -> Iterator[Case]:
     for width, dtype, mask, all_keys in (
         (128, bf16, "none", False),
         (64, bf16, "none", False),
-        (128, fp16, "none", False),
-        (128, bf16, "padding", False),
+        (128, fp16, "padding", False),
         (128, bf16, "none", True),
     ):
         yield Case(
             "reduce_attend_restore",
             _name(width, dtype, mask, "all keys" if all_keys else ""),
             reduce_attend_restore.CONFIGS,
-            partial(_reduced_default, width),
+            partial(reduce_attend_restore.default_config, width),
             partial(_reduce_attend_restore, width, dtype, mask, all_keys),
         )
 
 
-def _tile_default(width: int, architecture: int) -> Any:
-    return tile_attention.default_config(width, width, architecture, architecture >= 90)
-
-
-def _reduced_default(width: int, architecture: int) -> Any:
-    del architecture
-    return reduce_attend_restore.default_config(width, width)
+def _tile_default(width: int, mask: str, architecture: int) -> Any:
+    rows: dict[str, tile_attention.Masked] = {"padding": "alike", "bias": "each"}
+    masked = rows.get(mask, "no")
+    return tile_attention.default_config(width, architecture, architecture >= 90, masked)

@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from fisopt.codegen.kernels.launching import (
     Launch,
+    architecture_of,
     in_four,
     interpreted,
     mask_arguments,
@@ -41,9 +42,8 @@ def _config(block_m: int, block_n: int, warps: int, stages: int) -> triton.Confi
 CONFIGS = [
     _config(128, 64, 8, 3),
     _config(128, 64, 8, 2),
-    _config(64, 64, 4, 3),
-    _config(64, 32, 4, 3),
-    _config(64, 32, 4, 2),
+    _config(128, 32, 8, 2),
+    _config(64, 32, 8, 2),
 ]
 
 
@@ -90,7 +90,7 @@ def _keys_of_block(
     key_strides,
     value_strides,
     mask_strides,
-    row,
+    first,
     queries,
     n,
     keys,
@@ -113,9 +113,8 @@ def _keys_of_block(
     """Take the kept keys from ``n`` on into the running softmax."""
     k = _gathered(key, key_strides, kept_ptr, n, keys, width_d, BLOCK_N, BLOCK_D, EVEN_D, TAIL)
     scores = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), WIDEN)
-    column = n + tl.arange(0, BLOCK_N)
     scores = masked(
-        scores, factor, mask_ptr, mask_strides, row, column, queries, keys, MASK, MASK_ROWS, TAIL
+        scores, factor, mask_ptr, mask_strides, first, queries, n, keys, MASK, MASK_ROWS, TAIL
     )
     v = _gathered(value, value_strides, kept_ptr, n, keys, width_e, BLOCK_N, BLOCK_E, EVEN_E, TAIL)
     scaled = 1.0 if MASK == ADDED else factor
@@ -202,7 +201,7 @@ def _reduce_attend_restore_kernel(
             key_strides,
             value_strides,
             mask_strides,
-            row,
+            first,
             queries,
             n,
             keys,
@@ -232,7 +231,7 @@ def _reduce_attend_restore_kernel(
             key_strides,
             value_strides,
             mask_strides,
-            row,
+            first,
             queries,
             whole,
             keys,
@@ -344,7 +343,9 @@ def prepare(
     config: triton.Config | None,
 ) -> Launch:
     """The kernel's arguments and grid."""
-    config = default_config(query.shape[-1], value.shape[-1]) if config is None else config
+    if config is None:
+        width = max(query.shape[-1], value.shape[-1])
+        config = default_config(width, architecture_of(query))
     q, k, v, o = (in_four(x) for x in (query, key, value, out))
     kept, count = queries.shape[-1], k.shape[-2] if keys is None else keys.shape[-1]
     order, owner, starts = _inverse(origin, kept)
@@ -361,16 +362,21 @@ def prepare(
         "EVEN_D": block_d == q.shape[3],
         "EVEN_E": block_e == v.shape[3],
         "MASK": mode.value,
-        "MASK_ROWS": mask is not None and mask_strides[2] != 0,
+        "MASK_ROWS": mask_strides[2] != 0,
         "WIDEN": interpreted(),
     }
     grid = (triton.cdiv(kept, config.kwargs["BLOCK_M"]), q.shape[0] * q.shape[1])
     return Launch(_reduce_attend_restore_kernel, grid, tuple(arguments), constants, config)
 
 
-def default_config(width_d: int, width_e: int) -> triton.Config:
-    """The tile choice without a measurement: the largest without spills, see aot.json."""
-    return _config(128, 64, 8, 2) if max(width_d, width_e) <= 128 else _config(64, 32, 4, 2)
+def default_config(width: int, architecture: int) -> triton.Config:
+    """The tile choice without a measurement, for an architecture such as 90 for sm_90.
+
+    Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
+    """
+    if width > 128:
+        return _config(64, 32, 8, 2)
+    return _config(128, 64, 8, 2) if architecture >= 90 else _config(128, 32, 8, 2)
 
 
 _INVERSES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

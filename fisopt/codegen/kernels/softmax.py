@@ -32,9 +32,9 @@ def masked(
     factor,
     mask_ptr,
     strides,
-    rows,
-    columns,
+    first,
     row_end,
+    n,
     column_end,
     MASK: tl.constexpr,
     MASK_ROWS: tl.constexpr,
@@ -42,16 +42,21 @@ def masked(
 ):
     """Scores [BLOCK_M, BLOCK_N] under a mask, -inf where a query does not see a key.
 
-    ``mask_ptr`` is at the mask of this batch item and head; without MASK_ROWS all queries share
-    one row of it.  With TAIL the columns from ``column_end`` on are not seen.  Scores come back
-    multiplied by ``factor`` if the mask is ADDED.
+    Row ``first`` and column ``n`` are those of the block's first score.  ``mask_ptr`` is at the
+    mask of this batch item and head; without MASK_ROWS all queries share one row of it.  With
+    TAIL the columns from ``column_end`` on are not seen.  Scores come back multiplied by
+    ``factor`` if the mask is ADDED.
     """
+    row = tl.arange(0, scores.shape[0])
+    column = tl.arange(0, scores.shape[1])
     if MASK != UNMASKED:
-        inside = (columns < column_end)[None, :]
-        place = columns.to(tl.int64)[None, :] * strides[3]  # [1, BLOCK_N]
+        inside = (n + column < column_end)[None, :]
+        place = column[None, :] * strides[3]  # [1, BLOCK_N]
+        mask_ptr += tl.cast(n, tl.int64) * strides[3]
         if MASK_ROWS:
-            inside = inside & (rows < row_end)[:, None]
-            place = place + rows.to(tl.int64)[:, None] * strides[2]  # [BLOCK_M, BLOCK_N]
+            inside = inside & (first + row < row_end)[:, None]
+            place = place + row[:, None] * strides[2]  # [BLOCK_M, BLOCK_N]
+            mask_ptr += tl.cast(first, tl.int64) * strides[2]
         if MASK == SEEN:
             seen = tl.load(mask_ptr + place, mask=inside, other=0)
             scores = tl.where(seen != 0, scores, float("-inf"))
@@ -59,7 +64,7 @@ def masked(
             bias = tl.load(mask_ptr + place, mask=inside, other=0.0)
             scores = scores * factor + bias.to(tl.float32) * LOG2E
     if TAIL:
-        scores = tl.where((columns < column_end)[None, :], scores, float("-inf"))
+        scores = tl.where((n + column < column_end)[None, :], scores, float("-inf"))
     return scores
 
 

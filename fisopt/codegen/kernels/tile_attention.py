@@ -8,7 +8,7 @@ whole blocks run without any mask, the rest of the range as one masked block.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import triton
@@ -31,6 +31,8 @@ from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fol
 from fisopt.rewrite.ops import tile_attention as contract
 
 OP = "fisopt::tile_attention"
+Masked = Literal["no", "alike", "each"]
+"""No mask, one row of it for all queries, or one for each."""
 
 
 def _config(
@@ -43,13 +45,13 @@ def _config(
 CONFIGS = [
     _config(128, 128, 8, 2),
     _config(128, 64, 8, 3),
-    _config(128, 64, 8, 2),
-    _config(64, 64, 4, 3),
     _config(128, 32, 8, 2),
+    _config(64, 64, 4, 3),
+    _config(64, 32, 8, 2),
     _config(128, 64, 8, 3, descriptors=False),
-    _config(128, 64, 4, 3, descriptors=False),
     _config(64, 64, 4, 3, descriptors=False),
-    _config(64, 32, 4, 2, descriptors=False),
+    _config(128, 32, 8, 2, descriptors=False),
+    _config(64, 32, 8, 2, descriptors=False),
 ]
 
 
@@ -100,7 +102,7 @@ def _keys_of_block(
     mask_strides,
     batch,
     head,
-    row,
+    first,
     last,
     n,
     end,
@@ -128,9 +130,8 @@ def _keys_of_block(
         key, key_strides, batch, head, n, end, width_d, BLOCK_N, BLOCK_D, EVEN_D, CUT, DESCRIPTORS
     )
     scores = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), WIDEN)
-    column = n + tl.arange(0, BLOCK_N)
     scores = masked(
-        scores, factor, mask_ptr, mask_strides, row, column, last, end, MASK, MASK_ROWS, TAIL
+        scores, factor, mask_ptr, mask_strides, first, last, n, end, MASK, MASK_ROWS, TAIL
     )
     v = _rows_of(
         value,
@@ -239,7 +240,7 @@ def _tile_attention_kernel(
                 mask_strides,
                 batch,
                 key_head,
-                row,
+                first,
                 last,
                 n,
                 end,
@@ -271,7 +272,7 @@ def _tile_attention_kernel(
                 mask_strides,
                 batch,
                 key_head,
-                row,
+                first,
                 last,
                 whole,
                 end,
@@ -379,16 +380,17 @@ def prepare(
     config: triton.Config | None,
 ) -> Launch:
     """The kernel's arguments and grid."""
-    if config is None:
-        described = all(takes_descriptors(x) for x in (query, key, value))
-        widths = (query.shape[-1], value.shape[-1])
-        config = default_config(*widths, architecture_of(query), described)
     q, k, v, o = (in_four(x) for x in (query, key, value, out))
+    mode, mask_strides = mask_arguments(mask, (*q.shape[:3], k.shape[-2]))
+    if config is None:
+        described = all(takes_descriptors(x) for x in (q, k, v))
+        masked: Masked = "no" if mask is None else "each" if mask_strides[2] else "alike"
+        width = max(q.shape[-1], v.shape[-1])
+        config = default_config(width, architecture_of(q), described, masked)
     sizes = config.kwargs
     block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
     work = _work_list(rows, keys, q.shape[-2], sizes["BLOCK_M"])
     table = keys.contiguous()
-    mode, mask_strides = mask_arguments(mask, (*q.shape[:3], k.shape[-2]))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     blocks = ((sizes["BLOCK_M"], block_d), (sizes["BLOCK_N"], block_d), (sizes["BLOCK_N"], block_e))
     operands = [
@@ -406,7 +408,7 @@ def prepare(
         "EVEN_D": block_d == q.shape[3],
         "EVEN_E": block_e == v.shape[3],
         "MASK": mode.value,
-        "MASK_ROWS": mask is not None and mask_strides[2] != 0,
+        "MASK_ROWS": mask_strides[2] != 0,
         "WIDEN": interpreted(),
     }
     grid = (work.shape[1], q.shape[0] * q.shape[1])
@@ -414,15 +416,28 @@ def prepare(
 
 
 def default_config(
-    width_d: int, width_e: int, architecture: int, descriptors: bool
+    width: int, architecture: int, descriptors: bool, masked: Masked = "no"
 ) -> triton.Config:
-    """The tile choice without a measurement, for an architecture such as 90 for sm_90.
+    """The tile choice without a measurement.
+
+    Args:
+        width: features of a head, the most of queries, keys and values.
+        architecture: 90 for sm_90.
+        descriptors: whether the operands can be read through descriptors.
+        masked: whether there is a mask, and whether it has a row for each query.
 
     Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
     """
-    width = max(padded(width_d), padded(width_e))
+    width = padded(width)
+    if masked == "each":
+        return _config(64, 32, 8, 2, descriptors=False)
+    if width > 128 and architecture != 90:
+        return _config(64, 32, 8, 2, descriptors)
     if not descriptors:
-        return _config(128, 64, 8, 3, False) if width <= 128 else _config(64, 32, 4, 2, False)
+        if width > 128:
+            return _config(64, 32, 8, 2, descriptors=False)
+        wide = width > 64 and masked != "no"
+        return _config(128, 32 if wide else 64, 8, 2 if wide else 3, descriptors=False)
     if width <= 64:
         return _config(128, 128, 8, 2) if architecture == 90 else _config(128, 64, 8, 3)
     if width <= 128:
