@@ -30,6 +30,7 @@ from fisopt.errors import LoweringError
 
 OUT = Path(__file__).parent / "results" / "aot.json"
 Row = dict[str, Any]
+KEY = ("kernel", "shape_class", "config", "arch")
 
 
 def label(config: Any) -> str:
@@ -57,7 +58,6 @@ def todo(options: argparse.Namespace) -> Iterator[tuple[Case, Any, int]]:
 def compiled(case: Case, config: Any, arch: int) -> Row:
     """Compile once, and say what came out or why nothing did."""
     row = identity(case, config, arch)
-    row["default"] = label(config) == label(case.default(arch))
     start = time.perf_counter()
     try:
         row |= dataclasses.asdict(compile_ahead(case.prepare(config), arch))
@@ -69,6 +69,17 @@ def compiled(case: Case, config: Any, arch: int) -> Row:
 def identity(case: Case, config: Any, arch: int) -> Row:
     names = {"kernel": case.kernel, "shape_class": case.shape_class}
     return {**names, "config": label(config), "arch": f"sm_{arch}"}
+
+
+def mark(rows: list[Row]) -> None:
+    """Say which rows are the choices without a measurement."""
+    defaults = {
+        tuple(identity(case, case.default(arch), arch).values())
+        for case in cases()
+        for arch in ARCHITECTURES
+    }
+    for row in rows:
+        row["default"] = tuple(row[k] for k in KEY) in defaults
 
 
 def problems(rows: list[Row]) -> list[str]:
@@ -93,6 +104,12 @@ def problems(rows: list[Row]) -> list[str]:
     return found
 
 
+def write(out: Path, rows: list[Row]) -> None:
+    beside = out.with_suffix(".json.part")
+    beside.write_text(json.dumps({"triton": triton.__version__, "rows": rows}, indent=1) + "\n")
+    beside.replace(out)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
@@ -103,14 +120,13 @@ def main() -> None:
     options = parser.parse_args()
     held: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     rows: list[Row] = held.get("rows", []) if held.get("triton") == triton.__version__ else []
-    known = {tuple(row[k] for k in ("kernel", "shape_class", "config", "arch")) for row in rows}
+    known = {tuple(row[k] for k in KEY) for row in rows}
     work = [w for w in todo(options) if tuple(identity(*w).values()) not in known]
     for case, config, arch in tqdm(work, desc="compile", file=sys.stderr):
         rows.append(compiled(case, config, arch))
-        beside = options.out.with_suffix(".json.part")
-        result = {"triton": triton.__version__, "rows": rows}
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-        beside.replace(options.out)
+        write(options.out, rows)
+    mark(rows)
+    write(options.out, rows)
     print(f"{len(rows)} rows in {options.out}")
     if found := problems(rows):
         sys.exit("\n".join(found))

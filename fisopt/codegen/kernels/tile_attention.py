@@ -429,20 +429,16 @@ def default_config(
     Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
     """
     width = padded(width)
-    if masked == "each":
+    if masked == "each" or (width > 128 and not descriptors):
         return _config(64, 32, 8, 2, descriptors=False)
-    if width > 128 and architecture != 90:
-        return _config(64, 32, 8, 2, descriptors)
     if not descriptors:
-        if width > 128:
-            return _config(64, 32, 8, 2, descriptors=False)
         wide = width > 64 and masked != "no"
         return _config(128, 32 if wide else 64, 8, 2 if wide else 3, descriptors=False)
+    if architecture == 90:
+        return _config(128, {128: 64, 256: 32}.get(width, 128), 8, 3 if width == 128 else 2)
     if width <= 64:
-        return _config(128, 128, 8, 2) if architecture == 90 else _config(128, 64, 8, 3)
-    if width <= 128:
-        return _config(128, 64, 8, 3) if architecture == 90 else _config(64, 64, 4, 3)
-    return _config(128, 32, 8, 2)
+        return _config(128, 64, 8, 3)
+    return _config(64, 64, 4, 3) if width <= 128 and masked == "no" else _config(64, 32, 8, 2)
 
 
 _LISTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
