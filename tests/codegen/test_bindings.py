@@ -20,10 +20,10 @@ TILE = torch.ops.fisopt.tile_attention.default
 
 
 def arguments(dtype: torch.dtype = torch.float16, width: int = 16) -> tuple[Any, ...]:
-    axis = FrameAxis(2, inner=3)
-    plan = tile_plan(torch.ones(2, 2, dtype=torch.bool), axis, axis)
+    axis, device = FrameAxis(2, inner=3), "cuda" if torch.cuda.is_available() else "cpu"
+    plan = tile_plan(torch.ones(2, 2, dtype=torch.bool, device=device), axis, axis)
     return (
-        *torch.randn(3, 1, 1, 6, width, dtype=dtype),
+        *torch.randn(3, 1, 1, 6, width, dtype=dtype, device=device),
         None,
         plan.rows,
         plan.keys,

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.runtime.jit import JITFunction
 
-from fisopt.codegen.kernels.softmax import ADDED, SEEN, UNMASKED
+from fisopt.codegen.kernels.softmax import ADDED, SEEN, UNMASKED, product
 from fisopt.errors import LoweringError
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -43,7 +44,7 @@ class Launch:
 
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter."""
-    return bool(triton.knobs.runtime.interpret)
+    return not isinstance(product, JITFunction)
 
 
 def in_four(x: Tensor) -> Tensor:
