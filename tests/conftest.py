@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import cache
 
@@ -13,6 +14,9 @@ import fisopt
 from fisopt import ModelSpec, Program
 from tests import plain_dit
 from tests.zoo import Case, zoo
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
 
 GRID = (5, 3, 4)
 

@@ -39,6 +39,10 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     blocks = python_blocks(page)
     if any("load_testbed" in code for _, code in blocks) and not WEIGHTS.is_dir():
         pytest.skip("the testbed's weights are not there")
+    if any("TRITON_INTERPRET" in code for _, code in blocks):
+        pytest.importorskip("triton")
+        if torch.cuda.is_available():
+            pytest.skip("this process runs kernels on the GPU and cannot interpret them")
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     torch.manual_seed(0)

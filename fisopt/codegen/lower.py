@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops.registry import CONTRACTS, OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
@@ -33,6 +34,7 @@ def lower(program: Program) -> fx.GraphModule:
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
             _inline_calls(callee, program.graph_module)
+            fuse_reduction(callee.graph)
             _inline_contracts(callee)
             callee.graph.eliminate_dead_code()
             callee.recompile()

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils import flop_counter
 
 from fisopt.rewrite.analysis import PRODUCTS, self_attentions
 from fisopt.rewrite.ops import match_tokens
@@ -119,6 +118,8 @@ def _scores(result: fx.Node) -> Iterator[fx.Node]:
 
 def _flops(node: fx.Node) -> float | None:
     """FLOPs of a contraction, None for everything else."""
+    from torch.utils import flop_counter  # imports Triton where it is installed
+
     args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     out = node.meta["val"]
     target: Any = node.target

@@ -2,87 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 from fisopt.passes.masks import RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops import tile_attention as contract
-from fisopt.rewrite.tile_plan import tile_plan
-from tests.tiles import dense, explicit
+from tests.tiles import MASKS, TOLERANCES, Problem, problem
 
 TILE = torch.ops.fisopt.tile_attention.default
-TOLERANCES = {
-    torch.float32: 1e-5,
-    torch.bfloat16: 2e-2,  # 8 bits of mantissa in the weights and in the result
-    torch.float16: 3e-3,
-}
-MASKS = ("none", "padding", "bias", "pairs", "heads")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """An attention and the arguments of the contract for it."""
-
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-    kept: Tensor
-    plan: tuple[Any, ...]
-    scale: float | None
-
-    @property
-    def args(self) -> tuple[Any, ...]:
-        return (self.query, self.key, self.value, self.mask, *self.plan, self.scale)
-
-    def check(self, atol: float = 1e-5) -> None:
-        want = dense(self.query, self.key, self.value, self.kept, self.mask, self.scale)
-        for got in (TILE(*self.args), contract.reference(*self.args)):
-            assert got.dtype == self.query.dtype
-            torch.testing.assert_close(got, want, rtol=0, atol=atol)
-
-
-def problem(
-    table: Tensor,
-    queries: FrameAxis,
-    keys: FrameAxis | None = None,
-    *,
-    heads: int = 2,
-    shared: int = 1,
-    mask: str = "none",
-    dtype: torch.dtype = torch.float32,
-    rank: int = 4,
-    scale: float | None = None,
-    width: int = 8,
-) -> Problem:
-    keys = queries if keys is None else keys
-    batch = 2
-
-    def random(axis: FrameAxis, count: int, size: int) -> Tensor:
-        return torch.randn((batch, count, axis.size, size)[4 - rank :], dtype=dtype)
-
-    q, k, v = (
-        random(queries, heads, width),
-        random(keys, heads // shared, width),
-        random(keys, heads // shared, width + 4),
-    )
-    if mask == "none":
-        extra = None
-    elif mask == "bias":
-        extra = torch.randn(batch, 1, 1, keys.size, dtype=dtype)
-    else:
-        rows = queries.size if mask == "pairs" else 1
-        extra = torch.rand(batch, heads if mask == "heads" else 1, rows, keys.size) < 0.7
-    plan = tile_plan(table, queries, keys)
-    described = (plan.rows, plan.keys, plan.pairs)
-    return Problem(q, k, v, extra, explicit(table, queries, keys), described, scale)
 
 
 @pytest.mark.parametrize("frames", range(1, 34))
@@ -130,7 +62,7 @@ def test_ragged_blocks_and_text(tile: Any, mask: str) -> None:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 def test_types(dtype: torch.dtype) -> None:
     axis = FrameAxis(5, inner=6, before=2)
-    problem(TileMask(2).table(5), axis, dtype=dtype).check(TOLERANCES[dtype])
+    problem(TileMask(2).table(5), axis, dtype=dtype).check()
 
 
 @pytest.mark.parametrize("rank", [2, 3, 4])

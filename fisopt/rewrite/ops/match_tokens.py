@@ -7,6 +7,7 @@ every other source is dropped and stands behind its nearest destination.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ LEVELS = 10
 """Steps of the profile: entry j is what dropping j/10 of the tokens loses."""
 _BUDGET = 16 << 20
 """Bytes of one chunk of distances; the whole matrix is never held."""
+Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+"""Of video [R, N, D], destinations [K] and sources [N - K]: what `_nearest` returns."""
 
 
 def reference(
@@ -36,13 +39,20 @@ def reference(
             for them if the most similar j tenths of the tokens are dropped, as a share of the
             tokens' squared norm, mean over the leading indices.  Not finite if x is not.
     """
+    return match_with(_nearest, x, destinations, keep, before, after)
+
+
+def match_with(
+    nearest_of: Nearest, x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference` with another search of the nearest destinations."""
     lead, size = x.shape[:-2], x.shape[-2]
     tokens, count = size - before - after, destinations.shape[0]
     video = x.narrow(-2, before, tokens).reshape(-1, tokens, x.shape[-1])
     is_destination = torch.zeros(tokens, dtype=torch.uint8, device=x.device)
     is_destination[destinations] = 1
     sources = is_destination.argsort(stable=True)[: tokens - count]
-    nearest, distance, energy = _nearest(video, destinations, sources)
+    nearest, distance, energy = nearest_of(video, destinations, sources)
     ranked, order = distance.sort(dim=-1, descending=True, stable=True)
     stay = sources[order[:, :keep].sort(dim=-1).values]
     rows = video.shape[0]

@@ -13,6 +13,7 @@ from fisopt.rewrite.ops import (
     fill_frames,
     gather_frames,
     match_tokens,
+    reduce_attend_restore,
     reduce_tokens,
     restore_tokens,
     tile_attention,
@@ -25,6 +26,7 @@ CONTRACTS: dict[Any, Callable[..., Any]] = {
     torch.ops.fisopt.match_tokens.default: match_tokens.reference,
     torch.ops.fisopt.reduce_tokens.default: reduce_tokens.reference,
     torch.ops.fisopt.restore_tokens.default: restore_tokens.reference,
+    torch.ops.fisopt.reduce_attend_restore.default: reduce_attend_restore.reference,
 }
 
 AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
@@ -34,9 +36,14 @@ AXIS_RULES: dict[Any, Callable[[fx.Node], Axes]] = {
     torch.ops.fisopt.match_tokens.default: match_tokens.axes,
     torch.ops.fisopt.reduce_tokens.default: reduce_tokens.axes,
     torch.ops.fisopt.restore_tokens.default: restore_tokens.axes,
+    torch.ops.fisopt.reduce_attend_restore.default: reduce_attend_restore.axes,
 }
 
 OPAQUE: frozenset[Any] = frozenset(
-    [torch.ops.fisopt.match_tokens.default, torch.ops.fisopt.tile_attention.default]
+    [
+        torch.ops.fisopt.match_tokens.default,
+        torch.ops.fisopt.tile_attention.default,
+        torch.ops.fisopt.reduce_attend_restore.default,
+    ]
 )
 """Operators that stay a call when a graph is compiled: traced, their loops would be unrolled."""

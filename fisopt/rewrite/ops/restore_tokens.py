@@ -45,8 +45,13 @@ def axes(node: fx.Node) -> Axes:
     assert isinstance(frames, int)
     assert isinstance(before, int)
     assert isinstance(after, int)
-    axis = None
-    if frames:
-        video = origin.meta["val"].shape[-1] - before - after
-        axis = FrameAxis(frames, inner=video // frames, before=before, after=after)
+    axis = frame_axis(origin, frames, before, after)
     return tuple(axis if d == dim else a for d, a in enumerate(axes_of(y)))
+
+
+def frame_axis(origin: fx.Node, frames: int, before: int, after: int) -> FrameAxis | None:
+    """The frames of a restored dimension, from the operator's arguments."""
+    if not frames:
+        return None
+    video = origin.meta["val"].shape[-1] - before - after
+    return FrameAxis(frames, inner=video // frames, before=before, after=after)

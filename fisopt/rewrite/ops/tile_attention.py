@@ -63,13 +63,27 @@ def tile_attention(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads.
+    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads."""
+    return grouped(query, key, value, mask, rows, keys, pairs, scale)
 
-    One fused dense attention a group, on its key ranges laid side by side: copying them costs
-    little beside what is computed on them, and no partial results are merged.
+
+def grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """One fused dense attention a group, on its key ranges laid side by side, in plain torch.
+
+    Copying the ranges costs little beside what is computed on them, and no partial results are
+    merged.
     """
     del pairs
-    result = _empty(query, value)
+    result = empty_result(query, value)
     q, k, v, out = (_in_four(x) for x in (query, key, value, result))
     bias = None if mask is None else _in_four(mask)
     starts, plans = rows.tolist(), keys.tolist()
@@ -99,10 +113,10 @@ def _(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    return _empty(query, value)
+    return empty_result(query, value)
 
 
-def _empty(query: Tensor, value: Tensor) -> Tensor:
+def empty_result(query: Tensor, value: Tensor) -> Tensor:
     """Room for the result, its memory in the order [..., N, h, E] that models go on with."""
     *batch, heads, tokens, _ = (1,) * max(3 - query.ndim, 0) + tuple(query.shape)
     room = query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)

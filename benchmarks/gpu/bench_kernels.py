@@ -1,0 +1,311 @@
+"""Kernels on a GPU: ours, the compiled reference and what PyTorch has, at published shapes.
+
+    python benchmarks/gpu/bench_kernels.py [--part tile_attention ...] [--configs] [--minutes 8]
+    python benchmarks/gpu/bench_kernels.py --device cpu --dry-run
+
+Each part is a JSON file under benchmarks/results/<device>/, written row by row: stopped, or out of
+time, it goes on where it was at the next start.  Rates count the work that is kept.  What fails or
+does not fit is a row that says so.  Random operands, no weights: nothing here speaks of quality.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+if "--dry-run" in sys.argv:
+    os.environ["TRITON_INTERPRET"] = "1"
+
+import torch
+from device import Row, Rows, folder, machine, milliseconds, table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.functional import scaled_dot_product_attention
+from tqdm import tqdm
+
+from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention
+from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops import match_tokens as match_contract
+from fisopt.rewrite.ops import reduce_attend_restore as reduced_contract
+from fisopt.rewrite.ops import tile_attention as tile_contract
+from fisopt.rewrite.partition import destinations, sources_to_keep
+from fisopt.rewrite.tile_plan import TilePlan, bounds, tile_plan, with_text
+
+SPARSITIES = (0.5, 0.65, 0.75, 0.9)
+RATIOS = (0.3, 0.5, 0.7)
+"""Dropped shares of queries and of keys and values."""
+KEY = ("shape", "sparsity", "implementation")
+COLUMNS = (*KEY, "density", "ms", "tflops", "gb_s", "of_dense_rate", "error", "failed")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A published attention: its token grid, text, heads and width."""
+
+    name: str
+    grid: tuple[int, int, int]
+    text: int
+    heads: int
+    width: int
+    stride: tuple[int, int, int] = (2, 2, 2)
+
+    @property
+    def axis(self) -> FrameAxis:
+        """Where the frames are in the sequence; text is behind them."""
+        frames, rows, columns = self.grid
+        return FrameAxis(frames, inner=rows * columns, after=self.text)
+
+
+SHAPES = (
+    Shape("Wan2.2-A14B 720p81", (21, 45, 80), 0, 40, 128),
+    Shape("Wan2.2-TI2V-5B 704p121", (31, 22, 40), 0, 24, 128),
+    Shape("HunyuanVideo 1.5 720p121", (31, 45, 80), 256, 16, 128),
+    Shape("CogVideoX-5B 480p49", (13, 30, 45), 226, 48, 64),
+)
+TINY = (Shape("tiny", (5, 3, 4), 7, 2, 16),)
+Provider = Callable[[], Any]
+
+
+def operands(shape: Shape, device: str) -> tuple[Tensor, ...]:
+    """Query, key and value as models lay them out in memory."""
+    size = (3, 1, shape.axis.size, shape.heads, shape.width)
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
+    return tuple(x.transpose(2, 3))
+
+
+def mask_of(frames: int, sparsity: float) -> Tensor:
+    """Kept pairs of frames: the nearest in time, as many as the sparsity leaves."""
+    frame = torch.arange(frames)
+    near = (frame[:, None] - frame).abs().flatten().argsort(stable=True)
+    count = max(frames, round((1 - sparsity) * frames**2))
+    table = torch.zeros(frames**2, dtype=torch.bool)
+    table[near[:count]] = True
+    return table.reshape(frames, frames)
+
+
+def flex_mask(kept: Tensor, axis: FrameAxis) -> BlockMask:
+    """The same kept pairs as FlexAttention takes them, text among the groups."""
+    groups = with_text(kept, axis, axis)
+    edges = bounds(axis, kept.device)
+    token = torch.arange(axis.size, device=kept.device)
+    group = torch.searchsorted(edges[1:], token, right=True)
+
+    def seen(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return groups[group[q], group[k]]
+
+    device = kept.device.type
+    with torch.device(device):
+        return create_block_mask(
+            seen, None, None, axis.size, axis.size, device=device, _compile=device == "cuda"
+        )
+
+
+def dense(kinds: list[SDPBackend], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(kinds):
+        return scaled_dot_product_attention(q, k, v)
+
+
+def compiled(call: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """A call as torch.compile has it; as it is in a dry run."""
+    return torch.compile(call, dynamic=False) if device == "cuda" else call
+
+
+def label(config: Any) -> str:
+    sizes = "x".join(str(v) for v in config.kwargs.values() if not isinstance(v, bool))
+    descriptors = ", descriptors" if config.kwargs.get("DESCRIPTORS") else ""
+    return f"fisopt {sizes}, {config.num_warps} warps, {config.num_stages} stages{descriptors}"
+
+
+def chosen(kernel: Any, configs: bool) -> dict[str, Any]:
+    """The tile choices to time: the default, or all of them beside it."""
+    return {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+
+
+def attention_flops(pairs: float, shape: Shape) -> float:
+    return 4.0 * pairs * shape.heads * shape.width
+
+
+def tile_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
+    for shape in shapes:
+        for name in ("sdpa cudnn", "sdpa flash"):
+            yield {"shape": shape.name, "sparsity": 0.0, "implementation": name}
+        for sparsity in (0.0, *SPARSITIES):
+            for name in (*chosen(tile_attention, configs), "compiled reference", "flex attention"):
+                yield {"shape": shape.name, "sparsity": sparsity, "implementation": name}
+
+
+def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
+    """Time tile attention, or dense attention, at one shape and sparsity."""
+    q, k, v = operands(shape, device)
+    axis, name = shape.axis, row["implementation"]
+    kept = mask_of(axis.frames, row["sparsity"]).to(device)
+    plan: TilePlan = tile_plan(kept, axis, axis)
+    args = (q, k, v, None, plan.rows, plan.keys, plan.pairs, None)
+    on_cpu = [SDPBackend.MATH] if device == "cpu" else None
+    if name.startswith("sdpa"):
+        kind = SDPBackend.CUDNN_ATTENTION if "cudnn" in name else SDPBackend.FLASH_ATTENTION
+        call: Provider = partial(dense, on_cpu or [kind], q, k, v)
+    elif name == "compiled reference":
+        call = partial(compiled(tile_contract.grouped, device), *args)
+    elif name == "flex attention":
+        mask = flex_mask(kept, axis)
+        call = partial(compiled(flex_attention, device), q, k, v, block_mask=mask)
+    else:
+        config = chosen(tile_attention, configs=True)[name]
+        call = partial(tile_attention.launch, *args, config=config)
+    error = deviation(call(), tile_contract.grouped(*args))
+    ms = milliseconds(call)
+    flops = attention_flops(plan.pairs, shape)
+    result = {
+        "density": round(plan.density, 4),
+        "ms": round(ms, 4),
+        "tflops": round(flops / ms / 1e9, 3),
+        "gb_s": round(4 * q.numel() * q.element_size() / ms / 1e6, 1),
+        "error": error,
+    }
+    alike = [r for r in rows if r["shape"] == shape.name and is_dense(r)]
+    best = [r["tflops"] for r in alike if "tflops" in r]
+    if best and not is_dense(row):
+        result["of_dense_rate"] = round(result["tflops"] / max(best), 3)
+    return result
+
+
+def is_dense(row: Row) -> bool:
+    return bool(row["implementation"].startswith("sdpa"))
+
+
+def deviation(got: Tensor, want: Tensor) -> float:
+    """Relative L2 difference, a head at a time so that it fits."""
+    pairs = list(zip(got.flatten(0, 1), want.flatten(0, 1), strict=True))
+    lost = sum(float((a.float() - b.float()).square().sum()) for a, b in pairs)
+    return round(math.sqrt(lost / sum(float(b.float().square().sum()) for _, b in pairs)), 5)
+
+
+def match_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
+    for shape in shapes:
+        for name in (*chosen(match_tokens, configs), "compiled reference"):
+            yield {"shape": shape.name, "sparsity": 0.5, "implementation": name}
+
+
+def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
+    """Time the search of nearest destinations with the ranking that follows it."""
+    del rows
+    x, name = operands(shape, device)[0], row["implementation"]
+    places = destinations(shape.grid, shape.stride, 0).to(device)
+    tokens = math.prod(shape.grid)
+    keep = sources_to_keep(tokens, len(places), row["sparsity"])
+    args = (x, places, keep, 0, shape.text)
+    if name == "compiled reference":
+        call: Provider = partial(compiled(match_contract.reference, device), *args)
+    else:
+        config = chosen(match_tokens, configs=True)[name]
+        call = partial(match_tokens.launch, *args, config=config)
+    share = float((call()[1] != match_contract.reference(*args)[1]).float().mean())
+    ms = milliseconds(call)
+    return {
+        "density": round(1 - row["sparsity"], 4),
+        "ms": round(ms, 4),
+        "tflops": round(match_contract.flops(*args) / ms / 1e9, 3),
+        "gb_s": round(x.numel() * x.element_size() / ms / 1e6, 1),
+        "error": round(share, 5),
+    }
+
+
+def reduced_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
+    for shape in shapes:
+        for sparsity in RATIOS:
+            for name in (*chosen(reduce_attend_restore, configs), "compiled reference"):
+                yield {"shape": shape.name, "sparsity": sparsity, "implementation": name}
+
+
+def reduced_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
+    """Time attention on what token reduction keeps of queries and of keys and values."""
+    del rows
+    (q, k, v), name = operands(shape, device), row["implementation"]
+    places = destinations(shape.grid, shape.stride, 0).to(device)
+    keep = sources_to_keep(math.prod(shape.grid), len(places), row["sparsity"])
+    queries, origin, _ = match_contract.reference(q, places, keep, 0, shape.text)
+    keys = match_contract.reference(v, places, keep, 0, shape.text)[0]
+    args = (q, k, v, None, queries, keys, origin, None, shape.grid[0], 0, shape.text)
+    if name == "compiled reference":
+        call: Provider = partial(compiled(reduced_contract.plain, device), *args)
+    else:
+        config = chosen(reduce_attend_restore, configs=True)[name]
+        call = partial(reduce_attend_restore.launch, *args, config=config)
+    error = deviation(call(), reduced_contract.reference(*args))
+    ms = milliseconds(call)
+    pairs = queries.shape[-1] * keys.shape[-1]
+    return {
+        "density": round(pairs / shape.axis.size**2, 4),
+        "ms": round(ms, 4),
+        "tflops": round(attention_flops(pairs, shape) / ms / 1e9, 3),
+        "gb_s": round(4 * q.numel() * q.element_size() / ms / 1e6, 1),
+        "error": error,
+    }
+
+
+PARTS = {
+    "tile_attention": (tile_rows, tile_row),
+    "match_tokens": (match_rows, match_row),
+    "reduce_attend_restore": (reduced_rows, reduced_row),
+}
+
+
+def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bool:
+    """Run one part as far as its time reaches; return whether all its rows are there."""
+    todo, measure = PARTS[name]
+    by_name = {shape.name: shape for shape in shapes}
+    held = Rows(options.out / f"{name}.json", KEY, options.minutes)
+    missing = held.missing(todo(shapes, options.configs))
+    for row in tqdm(missing, desc=name):
+        if held.over:
+            break
+        try:
+            row |= measure(row, by_name[row["shape"]], options.device, held.rows)
+        except Exception as error:
+            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+        held.add(row)
+        if options.device == "cuda":
+            torch.cuda.empty_cache()
+    head = ", ".join(f"{k} {v}" for k, v in machine().items())
+    text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
+    (options.out / f"{name}.md").write_text(text)
+    return not held.missing(todo(shapes, options.configs))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--shape", nargs="+", choices=[s.name for s in SHAPES])
+    parser.add_argument("--configs", action="store_true", help="every tile choice, not the default")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a part")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the interpreter")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device; --device cpu --dry-run shows that everything but it is there")
+    if (options.device == "cpu") != options.dry_run:
+        sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
+    options.out = options.out or folder()
+    options.out.mkdir(parents=True, exist_ok=True)
+    shapes = TINY if options.dry_run else SHAPES
+    if options.shape:
+        shapes = tuple(s for s in SHAPES if s.name in options.shape)
+    with torch.no_grad():
+        done = {name: run(name, shapes, options) for name in options.part}
+    for name, complete in done.items():
+        print(f"{options.out / name}.md: {'complete' if complete else 'run again to go on'}")
+
+
+if __name__ == "__main__":
+    main()

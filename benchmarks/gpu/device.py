@@ -1,0 +1,122 @@
+"""What GPU benchmarks share: the device's name, timing by events, and rows that survive a stop."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent.parent / "results"
+FLUSH = 256 << 20
+"""Bytes that are written between two runs, so that none finds its data in the cache."""
+Row = dict[str, Any]
+
+
+def machine() -> Row:
+    """Versions and hardware that a number depends on."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions: Row = {"torch": torch.__version__}
+    for name in ("triton", "fisopt"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = "none"
+    if not torch.cuda.is_available():
+        return {"device": platform.processor() or platform.machine(), **versions}
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        **versions,
+    }
+
+
+def folder() -> Path:
+    """Where the results of this device go."""
+    name = str(machine()["device"]).lower()
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+
+
+class Rows:
+    """The rows of one part, in a JSON file that is whole after each of them.
+
+    Rows of other versions of torch or Triton are dropped: they are measured again.
+    """
+
+    def __init__(self, path: Path, key: tuple[str, ...], minutes: float) -> None:
+        self.path, self.key = path, key
+        self.until = time.monotonic() + 60 * minutes
+        self.machine = machine()
+        held = json.loads(path.read_text()) if path.exists() else {}
+        self.rows: list[Row] = held.get("rows", []) if held.get("machine") == self.machine else []
+
+    def missing(self, todo: Iterable[Row]) -> list[Row]:
+        """What has no row yet."""
+        known = {self._identity(row) for row in self.rows}
+        return [row for row in todo if self._identity(row) not in known]
+
+    def _identity(self, row: Row) -> tuple[Any, ...]:
+        return tuple(row[name] for name in self.key)
+
+    @property
+    def over(self) -> bool:
+        """Whether the part's time is up."""
+        return time.monotonic() > self.until
+
+    def add(self, row: Row) -> None:
+        """Keep a row, in the file as well."""
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".json.part")
+        beside.write_text(json.dumps({"machine": self.machine, "rows": self.rows}, indent=1) + "\n")
+        beside.replace(self.path)
+
+
+def milliseconds(call: Callable[[], Any], budget: float = 1.0) -> float:
+    """Median time of a call on the GPU, with a cold cache; on a CPU that of one call.
+
+    Args:
+        call: what to time; called a few times first.
+        budget: seconds to spend, roughly; at least five calls are timed.
+    """
+    if not torch.cuda.is_available():
+        start = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - start)
+    for _ in range(2):
+        call()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    count = min(100, max(5, int(budget / max(time.perf_counter() - start, 1e-5))))
+    scratch = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
+    pairs = []
+    for _ in range(count):
+        scratch.zero_()
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        pairs.append((begin, end))
+    torch.cuda.synchronize()
+    return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+
+
+def table(rows: list[Row], columns: tuple[str, ...]) -> str:
+    """Rows as a markdown table."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,110 @@
+"""Ahead-of-time compilation: what a kernel becomes on a GPU that is not here.
+
+Needs Triton and no driver.  The cubin is read with the tools that Triton ships.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from fisopt.codegen.kernels.launching import Launch
+from fisopt.errors import LoweringError
+
+SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+"""Bytes of shared memory that one program may take, by compute capability times ten."""
+ARCHITECTURES = tuple(SHARED_LIMIT)
+_TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCMMA|UTCQMMA)\b")
+_ASYNC_COPY = re.compile(r"\b(UTMALDG|LDGSTS)\b")
+_USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What one kernel became.
+
+    Attributes:
+        registers: of a thread.
+        spilled: bytes of local memory of a thread; 0 if all its values are in registers.
+        shared: bytes of shared memory of a program.
+        tensor_core: tensor-core instructions by name: HMMA up to sm_89, HGMMA (wgmma) on sm_90,
+            UTC*MMA (tcgen05) on sm_100.
+        async_copies: instructions that copy to shared memory while others compute: LDGSTS, and
+            UTMALDG of the tensor memory accelerator.
+        instructions: all instructions.
+    """
+
+    registers: int
+    spilled: int
+    shared: int
+    tensor_core: dict[str, int]
+    async_copies: dict[str, int]
+    instructions: int
+
+
+def compile_ahead(launch: Launch, architecture: int) -> Compiled:
+    """Compile the kernel of a call for an architecture such as 90 for sm_90.
+
+    Raises:
+        LoweringError: the kernel takes more shared memory than the architecture has, or kernels
+            are interpreted in this process.
+    """
+    if not isinstance(launch.kernel, JITFunction):
+        raise LoweringError(
+            f"{launch.kernel} is interpreted; compile in a process without TRITON_INTERPRET"
+        )
+    target = GPUTarget("cuda", architecture, 32)
+    source, options = _source(launch, target)
+    built = triton.compile(source, target=target, options=options)
+    shared = int(built.metadata.shared)
+    if shared > SHARED_LIMIT[architecture]:
+        raise LoweringError(
+            f"{source.name} with {launch.config} takes {shared} bytes of shared memory, "
+            f"sm_{architecture} has {SHARED_LIMIT[architecture]}; take smaller blocks"
+        )
+    return _read(built.asm["cubin"], shared)
+
+
+def _source(launch: Launch, target: GPUTarget) -> tuple[Any, dict[str, Any]]:
+    """The source with the types and the specialisation that a launch of the same call has."""
+    kernel, backend = launch.kernel, make_backend(target)
+    binder = create_function_from_signature(kernel.signature, kernel.params, backend)
+    kwargs = {**launch.constants, **launch.config.all_kwargs(), "debug": False}
+    bound, specialization, given = binder(*launch.arguments, **kwargs)
+    options, signature, constexprs, attrs = kernel._pack_args(
+        backend, given, bound, specialization, given
+    )
+    return ASTSource(kernel, signature, constexprs, attrs), options.__dict__
+
+
+def _read(cubin: bytes, shared: int) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = _USAGE.search(_tool("cuobjdump", "-res-usage", file.name))
+        code = _tool("cuobjdump", "-sass", file.name)
+    if usage is None:
+        raise LoweringError("cuobjdump does not say what the kernel uses; was its output changed?")
+    registers, stack, _, local = map(int, usage.groups())
+    lines = [line for line in code.splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
+    found = Counter(name for line in lines for name in _TENSOR_CORE.findall(line))
+    copies = Counter(name for line in lines for name in _ASYNC_COPY.findall(line))
+    return Compiled(registers, stack + local, shared, dict(found), dict(copies), len(lines))
+
+
+def _tool(name: str, *args: str) -> str:
+    """Run one of the binary tools that Triton ships."""
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    if not path.exists():
+        raise LoweringError(f"{path} is missing; install Triton's own wheel (fisopt[triton])")
+    return subprocess.run([path, *args], check=True, capture_output=True, text=True).stdout

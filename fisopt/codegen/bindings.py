@@ -1,0 +1,95 @@
+"""Hand-written Triton kernels bound to their contracts, for CUDA tensors.
+
+A kernel's module, and Triton with it, is imported when an operator first meets a CUDA tensor.  An
+operator whose kernel refuses its arguments runs in plain torch there; `refusal` says why, so that
+reports can.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import fx
+
+from fisopt.errors import LoweringError
+from fisopt.rewrite.ops import match_tokens, reduce_attend_restore, tile_attention
+
+KERNELS: dict[Any, Callable[..., Any]] = {
+    torch.ops.fisopt.tile_attention.default: tile_attention.grouped,
+    torch.ops.fisopt.match_tokens.default: match_tokens.reference,
+    torch.ops.fisopt.reduce_attend_restore.default: reduce_attend_restore.plain,
+}
+"""The contracts that have a kernel, and what runs in plain torch where the kernel refuses."""
+
+
+def kernel_of(op: Any) -> ModuleType:
+    """The module of an operator's kernel, imported now.
+
+    Raises:
+        LoweringError: Triton is not installed.
+    """
+    name = str(op).split(".")[1]
+    try:
+        return importlib.import_module(f"fisopt.codegen.kernels.{name}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "triton":
+            raise
+        raise LoweringError(
+            f"fisopt::{name} on a GPU needs Triton, which is not installed; "
+            "pip install 'fisopt[triton]'"
+        ) from error
+
+
+def refusal(op: Any, args: tuple[Any, ...]) -> str | None:
+    """Why the kernel of an operator does not take some arguments, None if it does.
+
+    Arguments may be fake tensors.
+    """
+    try:
+        kernel_of(op).supports(*args)
+    except LoweringError as error:
+        return str(error)
+    return None
+
+
+def refusals(graph: fx.Graph) -> list[str]:
+    """One line for each operator of a graph that has a kernel and runs in plain torch."""
+    lines = []
+    for node in graph.nodes:
+        if node.target in KERNELS:
+            values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+            if (why := refusal(node.target, values)) is not None:
+                lines.append(f"{node.name}: {why}; it runs in plain torch")
+    return lines
+
+
+def run(op: Any, *args: Any) -> Any:
+    """Run an operator on a GPU: by its kernel, or in plain torch where that refuses.
+
+    Raises:
+        LoweringError: Triton is not installed.
+    """
+    kernel = kernel_of(op)
+    return KERNELS[op](*args) if refusal(op, args) is not None else kernel.launch(*args)
+
+
+@tile_attention.tile_attention.register_kernel("cuda")
+def _(*args: Any) -> torch.Tensor:
+    result: torch.Tensor = run(torch.ops.fisopt.tile_attention.default, *args)
+    return result
+
+
+@match_tokens.match_tokens.register_kernel("cuda")
+def _(*args: Any) -> tuple[torch.Tensor, ...]:
+    result: tuple[torch.Tensor, ...] = run(torch.ops.fisopt.match_tokens.default, *args)
+    return result
+
+
+@reduce_attend_restore.reduce_attend_restore.register_kernel("cuda")
+def _(*args: Any) -> torch.Tensor:
+    result: torch.Tensor = run(torch.ops.fisopt.reduce_attend_restore.default, *args)
+    return result

@@ -1,0 +1,408 @@
+"""reduce_attend_restore on a GPU: flash attention that gathers rows and restores them itself.
+
+Rows of queries, keys and values are gathered where they are read.  A finished row of the result is
+written to the first entry that restores from it; when all rows of a block are there, they are
+copied to the other entries in chunks of equal size, so that a row for which many entries wait
+costs no more than many rows for which one does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from fisopt.codegen.kernels.launching import (
+    Launch,
+    architecture_of,
+    in_four,
+    interpreted,
+    mask_arguments,
+    padded,
+    refuse_operands,
+)
+from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fold, masked, product
+from fisopt.errors import LoweringError
+from fisopt.rewrite.ops.tile_attention import empty_result
+
+OP = "fisopt::reduce_attend_restore"
+
+
+def _config(block_m: int, block_n: int, warps: int, stages: int) -> triton.Config:
+    return triton.Config(
+        {"BLOCK_M": block_m, "BLOCK_N": block_n}, num_warps=warps, num_stages=stages
+    )
+
+
+CONFIGS = [
+    _config(128, 64, 8, 3),
+    _config(128, 64, 8, 2),
+    _config(128, 32, 8, 2),
+    _config(64, 32, 8, 2),
+]
+
+
+@triton.jit
+def _gathered(
+    source,
+    strides,
+    index_ptr,
+    first,
+    end,
+    width,
+    BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+    EVEN: tl.constexpr,
+    TAIL: tl.constexpr,
+):
+    """Rows that the index names from ``first`` on, with TAIL 0 from ``end`` on: [BLOCK, WIDTH]."""
+    row = first + tl.arange(0, BLOCK)
+    column = tl.arange(0, WIDTH)
+    inside = (column < width)[None, :]
+    if TAIL:
+        inside = inside & (row < end)[:, None]
+    place = row.to(tl.int64)
+    if index_ptr is not None:
+        if TAIL:
+            place = tl.load(index_ptr + row, mask=row < end, other=0).to(tl.int64)
+        else:
+            place = tl.load(index_ptr + row).to(tl.int64)
+    place = place[:, None] * strides[2] + column[None, :] * strides[3]
+    if TAIL or not EVEN:
+        block = tl.load(source + place, mask=inside, other=0.0)
+    else:
+        block = tl.load(source + place)
+    return block
+
+
+@triton.jit
+def _keys_of_block(
+    q,
+    key,
+    value,
+    mask_ptr,
+    kept_ptr,
+    key_strides,
+    value_strides,
+    mask_strides,
+    first,
+    queries,
+    n,
+    keys,
+    width_d,
+    width_e,
+    peak,
+    total,
+    sums,
+    factor,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    EVEN_E: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_ROWS: tl.constexpr,
+    TAIL: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """Take the kept keys from ``n`` on into the running softmax."""
+    k = _gathered(key, key_strides, kept_ptr, n, keys, width_d, BLOCK_N, BLOCK_D, EVEN_D, TAIL)
+    scores = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), WIDEN)
+    scores = masked(
+        scores, factor, mask_ptr, mask_strides, first, queries, n, keys, MASK, MASK_ROWS, TAIL
+    )
+    v = _gathered(value, value_strides, kept_ptr, n, keys, width_e, BLOCK_N, BLOCK_E, EVEN_E, TAIL)
+    scaled = 1.0 if MASK == ADDED else factor
+    return fold(scores, v, peak, total, sums, scaled, MASK != UNMASKED, WIDEN)
+
+
+@triton.jit
+def _reduce_attend_restore_kernel(
+    query_ptr,
+    key_ptr,
+    value_ptr,
+    mask_ptr,
+    out_ptr,
+    queries_ptr,
+    keys_ptr,
+    order_ptr,
+    owner_ptr,
+    starts_ptr,
+    query_strides,
+    key_strides,
+    value_strides,
+    mask_strides,
+    out_strides,
+    heads,
+    queries,
+    keys,
+    entries,
+    width_d,
+    width_e,
+    factor,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    EVEN_D: tl.constexpr,
+    EVEN_E: tl.constexpr,
+    MASK: tl.constexpr,
+    MASK_ROWS: tl.constexpr,
+    WIDEN: tl.constexpr,
+):
+    """One block of kept queries of one head, and every entry that restores from one of them.
+
+    Shapes: query [B, h, S, D]; key [B, h, T, D]; value [B, h, T, E]; mask [B, h, M, K]; out
+        [B, h, S, E]; queries [B * h, M]; keys [B * h, K]; order, owner [B * h, S]; starts
+        [B * h, M + 1].
+    """
+    pair = tl.program_id(1).to(tl.int64)
+    batch = pair // heads
+    head = pair % heads
+    first = tl.program_id(0) * BLOCK_M
+    row = first + tl.arange(0, BLOCK_M)  # [BLOCK_M]
+    query_ptr += batch * query_strides[0] + head * query_strides[1]
+    key_ptr += batch * key_strides[0] + head * key_strides[1]
+    value_ptr += batch * value_strides[0] + head * value_strides[1]
+    out_ptr += batch * out_strides[0] + head * out_strides[1]
+    kept_ptr = keys_ptr
+    if keys_ptr is not None:
+        kept_ptr += pair * keys
+    q = _gathered(
+        query_ptr,
+        query_strides,
+        queries_ptr + pair * queries,
+        first,
+        queries,
+        width_d,
+        BLOCK_M,
+        BLOCK_D,
+        EVEN_D,
+        True,
+    )  # [BLOCK_M, BLOCK_D]
+    if MASK != UNMASKED:
+        mask_ptr += batch * mask_strides[0] + head * mask_strides[1]
+    peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    whole = keys // BLOCK_N * BLOCK_N
+    for n in tl.range(0, whole, BLOCK_N):
+        peak, total, sums = _keys_of_block(
+            q,
+            key_ptr,
+            value_ptr,
+            mask_ptr,
+            kept_ptr,
+            key_strides,
+            value_strides,
+            mask_strides,
+            first,
+            queries,
+            n,
+            keys,
+            width_d,
+            width_e,
+            peak,
+            total,
+            sums,
+            factor,
+            BLOCK_N,
+            BLOCK_D,
+            BLOCK_E,
+            EVEN_D,
+            EVEN_E,
+            MASK,
+            MASK_ROWS,
+            False,
+            WIDEN,
+        )
+    if whole < keys:
+        peak, total, sums = _keys_of_block(
+            q,
+            key_ptr,
+            value_ptr,
+            mask_ptr,
+            kept_ptr,
+            key_strides,
+            value_strides,
+            mask_strides,
+            first,
+            queries,
+            whole,
+            keys,
+            width_d,
+            width_e,
+            peak,
+            total,
+            sums,
+            factor,
+            BLOCK_N,
+            BLOCK_D,
+            BLOCK_E,
+            EVEN_D,
+            EVEN_E,
+            MASK,
+            MASK_ROWS,
+            True,
+            WIDEN,
+        )
+    column = tl.arange(0, BLOCK_E)
+    wide = (column < width_e)[None, :]
+    order_ptr += pair * entries
+    owner_ptr += pair * entries
+    starts_ptr += pair * (queries + 1)
+    begin = tl.load(starts_ptr + row, mask=row < queries, other=0)
+    waits = begin < tl.load(starts_ptr + row + 1, mask=row < queries, other=0)
+    target = tl.load(order_ptr + begin, mask=waits, other=0).to(tl.int64)  # [BLOCK_M]
+    out_ptrs = out_ptr + column[None, :] * out_strides[3]  # [1, BLOCK_E]
+    result = averaged(total, sums).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptrs + target[:, None] * out_strides[2], result, mask=waits[:, None] & wide)
+    tl.debug_barrier()
+    stop = tl.load(starts_ptr + tl.minimum(first + BLOCK_M, queries))
+    for start in tl.range(tl.load(starts_ptr + first), stop, BLOCK_M):
+        entry = start + tl.arange(0, BLOCK_M)
+        inside = entry < stop
+        owner = tl.load(owner_ptr + entry, mask=inside, other=0)
+        holder = tl.load(starts_ptr + owner, mask=inside, other=0)
+        other = inside & (holder != entry)
+        source = tl.load(order_ptr + holder, mask=other, other=0).to(tl.int64)
+        sink = tl.load(order_ptr + entry, mask=other, other=0).to(tl.int64)
+        copied = other[:, None] & wide
+        block = tl.load(out_ptrs + source[:, None] * out_strides[2], mask=copied, other=0.0)
+        tl.store(out_ptrs + sink[:, None] * out_strides[2], block, mask=copied)
+
+
+def supports(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    queries: Tensor,
+    keys: Tensor | None,
+    origin: Tensor,
+    scale: float | None,
+    frames: int,
+    before: int,
+    after: int,
+) -> None:
+    """Check that the kernel takes these arguments of the contract.
+
+    Raises:
+        LoweringError: it does not; the message names what it got and what is supported.
+    """
+    del mask, queries, keys, origin, frames, before, after
+    refuse_operands(OP, scale, query=query, key=key, value=value)
+    if query.shape[:-2] != key.shape[:-2]:
+        raise LoweringError(
+            f"{OP}: queries of {list(query.shape[:-2])} and keys of {list(key.shape[:-2])}; the "
+            "kernel takes as many heads of keys as of queries"
+        )
+
+
+def launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    queries: Tensor,
+    keys: Tensor | None,
+    origin: Tensor,
+    scale: float | None,
+    frames: int,
+    before: int,
+    after: int,
+    config: triton.Config | None = None,
+) -> Tensor:
+    """Run the kernel with the contract's arguments; ``config`` fixes one tile choice.
+
+    Raises:
+        LoweringError: see `supports`.
+    """
+    place = (frames, before, after)
+    supports(query, key, value, mask, queries, keys, origin, scale, *place)
+    out = empty_result(query, value)
+    prepare(query, key, value, mask, queries, keys, origin, scale, out, config).run()
+    return out
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    queries: Tensor,
+    keys: Tensor | None,
+    origin: Tensor,
+    scale: float | None,
+    out: Tensor,
+    config: triton.Config | None,
+) -> Launch:
+    """The kernel's arguments and grid."""
+    if config is None:
+        width = max(query.shape[-1], value.shape[-1])
+        config = default_config(width, architecture_of(query))
+    q, k, v, o = (in_four(x) for x in (query, key, value, out))
+    kept, count = queries.shape[-1], k.shape[-2] if keys is None else keys.shape[-1]
+    order, owner, starts = _inverse(origin, kept)
+    mode, mask_strides = mask_arguments(mask, (*q.shape[:2], kept, count))
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
+    gathered = None if keys is None else keys.contiguous()
+    arguments: list[Any] = [q, k, v, mask, o, queries.contiguous(), gathered, order, owner, starts]
+    arguments += [q.stride(), k.stride(), v.stride(), mask_strides, o.stride()]
+    arguments += [q.shape[1], kept, count, q.shape[2], q.shape[3], v.shape[3], scale * LOG2E.value]
+    constants = {
+        "BLOCK_D": block_d,
+        "BLOCK_E": block_e,
+        "EVEN_D": block_d == q.shape[3],
+        "EVEN_E": block_e == v.shape[3],
+        "MASK": mode.value,
+        "MASK_ROWS": mask_strides[2] != 0,
+        "WIDEN": interpreted(),
+    }
+    grid = (triton.cdiv(kept, config.kwargs["BLOCK_M"]), q.shape[0] * q.shape[1])
+    return Launch(_reduce_attend_restore_kernel, grid, tuple(arguments), constants, config)
+
+
+def default_config(width: int, architecture: int) -> triton.Config:
+    """The tile choice without a measurement, for an architecture such as 90 for sm_90.
+
+    Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
+    """
+    if width > 128:
+        return _config(64, 32, 8, 2)
+    return _config(128, 64, 8, 2) if architecture >= 90 else _config(128, 32, 8, 2)
+
+
+_INVERSES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def _inverse(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """`inverse`, made once for a match that several steps use."""
+    version = 0 if origin.is_inference() else origin._version
+    known = _INVERSES.setdefault(origin, {})
+    if (kept, version) not in known:
+        known[kept, version] = inverse(origin, kept)
+    found: tuple[Tensor, Tensor, Tensor] = known[kept, version]
+    return found
+
+
+def inverse(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """For each kept entry the entries that restore from it, in one list (CSR).
+
+    Shapes: origin [..., S], positions in [0, kept).
+
+    Returns:
+        order [R, S] int32: all entries, those of one kept entry side by side; owner [R, S]
+        int32: the kept entry of each; starts [R, kept + 1] int32: where a kept entry's begin.
+    """
+    rows = origin.reshape(-1, origin.shape[-1])
+    owner, order = rows.sort(dim=-1, stable=True)
+    place = torch.arange(kept + 1, device=origin.device, dtype=owner.dtype)
+    starts = torch.searchsorted(owner, place.expand(rows.shape[0], -1).contiguous())
+    return order.int(), owner.int(), starts.int()

@@ -1,0 +1,97 @@
+"""How kernels are bound to their contracts, on a machine with no GPU."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import fx
+
+from fisopt.codegen import bindings
+from fisopt.errors import LoweringError
+from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops.registry import OPAQUE
+from fisopt.rewrite.tile_plan import tile_plan
+
+TILE = torch.ops.fisopt.tile_attention.default
+
+
+def arguments(dtype: torch.dtype = torch.float16, width: int = 16) -> tuple[Any, ...]:
+    axis, device = FrameAxis(2, inner=3), "cuda" if torch.cuda.is_available() else "cpu"
+    plan = tile_plan(torch.ones(2, 2, dtype=torch.bool, device=device), axis, axis)
+    return (
+        *torch.randn(3, 1, 1, 6, width, dtype=dtype, device=device),
+        None,
+        plan.rows,
+        plan.keys,
+        plan.pairs,
+        None,
+    )
+
+
+def test_importing_fisopt_does_not_import_triton() -> None:
+    code = (
+        "import sys, fisopt, fisopt.codegen.compile; "
+        "assert not [m for m in sys.modules if m == 'triton' or m.startswith('triton.')]"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_kernel_stays_a_call() -> None:
+    """Traced, the contract's reference would run in the kernel's place."""
+    assert set(bindings.KERNELS) <= OPAQUE
+
+
+def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [m for m in sys.modules if m.split(".")[0] == "triton"]:
+        monkeypatch.delitem(sys.modules, name)
+    for name in [m for m in sys.modules if m.startswith("fisopt.codegen.kernels.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(LoweringError, match=r"fisopt::tile_attention .*pip install 'fisopt\[trit"):
+        bindings.run(TILE, *arguments())
+
+
+def test_a_missing_module_that_is_not_triton_is_no_missing_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def gone(name: str) -> None:
+        raise ModuleNotFoundError(name="numpy")
+
+    monkeypatch.setattr(bindings.importlib, "import_module", gone)
+    with pytest.raises(ModuleNotFoundError):
+        bindings.kernel_of(TILE)
+
+
+def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    kernel, ran = bindings.kernel_of(TILE), []
+    launch = kernel.launch
+    monkeypatch.setattr(kernel, "launch", lambda *args: ran.append(1) or launch(*args))
+    args = arguments()
+    assert bindings.refusal(TILE, args) is None
+    torch.testing.assert_close(bindings.run(TILE, *args), TILE(*args), rtol=0, atol=3e-3)
+    assert ran == [1]
+    for refused in (arguments(torch.float32), arguments(width=24)):
+        assert "the kernel takes" in str(bindings.refusal(TILE, refused))
+        torch.testing.assert_close(bindings.run(TILE, *refused), TILE(*refused), rtol=0, atol=0)
+    assert ran == [1]
+
+
+def test_refusals_of_a_graph() -> None:
+    pytest.importorskip("triton")
+    graph = fx.Graph()
+    for args in (arguments(), arguments(width=24)):
+        tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
+        nodes = list(args)
+        for i in tensors:
+            nodes[i] = graph.placeholder(f"x{len(graph.nodes)}")
+            nodes[i].meta["val"] = args[i]
+        graph.call_function(TILE, tuple(nodes))
+    lines = bindings.refusals(graph)
+    assert len(lines) == 1
+    assert "tile_attention_default_1: fisopt::tile_attention: query has 24 features" in lines[0]
+    assert lines[0].endswith("it runs in plain torch")
