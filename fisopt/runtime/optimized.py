@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError
 from fisopt.rewrite.capture import capture
@@ -151,9 +152,12 @@ class OptimizedModule(nn.Module):
         manager = PassManager(passes, strict=self._strict)
         program = manager.run(dense)
         before = len(self._compiled)
-        run = compile_program(program, self._backend, self._compiled)
+        choices: list[Choice] = []
+        run = compile_program(program, self._backend, self._compiled, choices)
         names, stages = tuple(p.name for p in passes), len(self._compiled) - before
-        self.report.variants.append(Variant.of(dense, program, manager.applied, names, stages))
+        self.report.variants.append(
+            Variant.of(dense, program, manager.applied, names, stages, choices)
+        )
         return _Plan(program, run)
 
     def _capture(self, inputs: Inputs) -> Program:
