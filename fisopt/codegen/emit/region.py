@@ -90,7 +90,8 @@ class _Finder:
         near = [n for n in inputs if known(n) and self.level[n] == self.level[node]]
         if node.target in REDUCTIONS or any(n in self.normed for n in near):
             self.normed.add(node)
-        if node in self.normed or self._reads(node) > _ONCE * _elements(node):
+        several = not isinstance(node.meta.get("val"), torch.Tensor)
+        if not several and (node in self.normed or self._reads(node) > _ONCE * _elements(node)):
             self.heavy.add(node)
 
     def _is_source(self, node: fx.Node) -> bool:
