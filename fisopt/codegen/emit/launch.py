@@ -53,35 +53,41 @@ def launch(
         args.append(x)
         args += [x.stride(d) for operand, d in kernel.strides if operand == i]
     grid = (-(-kernel.rows // config.block_rows), -(-kernel.columns // config.block_columns))
-    function(kernel)[grid](
-        *args,
-        *results,
-        WIDE=wide,
-        BLOCK_ROWS=config.block_rows,
-        BLOCK_COLUMNS=config.block_columns,
-        num_warps=config.num_warps,
-    )
+    run = function(kernel)[grid]
+    with torch.cuda.device_of(operands[0]):
+        run(
+            *args,
+            *results,
+            WIDE=wide,
+            BLOCK_ROWS=config.block_rows,
+            BLOCK_COLUMNS=config.block_columns,
+            num_warps=config.num_warps,
+        )
     return results
 
 
-@cache
 def function(kernel: Kernel) -> Any:
     """The Triton function of a kernel, read from its file in the cache.
 
     Raises:
         LoweringError: Triton is not installed.
     """
+    return _function(kernel.name, kernel.source)
+
+
+@cache
+def _function(name: str, source: str) -> Any:
     if importlib.util.find_spec("triton") is None:
         raise LoweringError(
-            f"{kernel.name} is a Triton kernel and Triton is not installed; install fisopt[triton]"
+            f"{name} is a Triton kernel and Triton is not installed; install fisopt[triton]"
         )
-    path = disk.keep(f"emitted/{kernel.name}.py", kernel.source)
-    spec = importlib.util.spec_from_file_location(kernel.name, path)
+    path = disk.keep(f"emitted/{name}.py", source)
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return getattr(module, kernel.name)
+    return getattr(module, name)
 
 
 @torch.library.custom_op("fisopt::emitted", mutates_args=())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +20,17 @@ def emitted(program: Program) -> dict[str, tuple[Kernel, Region]]:
     """Every kernel of a lowered Program by name."""
     found: dict[str, tuple[Kernel, Region]] = {}
     for _, stage in lower(program).named_children():
-        for region in find_regions(stage) if isinstance(stage, fx.GraphModule) else ():
-            try:
-                kernel = emit(region)
-            except RefusalError:
-                continue
+        for region, kernel in taken(stage) if isinstance(stage, fx.GraphModule) else ():
             found.setdefault(kernel.name, (kernel, region))
+    return found
+
+
+def taken(stage: fx.GraphModule) -> list[tuple[Region, Kernel]]:
+    """The regions of a stage that are emitted, with their kernels."""
+    found = []
+    for region in find_regions(stage):
+        with suppress(RefusalError):
+            found.append((region, emit(region)))
     return found
 
 

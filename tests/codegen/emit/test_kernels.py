@@ -68,7 +68,7 @@ def qk_gathered(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def qk_operands(shape: tuple[int, ...]) -> list[Tensor]:
-    batch, tokens, heads, width = shape
+    _, tokens, _, width = shape
     table = torch.randn(2, 1, tokens, 1, width)
     return [torch.randn(shape), torch.randn(width), table[0], table[1]]
 
