@@ -11,7 +11,7 @@ import json
 import os
 import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,10 @@ TABLE: dict[str, tuple[Implementation, str]] = {
     "region": (
         "reference",
         "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
+    ),
+    "operator": (
+        "kernel",
+        "not measured on this device; it avoids work or tables that the reference does not",
     ),
 }
 """What runs where nothing was measured, and why; by what is chosen for."""
@@ -93,6 +97,34 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
         if choice.chosen == "emitted":
             chosen.append((region, kernel))
     return with_kernels(stage, chosen) if chosen else stage
+
+
+def choose_operators(
+    stage: fx.GraphModule,
+    kernels: Collection[Any],
+    refusal: Callable[[Any, tuple[Any, ...]], str | None],
+) -> list[Choice]:
+    """What runs for every operator of a stage that has a hand-written kernel.
+
+    Args:
+        stage: a lowered stage.
+        kernels: the operators that have one.
+        refusal: why a kernel does not take some arguments (fake tensors), None if it does.
+    """
+    choices = []
+    for node in stage.graph.nodes:
+        if node.target not in kernels:
+            continue
+        name = f"{node.target.namespace}::{node.target._opname}"
+        if (device := _device(stage)).type != "cuda":
+            choices.append(Choice(name, "reference", f"kernels need an NVIDIA GPU, not {device}"))
+            continue
+        values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+        implementation, why = TABLE["operator"]
+        if (refused := refusal(node.target, values)) is not None:
+            implementation, why = "reference", refused
+        choices.append(Choice(name, implementation, why))
+    return choices
 
 
 def decide(

@@ -27,10 +27,11 @@ from fisopt.spec import ModelSpec
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What runs for one shape and one set of active passes."""
+    """What runs for one shape and one set of active passes, and what was compiled for it."""
 
     program: Program
     run: Runnable
+    stages: tuple[Runnable, ...] = ()
 
     def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
         """Whether the state that it loads is there, in the shapes that it takes."""
@@ -152,14 +153,15 @@ class OptimizedModule(nn.Module):
         dense = self._capture(inputs)
         manager = PassManager(passes, strict=self._strict)
         program = manager.run(dense)
-        before = len(self._compiled)
+        before = set(self._compiled)
         choices: list[Choice] = []
         run = compile_program(program, self._backend, self._compiled, choices)
-        names, stages = tuple(p.name for p in passes), len(self._compiled) - before
+        names = tuple(p.name for p in passes)
+        stages = tuple(stage for key, stage in self._compiled.items() if key not in before)
         self.report.variants.append(
-            Variant.of(dense, program, manager.applied, names, stages, choices)
+            Variant.of(dense, program, manager.applied, names, len(stages), choices)
         )
-        return _Plan(program, run)
+        return _Plan(program, run, stages)
 
     def _capture(self, inputs: Inputs) -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
@@ -230,7 +232,8 @@ class OptimizedModule(nn.Module):
             if plan.program.loads:  # nothing is held: what makes the state runs first
                 plans[self.plan(inputs, tuple(p.afresh() for p in passes))] = None
             plans[plan] = None
-        warm_up([(p.program, p.run) for p in plans], inputs, progress)
+        stages = [stage for plan in plans for stage in plan.stages]
+        warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in self.__dict__:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fisopt
@@ -139,6 +139,24 @@ def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (torch.ops.fisopt.emitted.default in calls) == (faster == "emitted")
         for file in gpu.rglob("*.json"):
             file.unlink()
+
+
+def test_operators_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    gather = torch.ops.fisopt.gather_frames.default
+    graph = fx.Graph()
+    x, index = graph.placeholder("x"), graph.placeholder("index")
+    x.meta["val"], index.meta["val"] = torch.randn(1, 10, 4), torch.tensor([0, 2])
+    graph.output(graph.call_function(gather, (x, 1, index, 1, 2, 0, 0)))
+    stage = fx.GraphModule(torch.nn.Module(), graph)
+    assert choose.choose_operators(stage, [], lambda *_: None) == []
+    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
+    assert (choice.what, choice.chosen) == ("fisopt::gather_frames", "reference")
+    monkeypatch.setattr(choose, "_device", lambda _: GPU)
+    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
+    assert (choice.chosen, choice.why) == choose.TABLE["operator"]
+    wide = f"rows of {x.meta['val'].shape[-1]} are not taken"
+    (choice,) = choose.choose_operators(stage, [gather], lambda _, args: wide if args else None)
+    assert str(choice) == "fisopt::gather_frames: reference (rows of 4 are not taken)"
 
 
 def test_operands_to_measure_on_are_in_range() -> None:

@@ -54,7 +54,7 @@ def launch(
         args += [x.stride(d) for operand, d in kernel.strides if operand == i]
     grid = (-(-kernel.rows // config.block_rows), -(-kernel.columns // config.block_columns))
     run = function(kernel)[grid]
-    with torch.cuda.device_of(operands[0]):
+    with torch.cuda.device_of(operands[0]):  # type: ignore[no-untyped-call]
         run(
             *args,
             *results,
