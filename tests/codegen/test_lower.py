@@ -144,7 +144,7 @@ def test_depth_adds_no_stages() -> None:
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=grid)
     counts = []
     for layers in (2, 40):
-        model = plain_dit.PlainDiT(form, width=8, layers=layers).eval().requires_grad_(False)
+        model = plain_dit.PlainDiT(form, layers=layers).eval().requires_grad_(False)
         program = fisopt.capture(model, inputs, spec=spec)
         sparse = FrameInterleave(stride=4, first_block=0)(program).program
         counts.append((distinct_stages(lower(program)), distinct_stages(lower(sparse))))
