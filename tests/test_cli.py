@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -43,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_teaches() -> None:
     result = fisopt_command("--help")
     assert result.exit_code == 0
-    for command in ("demo", "models", "inspect", "calibrate", "search"):
+    for command in ("demo", "models", "inspect", "codegen", "calibrate", "search"):
         assert f"fisopt {command}" in result.output
         page = fisopt_command(command, "--help")
         assert page.exit_code == 0
@@ -108,6 +109,19 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
 
 
 @pytest.mark.usefixtures("two_layers")
+@pytest.mark.usefixtures("two_layers")
+def test_codegen_prints_kernels_and_where_they_are_used() -> None:
+    args = ("wan2.1-1.3b", "--height", "128", "--width", "128", "--frames", "17")
+    result = fisopt_command("codegen", *args, "--pass", "FrameInterleave(first_block=0)")
+    assert result.exit_code == 0, result.output
+    assert "used in blocks.0 (2 times each)" in result.output, "queries and keys share a kernel"
+    assert "moves of elements" in result.output
+    names = re.findall(r"^def (\w+)\(", result.output, re.MULTILINE)
+    assert len(names) == len(set(names)) == result.output.count("@triton.jit")
+    assert any(name.startswith("norm_rotate_layout_") for name in names)
+    assert any(name.startswith("fill_") for name in names)
+
+
 def test_inspect_full_text_with_blocks() -> None:
     size = ("--height", "32", "--width", "32", "--frames", "9")
     result = fisopt_command("inspect", "wan2.1-1.3b", *size, "--blocks", "--full")

@@ -1,4 +1,4 @@
-"""The ``fisopt`` command: demo, models, inspect, calibrate, search."""
+"""The ``fisopt`` command: demo, models, inspect, codegen, calibrate, search."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fisopt.cli import demo as _demo
 from fisopt.cli import help as texts
 from fisopt.cli import search as _search
 from fisopt.cli.catalog import models_table, size_of
+from fisopt.cli.codegen import emission, emission_view
 from fisopt.cli.console import errors, stderr, stdout
 from fisopt.cli.expressions import parse_mask, parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
@@ -153,6 +154,42 @@ def inspect_command(
                 status=status,
             )
         stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))
+
+
+@app.command("codegen", help=texts.CODEGEN)
+def codegen_command(
+    model: Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")],
+    passes: Passes = None,
+    height: Annotated[
+        int | None, typer.Option(min=1, help="Rows of the video in pixels (default: as published).")
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Columns of the video in pixels (default: as published)."),
+    ] = None,
+    frames: Annotated[
+        int | None, typer.Option(min=1, help="Frames of the video (default: as published).")
+    ] = None,
+    source: Annotated[
+        bool, typer.Option("--source/--no-source", help="Print the sources, not only the list.")
+    ] = True,
+    strict: Strict = True,
+    traceback: Traceback = False,
+) -> None:
+    """Print the Triton kernels that are emitted for a published model."""
+    with errors(traceback):
+        parsed = parse_passes(passes or [])
+        with stderr().status("starting") as status:
+            found = emission(
+                model,
+                parsed,
+                height=height,
+                width=width,
+                frames=frames,
+                strict=strict,
+                status=status,
+            )
+        stdout().print(emission_view(found, source=source))
 
 
 @app.command("demo", help=texts.DEMO)

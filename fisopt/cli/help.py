@@ -10,6 +10,7 @@ Examples:
   fisopt models                           which models are known
   fisopt inspect wan2.2-a14b              what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a     ... and what a preset makes of it
+  fisopt codegen wan2.2-a14b -p fis-a     the kernels that are emitted for it
   fisopt calibrate testbed --target-ratio 0.8      a schedule of token reduction
   fisopt search testbed --threshold 0.05   a mask for the attention of every layer
 
@@ -37,6 +38,19 @@ Examples:
   fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
   fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, scope="attention")'
   fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
+"""
+
+CODEGEN = """Print the Triton kernels that are emitted for a model; no GPU, no weights are needed.
+
+The model is captured from shapes alone and rewritten, and regions of its blocks (norms, rotary
+embeddings, gathers, gates, fills) are written as one kernel each.  For every kernel: its name,
+what it does, which blocks use it, and its source.  Last, what is left to Inductor and why.
+
+\b
+Examples:
+  fisopt codegen wan2.2-ti2v-5b --pass fis-a --no-source
+  fisopt codegen wan2.2-a14b --pass fis-a --frames 41 > kernels.py
+  fisopt codegen cogvideox-5b --pass 'FrameInterleave(stride=3)' --height 480 --width 720
 """
 
 DEMO = """Generate the same clips with the bundled testbed model, dense and optimised, and compare.

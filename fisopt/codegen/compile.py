@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from fisopt.codegen.choose import Choice, choose_stage
 from fisopt.codegen.lower import lower
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
@@ -22,7 +23,10 @@ Runnable = Callable[..., Sequence[Any]]
 
 
 def compile_program(
-    program: Program, backend: Backend, compiled: MutableMapping[Hashable, Runnable] | None = None
+    program: Program,
+    backend: Backend,
+    compiled: MutableMapping[Hashable, Runnable] | None = None,
+    choices: list[Choice] | None = None,
 ) -> Runnable:
     """Return a callable from a Program's tensor inputs and state to its flat results.
 
@@ -34,6 +38,7 @@ def compile_program(
         program: what to compile.
         backend: who compiles it.
         compiled: the stages that other Programs have compiled, used again and added to.
+        choices: takes which implementation was chosen for what, and why.
     """
     if backend == "eager":
         return program.graph_module.forward
@@ -45,6 +50,7 @@ def compile_program(
     module, known = lower(program), {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
+            callee = choose_stage(callee, [] if choices is None else choices)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if key not in known:
                 known[key] = torch.compile(callee, fullgraph=True, dynamic=False)

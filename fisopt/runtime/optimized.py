@@ -11,24 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
-from fisopt.errors import InputError
+from fisopt.errors import InputError, ScheduleError
 from fisopt.rewrite.capture import capture
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report, Variant
 from fisopt.spec import ModelSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Plan:
-    """What runs for one shape and one set of active passes."""
+    """What runs for one shape and one set of active passes, and what was compiled for it."""
 
     program: Program
     run: Runnable
+    stages: tuple[Runnable, ...] = ()
 
     def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
         """Whether the state that it loads is there, in the shapes that it takes."""
@@ -151,11 +154,15 @@ class OptimizedModule(nn.Module):
         dense = self._capture(inputs)
         manager = PassManager(passes, strict=self._strict)
         program = manager.run(dense)
-        before = len(self._compiled)
-        run = compile_program(program, self._backend, self._compiled)
-        names, stages = tuple(p.name for p in passes), len(self._compiled) - before
-        self.report.variants.append(Variant.of(dense, program, manager.applied, names, stages))
-        return _Plan(program, run)
+        before = set(self._compiled)
+        choices: list[Choice] = []
+        run = compile_program(program, self._backend, self._compiled, choices)
+        names = tuple(p.name for p in passes)
+        stages = tuple(stage for key, stage in self._compiled.items() if key not in before)
+        self.report.variants.append(
+            Variant.of(dense, program, manager.applied, names, len(stages), choices)
+        )
+        return _Plan(program, run, stages)
 
     def _capture(self, inputs: Inputs) -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
@@ -199,15 +206,35 @@ class OptimizedModule(nn.Module):
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
 
-    def warmup(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> None:
-        """Capture, rewrite, compile and run once for inputs of these shapes."""
+    def warmup(
+        self,
+        example_inputs: Mapping[str, Any],
+        step: Step | None = None,
+        num_steps: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Capture, rewrite, compile and run once for inputs of these shapes.
+
+        Args:
+            example_inputs: keyword arguments of one forward call.
+            step: warm up what runs at this step.
+            num_steps: warm up everything that runs in a generation of this many steps.  With
+                neither, what runs where every pass is active.
+            progress: show a bar over the stages that are compiled.
+        """
+        if num_steps is not None and num_steps < 1:
+            raise ScheduleError(f"warmup: num_steps must be at least 1, got {num_steps}")
         inputs = Inputs.of(bind(self.original, (), example_inputs))
-        passes = self.passes if step is None else _at(self.passes, step)
-        plan = self.plan(inputs, tuple(passes))
-        if plan.program.loads:  # nothing is held: what makes the state runs at once, too
-            plan = self.plan(inputs, tuple(p.afresh() for p in passes))
-        with torch.no_grad():
-            plan.run(*(x for _, x in inputs.tensors()))
+        steps = [step] if num_steps is None else [Step(i, num_steps) for i in range(num_steps)]
+        plans: dict[_Plan, None] = {}
+        for now in steps:
+            passes = self.passes if now is None else _at(self.passes, now)
+            plan = self.plan(inputs, tuple(passes))
+            if plan.program.loads:  # nothing is held: what makes the state runs first
+                plans[self.plan(inputs, tuple(p.afresh() for p in passes))] = None
+            plans[plan] = None
+        stages = [stage for plan in plans for stage in plan.stages]
+        warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
 
     def __getattr__(self, name: str) -> Any:
         if "original" not in self.__dict__:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from fisopt.codegen.choose import Choice
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
@@ -21,6 +23,7 @@ class Variant:
         blocks: the graph of every video block, in execution order.
         density: FLOPs kept of the dense model's, in (0, 1].
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
+        choices: which implementation runs for what, and why.
     """
 
     layout: TokenLayout
@@ -29,6 +32,7 @@ class Variant:
     blocks: tuple[tuple[str, str], ...]
     density: float
     stages: int
+    choices: tuple[Choice, ...] = ()
 
     @staticmethod
     def of(
@@ -37,11 +41,13 @@ class Variant:
         applied: list[Applied],
         passes: tuple[str, ...],
         stages: int,
+        choices: Sequence[Choice] = (),
     ) -> Variant:
         """Describe a rewritten Program."""
         kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
         blocks = tuple((str(c.meta["fisopt.region"]), str(c.target)) for c in program.blocks)
-        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages)
+        held = tuple(dict.fromkeys(choices))
+        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages, held)
 
 
 @dataclass
@@ -65,4 +71,5 @@ class Report:
             for applied in variant.applied:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
+            lines += [f"    lowering: {choice}" for choice in variant.choices]
         return "\n".join(lines)

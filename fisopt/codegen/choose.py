@@ -1,0 +1,299 @@
+"""Which implementation runs: a kernel, an emitted kernel, or the compiled reference.
+
+On a GPU the candidates are timed once for each device and shape class, on random operands, and
+what was found is remembered in the cache folder.  A candidate that fails or that disagrees with
+the reference loses, with a warning.  What was not measured follows `TABLE`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from fisopt.codegen.emit import cache as disk
+from fisopt.codegen.emit.expression import RefusalError
+from fisopt.codegen.emit.kernel import Kernel, emit
+from fisopt.codegen.emit.launch import launch
+from fisopt.codegen.emit.region import Region, find_regions
+from fisopt.codegen.emit.stage import with_kernels
+
+Implementation = Literal["kernel", "emitted", "reference"]
+Candidates = Mapping[Implementation, Callable[[], Sequence[Tensor]]]
+
+MEASURE = "FISOPT_MEASURE"
+"""Environment variable: 0 keeps candidates from being timed; what was remembered is used."""
+
+TABLE: dict[str, tuple[Implementation, str]] = {
+    "region": (
+        "reference",
+        "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
+    ),
+    "operator": (
+        "kernel",
+        "not measured on this device; it avoids work or tables that the reference does not",
+    ),
+}
+"""What runs where nothing was measured, and why; by what is chosen for."""
+
+ON_CPU = "emitted kernels need an NVIDIA GPU; on a CPU the compiled reference runs"
+_REPEATS = 20
+_ERROR = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs for one operator or region, and why.
+
+    Attributes:
+        what: the operator or the emitted kernel.
+        chosen: the implementation.
+        why: where the choice comes from.
+    """
+
+    what: str
+    chosen: Implementation
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.chosen} ({self.why})"
+
+
+def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule:
+    """Return a lowered stage with the kernels that were chosen for its regions.
+
+    Args:
+        stage: the stage; returned as it is where no kernel is chosen.
+        choices: takes what was chosen for each region, and why.
+    """
+    if (device := _device(stage)).type != "cuda":
+        if not choices:
+            choices.append(Choice("every region", "reference", ON_CPU))
+        return stage
+    chosen: list[tuple[Region, Kernel]] = []
+    for region in find_regions(stage):
+        try:
+            kernel = emit(region)
+        except RefusalError as refusal:
+            name = " and ".join(node.name for node in region.results)
+            choices.append(Choice(name, "reference", str(refusal)))
+            continue
+        choice = decide(
+            kernel.name,
+            "region",
+            shape_class(kernel, region),
+            device,
+            lambda region=region, kernel=kernel: candidates(region, kernel, device),  # type: ignore[misc]
+        )
+        choices.append(choice)
+        if choice.chosen == "emitted":
+            chosen.append((region, kernel))
+    return with_kernels(stage, chosen) if chosen else stage
+
+
+def choose_operators(
+    stage: fx.GraphModule,
+    kernels: Collection[Any],
+    refusal: Callable[[Any, tuple[Any, ...]], str | None],
+) -> list[Choice]:
+    """What runs for every operator of a stage that has a hand-written kernel.
+
+    Args:
+        stage: a lowered stage.
+        kernels: the operators that have one.
+        refusal: why a kernel does not take some arguments (fake tensors), None if it does.
+    """
+    choices = []
+    for node in stage.graph.nodes:
+        if node.target not in kernels:
+            continue
+        name = f"{node.target.namespace}::{node.target._opname}"
+        if (device := _device(stage)).type != "cuda":
+            choices.append(Choice(name, "reference", f"kernels need an NVIDIA GPU, not {device}"))
+            continue
+        values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
+        implementation, why = TABLE["operator"]
+        if (refused := refusal(node.target, values)) is not None:
+            implementation, why = "reference", refused
+        choices.append(Choice(name, implementation, why))
+    return choices
+
+
+def decide(
+    what: str,
+    table: str,
+    key: str,
+    device: torch.device,
+    candidates: Callable[[], Candidates],
+) -> Choice:
+    """Choose among the implementations of an operator or a region.
+
+    Args:
+        what: its name, for the report.
+        table: its line in `TABLE`, for what was not measured.
+        key: its shape class; what was measured of one member holds for all.
+        device: where it will run.
+        candidates: makes the implementations, ``reference`` among them, as calls without
+            arguments that return the results; called only if they are to be timed.
+    """
+    default, reason = TABLE[table]
+    if device.type != "cuda":
+        return Choice(what, "reference", ON_CPU)
+    file = _file(device)
+    times = remembered(file).get(key)
+    if times is None:
+        if os.environ.get(MEASURE) == "0":
+            return Choice(what, default, reason)
+        try:
+            times = measure(candidates(), what)
+        except torch.OutOfMemoryError:
+            return Choice(what, default, f"{reason}; no memory was left to measure it in")
+        remember(file, key, times)
+    best: Any = min(times, key=times.__getitem__)
+    said = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items()))
+    return Choice(what, best, f"measured on {device_name(device)}: {said}")
+
+
+def measure(candidates: Candidates, what: str) -> dict[str, float]:
+    """Time candidates; microseconds by name of those that work and agree with the reference."""
+    expected = [y.clone() for y in candidates["reference"]()]
+    times: dict[str, float] = {}
+    for name, run in candidates.items():
+        try:
+            wrong = _disagreement(run(), expected)
+            time = _microseconds(run)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            if name == "reference":
+                raise
+            wrong = f"it fails with {type(error).__name__}: {error}"
+        if wrong is None:
+            times[name] = time
+        else:
+            warnings.warn(f"{what}: {name} is not used: {wrong}", RuntimeWarning, stacklevel=2)
+    return times
+
+
+def candidates(region: Region, kernel: Kernel, device: torch.device) -> Candidates:
+    """A region's implementations on random operands of its shapes."""
+    values = random_operands(region, kernel, device)
+    compiled = torch.compile(region.graph, fullgraph=True, dynamic=False)
+
+    def reference() -> Sequence[Tensor]:
+        with torch.no_grad():
+            result: Sequence[Tensor] = compiled(*values)
+        return result
+
+    return {"reference": reference, "emitted": lambda: launch(kernel, values)}
+
+
+def random_operands(region: Region, kernel: Kernel, device: torch.device) -> list[Tensor]:
+    """Operands of a region's shapes and dtypes, seeded; indices in range."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = dict(kernel.index_sizes)
+    made = []
+    for i, node in enumerate(region.operands):
+        like: Tensor = node.meta["val"]
+        if like.is_floating_point():
+            x = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+        else:
+            high = 2 if like.dtype == torch.bool else sizes.get(i, 2)
+            x = torch.randint(0, high, like.shape, generator=generator)
+        made.append(x.to(device=device, dtype=like.dtype))
+    return made
+
+
+def shape_class(kernel: Kernel, region: Region) -> str:
+    """What regions share whose timings hold for each other: operators, row, dtypes, row count.
+
+    Row counts of one class lie between two powers of two.
+    """
+    operators = [str(n.target) for n in region.graph.graph.nodes if n.op == "call_function"]
+    dtypes = [str(node.meta["val"].dtype) for node in (*region.operands, *region.results)]
+    words = kernel.name.rsplit("_", 1)[0]
+    rows = (kernel.rows - 1).bit_length()
+    form = disk.digest(json.dumps([operators, dtypes]))
+    return f"{words} {form}, rows of {kernel.columns}, up to 2**{rows}, torch {torch.__version__}"
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU."""
+    return str(torch.cuda.get_device_name(device))
+
+
+def remembered(file: Path) -> dict[str, dict[str, float]]:
+    """Every timing in a file; none, with a warning, if it is not one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        disk.rebuilt(file, str(error))
+        return {}
+    if not isinstance(found, dict) or not all(map(_are_times, found.values())):
+        disk.rebuilt(file, "it holds no timings")
+        return {}
+    return found
+
+
+def remember(file: Path, key: str, times: Mapping[str, float]) -> None:
+    """Add timings to a file."""
+    known = remembered(file) | {key: dict(times)}
+    disk.write(file, json.dumps(known, indent=1, sort_keys=True))
+
+
+def _file(device: torch.device) -> Path:
+    name = "".join(c if c.isalnum() else "_" for c in device_name(device))
+    return disk.folder() / "choices" / f"{name}.json"
+
+
+def _are_times(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and "reference" in value
+        and set(value) <= {"kernel", "emitted", "reference"}
+        and all(isinstance(time, (int, float)) for time in value.values())
+    )
+
+
+def _disagreement(got: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+    for x, y in zip(got, expected, strict=True):
+        if not x.is_floating_point():
+            if not torch.equal(x, y):
+                return "it disagrees with the reference"
+            continue
+        error = (x.float() - y.float()).abs().max() / y.float().abs().max().clamp(min=1e-6)
+        if not float(error) <= _ERROR.get(x.dtype, 1e-3):
+            return f"it disagrees with the reference by {float(error):.1e}"
+    return None
+
+
+def _microseconds(run: Callable[[], object]) -> float:
+    """Median time of a call on the GPU."""
+    for _ in range(3):
+        run()
+    times: list[float] = []
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    for _ in range(_REPEATS):
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return statistics.median(times)
+
+
+def _device(stage: fx.GraphModule) -> torch.device:
+    for node in stage.graph.nodes:
+        if isinstance(value := node.meta.get("val"), Tensor):
+            return value.device
+    return torch.device("cpu")

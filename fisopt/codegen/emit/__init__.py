@@ -1,0 +1,1 @@
+"""Emission: connected regions of pointwise, norm and index operators as Triton kernels."""

@@ -1,0 +1,73 @@
+"""The disk cache: emitted sources and measured choices, shared by processes.
+
+Files are written beside their place and moved there, so that a reader never sees half of one
+and of two writers the last one wins.  A file that is not what it should be is written anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+VARIABLE = "FISOPT_CACHE"
+
+
+def folder() -> Path:
+    """Where files are cached: ``FISOPT_CACHE``, or fisopt in the platform's cache folder."""
+    if given := os.environ.get(VARIABLE):
+        return Path(given)
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "fisopt/cache"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/fisopt"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fisopt"
+
+
+def keep(name: str, text: str) -> Path:
+    """Return the path of a cached text file, written if it is not there.
+
+    Args:
+        name: of the file, below the cache folder.
+        text: what it holds.
+    """
+    path = folder() / name
+    found = _read(path)
+    if found != text:
+        if found is not None:
+            rebuilt(path, "it does not hold what it was written with")
+        write(path, text)
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+
+
+def rebuilt(path: Path, why: str) -> None:
+    """Warn that a cached file was found broken and is made again."""
+    warnings.warn(f"{path} is made again: {why}", RuntimeWarning, stacklevel=3)
+
+
+def digest(text: str) -> str:
+    """A short hash of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_bytes().decode("utf-8", errors="replace")
+    except FileNotFoundError:
+        return None

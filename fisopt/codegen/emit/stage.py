@@ -1,0 +1,56 @@
+"""Putting kernels into a stage: a region's operators become one call."""
+
+from __future__ import annotations
+
+import operator
+
+import networkx as nx
+import torch
+from torch import fx
+
+from fisopt.codegen.emit.kernel import Kernel
+from fisopt.codegen.emit.launch import register
+from fisopt.codegen.emit.region import Region
+from fisopt.rewrite.analysis import dependences
+from fisopt.rewrite.outline import copied
+
+
+def with_kernels(stage: fx.GraphModule, chosen: list[tuple[Region, Kernel]]) -> fx.GraphModule:
+    """Return a stage that calls kernels in the place of some of its regions.
+
+    Args:
+        stage: a lowered stage; left as it is.
+        chosen: regions of this stage and their kernels.
+    """
+    graph, twins = copied(stage.graph)
+    for region, kernel in chosen:
+        register(kernel)
+        operands = [twins[node] for node in region.operands]
+        call = graph.call_function(torch.ops.fisopt.emitted.default, (kernel.name, operands))
+        call.meta["val"] = [
+            node.meta["val"].new_empty(node.meta["val"].shape) for node in region.results
+        ]
+        for i, node in enumerate(region.results):
+            made = graph.call_function(operator.getitem, (call, i))
+            made.meta = dict(twins[node].meta)
+            made.meta["val"] = call.meta["val"][i]
+            twins[node].replace_all_uses_with(made)
+            twins[node] = made
+    result = fx.GraphModule(stage, _ordered(graph), class_name="Stage")
+    result.meta.update(stage.meta)
+    result.graph.eliminate_dead_code()
+    result.recompile()
+    return result
+
+
+def _ordered(graph: fx.Graph) -> fx.Graph:
+    """The same graph with every operand before its users."""
+    position = {node: i for i, node in enumerate(graph.nodes)}
+    result = fx.Graph()
+    env: dict[fx.Node, fx.Node] = {}
+    ordered = nx.lexicographical_topological_sort(dependences(graph), key=position.__getitem__)
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    for node in [*(n for n in ordered if n is not output), output]:
+        env[node] = result.node_copy(node, env.__getitem__)
+        env[node].meta = dict(node.meta)
+    return result

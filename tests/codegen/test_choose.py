@@ -1,0 +1,192 @@
+"""What is chosen on a CPU, what on a GPU with and without measurements, and what the report says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import fisopt
+from fisopt import FrameInterleave, Program
+from fisopt.codegen import choose
+from fisopt.codegen.choose import Candidates, Choice, choose_stage, decide
+from fisopt.codegen.emit import cache
+from fisopt.codegen.emit.kernel import emit
+from fisopt.codegen.emit.region import find_regions
+from fisopt.runtime import optimized
+from tests.zoo import zoo
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As if there were a GPU: its name, and times that the test decides; returns the cache."""
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.delenv(choose.MEASURE, raising=False)
+    monkeypatch.setattr(choose, "device_name", lambda _: "Some GPU 1")
+    return tmp_path
+
+
+def result(value: float = 1.0) -> Sequence[Tensor]:
+    return [torch.full((3,), value)]
+
+
+def timed(monkeypatch: pytest.MonkeyPatch, **times: float) -> list[str]:
+    """Give candidates these times; returns the names in the order in which they are timed."""
+    asked: list[str] = []
+
+    def microseconds(run: object) -> float:
+        name = run.__name__  # type: ignore[attr-defined]
+        asked.append(name)
+        return times[name]
+
+    monkeypatch.setattr(choose, "_microseconds", microseconds)
+    return asked
+
+
+def candidates(wrong: bool = False, broken: bool = False) -> Candidates:
+    def reference() -> Sequence[Tensor]:
+        return result()
+
+    def emitted() -> Sequence[Tensor]:
+        if broken:
+            raise RuntimeError("no such instruction")
+        return result(2.0 if wrong else 1.0)
+
+    return {"reference": reference, "emitted": emitted}
+
+
+def test_a_cpu_runs_the_reference() -> None:
+    choice = decide("region", "region", "key", CPU, candidates)
+    assert (choice.chosen, choice.why) == ("reference", choose.ON_CPU)
+
+
+def test_the_faster_one_is_remembered(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = timed(monkeypatch, reference=20.0, emitted=10.0)
+    first = decide("region", "region", "key", GPU, candidates)
+    assert first.chosen == "emitted"
+    assert first.why == "measured on Some GPU 1: emitted 10 us, reference 20 us"
+    assert asked == ["reference", "emitted"]
+    assert decide("region", "region", "key", GPU, candidates) == first
+    assert asked == ["reference", "emitted"], "measured again"
+    timed(monkeypatch, reference=10.0, emitted=20.0)
+    assert decide("region", "region", "other key", GPU, candidates).chosen == "reference"
+    assert decide("region", "region", "key", GPU, candidates).chosen == "emitted"
+
+
+def test_without_measurement_the_table_decides(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(choose.MEASURE, "0")
+    choice = decide("region", "region", "key", GPU, candidates)
+    assert (choice.chosen, choice.why) == choose.TABLE["region"]
+    assert list(gpu.rglob("*.json")) == []
+
+    def no_memory() -> Candidates:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.delenv(choose.MEASURE)
+    choice = decide("region", "region", "key", GPU, no_memory)
+    assert choice.chosen == choose.TABLE["region"][0]
+    assert "no memory" in choice.why
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"wrong": True}, "disagrees"), ({"broken": True}, "RuntimeError: no such instruction")],
+)
+def test_a_kernel_that_is_wrong_or_fails_loses(
+    options: dict[str, bool], why: str, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, reference=20.0, emitted=10.0)
+    with pytest.warns(RuntimeWarning, match=why):
+        choice = decide("region", "region", "key", GPU, lambda: candidates(**options))
+    assert choice.chosen == "reference"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"key": {"emitted": 1.0}}', '{"key": 3}', "\0"])
+def test_corrupt_timings_are_measured_again(
+    text: str, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, reference=20.0, emitted=10.0)
+    decide("region", "region", "key", GPU, candidates)
+    (file,) = gpu.rglob("*.json")
+    file.write_text(text)
+    with pytest.warns(RuntimeWarning, match="made again"):
+        assert decide("region", "region", "key", GPU, candidates).chosen == "emitted"
+    assert set(choose.remembered(file)) == {"key"}
+
+
+def run(x: Tensor, gate: Tensor) -> Tensor:
+    return torch.nn.functional.silu(x * gate + x) * gate
+
+
+def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_fx(run, tracing_mode="fake")(torch.randn(4, 9), torch.randn(4, 9))
+    monkeypatch.setattr(choose, "_device", lambda _: GPU)
+    monkeypatch.setattr(choose, "candidates", lambda *_: candidates())
+    (region,) = find_regions(stage)
+    name = emit(region).name
+    for faster, slower in (("reference", "emitted"), ("emitted", "reference")):
+        timed(monkeypatch, **{faster: 10.0, slower: 20.0})
+        choices: list[Choice] = []
+        chosen = choose_stage(stage, choices)
+        assert [(c.what, c.chosen) for c in choices] == [(name, faster)]
+        calls = [n.target for n in chosen.graph.nodes if n.op == "call_function"]
+        assert (torch.ops.fisopt.emitted.default in calls) == (faster == "emitted")
+        for file in gpu.rglob("*.json"):
+            file.unlink()
+
+
+def test_operators_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    gather = torch.ops.fisopt.gather_frames.default
+    graph = fx.Graph()
+    x, index = graph.placeholder("x"), graph.placeholder("index")
+    x.meta["val"], index.meta["val"] = torch.randn(1, 10, 4), torch.tensor([0, 2])
+    graph.output(graph.call_function(gather, (x, 1, index, 1, 2, 0, 0)))
+    stage = fx.GraphModule(torch.nn.Module(), graph)
+    assert choose.choose_operators(stage, [], lambda *_: None) == []
+    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
+    assert (choice.what, choice.chosen) == ("fisopt::gather_frames", "reference")
+    monkeypatch.setattr(choose, "_device", lambda _: GPU)
+    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
+    assert (choice.chosen, choice.why) == choose.TABLE["operator"]
+    wide = f"rows of {x.meta['val'].shape[-1]} are not taken"
+    (choice,) = choose.choose_operators(stage, [gather], lambda _, args: wide if args else None)
+    assert str(choice) == "fisopt::gather_frames: reference (rows of 4 are not taken)"
+
+
+def test_operands_to_measure_on_are_in_range() -> None:
+    def gather(x: Tensor, index: Tensor, scale: Tensor) -> Tensor:
+        return (x.index_select(0, index) * scale + scale).exp()
+
+    values = [torch.randn(5, 4), torch.tensor([0, 1]), torch.randn(4)]
+    (region,) = find_regions(make_fx(gather, tracing_mode="fake")(*values))
+    kernel = emit(region)
+    made = choose.random_operands(region, kernel, CPU)
+    assert [x.shape for x in made] == [torch.Size(s) for s in kernel.operands]
+    region.graph(*made)
+    with torch.no_grad():
+        made[[x.is_floating_point() for x in made].index(False)].fill_(5)
+    with pytest.raises((IndexError, RuntimeError)):
+        region.graph(*made)
+
+
+def test_rows_between_two_powers_of_two_are_one_class() -> None:
+    classes = []
+    for rows in (520, 1000, 1030):
+        stage = make_fx(run, tracing_mode="fake")(torch.randn(rows, 9), torch.randn(rows, 9))
+        (region,) = find_regions(stage)
+        classes.append(choose.shape_class(emit(region), region))
+    assert classes[0] == classes[1] != classes[2]
+
+
+def test_the_report_shows_the_choice(wan: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = zoo()["wan"]
+    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
+    model = fisopt.optimize(case.model, passes=[FrameInterleave()])
+    model.program(case.inputs(5, 3, 4, batch=2))
+    assert f"lowering: every region: reference ({choose.ON_CPU})" in str(model.report)
