@@ -75,8 +75,9 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
         choices: takes what was chosen for each region, and why.
     """
     if (device := _device(stage)).type != "cuda":
-        if not choices:
-            choices.append(Choice("every region", "reference", ON_CPU))
+        every = Choice("every region", "reference", ON_CPU)
+        if every not in choices:
+            choices.append(every)
         return stage
     chosen: list[tuple[Region, Kernel]] = []
     for region in find_regions(stage):

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from fisopt.codegen.choose import Choice, choose_stage
+from fisopt.codegen.bindings import KERNELS, refusal
+from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.lower import lower
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
@@ -48,9 +49,11 @@ def compile_program(
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
     module, known = lower(program), {} if compiled is None else compiled
+    chosen: list[Choice] = [] if choices is None else choices
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
-            callee = choose_stage(callee, [] if choices is None else choices)
+            chosen += choose_operators(callee, KERNELS, refusal)
+            callee = choose_stage(callee, chosen)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if key not in known:
                 known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
