@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 JOBS ?= 2
 PYTEST_ARGS ?=
+GPU_PYTHON ?= $(BIN)/python
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint gpu format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +28,11 @@ lint: $(STAMP) ## Check style, types and layers only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Test the kernels on an NVIDIA GPU and measure; what is there is kept, run again to go on
+	$(GPU_PYTHON) -m pytest -m gpu tests/codegen
+	$(GPU_PYTHON) benchmarks/gpu/bench_kernels.py
+	$(GPU_PYTHON) benchmarks/gpu/bench_forward.py
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -57,16 +57,10 @@ def paired_ratio(base: list[float], other: list[float]) -> float:
     return statistics.median(b / o for b, o in zip(base, other, strict=True))
 
 
-def device_folder() -> Path:
-    """Where results of this device go: ``results/nvidia-h100-80gb-hbm3``."""
-    name = machine()["device"].lower()
-    return RESULTS / "-".join("".join(c if c.isalnum() else " " for c in name).split())
-
-
-def write(name: str, result: Any, folder: Path = RESULTS) -> Path:
+def write(name: str, result: Any) -> Path:
     """Write a result as JSON beside the others, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
     beside = path.with_suffix(".json.part")
     beside.write_text(json.dumps(result, indent=1) + "\n")
     beside.replace(path)

@@ -1,6 +1,6 @@
 """One forward call of published models with random bfloat16 weights, dense and optimised.
 
-    python benchmarks/gpu/bench_forward.py [--model NAME ...] [--layers 8] [--minutes 7]
+    python benchmarks/gpu/bench_forward.py [--model NAME ...] [--layers 8] [--minutes 8]
 
 Each configuration is timed in turns with the compiled dense model of the same process, beside the
 ratio that the cost model predicts at the same depth.  Models run with fewer layers than they have,
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import statistics
 import sys
 import time
@@ -21,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from device import Row, Rows, folder, table
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from harness import device_folder, interleaved, machine, paired_ratio, write
-from tables import markdown
+from harness import interleaved, paired_ratio
 
 import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
@@ -41,7 +40,9 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
     "frames, stride 2 + tiles 1:(F-1)": [FrameInterleave(stride=2), TileAttention(mask=1)],
 }
-Row = dict[str, Any]
+KEY = ("model", "configuration")
+SHOWN = ("layers", "of_layers", "tokens", "seconds", "ratio", "predicted", "reached")
+COLUMNS = (*KEY, *SHOWN, "seconds_all_layers", "peak_gib")
 
 
 class Bench:
@@ -112,64 +113,44 @@ class Bench:
         }
 
 
-def table(rows: list[Row]) -> str:
-    """The rows as markdown."""
-    head = ["model", "layers", "tokens", "configuration", "seconds", "speed-up", "predicted"]
-    return markdown(
-        [*head, "reached", "all layers, s", "peak GiB"],
-        [
-            [
-                r["model"],
-                f"{r['layers']} of {r['of_layers']}",
-                f"{r['tokens']:,}",
-                r["configuration"],
-                f"{r['seconds']:.3f}",
-                f"{r['ratio']:.2f}x",
-                f"{r['predicted']:.2f}x" if r["predicted"] else "",
-                f"{100 * r['reached']:.0f} %" if r["reached"] else "",
-                f"{r['seconds_all_layers']:.2f}",
-                f"{r['peak_gib']:.1f}" if r["peak_gib"] else "",
-            ]
-            for r in rows
-        ],
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", nargs="+", default=[*MODELS])
     parser.add_argument("--only", nargs="+", choices=["eager", *CONFIGURATIONS])
     parser.add_argument("--layers", type=int, default=8, help="layers that are built")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=7.0, help="start nothing after these")
-    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a call")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--out", type=Path, help="default: results/<device>")
     for name in ("height", "width", "frames"):
         parser.add_argument(f"--{name}", type=int, help="default: as published")
     options = parser.parse_args()
-    start, folder = time.monotonic(), device_folder()
-    path = folder / "forward.json"
-    rows: list[Row] = json.loads(path.read_text())["rows"] if path.exists() else []
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("no CUDA device; --device cpu with a small size shows that all but it is there")
+    out = options.out or folder()
+    rows = Rows(out / "forward.json", KEY, options.minutes)
     wanted = options.only or ["eager", *CONFIGURATIONS]
-    known = {(r["model"], r["configuration"]) for r in rows}
     for name in options.model:
-        todo = [c for c in wanted if (name, c) not in known]
-        if not todo:
-            continue
-        bench: Bench | None = None
-        for configuration in tqdm(todo, desc=name):
-            if time.monotonic() - start > 60 * options.minutes:
-                print(f"stopped after {options.minutes:g} minutes; call again to go on")
-                return
-            bench = bench or Bench(name, options)
-            made = bench.eager() if configuration == "eager" else bench.optimised(configuration)
-            rows.append(made)
-            print(made, flush=True)
-            write("forward", {"machine": machine(), "rows": rows}, folder)
-            (folder / "forward.md").write_text(table(rows) + "\n")
-        del bench
+        todo = rows.missing([{"model": name, "configuration": c} for c in wanted])
+        measure(name, [row["configuration"] for row in todo], rows, options)
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+    (out / "forward.md").write_text(table(rows.rows, COLUMNS))
+    left = rows.missing([{"model": m, "configuration": c} for m in options.model for c in wanted])
+    print(f"{out / 'forward.md'}: {'run again to go on' if left else 'complete'}")
+
+
+def measure(name: str, todo: list[str], rows: Rows, options: argparse.Namespace) -> None:
+    """Add the rows of one model; a row takes up to two minutes, so the last starts before that."""
+    bench: Bench | None = None
+    for configuration in tqdm(todo, desc=name):
+        if time.monotonic() > rows.until - min(120.0, 15 * options.minutes):
+            return
+        bench = bench or Bench(name, options)
+        made = bench.eager() if configuration == "eager" else bench.optimised(configuration)
+        rows.add(made)
+        print(made, flush=True)
 
 
 if __name__ == "__main__":
