@@ -269,6 +269,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
     for row in tqdm(missing, desc=name):
         if held.over:
             break
+        torch.compiler.reset()  # so many shapes would pass the limit of recompilations
         try:
             row |= measure(row, by_name[row["shape"]], options.device, held.rows)
         except Exception as error:

@@ -1,14 +1,16 @@
 """Hand-written Triton kernels bound to their contracts, for CUDA tensors.
 
 A kernel's module, and Triton with it, is imported when an operator first meets a CUDA tensor.  An
-operator whose kernel refuses its arguments runs in plain torch there; `refusal` says why, so that
-reports can.
+operator whose kernel refuses its arguments runs in plain torch there, with a warning; `refusals`
+says beforehand which do, so that reports can.
 """
 
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -70,11 +72,21 @@ def refusals(graph: fx.Graph) -> list[str]:
 def run(op: Any, *args: Any) -> Any:
     """Run an operator on a GPU: by its kernel, or in plain torch where that refuses.
 
+    The first time that it runs in plain torch for some reason, a warning says so.
+
     Raises:
         LoweringError: Triton is not installed.
     """
     kernel = kernel_of(op)
-    return KERNELS[op](*args) if refusal(op, args) is not None else kernel.launch(*args)
+    if (why := refusal(op, args)) is not None:
+        _warn(f"{why}; it runs in plain torch")
+        return KERNELS[op](*args)
+    return kernel.launch(*args)
+
+
+@cache
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
 
 
 @tile_attention.tile_attention.register_kernel("cuda")

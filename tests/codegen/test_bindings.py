@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import fx
 from fisopt.codegen import bindings
 from fisopt.errors import LoweringError
 from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops import tile_attention as contract
 from fisopt.rewrite.ops.registry import OPAQUE
 from fisopt.rewrite.tile_plan import tile_plan
 
@@ -68,16 +70,23 @@ def test_a_missing_module_that_is_not_triton_is_no_missing_triton(
 
 def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
+    bindings._warn.cache_clear()
     kernel, ran = bindings.kernel_of(TILE), []
     launch = kernel.launch
     monkeypatch.setattr(kernel, "launch", lambda *args: ran.append(1) or launch(*args))
     args = arguments()
     assert bindings.refusal(TILE, args) is None
-    torch.testing.assert_close(bindings.run(TILE, *args), TILE(*args), rtol=0, atol=3e-3)
+    got, want = bindings.run(TILE, *args), contract.grouped(*args)
+    torch.testing.assert_close(got, want, rtol=0, atol=3e-3)
     assert ran == [1]
     for refused in (arguments(torch.float32), arguments(width=24)):
         assert "the kernel takes" in str(bindings.refusal(TILE, refused))
-        torch.testing.assert_close(bindings.run(TILE, *refused), TILE(*refused), rtol=0, atol=0)
+        with pytest.warns(UserWarning, match="the kernel takes .*; it runs in plain torch"):
+            got = bindings.run(TILE, *refused)
+        torch.testing.assert_close(got, contract.grouped(*refused), rtol=0, atol=0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            bindings.run(TILE, *refused)
     assert ran == [1]
 
 

@@ -438,7 +438,9 @@ def default_config(
         return _config(128, {128: 64, 256: 32}.get(width, 128), 8, 3 if width == 128 else 2)
     if width <= 64:
         return _config(128, 64, 8, 3)
-    return _config(64, 64, 4, 3) if width <= 128 and masked == "no" else _config(64, 32, 8, 2)
+    if width <= 128:
+        return _config(64, 64, 4, 3) if masked == "no" else _config(128, 32, 8, 2)
+    return _config(64, 32, 8, 2)
 
 
 _LISTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()

@@ -26,7 +26,7 @@ AXES = {
     "larger than a block": FrameAxis(2, inner=150, after=1),
 }
 SMALL = kernel.CONFIGS[-1]
-DESCRIBED = kernel.CONFIGS[3]
+DESCRIBED = kernel.CONFIGS[4]
 
 
 def ids(config: Any) -> str:

@@ -1,0 +1,84 @@
+"""The GPU benchmarks as far as a machine without a GPU can run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu import device
+from benchmarks.gpu.device import Rows, table
+
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_kernels.py"
+KEY = ("shape", "implementation")
+TODO = [{"shape": s, "implementation": i} for s in ("a", "b") for i in ("ours", "theirs")]
+
+
+def test_rows_go_on_where_they_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "part.json"
+    first = Rows(path, KEY, minutes=1)
+    assert first.missing(TODO) == TODO
+    for row in TODO[:3]:
+        first.add({**row, "ms": 1.5})
+    again = Rows(path, KEY, minutes=1)
+    assert again.missing(TODO) == TODO[3:]
+    again.add({**TODO[3], "ms": 2.5})
+    held = json.loads(path.read_text())
+    assert [r["ms"] for r in held["rows"]] == [1.5, 1.5, 1.5, 2.5]
+    assert held["machine"] == device.machine()
+
+
+def test_rows_of_other_versions_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "part.json"
+    Rows(path, KEY, minutes=1).add(TODO[0])
+    monkeypatch.setattr(torch, "__version__", "9.9")
+    assert Rows(path, KEY, minutes=1).missing(TODO) == TODO
+
+
+def test_a_part_ends_in_time(tmp_path: Path) -> None:
+    assert not Rows(tmp_path / "part.json", KEY, minutes=1).over
+    assert Rows(tmp_path / "part.json", KEY, minutes=0).over
+
+
+def test_table() -> None:
+    rows = [{"shape": "a", "ms": 1.5}, {"shape": "b", "failed": "out of memory"}]
+    assert table(rows, ("shape", "ms", "failed")) == (
+        "| shape | ms | failed |\n| --- | --- | --- |\n| a | 1.5 |  |\n| b |  | out of memory |\n"
+    )
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_dry_run(tmp_path: Path, exhaustive: bool) -> None:
+    """Every row of a part in the interpreter, equal to the reference; of all parts in full."""
+    pytest.importorskip("triton")
+    parts = ["match_tokens", "reduce_attend_restore", "tile_attention"]
+    parts = parts if exhaustive else parts[:1]
+    done = run("--device", "cpu", "--dry-run", "--out", str(tmp_path), "--part", *parts)
+    assert done.returncode == 0, done.stderr
+    for part in parts:
+        rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
+        assert {"fisopt", "compiled reference"} <= {r["implementation"] for r in rows}
+        assert not [r for r in rows if "failed" in r]
+        assert max(r["error"] for r in rows) < 0.01
+        assert (tmp_path / f"{part}.md").read_text().count("| tiny |") == len(rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    pytest.importorskip("triton")
+    done = run()
+    assert done.returncode == 1
+    assert "no CUDA device; --device cpu --dry-run" in done.stderr
