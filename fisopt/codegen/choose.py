@@ -194,7 +194,11 @@ def candidates(region: Region, kernel: Kernel, device: torch.device) -> Candidat
             result: Sequence[Tensor] = compiled(*values)
         return result
 
-    return {"reference": reference, "emitted": lambda: launch(kernel, values)}
+    def emitted() -> Sequence[Tensor]:
+        written = launch(kernel, values)
+        return [written[i] for i in kernel.gives]
+
+    return {"reference": reference, "emitted": emitted}
 
 
 def random_operands(region: Region, kernel: Kernel, device: torch.device) -> list[Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import fx
@@ -48,7 +48,8 @@ class Kernel:
         source: a Python module that holds the kernel under its name.
         operands: shape of every operand.
         strides: (operand, dimension) pairs whose strides it takes after each operand.
-        results: shape and dtype of every result.
+        results: shape and dtype of every tensor that it writes.
+        gives: for every result of the region, which of these tensors it is.
         index_sizes: (operand, size) pairs of the operands whose entries are indices in [0, size).
         rows: rows of the result.
         columns: elements of a row.
@@ -62,6 +63,7 @@ class Kernel:
     operands: tuple[tuple[int, ...], ...]
     strides: tuple[tuple[int, int], ...]
     results: tuple[tuple[tuple[int, ...], torch.dtype], ...]
+    gives: tuple[int, ...]
     index_sizes: tuple[tuple[int, int], ...]
     rows: int
     columns: int
@@ -98,6 +100,9 @@ def emit(region: Region) -> Kernel:
     for node in returned(region):
         kind_of(value(node).dtype, node.name)
     pulled = pull(graph)
+    ends = list(zip(pulled.exprs, (value(n).dtype for n in returned(region)), strict=True))
+    stored = list(dict.fromkeys(ends))
+    pulled = replace(pulled, exprs=tuple(expr for expr, _ in stored))
     operands = tuple(shape(n) for n in graph.nodes if n.op == "placeholder")
     writer = Writer(pulled, operands)
     source = writer.write()
@@ -111,7 +116,8 @@ def emit(region: Region) -> Kernel:
         source=header + source.replace(NAME, name),
         operands=operands,
         strides=tuple(writer.strides),
-        results=tuple((shape(n), value(n).dtype) for n in returned(region)),
+        results=tuple((pulled.tile.sizes, dtype) for _, dtype in stored),
+        gives=tuple(stored.index(end) for end in ends),
         index_sizes=_index_sizes(pulled),
         rows=pulled.tile.row_count,
         columns=pulled.tile.column_count,

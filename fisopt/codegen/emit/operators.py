@@ -467,6 +467,8 @@ def _cat(read: Reader, node: fx.Node, at: Coords) -> Expr:
     given = arguments(node)
     pieces: list[fx.Node] = [n for n in given["tensors"] if shape(n) != (0,)]
     dim = given["dim"] % len(at)
+    if (whole := _reassembled(pieces, dim)) is not None:
+        return read.at(whole, at)
     start = 0
     ends = []
     for piece in pieces:
@@ -481,6 +483,20 @@ def _cat(read: Reader, node: fx.Node, at: Coords) -> Expr:
         return read.where(guard, lambda: read.at(pieces[i], here), lambda: part(i + 1, ends[i]))
 
     return part(0, 0)
+
+
+def _reassembled(pieces: list[fx.Node], dim: int) -> fx.Node | None:
+    """The value that consecutive slices were cut from, if they are all of it."""
+    end = 0
+    for piece in pieces:
+        if piece.target is not aten.slice.Tensor or piece.args[0] is not pieces[0].args[0]:
+            return None
+        given, size = arguments(piece), shape(_source(piece))[dim]
+        first, last = _extent(given["start"], given["end"], size)
+        if given["dim"] % len(shape(piece)) != dim or given["step"] != 1 or first != end:
+            return None
+        end = last
+    return _source(pieces[0]) if end == shape(_source(pieces[0]))[dim] else None
 
 
 @_rule(aten.stack.default, into=[MOVES])

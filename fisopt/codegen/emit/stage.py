@@ -28,12 +28,15 @@ def with_kernels(stage: fx.GraphModule, chosen: list[tuple[Region, Kernel]]) -> 
         operands = [twins[node] for node in region.operands]
         call = graph.call_function(torch.ops.fisopt.emitted.default, (kernel.name, operands))
         call.meta["val"] = [
-            node.meta["val"].new_empty(node.meta["val"].shape) for node in region.results
+            region.results[kernel.gives.index(i)].meta["val"].new_empty(sizes)
+            for i, (sizes, _) in enumerate(kernel.results)
         ]
-        for i, node in enumerate(region.results):
-            made = graph.call_function(operator.getitem, (call, i))
-            made.meta = dict(twins[node].meta)
-            made.meta["val"] = call.meta["val"][i]
+        written: dict[int, fx.Node] = {}
+        for node, i in zip(region.results, kernel.gives, strict=True):
+            if i not in written:
+                written[i] = graph.call_function(operator.getitem, (call, i))
+                written[i].meta = {**twins[node].meta, "val": call.meta["val"][i]}
+            made = written[i]
             twins[node].replace_all_uses_with(made)
             twins[node] = made
     result = fx.GraphModule(stage, _ordered(graph), class_name="Stage")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fisopt.codegen.emit.expression import RefusalError
-from fisopt.codegen.emit.kernel import Kernel, emit
+from fisopt.codegen.emit.kernel import Config, Kernel, emit
 from fisopt.codegen.emit.region import Region, find_regions
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.program import Program
@@ -71,8 +70,16 @@ def as_dtype(kernel: Kernel, dtype: torch.dtype) -> Kernel:
     )
 
 
-def reference(region: Region, values: list[Tensor]) -> Any:
-    """What the region computes eagerly, in float32."""
+def one_program(kernel: Kernel) -> Config:
+    """All rows in one program: the interpreter's time is that of programs, not of elements."""
+    return replace(kernel.config(), block_rows=1 << (kernel.rows - 1).bit_length())
+
+
+def reference(kernel: Kernel, region: Region, values: list[Tensor]) -> list[Tensor]:
+    """What the kernel should write: the region's results eagerly, in float32, equal ones once."""
     wide = [x.float() if x.is_floating_point() else x for x in values]
     with torch.no_grad():
-        return region.graph(*wide)
+        results = region.graph(*wide)
+    for result, i in zip(results, kernel.gives, strict=True):
+        assert torch.equal(result, results[kernel.gives.index(i)])
+    return [results[kernel.gives.index(i)] for i in range(len(kernel.results))]

@@ -106,7 +106,7 @@ def assert_equal(kernel: Kernel, region: Region, run: Callable[..., Sequence[Ten
     for dtype, tolerance in TOLERANCES.items():
         values = operands(kernel, region, dtype)
         got = run(as_dtype(kernel, dtype), values)
-        for x, y in zip(got, reference(region, values), strict=True):
+        for x, y in zip(got, reference(kernel, region, values), strict=True):
             torch.testing.assert_close(x.float(), y.float(), rtol=tolerance, atol=tolerance)
 
 
@@ -137,7 +137,7 @@ def test_every_cut_computes_the_same(triton_interpreter: Interpreter) -> None:
     region = region_of(qk_across_heads, qk_operands((2, 7, 3, 10)))
     kernel = emit(region)
     values = operands(kernel, region, torch.float32)
-    (expected,) = reference(region, values)
+    (expected,) = reference(kernel, region, values)
     for config in (Config(1, 32, 4), Config(4, 64, 8), Config(16, 32, 4)):
         (got,) = triton_interpreter.launch(kernel, values, config)
         torch.testing.assert_close(got, expected, rtol=2e-5, atol=2e-5)
@@ -148,6 +148,19 @@ def test_wide_rows_are_cut(triton_interpreter: Interpreter) -> None:
     region = region_of(lambda x, y: (x * 2 + y).relu(), [torch.randn(3, 5000) for _ in range(2)])
     kernel = emit(region)
     assert kernel.config().block_columns < kernel.columns
+    assert_equal(kernel, region, triton_interpreter.launch)
+
+
+def test_equal_results_are_written_once(triton_interpreter: Interpreter) -> None:
+    def run(x: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.layer_norm(x, (24,)) * 2
+        return y, torch.cat([y[:2], y[2:]])
+
+    region = region_of(run, [torch.randn(5, 24)])
+    kernel = emit(region)
+    assert len(region.results) == 2
+    assert kernel.gives == (0, 0)
+    assert kernel.source.count("tl.store") == 1
     assert_equal(kernel, region, triton_interpreter.launch)
 
 

@@ -20,11 +20,12 @@ from fisopt.codegen.emit.stage import with_kernels
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
 from tests.codegen.emit.interpreter import Interpreter
-from tests.codegen.emit.regions import as_dtype, emitted, operands, reference, taken
+from tests.codegen.emit.regions import as_dtype, emitted, one_program, operands, reference, taken
 from tests.conftest import GRID, captured
 from tests.zoo import Case, zoo
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
+ALWAYS = ("wan", "hunyuan_video", "cogvideox_5b", "mochi")
 EXPECTED = Path(__file__).parent / "expected"
 
 by_case = pytest.mark.parametrize("case", zoo().values(), ids=zoo())
@@ -74,25 +75,57 @@ def test_kernels_equal_eager(case: Case, triton_interpreter: Interpreter, exhaus
     for kernel, region in found if exhaustive else distinct(found):
         for dtype, tolerance in TOLERANCES.items():
             values = operands(kernel, region, dtype)
-            got = triton_interpreter.launch(as_dtype(kernel, dtype), values)
-            for x, y in zip(got, reference(region, values), strict=True):
+            got = triton_interpreter.launch(as_dtype(kernel, dtype), values, one_program(kernel))
+            for x, y in zip(got, reference(kernel, region, values), strict=True):
                 error = (x.float() - y.float()).abs().max() / y.float().abs().max().clamp(min=1)
                 assert error <= tolerance, f"{kernel.summary}\n{kernel.source}"
 
 
-@by_case
-def test_a_model_with_every_kernel_in_place(
-    case: Case, triton_interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Regions are found so that they can be taken out: the whole model computes the same."""
-    monkeypatch.setattr(launch, "launch", triton_interpreter.launch)
-    program = sparse(case.name)
+def with_every_kernel(program: Program) -> fx.GraphModule:
+    """A lowered Program with all of its kernels in place."""
     module = lower(program)
     for target, stage in list(module.named_children()):
         if isinstance(stage, fx.GraphModule):
             setattr(module, target, with_kernels(stage, taken(stage)))
+    return module
+
+
+def assert_unchanged(program: Program, case: Case) -> None:
     inputs = Inputs.of(bind(case.model, (), case.inputs(*GRID, batch=2)))
     values = [x for _, x in inputs.tensors()]
+    module = with_every_kernel(program)
     with torch.no_grad():
         for got, want in zip(module(*values), program.graph_module(*values), strict=True):
             assert float((got - want).abs().max()) <= 1e-4
+
+
+@pytest.fixture
+def interpreted(triton_interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emitted kernels run in the interpreter."""
+    monkeypatch.setattr(
+        launch, "launch", lambda k, x: triton_interpreter.launch(k, x, one_program(k))
+    )
+
+
+@by_case
+@pytest.mark.usefixtures("interpreted")
+def test_a_model_with_every_kernel_in_place(case: Case, exhaustive: bool) -> None:
+    """Regions are found so that they can be taken out: the whole model computes the same."""
+    if not exhaustive and case.name not in ALWAYS:
+        pytest.skip("one model of each form of attention is run; --exhaustive runs all")
+    assert_unchanged(sparse(case.name), case)
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    "step",
+    [
+        None,
+        FrameInterleave(stride=3, kv="all", fill="state"),
+        FrameInterleave(stride=2, scope="attention", kv="all"),
+        FrameInterleave(stride=2, fill="carry"),
+    ],
+    ids=str,
+)
+def test_every_form_of_a_pass(wan: Program, step: FrameInterleave | None) -> None:
+    assert_unchanged(wan if step is None else step(wan).program, zoo()["wan"])
