@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.capture import capture
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.pass_base import Pass, Step
@@ -128,14 +130,14 @@ class OptimizedModule(nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = Inputs.of(bind(self.original, (), example_inputs))
-        passes = self.passes if step is None else _at(self.passes, step)
+        passes = self.passes if step is None else active_at(self.passes, step)
         return self.plan(inputs, passes).program
 
     def _active(self, inputs: Inputs) -> tuple[Pass, ...]:
         """The passes of the current step; passes that ignore the step need not know it."""
         if not any(p.stepwise for p in self.passes):
             return tuple(self.passes)
-        return _at(self.passes, self._generation.step(inputs.kwargs()))
+        return active_at(self.passes, self._generation.step(inputs.kwargs()))
 
     def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         """What runs for some inputs and active passes; made once per shape."""
@@ -145,6 +147,14 @@ class OptimizedModule(nn.Module):
                 self._plans[key] = self._make(inputs, passes)
         plan: _Plan = self._plans[key]
         return plan
+
+    def rewritten(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Program:
+        """The Program for some inputs and active passes, which is not compiled for it."""
+        plan = self._plans.get((inputs.key(), passes))
+        if plan is not None:
+            program: Program = plan.program
+            return program
+        return PassManager(passes, strict=self._strict).run(self._capture(inputs))
 
     def _make(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         dense = self._capture(inputs)
@@ -185,6 +195,12 @@ class OptimizedModule(nn.Module):
         return spec
 
     @property
+    def last_inputs(self) -> Inputs | None:
+        """The inputs of the shapes that were met last, None if none were."""
+        plans: list[_Plan] = list(self._plans.values())
+        return plans[-1].program.inputs if plans else None
+
+    @property
     def branch(self) -> str:
         """The guidance branch that is being run, as the pipeline names it."""
         return self._generation.branch
@@ -194,6 +210,20 @@ class OptimizedModule(nn.Module):
         """The step that was entered last, None if no pass asked for it."""
         return self._generation.current
 
+    @property
+    def recipe(self) -> Recipe:
+        """The passes with their options, and the model that they are for."""
+        return Recipe.of(self.original, self.passes)
+
+    def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
+        """Write the recipe as YAML, schedules and mask tables in files beside it.
+
+        Raises:
+            ExportError: the path exists and ``force`` is not given, or writing failed.
+            RecipeError: an option of a pass cannot be written.
+        """
+        return self.recipe.save(path, force=force)
+
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
@@ -201,7 +231,7 @@ class OptimizedModule(nn.Module):
     def warmup(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> None:
         """Capture, rewrite, compile and run once for inputs of these shapes."""
         inputs = Inputs.of(bind(self.original, (), example_inputs))
-        passes = self.passes if step is None else _at(self.passes, step)
+        passes = self.passes if step is None else active_at(self.passes, step)
         plan = self.plan(inputs, tuple(passes))
         if plan.program.loads:  # nothing is held: what makes the state runs at once, too
             plan = self.plan(inputs, tuple(p.afresh() for p in passes))
@@ -259,5 +289,6 @@ class OptimizedModule(nn.Module):
         return f"{type(self.original).__name__}, passes={list(self.passes)}"
 
 
-def _at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
+def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
+    """The passes of a step."""
     return tuple(now for p in passes if (now := p.at(step)) is not None)
