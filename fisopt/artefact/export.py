@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
 from fisopt.artefact.graph import exported, refuse_meta
 from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
+from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
 from fisopt.files import refuse_existing, written
 from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 
 SUFFIXES: dict[Format, str] = {
@@ -74,7 +78,7 @@ def export(
     if format != "text":
         refuse_meta(variants.all[0].program)
     files = _files(path, format, len(variants.all))
-    fixed = dict.fromkeys(("frames", "height", "width"), "dynamic=False")
+    opened = _opened(optimized, variants, format, portable, SIZES if dynamic else ())
     manifest = describe(
         optimized,
         inputs,
@@ -83,8 +87,8 @@ def export(
         form=format,
         portable=portable,
         opset={"ai.onnx": onnx.OPSET} if format == "onnx" else {},
-        shapes={},
-        fixed=fixed,
+        shapes=opened.shapes,
+        fixed=opened.fixed,
     )
     with written(path, force=force) as beside:
         if not path.suffix:
@@ -93,21 +97,39 @@ def export(
             recipe = yaml.safe_dump(dict(manifest.recipe), sort_keys=False)
             (beside / "recipe.yaml").write_text(recipe)
         for i, file in enumerate(files):
-            _write(variants, i, manifest, beside / file if not path.suffix else beside)
+            _write(opened, i, manifest, beside / file if not path.suffix else beside)
     return path
 
 
-def _write(variants: Variants, index: int, manifest: Manifest, path: Path) -> None:
+def _opened(
+    optimized: OptimizedModule,
+    variants: Variants,
+    format: Format,
+    portable: bool,
+    sizes: Sequence[str],
+) -> Opened:
+    """The flat graphs of all variants, with the sizes open that can be."""
+
+    def flat(program: Program) -> fx.GraphModule:
+        module = flatten(program, portable=portable)
+        if format == "onnx":
+            onnx.said_for_onnx(module)
+        return module
+
+    def at(inputs: Inputs, index: int) -> Program:
+        return optimized.rewritten(inputs, variants.all[index].passes, general=True)
+
+    return open_sizes(variants, at, flat, sizes if format in ("pt2", "onnx") else ())
+
+
+def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:
     """Write one variant."""
-    program, info = variants.all[index].program, manifest.variants[index]
+    module, info = opened.modules[index], manifest.variants[index]
     text = manifest.text()
     if manifest.format == "text":
-        path.write_text(text_of(program, manifest, index))
+        path.write_text(text_of(module, manifest, index))
         return
-    module = flatten(program, portable=manifest.portable)
-    if manifest.format == "onnx":
-        onnx.said_for_onnx(module)
-    made = exported(module)
+    made = exported(module, opened.dynamic)
     if manifest.format == "pt2":
         pt2.write(made, path, text)
     elif manifest.format == "aoti":

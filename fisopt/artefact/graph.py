@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -37,7 +38,21 @@ def exported(module: fx.GraphModule, shapes: Any = None) -> ExportedProgram:
         raise ExportError(
             f"torch.export refuses the rewritten graph: {type(error).__name__}: {first}"
         ) from error
+    _check_open(functional, shapes or {})
     return functional
+
+
+def _check_open(program: ExportedProgram, shapes: Mapping[str, Any]) -> None:
+    """Insist that torch.export has left open what it was asked to."""
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and shapes.get(node.name):
+            value = node.meta["val"]
+            closed = [d for d in shapes[node.name] if isinstance(value.shape[d], int)]
+            if closed:
+                raise ExportError(
+                    f"torch.export fixes dimension {closed[0]} of {node.name} to "
+                    f"{value.shape[closed[0]]}: export with dynamic=False (--static)"
+                )
 
 
 def refuse_meta(program: Program) -> None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from torch import fx
+
 from fisopt.artefact.manifest import Manifest
-from fisopt.codegen.flatten import flatten
-from fisopt.rewrite.program import Program
 from fisopt.rewrite.text import format_block
 
 
-def text_of(program: Program, manifest: Manifest, index: int) -> str:
+def text_of(module: fx.GraphModule, manifest: Manifest, index: int) -> str:
     """One line an operator, after what the manifest says of the artefact in comments.
 
     Args:
-        program: the variant.
+        module: its flat graph.
         manifest: of its artefact.
         index: its position among the variants.
     """
@@ -26,5 +26,4 @@ def text_of(program: Program, manifest: Manifest, index: int) -> str:
         f"versions: {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}",
         f"config_sha256: {manifest.model['config_sha256']}",
     ]
-    body = format_block(flatten(program, portable=manifest.portable))
-    return "\n".join([*(f"# {line}" for line in said if line), body, ""])
+    return "\n".join([*(f"# {line}" for line in said if line), format_block(module), ""])

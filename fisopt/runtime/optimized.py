@@ -15,7 +15,7 @@ from torch import nn
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.capture import capture
+from fisopt.rewrite.capture import Dynamic, capture
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
@@ -148,13 +148,22 @@ class OptimizedModule(nn.Module):
         plan: _Plan = self._plans[key]
         return plan
 
-    def rewritten(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Program:
-        """The Program for some inputs and active passes, which is not compiled for it."""
-        plan = self._plans.get((inputs.key(), passes))
-        if plan is not None:
-            program: Program = plan.program
-            return program
-        return PassManager(passes, strict=self._strict).run(self._capture(inputs))
+    def rewritten(
+        self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool = False
+    ) -> Program:
+        """The Program for some inputs and active passes, which is not compiled for it.
+
+        Args:
+            inputs: the inputs.
+            passes: the active passes.
+            general: make it from an export with every size open, so that Programs of different
+                sizes correspond node for node.
+        """
+        plan: _Plan | None = self._plans.get((inputs.key(), passes))
+        if plan is not None and not general:
+            return plan.program
+        dense = self._capture(inputs, "all" if general else "frames")
+        return PassManager(passes, strict=self._strict).run(dense)
 
     def _make(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         dense = self._capture(inputs)
@@ -166,15 +175,15 @@ class OptimizedModule(nn.Module):
         self.report.variants.append(Variant.of(dense, program, manager.applied, names, stages))
         return _Plan(program, run)
 
-    def _capture(self, inputs: Inputs) -> Program:
+    def _capture(self, inputs: Inputs, dynamic: Dynamic = "frames") -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
         form = tuple(
             (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
             for x in inputs.leaves
         )
-        key = (inputs.structure, form)
+        key = (inputs.structure, form, dynamic)
         if key not in self.captures:
-            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec)
+            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec, dynamic)
         captured: Program = self.captures[key]
         return captured.at(inputs)
 

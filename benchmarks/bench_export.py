@@ -1,0 +1,189 @@
+"""Export every family with every pass, load it in a fresh process, compare with the module.
+
+    python benchmarks/bench_export.py [CASE ...] [--only FORMAT] [--aoti]
+
+A cell is a form of a family, a set of passes and a format.  All artefacts of a family and a
+format are loaded by one fresh process, which has the inputs and the wanted outputs as files; a
+portable file is run by a process that imports torch, or onnxruntime and numpy, and nothing else.
+Cells that are there already are left out unless ``--again`` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import RESULTS, machine, write
+
+import fisopt
+from fisopt import FrameInterleave, TileAttention, TokenReduction
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.zoo import Case, zoo
+
+GRID = (5, 3, 4)
+PASSES: dict[str, list[fisopt.Pass]] = {
+    "none": [],
+    "FrameInterleave": [FrameInterleave()],
+    "TokenReduction": [TokenReduction(0.4, 0.3)],
+    "TileAttention": [TileAttention(2)],
+    "FrameInterleave+TileAttention": [FrameInterleave(), TileAttention(2)],
+}
+FORMATS: dict[str, dict[str, Any]] = {
+    "pt2 portable": {"format": "pt2"},
+    "pt2 native": {"format": "pt2", "portable": False},
+    "onnx": {"format": "onnx"},
+    "aoti": {"format": "aoti"},
+}
+LIMITS = {"onnx": 1e-4, "aoti": 1e-4}
+
+TORCH = """
+import json, sys, torch
+{imports}
+for line in sys.stdin:
+    path = line.strip()
+    try:
+        held = torch.load(path + ".tensors")
+        with torch.no_grad():
+            got = {load}(**held["inputs"])[0]
+        print(json.dumps(float((got - held["output"]).abs().max())), flush=True)
+    except Exception as error:
+        print(json.dumps(f"{{type(error).__name__}}: {{error}}"[:300]), flush=True)
+assert ("fisopt" in sys.modules) == {fisopt}
+"""
+RUNS = {
+    "pt2 portable": TORCH.format(
+        imports="", load="torch.export.load(path + '.pt2').module()", fisopt=False
+    ),
+    "pt2 native": TORCH.format(
+        imports="import fisopt", load="torch.export.load(path + '.pt2').module()", fisopt=True
+    ),
+    "aoti": TORCH.format(
+        imports="from torch._inductor import aoti_load_package",
+        load="aoti_load_package(path + '.pt2')",
+        fisopt=False,
+    ),
+    "onnx": """
+import json, sys, numpy, onnxruntime
+for line in sys.stdin:
+    path = line.strip()
+    try:
+        held = numpy.load(path + ".npz")
+        session = onnxruntime.InferenceSession(path + ".onnx")
+        got = session.run(None, {i.name: held[i.name] for i in session.get_inputs()})[0]
+        print(json.dumps(float(abs(got - held["__output__"]).max())), flush=True)
+    except Exception as error:
+        print(json.dumps(f"{type(error).__name__}: {error}"[:300]), flush=True)
+assert "torch" not in sys.modules
+""",
+}
+
+
+def export_cell(
+    optimized: Any, inputs: dict[str, Any], path: Path, options: dict[str, Any], dynamic: bool
+) -> dict[str, Any]:
+    """Write one artefact with its inputs and the wanted output beside it."""
+    start = time.perf_counter()
+    suffix = ".onnx" if options["format"] == "onnx" else ".pt2"
+    file = path.with_suffix(suffix)
+    fisopt.export(optimized, file, **options, example_inputs=inputs, dynamic=dynamic)
+    seconds = time.perf_counter() - start
+    manifest = fisopt.load(file).manifest if options["format"] == "aoti" else _manifest(file)
+    program = optimized.program(inputs)
+    values = program.values(inputs)
+    named = dict(zip((t.name for t in manifest.call.tensors), values, strict=True))
+    want = torch.utils._pytree.tree_leaves(program(**inputs))[0]
+    torch.save({"inputs": named, "output": want}, f"{path}.tensors")
+    if options["format"] == "onnx":
+        import numpy as np
+
+        np.savez(f"{path}.npz", **{n: v.numpy() for n, v in named.items()}, __output__=want.numpy())
+    return {
+        "export_seconds": round(seconds, 1),
+        "megabytes": round(file.stat().st_size / 1e6, 2),
+        "open_sizes": list(manifest.open_sizes),
+    }
+
+
+def _manifest(path: Path) -> Any:
+    from fisopt.artefact.loader import read_manifest
+
+    return read_manifest(path)[0]
+
+
+def measure(case: Case, formats: list[str], dynamic: bool) -> list[dict[str, Any]]:
+    """Every cell of one form of a family."""
+    inputs = case.inputs(*GRID, batch=2)
+    optimized = fisopt.optimize(case.model, [], inputs, backend="eager")
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for label, passes in PASSES.items():
+            optimized = fisopt.optimize(optimized, passes, inputs, backend="eager", strict=False)
+            for name in formats:
+                path = Path(folder) / f"{label}-{name.replace(' ', '-')}"
+                row = {"case": case.name, "passes": label, "format": name}
+                try:
+                    row |= export_cell(optimized, inputs, path, FORMATS[name], dynamic)
+                    row["path"] = str(path)
+                except fisopt.FisoptError as error:
+                    row["error"] = str(error)[:300]
+                rows.append(row)
+                print(row, flush=True)
+        for name in formats:
+            mine = [r for r in rows if r["format"] == name and "path" in r]
+            text = "\n".join(str(r["path"]) for r in mine)
+            done = subprocess.run(
+                [sys.executable, "-c", RUNS[name]],
+                input=text,
+                capture_output=True,
+                text=True,
+                cwd=folder,
+                env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+                | ({"PYTHONPATH": str(Path(__file__).parent.parent)} if "native" in name else {}),
+                check=False,
+            )
+            answers = done.stdout.splitlines() or [json.dumps(done.stderr[-300:])] * len(mine)
+            for row, line in zip(mine, answers, strict=False):
+                answer = json.loads(line)
+                limit = LIMITS.get(name, 1e-5)
+                if isinstance(answer, str):
+                    row["error"] = answer
+                else:
+                    row |= {"difference": answer, "limit": limit, "holds": answer <= limit}
+                del row["path"]
+                print(row, flush=True)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("cases", nargs="*", help="forms of families (default: all of the zoo)")
+    parser.add_argument("--only", choices=FORMATS, action="append", help="formats (default: all)")
+    parser.add_argument("--dynamic", action="store_true", help="leave sizes open")
+    parser.add_argument("--again", action="store_true", help="measure what is there already")
+    arguments = parser.parse_args()
+    path = RESULTS / "export.json"
+    rows = json.loads(path.read_text())["rows"] if path.exists() else []
+    key = lambda row: (row["case"], row["passes"], row["format"])  # noqa: E731
+    held = {key(row): row for row in rows}
+    torch.set_num_threads(1)
+    for name in arguments.cases or zoo():
+        formats = arguments.only or [f for f in FORMATS if f != "aoti"]
+        missing = [f for f in formats if any((name, p, f) not in held for p in PASSES)]
+        todo = formats if arguments.again else missing
+        if not todo:
+            continue
+        for row in measure(zoo()[name], todo, arguments.dynamic):
+            held[key(row)] = row
+        write("export", {"machine": machine(), "rows": list(held.values())})
+
+
+if __name__ == "__main__":
+    main()
