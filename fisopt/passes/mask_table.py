@@ -47,7 +47,9 @@ class MaskTable:
 
     def plain(self) -> dict[str, Any]:
         """The table as JSON values."""
-        return {"masks": {n: as_json(m) for n, m in self.items()}, "measured": dict(self.measured)}
+        said = {"masks": {n: as_json(m) for n, m in self.items()}, "measured": dict(self.measured)}
+        values: dict[str, Any] = json.loads(json.dumps(said))
+        return values
 
     @staticmethod
     def from_plain(held: Any) -> MaskTable:

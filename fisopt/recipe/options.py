@@ -60,7 +60,9 @@ def _encoded(value: Any, store: Store) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, FrameMask):
-        return as_json(value)
+        said = as_json(value)
+        named = said if isinstance(said, dict) else {"mask": "TileMask", "k": said}
+        return {key: _encoded(item, store) for key, item in named.items()}
     for kind, cls in KINDS.items():
         if isinstance(value, cls):
             return {kind: store.put(kind, value)}
