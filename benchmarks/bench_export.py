@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +25,8 @@ import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from fisopt.artefact.loader import read_manifest
+from tests.artefact.fresh import differences, keep_call
 from tests.zoo import Case, zoo
 
 GRID = (5, 3, 4)
@@ -44,47 +45,6 @@ FORMATS: dict[str, dict[str, Any]] = {
 }
 LIMITS = {"onnx": 1e-4, "aoti": 1e-4}
 
-TORCH = """
-import json, sys, torch
-{imports}
-for line in sys.stdin:
-    path = line.strip()
-    try:
-        held = torch.load(path + ".tensors")
-        with torch.no_grad():
-            got = {load}(**held["inputs"])[0]
-        print(json.dumps(float((got - held["output"]).abs().max())), flush=True)
-    except Exception as error:
-        print(json.dumps(f"{{type(error).__name__}}: {{error}}"[:300]), flush=True)
-assert ("fisopt" in sys.modules) == {fisopt}
-"""
-RUNS = {
-    "pt2 portable": TORCH.format(
-        imports="", load="torch.export.load(path + '.pt2').module()", fisopt=False
-    ),
-    "pt2 native": TORCH.format(
-        imports="import fisopt", load="torch.export.load(path + '.pt2').module()", fisopt=True
-    ),
-    "aoti": TORCH.format(
-        imports="from torch._inductor import aoti_load_package",
-        load="aoti_load_package(path + '.pt2')",
-        fisopt=False,
-    ),
-    "onnx": """
-import json, sys, numpy, onnxruntime
-for line in sys.stdin:
-    path = line.strip()
-    try:
-        held = numpy.load(path + ".npz")
-        session = onnxruntime.InferenceSession(path + ".onnx")
-        got = session.run(None, {i.name: held[i.name] for i in session.get_inputs()})[0]
-        print(json.dumps(float(abs(got - held["__output__"]).max())), flush=True)
-    except Exception as error:
-        print(json.dumps(f"{type(error).__name__}: {error}"[:300]), flush=True)
-assert "torch" not in sys.modules
-""",
-}
-
 
 def export_cell(
     optimized: Any, inputs: dict[str, Any], path: Path, options: dict[str, Any], dynamic: bool
@@ -95,27 +55,13 @@ def export_cell(
     file = path.with_suffix(suffix)
     fisopt.export(optimized, file, **options, example_inputs=inputs, dynamic=dynamic)
     seconds = time.perf_counter() - start
-    manifest = fisopt.load(file).manifest if options["format"] == "aoti" else _manifest(file)
-    program = optimized.program(inputs)
-    values = program.values(inputs)
-    named = dict(zip((t.name for t in manifest.call.tensors), values, strict=True))
-    want = torch.utils._pytree.tree_leaves(program(**inputs))[0]
-    torch.save({"inputs": named, "output": want}, f"{path}.tensors")
-    if options["format"] == "onnx":
-        import numpy as np
-
-        np.savez(f"{path}.npz", **{n: v.numpy() for n, v in named.items()}, __output__=want.numpy())
+    manifest, _ = read_manifest(file)
+    keep_call(optimized, inputs, file)
     return {
         "export_seconds": round(seconds, 1),
         "megabytes": round(file.stat().st_size / 1e6, 2),
         "open_sizes": list(manifest.open_sizes),
     }
-
-
-def _manifest(path: Path) -> Any:
-    from fisopt.artefact.loader import read_manifest
-
-    return read_manifest(path)[0]
 
 
 def measure(case: Case, formats: list[str], dynamic: bool) -> list[dict[str, Any]]:
@@ -131,33 +77,21 @@ def measure(case: Case, formats: list[str], dynamic: bool) -> list[dict[str, Any
                 row = {"case": case.name, "passes": label, "format": name}
                 try:
                     row |= export_cell(optimized, inputs, path, FORMATS[name], dynamic)
-                    row["path"] = str(path)
+                    row["path"] = path
                 except fisopt.FisoptError as error:
                     row["error"] = str(error)[:300]
                 rows.append(row)
                 print(row, flush=True)
         for name in formats:
             mine = [r for r in rows if r["format"] == name and "path" in r]
-            text = "\n".join(str(r["path"]) for r in mine)
-            done = subprocess.run(
-                [sys.executable, "-c", RUNS[name]],
-                input=text,
-                capture_output=True,
-                text=True,
-                cwd=folder,
-                env={"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-                | ({"PYTHONPATH": str(Path(__file__).parent.parent)} if "native" in name else {}),
-                check=False,
-            )
-            answers = done.stdout.splitlines() or [json.dumps(done.stderr[-300:])] * len(mine)
-            for row, line in zip(mine, answers, strict=False):
-                answer = json.loads(line)
+            for row, found in zip(
+                mine, differences(name, [r.pop("path") for r in mine]), strict=True
+            ):
                 limit = LIMITS.get(name, 1e-5)
-                if isinstance(answer, str):
-                    row["error"] = answer
+                if isinstance(found, str):
+                    row["error"] = found
                 else:
-                    row |= {"difference": answer, "limit": limit, "holds": answer <= limit}
-                del row["path"]
+                    row |= {"difference": found, "limit": limit, "holds": found <= limit}
                 print(row, flush=True)
     return rows
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch.export import ExportedProgram
@@ -17,8 +18,49 @@ SUFFIX = ".pt2"
 
 
 def write(program: ExportedProgram, path: Path, manifest: str) -> None:
-    """Write a program and the manifest that describes it."""
-    torch.export.save(program, path, extra_files={ENTRY: manifest})
+    """Write a program and the manifest that describes it.
+
+    Raises:
+        OSError: writing failed.
+    """
+    with path.open("wb") as file:
+        sink = _Sink(file)
+        torch.export.save(program, sink, extra_files={ENTRY: manifest})  # type: ignore[arg-type]
+    if sink.error is not None:
+        raise sink.error
+
+
+class _Sink(io.RawIOBase):
+    """A file whose errors wait until the end: torch's writer ends the process when one is raised.
+
+    Attributes:
+        error: the first error of a write; nothing is written after it.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def seekable(self) -> bool:
+        """See `io.IOBase`."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        """See `io.IOBase`."""
+        return self._file.seek(offset, whence)
+
+    def write(self, data: Any) -> int:
+        """See `io.RawIOBase`."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
 
 
 def manifest_of(path: Path) -> str | None:

@@ -50,7 +50,7 @@ def test_a_disk_that_fills_leaves_no_half_file(made: OptimizedModule, tmp_path: 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
         for name, form in (("model.pt2", "pt2"), ("model", "pt2"), ("model.txt", "text")):
             with pytest.raises(ExportError, match="could not be written"):
                 export(made, tmp_path / name, form, dynamic=False)  # type: ignore[arg-type]
