@@ -234,7 +234,10 @@ def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
         packed = file.read(2) == b"PK"
     text = (pt2 if packed else onnx).manifest_of(path)
     if text is None:
-        raise ExportError(f"{path} is not an artefact of fisopt: no manifest in it")
+        raise ExportError(
+            f"{path} is not an artefact of fisopt, or not complete: no manifest in it; copy or "
+            "export it again"
+        )
     return Manifest.read(text, str(path)), None
 
 

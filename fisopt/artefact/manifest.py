@@ -143,13 +143,18 @@ class Manifest:
             call = said.pop("call")
             inputs, results = (_tensors(call.pop(k)) for k in ("tensors", "results"))
             variants = tuple(
-                VariantInfo(**{**v, "state": _tensors(v["state"])}) for v in said.pop("variants")
+                VariantInfo(**_tuples({**v, "state": _tensors(v["state"])}))
+                for v in said.pop("variants")
             )
-            return Manifest(
-                **said, call=Call(**call, tensors=inputs, results=results), variants=variants
-            )
+            how = Call(**_tuples(call), tensors=inputs, results=results)
+            return Manifest(**_tuples(said), call=how, variants=variants)
         except (KeyError, TypeError, AttributeError) as error:
             raise ExportError(f"{where}: the manifest is malformed: {error}") from error
+
+
+def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries with tuples in the place of JSON's lists."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
 
 
 def _tensors(said: Any) -> tuple[TensorInfo, ...]:
