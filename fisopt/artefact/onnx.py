@@ -1,8 +1,8 @@
 """Files of ONNX: the portable graph through torch's exporter, and onnxruntime to run them.
 
 Two things of ATen have no counterpart that onnxruntime runs; they are said otherwise before the
-export.  A choice between booleans becomes and, or, not; a stable sort becomes a top-k of all
-entries, in which ONNX orders equal ones by their place.
+export.  A choice between booleans, and filling some, becomes and, or, not; a stable sort becomes a
+top-k of all entries, in which ONNX orders equal ones by their place.
 """
 
 from __future__ import annotations
@@ -54,6 +54,17 @@ def _boolean_choice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return call(aten.logical_or.default, (yes, no))
 
 
+def _boolean_fill(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """``masked_fill(x, mask, value)`` of booleans: ``x | mask``, or ``x & ~mask``."""
+    kind, (x, mask, value) = node.meta.get("val"), node.args
+    if not isinstance(kind, Tensor) or kind.dtype != torch.bool:
+        return None
+    call = graph.call_function
+    if value:
+        return call(aten.logical_or.default, (x, mask))
+    return call(aten.logical_and.default, (x, call(aten.logical_not.default, (mask,))))
+
+
 def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A stable sort as the top-k of all entries."""
     operand = node.args[0]
@@ -67,6 +78,7 @@ def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.where.self: _boolean_choice,
+    aten.masked_fill.Scalar: _boolean_fill,
     aten.sort.stable: _sort,
     aten.sort.default: _sort,
 }

@@ -72,8 +72,10 @@ def keep_call(optimized: OptimizedModule, inputs: dict[str, Any], file: Path) ->
         torch.save({"inputs": named, "output": output}, file.with_suffix(".tensors"))
 
 
-def process(code: str, *args: str, text: str = "", fisopt: bool = False) -> str:
-    """Run code in a fresh process and return what it prints."""
+def process(
+    code: str, *args: str, text: str = "", fisopt: bool = False, warnings: bool = False
+) -> str:
+    """Run code in a fresh process and return what it prints, with what it warns of if wanted."""
     root = {"PYTHONPATH": str(Path(__file__).parents[2])} if fisopt else {}
     kept = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
@@ -86,7 +88,7 @@ def process(code: str, *args: str, text: str = "", fisopt: bool = False) -> str:
         env={**kept, "OMP_NUM_THREADS": "1", **root},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+    return done.stdout + (done.stderr if warnings else "")
 
 
 def differences(kind: str, files: Sequence[Path]) -> list[float | str]:

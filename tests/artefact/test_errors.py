@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,17 @@ def made(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
     return plain(monkeypatch, [FrameInterleave()])[0]
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        made, _ = plain(patch, [FrameInterleave()])
+        return export(made, tmp_path_factory.mktemp("whole") / "model.pt2", dynamic=False)
+
+
 @pytest.fixture
-def file(made: OptimizedModule, tmp_path: Path) -> Path:
-    return export(made, tmp_path / "model.pt2", dynamic=False)
+def file(original: Path, tmp_path: Path) -> Path:
+    """A file of its own for every test that breaks it."""
+    return Path(shutil.copy(original, tmp_path))
 
 
 def test_a_path_that_exists_needs_force(made: OptimizedModule, tmp_path: Path) -> None:
