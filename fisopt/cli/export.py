@@ -94,7 +94,7 @@ def load(settings: Settings) -> tuple[nn.Module, dict[str, Any]]:
     Raises:
         InputError: it is neither, or its weights are not there for this format.
     """
-    size = dict(settings.size)
+    size: dict[str, Any] = dict(settings.size)
     if settings.model == TESTBED:
         frames = size.pop("num_frames", FRAMES)
         if size:
