@@ -2,14 +2,18 @@
 
 from fisopt import models
 from fisopt.api import capture, optimize
+from fisopt.artefact.export import export
+from fisopt.artefact.loader import LoadedModule, load
 from fisopt.errors import (
     CaptureError,
+    ExportError,
     FisoptError,
     InputError,
     LoweringError,
     PassError,
     PostconditionError,
     PreconditionError,
+    RecipeError,
     ScheduleError,
     VerifyError,
 )
@@ -21,6 +25,7 @@ from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_r
 from fisopt.passes.schedule import Schedule
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
@@ -32,20 +37,23 @@ from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
+from fisopt.versions import FISOPT
 
-__version__ = "0.1.0"
+__version__ = FISOPT
 
 __all__ = [
     "PRESETS",
     "PUBLISHED_REDUCTIONS",
     "CaptureError",
     "Cost",
+    "ExportError",
     "FisoptError",
     "FrameAxis",
     "FrameInterleave",
     "FrameMask",
     "FrameTable",
     "InputError",
+    "LoadedModule",
     "LoweringError",
     "Match",
     "MaskTable",
@@ -59,6 +67,8 @@ __all__ = [
     "PreconditionError",
     "Program",
     "RadialDecay",
+    "Recipe",
+    "RecipeError",
     "Rewriter",
     "Rule",
     "RulePass",
@@ -73,7 +83,9 @@ __all__ = [
     "VerifyError",
     "axes_of",
     "capture",
+    "export",
     "format_graph",
+    "load",
     "models",
     "optimize",
     "predicted_ratio",

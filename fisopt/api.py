@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,12 +13,16 @@ from fisopt import models
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.errors import InputError
 from fisopt.passes.presets import resolve
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
+
+RecipeSource = Recipe | Path | str | Mapping[str, Any]
+"""A recipe, its path, its plain values, or "config"."""
 
 
 def capture(
@@ -59,6 +64,7 @@ def optimize(
     spec: ModelSpec | None = None,
     backend: Backend = "inductor",
     strict: bool = True,
+    recipe: RecipeSource | None = None,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -74,6 +80,8 @@ def optimize(
         spec: blocks and token grid of a model that is not of a known family.
         backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
+        recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
+            values, or "config" for the ``fisopt`` entry of the model's configuration.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -81,19 +89,22 @@ def optimize(
 
     Raises:
         ValueError, TypeError: an unknown preset, backend or option.
+        RecipeError: the recipe cannot be read, or is for another model.
         InputError, CaptureError, PassError: see `capture` and the passes.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
-    resolved = resolve(passes)
+    if recipe is not None and passes:
+        raise ValueError("pass either passes or a recipe: the recipe says the passes")
+    chosen = resolve(passes) if recipe is None else recipe
     if isinstance(model_or_pipeline, nn.Module):
-        return _optimize_module(model_or_pipeline, resolved, example_inputs, spec, backend, strict)
-    return _optimize_pipeline(model_or_pipeline, resolved, example_inputs, spec, backend, strict)
+        return _optimize_module(model_or_pipeline, chosen, example_inputs, spec, backend, strict)
+    return _optimize_pipeline(model_or_pipeline, chosen, example_inputs, spec, backend, strict)
 
 
 def _optimize_module(
     model: nn.Module,
-    passes: tuple[Pass, ...],
+    chosen: tuple[Pass, ...] | RecipeSource,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
     backend: Backend,
@@ -120,6 +131,7 @@ def _optimize_module(
             f"optimize of {type(model).__name__}: example_inputs is missing; with spec= pass the "
             "keyword arguments of one forward call"
         )
+    passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
     optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps, captures)
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -128,7 +140,7 @@ def _optimize_module(
 
 def _optimize_pipeline(
     pipeline: Any,
-    passes: tuple[Pass, ...],
+    chosen: tuple[Pass, ...] | RecipeSource,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
     backend: Backend,
@@ -152,7 +164,7 @@ def _optimize_pipeline(
     optimized = {
         name: _optimize_module(
             getattr(pipeline, name),
-            passes,
+            chosen,
             example_inputs,
             spec,
             backend,

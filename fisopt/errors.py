@@ -49,3 +49,11 @@ class LoweringError(FisoptError):
 
 class ScheduleError(FisoptError):
     """The denoising step, its count or the branch could not be told, or a schedule is unfit."""
+
+
+class RecipeError(FisoptError):
+    """A recipe cannot be written, cannot be read, or is for another model."""
+
+
+class ExportError(FisoptError):
+    """An artefact cannot be written, is not complete, or is not fisopt's."""

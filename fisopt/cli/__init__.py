@@ -1,17 +1,19 @@
-"""The ``fisopt`` command: demo, models, inspect, codegen, calibrate, search."""
+"""The ``fisopt`` command: demo, models, inspect, codegen, calibrate, search, export."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 import fisopt
 from fisopt import models
+from fisopt.artefact.manifest import Format
 from fisopt.calibration import Target
 from fisopt.cli import calibrate as _calibrate
 from fisopt.cli import demo as _demo
+from fisopt.cli import export as _export
 from fisopt.cli import help as texts
 from fisopt.cli import search as _search
 from fisopt.cli.catalog import models_table, size_of
@@ -330,3 +332,64 @@ def search_command(
             out=out,
         )
         _search.run(settings, stdout(), stderr())
+
+
+@app.command("export", help=texts.EXPORT)
+def export_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="testbed, or a diffusers pipeline: its folder or its repository; for text a "
+            "published name."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The file or the folder to write.")],
+    passes: Passes = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(help="A recipe in the place of passes.", show_default=False),
+    ] = None,
+    form: Annotated[str, typer.Option("--format", help="pt2, onnx, aoti or text.")] = "pt2",
+    portable: Annotated[
+        bool,
+        typer.Option(
+            "--portable/--native",
+            help="Plain torch operators, or fisopt's own: faster, and need fisopt to load.",
+        ),
+    ] = True,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Denoising steps, for passes that differ between them."),
+    ] = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    component: Annotated[
+        str, typer.Option(help="Which transformer of a pipeline, if it has two.")
+    ] = "transformer",
+    dynamic: Annotated[
+        bool,
+        typer.Option("--dynamic/--static", help="Leave sizes open where the graph allows it."),
+    ] = True,
+    strict: Strict = True,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    traceback: Traceback = False,
+) -> None:
+    """Export an optimised model."""
+    with errors(traceback):
+        settings = _export.Settings(
+            source=Source(model, device, dtype, height, width, frames),
+            component=component,
+            passes=parse_passes(passes or []),
+            recipe=recipe,
+            format=cast("Format", form),
+            portable=portable,
+            steps=steps,
+            dynamic=dynamic,
+            strict=strict,
+            out=out,
+            force=force,
+        )
+        _export.run(settings, stdout(), stderr())

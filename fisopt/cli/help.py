@@ -13,6 +13,7 @@ Examples:
   fisopt codegen wan2.2-a14b -p fis-a     the kernels that are emitted for it
   fisopt calibrate testbed --target-ratio 0.8      a schedule of token reduction
   fisopt search testbed --threshold 0.05   a mask for the attention of every layer
+  fisopt export testbed -p fis-fast -o fast.pt2    a file that torch alone runs
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
 """
@@ -105,4 +106,19 @@ Examples:
   fisopt search testbed --threshold 0.2 --candidate 2 --candidate 'SlidingWindow(radius=2)'
   fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --prompt "a cat walks" --frames 81
   fisopt demo --pass 'TileAttention(table="out/masks.json")'
+"""
+
+EXPORT = """Write an optimised model as files that run elsewhere.
+
+A path that ends in .pt2, .onnx or .txt is one file; any other is a folder, with a file for each
+variant where what runs changes with the denoising step.  A published name has no weights: its
+graph is written as text.
+
+\b
+Examples:
+  fisopt export testbed --pass fis-fast -o fast.pt2
+  fisopt export testbed --pass fis-b --steps 25 -o fis-b
+  fisopt export testbed --pass fis-fast --format onnx -o fast.onnx
+  fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe recipe.yaml --frames 81 -o wan.pt2
+  fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
 """

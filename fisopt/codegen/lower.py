@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
-from fisopt.errors import LoweringError
-from fisopt.rewrite.ops.registry import CONTRACTS, OPAQUE
+from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.rewrite.ops.registry import OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import IS_BLOCK, Program
-from fisopt.rewrite.template import MODE
 
 STAGE = "fisopt.stage"
 
@@ -33,9 +30,9 @@ def lower(program: Program) -> fx.GraphModule:
     module, _ = outline(program.graph_module, regions, "stage")
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
-            _inline_calls(callee, program.graph_module)
+            inline_calls(callee, program.graph_module)
             fuse_reduction(callee.graph)
-            _inline_contracts(callee)
+            inline_contracts(callee, keep=OPAQUE)
             callee.graph.eliminate_dead_code()
             callee.recompile()
     module.recompile()
@@ -70,58 +67,3 @@ def _stages(graph: fx.Graph) -> dict[fx.Node, str]:
             level[node] = max((level.get(n, -1) for n in node.all_input_nodes), default=-1)
             stage[node] = f"after_{level[node]}" if level[node] >= 0 else "head"
     return stage
-
-
-def _inline_calls(module: fx.GraphModule, root: fx.GraphModule) -> None:
-    for node in list(module.graph.nodes):
-        if node.op != "call_module":
-            continue
-        callee = root.get_submodule(str(node.target))
-        if not isinstance(callee, fx.GraphModule):
-            raise LoweringError(f"{node.format_node()}: {node.target} is not a graph")
-        _inline(module.graph, node, callee.graph, node.args)
-
-
-def _inline_contracts(module: fx.GraphModule) -> None:
-    """Replace every ``fisopt::`` operator, save the opaque, by its traced reference."""
-    mode = module.meta[MODE]
-    for node in list(module.graph.nodes):
-        target: Any = node.target
-        if node.op != "call_function" or getattr(target, "namespace", "") != "fisopt":
-            continue
-        if target in OPAQUE:
-            continue
-        reference = CONTRACTS.get(target)
-        if reference is None:
-            raise LoweringError(f"{target} has no contract in rewrite/ops; nothing implements it")
-        places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
-        operands = [a for a in node.args if isinstance(a, fx.Node)]
-
-        def run(*values: torch.Tensor) -> Any:
-            args = list(node.args)  # noqa: B023 - traced at once
-            for i, value in zip(places, values, strict=True):  # noqa: B023
-                args[i] = value
-            return reference(*args)  # noqa: B023
-
-        with mode, torch.no_grad():
-            traced = make_fx(run)(*(n.meta["val"] for n in operands))
-        _inline(module.graph, node, traced.graph, operands)
-
-
-def _inline(graph: fx.Graph, node: fx.Node, body: fx.Graph, args: Any) -> None:
-    """Put a graph in the place of one call."""
-    env: dict[fx.Node, fx.Node] = {}
-    holders = [n for n in body.nodes if n.op == "placeholder"]
-    env.update(zip(holders, args, strict=True))
-    with graph.inserting_before(node):
-        result = graph.graph_copy(body, env)
-    if isinstance(result, fx.Node):
-        node.replace_all_uses_with(result)
-    else:
-        for user in list(node.users):
-            piece = result[user.args[1]]  # type: ignore[index]
-            if not isinstance(piece, fx.Node):
-                raise LoweringError(f"{node.format_node()}: result {user.args[1]} is no tensor")
-            user.replace_all_uses_with(piece)
-            graph.erase_node(user)
-    graph.erase_node(node)

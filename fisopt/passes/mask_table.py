@@ -45,12 +45,23 @@ class MaskTable:
         """The (block path, mask) pairs."""
         return self.masks  # type: ignore[return-value]
 
+    def plain(self) -> dict[str, Any]:
+        """The table as JSON values."""
+        said = {"masks": {n: as_json(m) for n, m in self.items()}, "measured": dict(self.measured)}
+        values: dict[str, Any] = json.loads(json.dumps(said))
+        return values
+
+    @staticmethod
+    def from_plain(held: Any) -> MaskTable:
+        """The inverse of `plain`."""
+        masks = tuple((n, from_json(m)) for n, m in held["masks"].items())
+        return MaskTable(masks, held.get("measured", {}))
+
     def save(self, path: Path | str) -> Path:
         """Write the table as JSON, whole or not at all."""
         path = Path(path)
-        text = {"masks": {n: as_json(m) for n, m in self.items()}, "measured": dict(self.measured)}
         beside = path.with_name(f".{path.name}.part")
-        beside.write_text(json.dumps(text, indent=1) + "\n")
+        beside.write_text(json.dumps(self.plain(), indent=1) + "\n")
         beside.replace(path)
         return path
 
@@ -63,9 +74,7 @@ class MaskTable:
             OSError: it cannot be read.
         """
         try:
-            held = json.loads(Path(path).read_text())
-            masks = tuple((n, from_json(m)) for n, m in held["masks"].items())
-            return MaskTable(masks, held.get("measured", {}))
+            return MaskTable.from_plain(json.loads(Path(path).read_text()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(
                 f"{path} is not a mask table ({type(error).__name__}: {error}); wanted what "

@@ -15,7 +15,7 @@ The schedules that the authors of AsymRnR have published are of this form and lo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Measured:
     """What a schedule was measured on.
 
     Attributes:
-        source: the file or the name that errors and reports show.
+        source: the file or the name that errors and reports show; equal ones may differ in it.
         model: class of the model; empty if it is not told.
         grid: frames, rows and columns of its tokens; None if it is not told.
         prompts: how many prompts.
@@ -54,7 +54,7 @@ class Measured:
         target: what the thresholds were chosen for.
     """
 
-    source: str = ""
+    source: str = field(default="", compare=False)
     model: str = ""
     grid: Cells | None = None
     prompts: int = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import RLock
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import nn
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError, ScheduleError
-from fisopt.rewrite.capture import capture
+from fisopt.recipe.recipe import Recipe
+from fisopt.rewrite.capture import Dynamic, capture
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
@@ -132,14 +134,14 @@ class OptimizedModule(nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = Inputs.of(bind(self.original, (), example_inputs))
-        passes = self.passes if step is None else _at(self.passes, step)
+        passes = self.passes if step is None else active_at(self.passes, step)
         return self.plan(inputs, passes).program
 
     def _active(self, inputs: Inputs) -> tuple[Pass, ...]:
         """The passes of the current step; passes that ignore the step need not know it."""
         if not any(p.stepwise for p in self.passes):
             return tuple(self.passes)
-        return _at(self.passes, self._generation.step(inputs.kwargs()))
+        return active_at(self.passes, self._generation.step(inputs.kwargs()))
 
     def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         """What runs for some inputs and active passes; made once per shape."""
@@ -149,6 +151,23 @@ class OptimizedModule(nn.Module):
                 self._plans[key] = self._make(inputs, passes)
         plan: _Plan = self._plans[key]
         return plan
+
+    def rewritten(
+        self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool = False
+    ) -> Program:
+        """The Program for some inputs and active passes, which is not compiled for it.
+
+        Args:
+            inputs: the inputs.
+            passes: the active passes.
+            general: make it from an export with every size open, so that Programs of different
+                sizes correspond node for node.
+        """
+        plan: _Plan | None = self._plans.get((inputs.key(), self._placed, passes))
+        if plan is not None and not general:
+            return plan.program
+        dense = self._capture(inputs, "all" if general else "frames")
+        return PassManager(passes, strict=self._strict).run(dense)
 
     def _make(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
         dense = self._capture(inputs)
@@ -164,15 +183,15 @@ class OptimizedModule(nn.Module):
         )
         return _Plan(program, run, stages)
 
-    def _capture(self, inputs: Inputs) -> Program:
+    def _capture(self, inputs: Inputs, dynamic: Dynamic = "frames") -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
         form = tuple(
             (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
             for x in inputs.leaves
         )
-        key = (inputs.structure, form, self._placed)
+        key = (inputs.structure, form, self._placed, dynamic)
         if key not in self.captures:
-            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec)
+            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec, dynamic)
         captured: Program = self.captures[key]
         return captured.at(inputs)
 
@@ -193,6 +212,12 @@ class OptimizedModule(nn.Module):
         return spec
 
     @property
+    def last_inputs(self) -> Inputs | None:
+        """The inputs of the shapes that were met last, None if none were."""
+        plans: list[_Plan] = list(self._plans.values())
+        return plans[-1].program.inputs if plans else None
+
+    @property
     def branch(self) -> str:
         """The guidance branch that is being run, as the pipeline names it."""
         return self._generation.branch
@@ -201,6 +226,20 @@ class OptimizedModule(nn.Module):
     def step(self) -> Step | None:
         """The step that was entered last, None if no pass asked for it."""
         return self._generation.current
+
+    @property
+    def recipe(self) -> Recipe:
+        """The passes with their options, and the model that they are for."""
+        return Recipe.of(self.original, self.passes)
+
+    def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
+        """Write the recipe as YAML, schedules and mask tables in files beside it.
+
+        Raises:
+            ExportError: the path exists and ``force`` is not given, or writing failed.
+            RecipeError: an option of a pass cannot be written.
+        """
+        return self.recipe.save(path, force=force)
 
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
@@ -228,7 +267,7 @@ class OptimizedModule(nn.Module):
         steps = [step] if num_steps is None else [Step(i, num_steps) for i in range(num_steps)]
         plans: dict[_Plan, None] = {}
         for now in steps:
-            passes = self.passes if now is None else _at(self.passes, now)
+            passes = self.passes if now is None else active_at(self.passes, now)
             plan = self.plan(inputs, tuple(passes))
             if plan.program.loads:  # nothing is held: what makes the state runs first
                 plans[self.plan(inputs, tuple(p.afresh() for p in passes))] = None
@@ -286,5 +325,6 @@ def _placed(model: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
     return frozenset((t.device, t.dtype) for t in (*model.parameters(), *model.buffers()))
 
 
-def _at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
+def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
+    """The passes of a step."""
     return tuple(now for p in passes if (now := p.at(step)) is not None)

@@ -49,8 +49,8 @@ def match_with(
     lead, size = x.shape[:-2], x.shape[-2]
     tokens, count = size - before - after, destinations.shape[0]
     video = x.narrow(-2, before, tokens).reshape(-1, tokens, x.shape[-1])
-    is_destination = torch.zeros(tokens, dtype=torch.uint8, device=x.device)
-    is_destination[destinations] = 1
+    zeros = torch.zeros(tokens, dtype=torch.int32, device=x.device)
+    is_destination = zeros.scatter(0, destinations, 1)
     sources = is_destination.argsort(stable=True)[: tokens - count]
     nearest, distance, energy = nearest_of(video, destinations, sources)
     ranked, order = distance.sort(dim=-1, descending=True, stable=True)

@@ -1,4 +1,4 @@
-"""The op contracts by operator: references, what lowering leaves as a call, and axis rules."""
+"""The op contracts by operator: references, axis rules, and how each is lowered."""
 
 from __future__ import annotations
 
@@ -47,3 +47,8 @@ OPAQUE: frozenset[Any] = frozenset(
     ]
 )
 """Operators that stay a call when a graph is compiled: traced, their loops would be unrolled."""
+
+PLANNED: dict[Any, tuple[Callable[..., Any], tuple[int, ...]]] = {
+    torch.ops.fisopt.tile_attention.default: (tile_attention.planned, (4, 5)),
+}
+"""Operators that read a plan: what they do with a known one, and which arguments are the plan."""

@@ -10,6 +10,8 @@ Source: the pattern is Efficient-vDiT's, arXiv:2502.06155.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
@@ -84,14 +86,55 @@ def grouped(
     """
     del pairs
     result = empty_result(query, value)
-    q, k, v, out = (_in_four(x) for x in (query, key, value, result))
+    out = _in_four(result)
+    for head, start, end, part in _parts(
+        query, key, value, mask, rows.tolist(), keys.tolist(), scale
+    ):
+        room = out if head is None else out.narrow(-3, head, 1)
+        room[..., start:end, :] = part
+    return result
+
+
+def planned(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: list[int],
+    keys: list[list[list[list[int]]]],
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """The operator where the plan is known beforehand: a graph with no N x N tensor in it."""
+    del pairs
+    heads: dict[int | None, list[Tensor]] = {}
+    for head, _, _, part in _parts(query, key, value, mask, rows, keys, scale):
+        heads.setdefault(head, []).append(part)
+    result = torch.cat([torch.cat(parts, -2) for parts in heads.values()], -3)
+    return result.reshape(*query.shape[:-1], value.shape[-1])
+
+
+def _parts(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: list[int],
+    keys: list[list[list[list[int]]]],
+    scale: float | None,
+) -> Iterator[tuple[int | None, int, int, Tensor]]:
+    """(head, start, end, result) of each run of queries that read the same keys.
+
+    The head is None where all heads read alike; tensors have four dimensions at least.
+    """
+    q, k, v = (_in_four(x) for x in (query, key, value))
     bias = None if mask is None else _in_four(mask)
-    starts, plans = rows.tolist(), keys.tolist()
-    for h, groups in enumerate(plans):
-        parts = [q, k, v, out] if len(plans) == 1 else [_head(x, h, q) for x in (q, k, v, out)]
-        seen = bias if bias is None or len(plans) == 1 else _head(bias, h, q)
-        for start, end, ranges in _merged(starts, groups):
-            parts[3][..., start:end, :] = scaled_dot_product_attention(
+    for h, groups in enumerate(keys):
+        head = None if len(keys) == 1 else h
+        parts = [q, k, v] if head is None else [_head(x, h, q) for x in (q, k, v)]
+        seen = bias if bias is None or head is None else _head(bias, h, q)
+        for start, end, ranges in _merged(rows, groups):
+            part = scaled_dot_product_attention(
                 parts[0][..., start:end, :],
                 _take(parts[1], -2, ranges),
                 _take(parts[2], -2, ranges),
@@ -99,7 +142,7 @@ def grouped(
                 scale=scale,
                 enable_gqa=_grouped(parts[0], parts[1]),
             )
-    return result
+            yield head, start, end, part
 
 
 @tile_attention.register_fake

@@ -1,0 +1,1 @@
+"""Artefacts: optimised models as files that run elsewhere, and the modules that load them."""

@@ -1,0 +1,178 @@
+"""Describe an export: the manifest of an optimised module, its variants and their sizes."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from fisopt.artefact.graph import placeholders
+from fisopt.artefact.manifest import Call, Format, Manifest, TensorInfo, VariantInfo
+from fisopt.artefact.variants import Variant, Variants
+from fisopt.errors import ExportError
+from fisopt.recipe.identity import Identity
+from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.program import Program
+from fisopt.runtime.optimized import OptimizedModule
+from fisopt.versions import versions
+
+NEEDS: dict[Format, tuple[str, ...]] = {
+    "pt2": ("torch",),
+    "aoti": ("torch",),
+    "onnx": ("onnxruntime", "numpy"),
+    "text": (),
+}
+
+
+def describe(
+    optimized: OptimizedModule,
+    inputs: Inputs,
+    variants: Variants,
+    files: Sequence[str],
+    *,
+    form: Format,
+    portable: bool,
+    opset: Mapping[str, int],
+    shapes: Mapping[str, tuple[int | str, ...]],
+    fixed: Mapping[str, str],
+) -> Manifest:
+    """Make the manifest of an artefact.
+
+    Args:
+        optimized: what is exported.
+        inputs: the call that is exported.
+        variants: its variants.
+        files: the file of each.
+        form: kind of the files.
+        portable: whether they run without fisopt.
+        opset: of ONNX files, by domain.
+        shapes: of the tensors that have open sizes, by name.
+        fixed: sizes of the grid that are fixed, each with the reason.
+    """
+    program = variants.all[0].program
+    layout = program.layout
+    needs = NEEDS[form] if portable else (*NEEDS[form], "fisopt")
+    return Manifest(
+        format=form,
+        portable=portable,
+        needs=needs,
+        opset=dict(opset),
+        model={**Identity.of(optimized.original).plain(), "dtype": _dtype(optimized.original)},
+        recipe=optimized.recipe.plain(),
+        versions=versions("onnx", "onnxscript") if form == "onnx" else versions(),
+        seeds={
+            p.name: seed
+            for p in optimized.passes
+            if isinstance(seed := getattr(p, "seed", None), int)
+        },
+        grid=(layout.frames, layout.height, layout.width),
+        open_sizes=tuple(n for n in ("frames", "height", "width") if n not in fixed),
+        fixed_sizes=dict(fixed),
+        call=_call(optimized.original, inputs, program, shapes),
+        steps=variants.steps,
+        schedule=variants.schedule,
+        variants=tuple(
+            _variant(variant, file, shapes)
+            for variant, file in zip(variants.all, files, strict=True)
+        ),
+    )
+
+
+def _variant(
+    variant: Variant, file: str, shapes: Mapping[str, tuple[int | str, ...]]
+) -> VariantInfo:
+    program = variant.program
+    held = placeholders(program)
+    state = held[len(held) - len(program.loads) :]
+    return VariantInfo(
+        file=file,
+        passes=tuple(p.name for p in variant.passes),
+        loads=program.loads,
+        stores=program.stores,
+        state=tuple(tensor_info(n, shapes) for n in state),
+        afresh=variant.afresh,
+    )
+
+
+def _call(
+    model: nn.Module,
+    inputs: Inputs,
+    program: Program,
+    shapes: Mapping[str, tuple[int | str, ...]],
+) -> Call:
+    parameters, defaults = signature(model)
+    full = Inputs.of(arranged(inputs.kwargs(), parameters, defaults))
+    held = placeholders(program)
+    taken = held[: len(held) - len(program.loads)]
+    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
+    results = list(output.args[0])[: program.out_structure.num_leaves]
+    return Call(
+        parameters=parameters,
+        defaults=defaults,
+        structure=structure_text(full.structure),
+        leaves=tuple(None if isinstance(x, torch.Tensor) else [x] for x in full.leaves),
+        tensors=tuple(tensor_info(n, shapes) for n in taken),
+        output=structure_text(program.out_structure),
+        results=tuple(
+            tensor_info(n, shapes, f"output_{i}" if i else "output") for i, n in enumerate(results)
+        ),
+    )
+
+
+def signature(model: nn.Module) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """Names of a model's forward arguments, in order, and those defaults that JSON can say."""
+    kept = [
+        p
+        for p in inspect.signature(model.forward).parameters.values()
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+    ]
+    defaults = {
+        p.name: p.default
+        for p in kept
+        if p.default is None or isinstance(p.default, (bool, int, float, str))
+    }
+    return tuple(p.name for p in kept), defaults
+
+
+def arranged(
+    given: Mapping[str, Any], parameters: Sequence[str], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments in the order of the signature, with the defaults of those that are not given."""
+    named = {n: given.get(n, defaults.get(n)) for n in parameters if n in given or n in defaults}
+    return named | {n: v for n, v in given.items() if n not in named}
+
+
+def structure_text(structure: pytree.TreeSpec) -> str:
+    """The nesting of values as text.
+
+    Raises:
+        ExportError: it has a type that torch does not know how to write.
+    """
+    try:
+        return json.dumps(json.loads(pytree.treespec_dumps(structure)), sort_keys=True)
+    except (NotImplementedError, TypeError) as error:
+        raise ExportError(
+            f"the arguments or results have a type that cannot be written: {error}; pass "
+            "return_dict=False in example_inputs, and plain containers"
+        ) from error
+
+
+def tensor_info(
+    node: fx.Node, shapes: Mapping[str, tuple[int | str, ...]], name: str | None = None
+) -> TensorInfo:
+    """Describe the value of a node."""
+    value = node.meta["val"]
+    name = name or node.name
+    shape = shapes.get(name, tuple(int(s) for s in value.shape))
+    return TensorInfo(name, shape, str(value.dtype).removeprefix("torch."))
+
+
+def _dtype(model: nn.Module) -> str:
+    parameter = next(model.parameters(), None)
+    held = getattr(model, "dtype", None) or (parameter.dtype if parameter is not None else None)
+    return str(held).removeprefix("torch.")

@@ -1,0 +1,184 @@
+"""Export: an optimised model as files that run in another process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import fx
+
+from fisopt.artefact import aoti, onnx, pt2
+from fisopt.artefact.describe import describe
+from fisopt.artefact.graph import exported, refuse_meta
+from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
+from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.symbolic import Opened, open_sizes
+from fisopt.artefact.text import text_of
+from fisopt.artefact.variants import Variants, variants_of
+from fisopt.codegen.flatten import flatten
+from fisopt.errors import ExportError
+from fisopt.files import refuse_existing, written
+from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.program import Program
+from fisopt.runtime.optimized import OptimizedModule
+
+SUFFIXES: dict[Format, str] = {
+    "pt2": pt2.SUFFIX,
+    "aoti": aoti.SUFFIX,
+    "onnx": onnx.SUFFIX,
+    "text": ".txt",
+}
+
+
+def export(
+    optimized: OptimizedModule,
+    path: Path | str,
+    format: Format = "pt2",
+    portable: bool = True,
+    *,
+    example_inputs: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    dynamic: bool = True,
+    force: bool = False,
+) -> Path:
+    """Write an optimised model as files that run without the model's code.
+
+    A path that ends in the format's suffix (``.pt2``, ``.onnx``, ``.txt``) becomes one file.
+    Any other becomes a folder: ``manifest.json``, ``recipe.yaml`` and a file for each variant,
+    of which there are several where what runs changes with the denoising step.
+
+    Args:
+        optimized: what `fisopt.optimize` returned for a module.
+        path: where to write.
+        format: "pt2" (torch.export), "onnx", "aoti" (a compiled package), or "text": the graph
+            without weights, also of a model on the meta device.
+        portable: write ``fisopt::`` operators out in plain torch, so that torch alone runs the
+            file; otherwise they stay, and a process that loads the file imports fisopt.
+        example_inputs: keyword arguments of one forward call; by default those of the shapes
+            that the module has met last.
+        steps: number of denoising steps, needed if a pass differs between steps.
+        dynamic: leave frames, height and width open where the graph allows it.
+        force: replace what is at ``path``.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: an unknown format.
+        ExportError: the path exists, the format cannot hold the model, or writing failed; then
+            nothing is left behind.
+    """
+    path = Path(path)
+    _check(optimized, format, portable)
+    refuse_existing(path, force=force)
+    inputs = _inputs(optimized, example_inputs)
+    variants = variants_of(optimized, inputs, steps)
+    if format != "text":
+        refuse_meta(variants.all[0].program)
+    files = _files(path, format, len(variants.all))
+    opened = _opened(optimized, variants, format, portable, SIZES if dynamic else ())
+    manifest = describe(
+        optimized,
+        inputs,
+        variants,
+        files,
+        form=format,
+        portable=portable,
+        opset={"ai.onnx": onnx.OPSET} if format == "onnx" else {},
+        shapes=opened.shapes,
+        fixed=opened.fixed,
+    )
+    with written(path, force=force) as beside:
+        if not path.suffix:
+            beside.mkdir()
+            (beside / FILE).write_text(manifest.text())
+            recipe = yaml.safe_dump(dict(manifest.recipe), sort_keys=False)
+            (beside / "recipe.yaml").write_text(recipe)
+        for i, file in enumerate(files):
+            _write(opened, i, manifest, beside / file if not path.suffix else beside)
+    return path
+
+
+def _opened(
+    optimized: OptimizedModule,
+    variants: Variants,
+    format: Format,
+    portable: bool,
+    sizes: Sequence[str],
+) -> Opened:
+    """The flat graphs of all variants, with the sizes open that can be."""
+
+    def flat(program: Program) -> fx.GraphModule:
+        module = flatten(program, portable=portable)
+        if format == "onnx":
+            onnx.said_for_onnx(module)
+        return module
+
+    def at(inputs: Inputs, index: int) -> Program:
+        return optimized.rewritten(inputs, variants.all[index].passes, general=True)
+
+    return open_sizes(variants, at, flat, sizes if format in ("pt2", "onnx") else ())
+
+
+def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:
+    """Write one variant."""
+    module, info = opened.modules[index], manifest.variants[index]
+    text = manifest.text()
+    if manifest.format == "text":
+        path.write_text(text_of(module, manifest, index))
+        return
+    made = exported(module, opened.dynamic)
+    if manifest.format == "pt2":
+        pt2.write(made, path, text)
+    elif manifest.format == "aoti":
+        aoti.write(made, path, text)
+    else:
+        results = [t.name for t in manifest.call.results]
+        results += [f"state_{i}_out" for i in range(len(info.stores))]
+        onnx.write(onnx.convert(made, results), path, text)
+
+
+def _check(optimized: Any, format: Any, portable: bool) -> None:
+    if format not in FORMATS:
+        raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    if not isinstance(optimized, OptimizedModule):
+        hint = (
+            "of a pipeline export .transformer, and .transformer_2 to a path of its own"
+            if hasattr(optimized, "transformer")
+            else "pass what fisopt.optimize returned"
+        )
+        raise ExportError(f"export: got a {type(optimized).__name__}; {hint}")
+    if format == "onnx" and not portable:
+        raise ExportError("ONNX knows no fisopt operators: leave portable=True")
+
+
+def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None) -> Inputs:
+    """The call to export."""
+    if example_inputs is not None:
+        return Inputs.of(bind(optimized.original, (), example_inputs))
+    if (inputs := optimized.last_inputs) is None:
+        raise ExportError(
+            f"export of {type(optimized.original).__name__}: no call was made yet, so its shapes "
+            "are not known; pass example_inputs, the keyword arguments of one forward call"
+        )
+    return inputs
+
+
+def _files(path: Path, format: Format, count: int) -> list[str]:
+    """The file of every variant."""
+    suffix = SUFFIXES[format]
+    if not path.suffix:
+        return [f"variant_{i}{suffix}" for i in range(count)]
+    if path.suffix != suffix:
+        raise ExportError(
+            f"{path}: a file of format {format!r} ends in {suffix!r}; a path without a suffix "
+            "becomes a folder"
+        )
+    if count > 1:
+        raise ExportError(
+            f"{path}: what runs changes with the step, so there are {count} variants and one "
+            f"file cannot hold them; give the path of a folder, such as {path.with_suffix('')}"
+        )
+    return [path.name]

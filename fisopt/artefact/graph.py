@@ -1,0 +1,69 @@
+"""One variant as a torch.export program: flat, functional, with its tensors by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch.export import ExportedProgram
+
+from fisopt.errors import ExportError
+from fisopt.rewrite.program import Program
+
+
+def placeholders(program: Program) -> list[fx.Node]:
+    """The tensors that a Program takes: those of the call, then the state that it loads."""
+    return [n for n in program.graph.nodes if n.op == "placeholder"]
+
+
+def exported(module: fx.GraphModule, shapes: Any = None) -> ExportedProgram:
+    """Export a flat graph; its tensors become keyword arguments.
+
+    Args:
+        module: the graph; operators in it may change their operands.
+        shapes: dynamic shapes as torch.export takes them; None for the sizes that it has.
+
+    Raises:
+        ExportError: torch.export refuses the graph.
+    """
+    values = {n.name: _example(n) for n in module.graph.nodes if n.op == "placeholder"}
+    try:
+        with torch.no_grad():
+            traced = torch.export.export(module, (), values, dynamic_shapes=shapes, strict=False)
+            functional: ExportedProgram = traced.run_decompositions({})
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        raise ExportError(
+            f"torch.export refuses the rewritten graph: {type(error).__name__}: {first}"
+        ) from error
+    _check_open(functional, shapes or {})
+    return functional
+
+
+def _check_open(program: ExportedProgram, shapes: Mapping[str, Any]) -> None:
+    """Insist that torch.export has left open what it was asked to."""
+    for node in program.graph.nodes:
+        if node.op == "placeholder" and shapes.get(node.name):
+            value = node.meta["val"]
+            closed = [d for d in shapes[node.name] if isinstance(value.shape[d], int)]
+            if closed:
+                raise ExportError(
+                    f"torch.export fixes dimension {closed[0]} of {node.name} to "
+                    f"{value.shape[closed[0]]}: export with dynamic=False (--static)"
+                )
+
+
+def refuse_meta(program: Program) -> None:
+    """Raise for a model whose weights are not there."""
+    if any(p.device.type == "meta" for p in program.source.model.parameters()):
+        raise ExportError(
+            f"{type(program.source.model).__name__} is on the meta device and has no weights to "
+            "export; load them, or export its graph with format='text'"
+        )
+
+
+def _example(node: fx.Node) -> torch.Tensor:
+    value = node.meta["val"]
+    return torch.zeros(value.shape, dtype=value.dtype, device=value.device)

@@ -1,0 +1,184 @@
+"""Files of ONNX: the portable graph through torch's exporter, and onnxruntime to run them.
+
+Two things of ATen have no counterpart that onnxruntime runs; they are said otherwise before the
+export.  A choice between booleans, and filling some, becomes and, or, not; a stable sort becomes a
+top-k of all entries, in which ONNX orders equal ones by their place.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.export import ExportedProgram
+
+from fisopt.artefact.manifest import ENTRY
+from fisopt.errors import ExportError
+
+SUFFIX = ".onnx"
+OPSET = 20
+EXTERNAL_BYTES = 2 << 30
+"""From this size on weights are in a file beside: an ONNX file holds less than 2 GiB."""
+aten = torch.ops.aten
+
+
+def said_for_onnx(module: fx.GraphModule) -> None:
+    """Say in a flat graph's operators what onnxruntime has no operators for."""
+    for node in list(module.graph.nodes):
+        rewrite = _REWRITES.get(node.target)
+        if rewrite is None:
+            continue
+        with module.graph.inserting_before(node):
+            new = rewrite(module.graph, node)
+        if new is not None:
+            node.replace_all_uses_with(new)
+            module.graph.erase_node(node)
+    module.recompile()
+
+
+def _boolean_choice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """``where(c, a, b)`` of booleans: ``c & a | ~c & b``."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        return None
+    condition, a, b = node.args
+    call = graph.call_function
+    yes = call(aten.logical_and.default, (condition, a))
+    no = call(aten.logical_and.default, (call(aten.logical_not.default, (condition,)), b))
+    return call(aten.logical_or.default, (yes, no))
+
+
+def _boolean_fill(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """``masked_fill(x, mask, value)`` of booleans: ``x | mask``, or ``x & ~mask``."""
+    kind, (x, mask, value) = node.meta.get("val"), node.args
+    if not isinstance(kind, Tensor) or kind.dtype != torch.bool:
+        return None
+    call = graph.call_function
+    if value:
+        return call(aten.logical_or.default, (x, mask))
+    return call(aten.logical_and.default, (x, call(aten.logical_not.default, (mask,))))
+
+
+def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A stable sort as the top-k of all entries."""
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    options = {**dict(zip(("dim", "descending"), node.args[1:], strict=False)), **node.kwargs}
+    dim = options.get("dim", -1)
+    size = operand.meta["val"].shape[dim]
+    args = (operand, size, dim, bool(options.get("descending", False)))
+    return graph.call_function(aten.topk.default, args)
+
+
+_REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
+    aten.where.self: _boolean_choice,
+    aten.masked_fill.Scalar: _boolean_fill,
+    aten.sort.stable: _sort,
+    aten.sort.default: _sort,
+}
+
+
+def convert(program: ExportedProgram, outputs: list[str]) -> Any:
+    """Translate an exported program to ONNX.
+
+    Args:
+        program: a portable one.
+        outputs: names of what it returns, in order.
+
+    Raises:
+        ExportError: the packages for it are not installed, or it has an operator that ONNX lacks.
+    """
+    _import("onnxscript")
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            made = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                optimize=True,
+                opset_version=OPSET,
+                output_names=outputs,
+            )
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
+        raise ExportError(f"torch.onnx cannot translate the graph: {lines[-1]}") from error
+    if made is None:
+        raise ExportError("torch.onnx returned no program")
+    return made
+
+
+def opset(made: Any) -> dict[str, int]:
+    """Versions of the operators by domain; the empty one is ONNX's own."""
+    return {domain or "ai.onnx": int(v) for domain, v in made.model.opset_imports.items()}
+
+
+def write(made: Any, path: Path, manifest: str) -> None:
+    """Write a translated program and check the file; large weights go to a file beside it."""
+    onnx = _import("onnx")
+    made.model.metadata_props[ENTRY] = manifest
+    size = sum(v.const_value.nbytes for v in made.model.graph.initializers.values())
+    made.save(path, external_data=size >= EXTERNAL_BYTES)
+    onnx.checker.check_model(path)
+
+
+def manifest_of(path: Path) -> str | None:
+    """The manifest in a file, None if it is a whole file of another origin.
+
+    Raises:
+        ExportError: the file is not complete, or no ONNX file.
+    """
+    onnx = _import("onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:
+        raise ExportError(
+            f"{path} is not a complete ONNX or .pt2 file: {error}; copy or export it again"
+        ) from error
+    held = {entry.key: entry.value for entry in model.metadata_props}
+    text: str | None = held.get(ENTRY)
+    return text
+
+
+def runner(path: Path, results: int) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    """Open a file in onnxruntime.
+
+    Args:
+        path: the file.
+        results: how many tensors it returns.
+
+    Raises:
+        ExportError: onnxruntime is not installed or refuses the file.
+    """
+    runtime = _import("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ExportError(f"onnxruntime refuses {path}: {error}") from error
+    taken = {i.name for i in session.get_inputs()}
+
+    def run(values: dict[str, Tensor]) -> list[Tensor]:
+        arrays = {n: v.detach().cpu().numpy() for n, v in values.items() if n in taken}
+        made = [torch.from_numpy(x) for x in session.run(None, arrays)]
+        assert len(made) == results
+        device = next(iter(values.values())).device
+        return [x.to(device) for x in made]
+
+    return run
+
+
+def _import(name: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX needs the package {name}, which is not installed: pip install 'fisopt[onnx]'"
+        ) from error

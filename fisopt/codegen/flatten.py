@@ -1,0 +1,33 @@
+"""Flatten: a Program as one graph of operators, with no calls of blocks in it."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.rewrite.program import Program
+
+
+def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
+    """Return one graph of ATen operators that is equal to the Program.
+
+    It takes the Program's tensors and the state that it loads, and returns a tuple of the model's
+    own results and the state that it stores; measurements are left out.  Parameters are shared.
+
+    Args:
+        program: what to flatten; it is unchanged.
+        portable: replace the ``fisopt::`` operators by what they mean in plain torch; otherwise
+            they stay.
+    """
+    program = program.copy()
+    module = program.graph_module
+    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
+    count = program.out_structure.num_leaves + len(program.stores)
+    output.args = (tuple(output.args[0])[:count],)
+    inline_calls(module, module)
+    if portable:
+        inline_contracts(module)
+    module.graph.eliminate_dead_code()
+    root = fx.GraphModule(module, module.graph, class_name="Flat")
+    root.meta.update(module.meta)
+    return root

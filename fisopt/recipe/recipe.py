@@ -1,0 +1,156 @@
+"""The recipe: passes with their options, and the model and the versions that they were made with.
+
+A recipe is plain YAML; schedules and mask tables are files beside it, known by their content::
+
+    fisopt_recipe: 1
+    model: {class: WanTransformer3DModel, config_sha256: 5f..., config: {num_layers: 30, ...}}
+    versions: {fisopt: 0.1.0, torch: 2.13.0, diffusers: 0.42.1}
+    passes:
+    - name: FrameInterleave
+      options: {stride: 2, first_block: 1, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from torch import nn
+
+from fisopt.errors import RecipeError
+from fisopt.files import written
+from fisopt.recipe.identity import CONFIG_KEY, Identity
+from fisopt.recipe.options import decode, encode
+from fisopt.recipe.stores import Beside, Inside, Store
+from fisopt.rewrite.pass_base import Pass
+from fisopt.versions import versions
+
+FORMAT = 1
+"""The newest form of recipe that this version reads."""
+FROM_CONFIG = "config"
+"""In the place of a path: read the recipe from the model's own configuration."""
+_KEYS = {"fisopt_recipe", "model", "versions", "passes"}
+_FORM = f"wanted {{{', '.join(sorted(_KEYS))}}}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What was done to a model.
+
+    Attributes:
+        passes: the passes, in order.
+        model: the model that they were chosen for.
+        versions: what the recipe was made with, by package.
+        source: where it was read, for errors.
+    """
+
+    passes: tuple[Pass, ...]
+    model: Identity
+    versions: Mapping[str, str] = field(default_factory=versions, compare=False)
+    source: str = field(default="the recipe", compare=False)
+
+    @staticmethod
+    def of(model: nn.Module, passes: Sequence[Pass]) -> Recipe:
+        """The recipe of a model and its passes."""
+        return Recipe(tuple(passes), Identity.of(model))
+
+    def plain(self, store: Store | None = None) -> dict[str, Any]:
+        """The recipe as plain values, complete in itself unless a store keeps parts of it.
+
+        Raises:
+            RecipeError: an option of a pass cannot be written.
+        """
+        store = store or Inside()
+        return {
+            "fisopt_recipe": FORMAT,
+            "model": self.model.plain(),
+            "versions": dict(self.versions),
+            "passes": [encode(pass_, store) for pass_ in self.passes],
+        }
+
+    @staticmethod
+    def from_plain(said: Any, source: str, store: Store | None = None) -> Recipe:
+        """The inverse of `plain`; nothing is imported or run for it.
+
+        Raises:
+            RecipeError: it is no recipe, of a newer form, or names what is not known here.
+        """
+        if not isinstance(said, Mapping) or "fisopt_recipe" not in said:
+            got = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
+            raise RecipeError(f"{source} is no recipe: got {got}; {_FORM}")
+        form = said["fisopt_recipe"]
+        if type(form) is not int or form > FORMAT:
+            made = said.get("versions")
+            by = made.get("fisopt", "unknown") if isinstance(made, Mapping) else "unknown"
+            raise RecipeError(
+                f"{source} is a recipe of form {form}, written by fisopt {by}; this version reads "
+                f"up to form {FORMAT}: update fisopt, or save the recipe with this version"
+            )
+        if set(said) != _KEYS or not isinstance(said["passes"], list):
+            raise RecipeError(f"{source}: got {sorted(map(str, said))}; {_FORM}")
+        if not isinstance(said["versions"], Mapping):
+            raise RecipeError(f"{source}: got versions={said['versions']!r}; {_FORM}")
+        model = Identity.from_plain(said["model"], source)
+        passes = tuple(decode(each, store or Inside(), source) for each in said["passes"])
+        return Recipe(passes, model, dict(said["versions"]), source)
+
+    def save(self, path: Path | str, *, force: bool = False) -> Path:
+        """Write the recipe, its schedules and its mask tables: all of them or nothing.
+
+        Raises:
+            ExportError: the path exists and ``force`` is not given, or writing failed.
+            RecipeError: an option of a pass cannot be written.
+        """
+        path = Path(path)
+        with written(path, force=force) as beside:
+            said = self.plain(Beside(beside))
+            beside.write_text(yaml.safe_dump(said, sort_keys=False))
+        return path
+
+    @staticmethod
+    def load(path: Path | str) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            RecipeError: it is no recipe, of a newer form, a file of it is missing or has other
+                content, or it names what is not known here.
+            OSError: it cannot be read.
+        """
+        path = Path(path)
+        try:
+            said = yaml.safe_load(path.read_text())
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
+        return Recipe.from_plain(said, str(path), Beside(path))
+
+    @staticmethod
+    def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:
+        """Read a recipe wherever it is, and check that it is for a model.
+
+        Args:
+            source: a recipe, its path, its plain values, or "config" for the ``fisopt`` entry of
+                the model's configuration.
+            model: the model to apply it to.
+
+        Raises:
+            RecipeError: it cannot be read, or is for another model.
+        """
+        if isinstance(source, Recipe):
+            recipe = source
+        elif source == FROM_CONFIG:
+            config: Any = getattr(model, "config", None)
+            if not isinstance(config, Mapping) or CONFIG_KEY not in config:
+                raise RecipeError(
+                    f"the config of {type(model).__name__} has no entry {CONFIG_KEY!r}; pass the "
+                    "path of a recipe"
+                )
+            recipe = Recipe.from_plain(config[CONFIG_KEY], f"config[{CONFIG_KEY!r}]")
+        elif isinstance(source, Mapping):
+            recipe = Recipe.from_plain(source, "the recipe")
+        else:
+            recipe = Recipe.load(source)
+        recipe.model.check(model, recipe.source)
+        return recipe

@@ -1,0 +1,142 @@
+"""Where a recipe keeps what is too long for a line: beside it in files, or inside it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fisopt.errors import RecipeError
+from fisopt.passes.mask_table import MaskTable
+from fisopt.passes.schedule import Measured, Schedule
+from fisopt.recipe.identity import digest
+
+KINDS: dict[str, type[Schedule | MaskTable]] = {"schedule": Schedule, "mask_table": MaskTable}
+_SUFFIX = {"schedule": ".yaml", "mask_table": ".json"}
+
+
+class Store(ABC):
+    """Keeps schedules and mask tables; every one is named by the hash of its content."""
+
+    @abstractmethod
+    def put(self, kind: str, value: Any) -> dict[str, Any]:
+        """Keep a value; return what the recipe says of it."""
+
+    @abstractmethod
+    def get(self, kind: str, said: Mapping[str, Any]) -> Any:
+        """Return the value that the recipe speaks of."""
+
+
+class Inside(Store):
+    """Values are written out in the recipe."""
+
+    def put(self, kind: str, value: Any) -> dict[str, Any]:
+        """See `Store.put`."""
+        return {"sha256": content_hash(value), "value": plain(value)}
+
+    def get(self, kind: str, said: Mapping[str, Any]) -> Any:
+        """See `Store.get`."""
+        if "value" not in said:
+            raise RecipeError(f"a {kind} of this recipe is in a file; load the recipe by its path")
+        return from_plain(kind, said["value"])
+
+
+class Beside(Store):
+    """Values are files in the folder of the recipe, or are written out in it.
+
+    Args:
+        recipe: path of the recipe.
+    """
+
+    def __init__(self, recipe: Path) -> None:
+        self.recipe = recipe
+        self._names: dict[str, str] = {}
+
+    def put(self, kind: str, value: Any) -> dict[str, Any]:
+        """See `Store.put`."""
+        key = content_hash(value)
+        number = f".{len(self._names)}" if self._names else ""
+        name = self._names.setdefault(key, f"{self.recipe.stem}{number}.{kind}{_SUFFIX[kind]}")
+        value.save(self.recipe.parent / name)
+        return {"sha256": key, "file": name}
+
+    def get(self, kind: str, said: Mapping[str, Any]) -> Any:
+        """See `Store.get`."""
+        if "file" not in said:
+            return Inside().get(kind, said)
+        name = str(said["file"])
+        if Path(name).name != name:
+            raise RecipeError(
+                f"{self.recipe}: got {kind} file {name!r}, wanted the name of a file beside the "
+                "recipe"
+            )
+        path = self.recipe.parent / name
+        try:
+            return KINDS[kind].load(path)
+        except OSError as error:
+            raise RecipeError(
+                f"{self.recipe} needs the {kind} {path}, which cannot be read: {error}; keep the "
+                "files of a recipe together"
+            ) from error
+        except ValueError as error:
+            raise RecipeError(f"{self.recipe}: {error}") from error
+
+
+def stored(kind: str, said: Any, store: Store, where: str) -> Any:
+    """Read a value through a store and check that its content is what the recipe was made with.
+
+    Raises:
+        RecipeError: it is missing, malformed, or of another content.
+    """
+    if not isinstance(said, Mapping) or "sha256" not in said:
+        raise RecipeError(f"{where}: got {kind}={said!r}, wanted {{sha256: HASH, file: NAME}}")
+    value = store.get(kind, said)
+    if content_hash(value) != said["sha256"]:
+        raise RecipeError(
+            f"{where}: the {kind} {said.get('file', 'inside')} has other content than the recipe "
+            f"was made with ({content_hash(value)[:12]} in place of {str(said['sha256'])[:12]})"
+        )
+    return value
+
+
+def content_hash(value: Any) -> str:
+    """Hash of what a schedule or a mask table does; where it was measured is not part of it."""
+    return digest({k: v for k, v in plain(value).items() if k != "measured"})
+
+
+def plain(value: Schedule | MaskTable) -> dict[str, Any]:
+    """A schedule or a mask table as plain values."""
+    if isinstance(value, MaskTable):
+        return value.plain()
+    measured = {k: v for k, v in vars(value.measured).items() if v}
+    if value.measured.grid is not None:
+        measured["grid"] = list(value.measured.grid)
+    return {
+        "query": [list(row) for row in value.query],
+        "value": [list(row) for row in value.value],
+        "query_thresholds": [list(pair) for pair in value.query_thresholds],
+        "value_thresholds": [list(pair) for pair in value.value_thresholds],
+        "measured": measured,
+    }
+
+
+def from_plain(kind: str, said: Any) -> Schedule | MaskTable:
+    """The inverse of `plain`.
+
+    Raises:
+        RecipeError: an entry is missing or malformed.
+    """
+    try:
+        if kind == "mask_table":
+            return MaskTable.from_plain(said)
+        measured = dict(said["measured"])
+        if "grid" in measured:
+            measured["grid"] = tuple(measured["grid"])
+        tables: Any = {
+            name: tuple(tuple(row) for row in said[name])
+            for name in ("query", "value", "query_thresholds", "value_thresholds")
+        }
+        return Schedule(**tables, measured=Measured(**measured))
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RecipeError(f"a {kind} is malformed: {type(error).__name__}: {error}") from error

@@ -1,0 +1,188 @@
+"""What cannot be exported or loaded is refused with a reason, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fisopt
+from fisopt import ExportError, FrameInterleave, OptimizedModule, TokenReduction
+from fisopt.artefact import aoti, pt2
+from fisopt.artefact.export import export
+from tests.artefact.models import plain
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
+    return plain(monkeypatch, [FrameInterleave()])[0]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        made, _ = plain(patch, [FrameInterleave()])
+        return export(made, tmp_path_factory.mktemp("whole") / "model.pt2", dynamic=False)
+
+
+@pytest.fixture
+def file(original: Path, tmp_path: Path) -> Path:
+    """A file of its own for every test that breaks it."""
+    return Path(shutil.copy(original, tmp_path))
+
+
+def test_a_path_that_exists_needs_force(made: OptimizedModule, tmp_path: Path) -> None:
+    path = tmp_path / "model.txt"
+    path.write_text("mine")
+    with pytest.raises(ExportError, match=r"exists; .* force=True \(--force\)"):
+        export(made, path, "text")
+    assert path.read_text() == "mine"
+    export(made, path, "text", force=True)
+    assert "aten::" in path.read_text()
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "old").write_text("")
+    export(made, folder, "text", force=True)
+    assert sorted(p.name for p in folder.iterdir()) == [
+        *("manifest.json", "recipe.yaml", "variant_0.txt")
+    ]
+
+
+def test_a_disk_that_fills_leaves_no_half_file(made: OptimizedModule, tmp_path: Path) -> None:
+    """A limit on file sizes fails as a full disk does: in the middle of a write."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+        for name, form in (("model.pt2", "pt2"), ("model", "pt2"), ("model.txt", "text")):
+            with pytest.raises(ExportError, match="could not be written"):
+                export(made, tmp_path / name, form, dynamic=False)  # type: ignore[arg-type]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.98])
+def test_a_truncated_file(file: Path, kept: float) -> None:
+    data = file.read_bytes()
+    file.write_bytes(data[: int(len(data) * kept)])
+    with pytest.raises(ExportError, match=r"not (a )?complete.* (copy or )?export it again"):
+        fisopt.load(file)
+
+
+def test_a_damaged_file(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    where = data.index(b'"graph_module"')
+    data[where : where + 64] = bytes(64)
+    file.write_bytes(data)
+    with pytest.raises(ExportError, match="cannot be loaded"):
+        fisopt.load(file)
+
+
+def test_foreign_files(tmp_path: Path) -> None:
+    class Double(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+    foreign = tmp_path / "foreign.pt2"
+    torch.export.save(torch.export.export(Double(), (torch.ones(2),)), foreign)
+    (tmp_path / "text.onnx").write_text("no model")
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("foreign.pt2", "no manifest in it"),
+        ("text.onnx", "not a complete ONNX"),
+        ("empty", r"no manifest.json in it"),
+        ("nothing", "does not exist"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            fisopt.load(tmp_path / name)
+
+
+def test_a_newer_artefact(made: OptimizedModule, tmp_path: Path) -> None:
+    path = export(made, tmp_path / "model", "text")
+    said = json.loads((path / "manifest.json").read_text())
+    for key, value, message in (
+        ("fisopt_artefact", 99, "artefact of form 99"),
+        ("fisopt_artefact", None, "artefact of form None"),
+        ("call", [], "manifest is malformed"),
+    ):
+        (path / "manifest.json").write_text(json.dumps({**said, key: value}))
+        with pytest.raises(ExportError, match=message):
+            fisopt.load(path)
+    (path / "manifest.json").write_text(json.dumps(said))
+    with pytest.raises(ExportError, match="cannot be run"):
+        fisopt.load(path)
+
+
+def test_what_cannot_be_exported(
+    made: OptimizedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stepwise, _ = plain(monkeypatch, [TokenReduction(0.6, cache_steps=2)])
+    for model, name, options, message in (
+        (stepwise, "model", {}, "TokenReduction differs between denoising steps: pass steps="),
+        (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
+        (stepwise, "model.pt2", {"steps": 4}, "2 variants and one file cannot hold them"),
+        (made, "model.bin", {}, r"ends in '.pt2'"),
+        (made, "model.onnx", {"format": "onnx", "portable": False}, "ONNX knows no fisopt"),
+        (made.original, "model.pt2", {}, "got a PlainDiT; pass what fisopt.optimize returned"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            export(model, tmp_path / name, **options)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="format must be one of"):
+        export(made, tmp_path / "model.pt2", "torchscript")  # type: ignore[arg-type]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_that_are_not_known(made: OptimizedModule, tmp_path: Path) -> None:
+    again = fisopt.optimize(made, [], backend="eager")
+    with pytest.raises(ExportError, match="no call was made yet"):
+        export(again, tmp_path / "model.pt2")
+
+
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
+    model = fisopt.models.build("wan2.1-1.3b", num_layers=1)
+    inputs = fisopt.models.example_inputs("wan2.1-1.3b", height=32, width=32, num_frames=9)
+    made = fisopt.optimize(model, [FrameInterleave(first_block=0)], inputs, backend="eager")
+    with pytest.raises(ExportError, match=r"meta device and has no weights .* format='text'"):
+        export(made, tmp_path / "model.pt2")
+    text = export(made, tmp_path / "model.txt", "text").read_text()
+    assert text.startswith("# WanTransformer3DModel, 3x2x2 tokens, float32\n")
+    assert "# passes: FrameInterleave\n" in text
+    assert "aten::scaled_dot_product_attention(" in text
+    assert "fisopt::" not in text
+
+
+def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Any = __import__
+
+    def without(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name in ("onnx", "onnxscript", "onnxruntime"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    monkeypatch.setattr("builtins.__import__", without)
+    with pytest.raises(ExportError, match=r"pip install 'fisopt\[onnx\]'"):
+        fisopt.load(tmp_path / "model.onnx")
+    monkeypatch.undo()
+    monkeypatch.setattr(aoti, "has_compiler", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    program = torch.export.load(file)
+    with pytest.raises(ExportError, match=r"no C\+\+ compiler"):
+        aoti.write(program, tmp_path / "aoti.pt2", "{}")
+
+
+def test_an_operator_that_is_not_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise AttributeError("'_OpNamespace' 'theirs' object has no attribute 'op'")
+
+    monkeypatch.setattr(torch.export, "load", fail)
+    with pytest.raises(ExportError, match="'theirs' object has no attribute"):
+        pt2.read(file)

@@ -1,0 +1,242 @@
+"""Recipes: written, read in another process, refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import WanTransformer3DModel
+
+import fisopt
+from fisopt import (
+    FrameInterleave,
+    FrameTable,
+    MaskTable,
+    Pass,
+    Recipe,
+    RecipeError,
+    Rule,
+    RulePass,
+    Schedule,
+    SlidingWindow,
+    TileAttention,
+    TileMask,
+    TokenReduction,
+)
+from fisopt.recipe.identity import Identity
+from fisopt.recipe.options import known_passes
+from fisopt.rewrite.rewriter import Rewriter
+from tests import plain_dit
+from tests.artefact.fresh import process
+from tests.artefact.models import plain
+from tests.plain_dit import FORMS
+from tests.zoo import zoo
+
+SCHEDULE = Schedule(((1, 4), (2, 3)), ((0, 5), (1, 1)), ((3, 0.5),), ((5, 0.25),))
+TABLE = MaskTable({"layers.0": 2, "layers.1": SlidingWindow(1), "layers.2": None})
+
+
+@dataclass(frozen=True)
+class Mine(Pass):
+    """A user's own pass."""
+
+    names: tuple[str, ...] = ("a",)
+    mask: TileMask | None = None
+
+    def run(self, rewriter: Rewriter) -> None:
+        rewriter.note("nothing")
+
+
+PASSES: dict[str, Pass] = {
+    "frames": FrameInterleave(stride=3, dense_steps=(0, -1), fill="carry"),
+    "tokens": TokenReduction(0.4, 0.25, (2, 1, 2), cache_steps=3, mode="mean", seed=7),
+    "schedule": TokenReduction(schedule=SCHEDULE),
+    "mask": TileAttention(SlidingWindow(2), dense_blocks=(0,)),
+    "rows": TileAttention(FrameTable(((True, False), (True, True)))),
+    "table": TileAttention(table=TABLE),
+    "mine": Mine(names=("b", "c"), mask=TileMask(3)),
+}
+
+
+def model() -> plain_dit.PlainDiT:
+    return plain_dit.build(FORMS["fused"])
+
+
+@pytest.mark.parametrize("pass_", PASSES.values(), ids=PASSES)
+def test_round_trip(pass_: Pass, tmp_path: Path) -> None:
+    recipe = Recipe.of(model(), [pass_, FrameInterleave()])
+    again = Recipe.load(recipe.save(tmp_path / "new" / "recipe.yaml"))
+    assert again == recipe
+    assert again.versions == recipe.versions
+    inside = json.loads(json.dumps(recipe.plain()))
+    assert Recipe.from_plain(inside, "here") == recipe
+    assert "!!" not in (tmp_path / "new" / "recipe.yaml").read_text(), "plain YAML"
+
+
+def test_equal_schedules_are_one_file(tmp_path: Path) -> None:
+    passes = [PASSES["schedule"], TokenReduction(schedule=SCHEDULE, seed=1), PASSES["table"]]
+    Recipe.of(model(), passes).save(tmp_path / "r.yaml")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("r.1.mask_table.json", "r.schedule.safetensors", "r.schedule.yaml", "r.yaml")
+    ]
+
+
+def test_a_fresh_process_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = [FrameInterleave(), TileAttention(table={f"layers.{i}": 2 for i in range(3)})]
+    made, inputs = plain(monkeypatch, passes, "fused")
+    path = made.save_recipe(tmp_path / "recipe.yaml")
+    torch.save(inputs, tmp_path / "inputs.pt")
+    code = """
+import sys, torch, fisopt
+from fisopt import ModelSpec
+from fisopt.rewrite.capture import capture
+from fisopt.runtime import optimized
+from tests import plain_dit
+optimized.capture = lambda *said: capture(*said[:3], "all")  # as the other process has it
+model = plain_dit.build(plain_dit.FORMS["fused"])
+inputs = torch.load(sys.argv[1] + "/inputs.pt")
+spec = ModelSpec(blocks=("layers.*",), grid=(5, 2, 3))
+made = fisopt.optimize(
+    model, example_inputs=inputs, spec=spec, backend="eager", recipe=sys.argv[1] + "/recipe.yaml"
+)
+torch.save(made(**inputs)["video"], sys.argv[1] + "/output.pt")
+print(fisopt.format_graph(made.program(inputs)))
+"""
+    text = process(code, str(tmp_path), fisopt=True)
+    assert text == fisopt.format_graph(made.program(inputs)) + "\n"
+    assert torch.equal(torch.load(tmp_path / "output.pt"), made(**inputs)["video"])
+    assert path.is_file()
+
+
+def test_a_recipe_in_the_model_s_config(tmp_path: Path) -> None:
+    original = zoo()["wan"].model
+    recipe = Recipe.of(original, [FrameInterleave(stride=3), TokenReduction(schedule=SCHEDULE)])
+    copy = WanTransformer3DModel.from_config(original.config).eval()
+    copy.register_to_config(fisopt=recipe.plain())
+    copy.save_pretrained(tmp_path)
+    loaded = WanTransformer3DModel.from_pretrained(tmp_path).eval()
+    assert fisopt.optimize(loaded, recipe="config").passes == recipe.passes
+    with pytest.raises(RecipeError, match=r"WanTransformer3DModel has no entry 'fisopt'"):
+        fisopt.optimize(original, recipe="config")
+
+
+def test_either_passes_or_a_recipe() -> None:
+    recipe = Recipe.of(zoo()["wan"].model, [])
+    with pytest.raises(ValueError, match="either passes or a recipe"):
+        fisopt.optimize(zoo()["wan"].model, [FrameInterleave()], recipe=recipe)
+
+
+def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    wan, ltx = zoo()["wan"].model, zoo()["ltx"].model
+    path = Recipe.of(wan, []).save(tmp_path / "r.yaml")
+    with pytest.raises(RecipeError) as error:
+        fisopt.optimize(ltx, recipe=path)
+    assert "r.yaml is for a WanTransformer3DModel" in str(error.value)
+    assert "this is a LTXVideoTransformer3DModel" in str(error.value)
+    layers = wan.config.num_layers
+    other = WanTransformer3DModel.from_config({**wan.config, "num_layers": layers + 1}).eval()
+    with pytest.raises(RecipeError, match=f"num_layers={layers} there and {layers + 1} here"):
+        fisopt.optimize(other, recipe=path)
+
+
+def edited(change: Callable[[dict[str, Any]], Any], tmp_path: Path, *passes: Pass) -> Path:
+    path = Recipe.of(model(), passes).save(tmp_path / "recipe.yaml")
+    said = yaml.safe_load(path.read_text())
+    change(said)
+    path.write_text(yaml.safe_dump(said))
+    return path
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
+    "newer": (lambda s: s.update(fisopt_recipe=7), "recipe of form 7, written by fisopt"),
+    "no form": (lambda s: s.pop("fisopt_recipe"), "is no recipe: got"),
+    "more": (lambda s: s.update(code="import os"), "wanted {fisopt_recipe, model"),
+    "passes": (lambda s: s.update(passes="fis-a"), "wanted {fisopt_recipe, model"),
+    "versions": (lambda s: s.update(versions=3), "got versions=3"),
+    "model": (lambda s: s.update(model="wan"), "got model='wan'"),
+    "config": (lambda s: s["model"].update(config=3), "got config=3"),
+    "hash": (lambda s: s["model"]["config"].update(x=1), "the file was edited"),
+    "pass": (lambda s: s["passes"].append("x"), "got pass 'x'"),
+    "unknown": (
+        lambda s: s["passes"][0].update(name="FrameInterleaved"),
+        "'FrameInterleaved' is not known here; did you mean FrameInterleave",
+    ),
+    "imported": (lambda s: s["passes"][0].update(name="os.system"), "A recipe imports nothing"),
+    "options": (lambda s: s["passes"][0].update(options=[1]), "wanted them by name"),
+    "option": (lambda s: s["passes"][0]["options"].update(strid=2), "refuses its options"),
+    "value": (lambda s: s["passes"][0]["options"].update(stride=0), "refuses its options"),
+    "mask": (lambda s: s["passes"][1]["options"].update(mask={"mask": "X"}), "is no mask"),
+    "kind": (lambda s: s["passes"][1]["options"].update(table={"mask_table": 3}), "wanted {sha256"),
+    "away": (
+        lambda s: s["passes"][1]["options"]["table"]["mask_table"].update(file="../t.json"),
+        "wanted the name of a file beside",
+    ),
+    "missing": (
+        lambda s: s["passes"][1]["options"]["table"]["mask_table"].update(file="t.json"),
+        "t.json, which cannot be read",
+    ),
+    "content": (
+        lambda s: s["passes"][1]["options"]["table"]["mask_table"].update(sha256="0" * 64),
+        "has other content than the recipe",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
+def test_malformed(change: Callable[[dict[str, Any]], Any], message: str, tmp_path: Path) -> None:
+    path = edited(change, tmp_path, FrameInterleave(), PASSES["table"])
+    with pytest.raises(RecipeError) as error:
+        Recipe.load(path)
+    assert message in str(error.value)
+
+
+def test_a_missing_schedule_file(tmp_path: Path) -> None:
+    path = Recipe.of(model(), [PASSES["schedule"]]).save(tmp_path / "r.yaml")
+    (tmp_path / "r.schedule.yaml").unlink()
+    with pytest.raises(RecipeError, match=r"needs the schedule .*r.schedule.yaml"):
+        Recipe.load(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["!!python/object/apply:os.system ['touch ran']", "a: [", "- 1", "\x00"]
+)
+def test_nothing_is_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError, match="is no recipe"):
+        Recipe.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_a_recipe_cannot_say() -> None:
+    rule = Rule("r", pattern=lambda x: x, replacement=lambda x: x, where=lambda _: True)
+    with pytest.raises(RecipeError, match="option rules of RulePass cannot be part of a recipe"):
+        Recipe.of(model(), [RulePass((rule,))]).plain()
+
+
+def test_a_path_that_exists(tmp_path: Path) -> None:
+    recipe = Recipe.of(model(), [])
+    path = recipe.save(tmp_path / "r.yaml")
+    with pytest.raises(fisopt.ExportError, match="exists"):
+        recipe.save(path)
+    assert recipe.save(path, force=True) == path
+
+
+def test_names_of_passes() -> None:
+    known = known_passes()
+    assert known["FrameInterleave"] is FrameInterleave
+    assert known[f"{Mine.__module__}.Mine"] is Mine
+    assert "Pass" not in known
+
+
+def test_identity_ignores_what_is_not_the_model() -> None:
+    config = dict(zoo()["wan"].model.config)
+    one = Identity("M", {k: v for k, v in config.items() if not k.startswith("_")})
+    assert Identity.of(zoo()["wan"].model).sha256 == Identity("W", dict(one.config)).sha256
