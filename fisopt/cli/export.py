@@ -91,7 +91,12 @@ def load(settings: Settings) -> tuple[nn.Module, dict[str, Any]]:
         InputError: it is neither, or its weights are not there for this format.
     """
     source = settings.source
-    if settings.format == "text" and source.model.lower() in models.published():
+    if source.model.lower() in models.published():
+        if settings.format != "text":
+            raise InputError(
+                f"export: {source.model!r} is known by its shapes alone; of a published name there "
+                "are no weights, only --format text"
+            )
         size: dict[str, Any] = {**source.size}
         return models.build(source.model), models.example_inputs(source.model, **size)
     model = getattr(pipeline := source.load(), settings.component, None)

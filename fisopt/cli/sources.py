@@ -1,4 +1,4 @@
-"""The pipelines that commands measure on: which, on what device, for what video and prompts."""
+"""The pipelines that commands run: which, on what device, for what video and prompts."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ class Source:
             raise InputError(
                 f"{self.model!r} is "
                 + ("known by its shapes alone" if known else "no pipeline")
-                + f"; measuring runs the model, so give {TESTBED!r}, or the folder (with its "
-                "model_index.json) or the repository of a diffusers pipeline with weights"
+                + f"; this needs weights, so give {TESTBED!r}, or the folder (with its "
+                "model_index.json) or the repository of a diffusers pipeline"
             )
         return pipeline.to(device, dtype)
 
