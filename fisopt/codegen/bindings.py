@@ -15,7 +15,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from torch import fx
 
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import match_tokens, reduce_attend_restore, tile_attention
@@ -56,17 +55,6 @@ def refusal(op: Any, args: tuple[Any, ...]) -> str | None:
     except LoweringError as error:
         return str(error)
     return None
-
-
-def refusals(graph: fx.Graph) -> list[str]:
-    """One line for each operator of a graph that has a kernel and runs in plain torch."""
-    lines = []
-    for node in graph.nodes:
-        if node.target in KERNELS:
-            values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-            if (why := refusal(node.target, values)) is not None:
-                lines.append(f"{node.name}: {why}; it runs in plain torch")
-    return lines
 
 
 def run(op: Any, *args: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
 
 from fisopt.codegen import bindings
 from fisopt.errors import LoweringError
@@ -88,19 +87,3 @@ def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> Non
             warnings.simplefilter("error")
             bindings.run(TILE, *refused)
     assert ran == [1]
-
-
-def test_refusals_of_a_graph() -> None:
-    pytest.importorskip("triton")
-    graph = fx.Graph()
-    for args in (arguments(), arguments(width=24)):
-        tensors = [i for i, a in enumerate(args) if isinstance(a, torch.Tensor)]
-        nodes = list(args)
-        for i in tensors:
-            nodes[i] = graph.placeholder(f"x{len(graph.nodes)}")
-            nodes[i].meta["val"] = args[i]
-        graph.call_function(TILE, tuple(nodes))
-    lines = bindings.refusals(graph)
-    assert len(lines) == 1
-    assert "tile_attention_default_1: fisopt::tile_attention: query has 24 features" in lines[0]
-    assert lines[0].endswith("it runs in plain torch")
