@@ -44,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_teaches() -> None:
     result = fisopt_command("--help")
     assert result.exit_code == 0
-    for command in ("demo", "models", "inspect", "codegen", "calibrate", "search"):
+    for command in ("demo", "models", "inspect", "codegen", "calibrate", "search", "export"):
         assert f"fisopt {command}" in result.output
         page = fisopt_command(command, "--help")
         assert page.exit_code == 0

@@ -28,7 +28,8 @@ from fisopt.codegen.emit.index import (
     unflatten,
     variable,
 )
-from fisopt.codegen.emit.operators import PIECES, RULES, Coords
+from fisopt.codegen.emit.operators import PIECES, RULES
+from fisopt.codegen.emit.rules import Coords
 from fisopt.rewrite.analysis import results
 
 MOST_COLUMNS = 16384
