@@ -93,6 +93,21 @@ def capture_section(capture: dict[str, Any]) -> list[str]:
     return [text, "", tables.capture_table(capture), ""]
 
 
+def aot_section(aot: dict[str, Any]) -> list[str]:
+    """Kernels compiled without a GPU."""
+    note = f"Defaults, compiled by Triton {aot['triton']} without a GPU:"
+    return [note, "", tables.aot_table(aot["rows"]), ""]
+
+
+def export_section(exported: dict[str, Any]) -> list[str]:
+    """The matrix of exports."""
+    note = (
+        "Largest difference between an artefact that a fresh process has loaded and the optimised "
+        f"module, tiny models of every form ({tables.host(exported)}):"
+    )
+    return [note, "", tables.export_table(exported["rows"]), ""]
+
+
 DETAIL = {
     "testbed_speed": speed_section,
     "testbed_quality": quality_section,
@@ -106,8 +121,16 @@ SUMMARY = {
 }
 
 
+PAGES = {
+    "docs/quality.md": DETAIL,
+    "README.md": SUMMARY,
+    "docs/writing_a_kernel.md": {"aot": aot_section},
+    "docs/export.md": {"export": export_section},
+}
+
+
 def main() -> None:
-    for page, sections in (("docs/quality.md", DETAIL), ("README.md", SUMMARY)):
+    for page, sections in PAGES.items():
         found = [write(held) for name, write in sections.items() if (held := load(name))]
         fill(ROOT / page, "\n".join(line for lines in found for line in lines).rstrip())
     if (tiles := load("tile_attention")) is not None:

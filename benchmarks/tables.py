@@ -120,3 +120,43 @@ def host(result: Result) -> str:
     m = result["machine"]
     threads = f"{m['threads']} thread{'s' if m['threads'] > 1 else ''}"
     return f"{m['device']}, {threads}, load average {m['load']}, torch {m['torch']}"
+
+
+def aot_table(rows: list[Result]) -> str:
+    """The default config of every kernel, shape class and architecture, compiled ahead of time."""
+    return markdown(
+        ["kernel", "shapes", "arch", "config", "registers", "spilled", "shared KiB", "tensor core"],
+        [
+            [
+                r["kernel"],
+                r["shape_class"],
+                r["arch"],
+                r["config"],
+                r["registers"],
+                r["spilled"],
+                round(r["shared"] / 1024),
+                ", ".join(f"{n} {name}" for name, n in r["tensor_core"].items()),
+            ]
+            for r in rows
+            if r["default"] and "registers" in r
+        ],
+    )
+
+
+def export_table(rows: list[Result]) -> str:
+    """Largest difference of every exported cell from the optimised module."""
+    formats = list(dict.fromkeys(r["format"] for r in rows))
+    cells = {(r["case"], r["passes"], r["format"]): r for r in rows}
+
+    def shown(row: Result | None) -> str:
+        if row is None:
+            return ""
+        if "difference" not in row:
+            return "refused" if "error" in row else ""
+        return f"{row['difference']:.0e}" if row["difference"] else "0"
+
+    keys = list(dict.fromkeys((r["case"], r["passes"]) for r in rows))
+    return markdown(
+        ["model", "passes", *formats],
+        [[*key, *(shown(cells.get((*key, f))) for f in formats)] for key in keys],
+    )
