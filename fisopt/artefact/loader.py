@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -130,8 +129,10 @@ class LoadedModule(nn.Module):
         return manifest.schedule[step.index]
 
     @property
-    def config(self) -> FrozenDict:
+    def config(self) -> Any:
         """The original's configuration."""
+        from diffusers.configuration_utils import FrozenDict  # over a second: not at import
+
         return FrozenDict(self.manifest.model["config"])  # type: ignore[no-untyped-call]
 
     @property

@@ -1,21 +1,23 @@
 """Hand-written Triton kernels bound to their contracts, for CUDA tensors.
 
 A kernel's module, and Triton with it, is imported when an operator first meets a CUDA tensor.  An
-operator whose kernel refuses its arguments runs in plain torch there, with a warning; `refusals`
-says beforehand which do, so that reports can.
+operator whose kernel refuses its arguments runs in plain torch there, with a warning.  Kernel and
+plain torch are timed at the first call of a shape, see `fisopt.codegen.choose`, and the slower one
+is not used again.
 """
 
 from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from fisopt.codegen.choose import Candidates, decide_operator, operator_key
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import match_tokens, reduce_attend_restore, tile_attention
 
@@ -25,6 +27,7 @@ KERNELS: dict[Any, Callable[..., Any]] = {
     torch.ops.fisopt.reduce_attend_restore.default: reduce_attend_restore.plain,
 }
 """The contracts that have a kernel, and what runs in plain torch where the kernel refuses."""
+_CHOSEN: dict[tuple[torch.device, str], bool] = {}
 
 
 def kernel_of(op: Any) -> ModuleType:
@@ -69,7 +72,34 @@ def run(op: Any, *args: Any) -> Any:
     if (why := refusal(op, args)) is not None:
         _warn(f"{why}; it runs in plain torch")
         return KERNELS[op](*args)
-    return kernel.launch(*args)
+    chosen = kernel.launch if _is_kernel_chosen(op, args) else KERNELS[op]
+    return chosen(*args)
+
+
+def _is_kernel_chosen(op: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the kernel is the faster one for arguments of these shapes, timed if need be."""
+    device = args[0].device
+    if device.type != "cuda":
+        return True
+    key = (device, operator_key(op, args))
+    if key not in _CHOSEN:
+        if torch.cuda.is_current_stream_capturing():
+            return True
+        _CHOSEN[key] = decide_operator(op, args, device, _candidates(op, args)).chosen == "kernel"
+    return _CHOSEN[key]
+
+
+def _candidates(op: Any, args: tuple[Any, ...]) -> Callable[[], Candidates]:
+    """Kernel and plain torch; of several results the last is compared: ties make indices vary."""
+
+    def last(run: Callable[..., Any]) -> Callable[[], Sequence[torch.Tensor]]:
+        def call() -> Sequence[torch.Tensor]:
+            results = run(*args)
+            return [results if isinstance(results, torch.Tensor) else results[-1]]
+
+        return call
+
+    return lambda: {"kernel": last(kernel_of(op).launch), "reference": last(KERNELS[op])}
 
 
 @cache

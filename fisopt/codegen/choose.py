@@ -121,11 +121,40 @@ def choose_operators(
             choices.append(Choice(name, "reference", f"kernels need an NVIDIA GPU, not {device}"))
             continue
         values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-        implementation, why = TABLE["operator"]
         if (refused := refusal(node.target, values)) is not None:
-            implementation, why = "reference", refused
-        choices.append(Choice(name, implementation, why))
+            choices.append(Choice(name, "reference", refused))
+        else:
+            choices.append(decide_operator(node.target, values, device))
     return choices
+
+
+def decide_operator(
+    op: Any,
+    args: Sequence[Any],
+    device: torch.device,
+    candidates: Callable[[], Candidates] | None = None,
+) -> Choice:
+    """Choose among the kernel of an operator and its reference.
+
+    Args:
+        op: the operator.
+        args: its arguments; fake tensors will do where nothing is timed.
+        device: where it runs.
+        candidates: see `decide`; without them what was not measured yet follows `TABLE`.
+    """
+    name = f"{op.namespace}::{op._opname}"
+    key = operator_key(op, args)
+    if candidates is None and key not in remembered(_file(device)):
+        default, reason = TABLE["operator"]
+        return Choice(name, default, f"{reason}; timed at its first call")
+    return decide(name, "operator", key, device, candidates or dict)
+
+
+def operator_key(op: Any, args: Sequence[Any]) -> str:
+    """The shape class of an operator's call: shapes and dtypes of tensors, other arguments."""
+    parts = [f"{list(a.shape)} {a.dtype}" if isinstance(a, Tensor) else repr(a) for a in args]
+    sizes = "x".join(map(str, args[0].shape))
+    return f"{op} {sizes} {disk.digest(json.dumps(parts))}, torch {torch.__version__}"
 
 
 def decide(

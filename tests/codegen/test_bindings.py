@@ -5,12 +5,15 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from fisopt.codegen import bindings
+from fisopt.codegen import bindings, choose
+from fisopt.codegen.emit import cache
 from fisopt.errors import LoweringError
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops import tile_attention as contract
@@ -87,3 +90,34 @@ def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> Non
             warnings.simplefilter("error")
             bindings.run(TILE, *refused)
     assert ran == [1]
+
+
+@pytest.mark.parametrize("faster", ["kernel", "reference"])
+def test_the_slower_one_is_not_used_again(
+    faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: timed at the first call of a shape, remembered, told by the report."""
+    args = tuple(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments())
+    result, ran = torch.ones(3), []
+    kernel = SimpleNamespace(supports=lambda *_: None, launch=lambda *_: ran.append(1) or result)
+    plain = {TILE: lambda *_: ran.append(0) or result}
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    monkeypatch.delenv(choose.MEASURE, raising=False)
+    monkeypatch.setattr(bindings, "kernel_of", lambda _: kernel)
+    monkeypatch.setattr(bindings, "KERNELS", plain)
+    monkeypatch.setattr(bindings, "_CHOSEN", {})
+    monkeypatch.setattr(choose, "device_name", lambda _: "Some GPU 1")
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    times = iter([1.0, 2.0] if faster == "kernel" else [2.0, 1.0])
+    monkeypatch.setattr(choose, "_microseconds", lambda run: next(times))
+    gpu = torch.device("cuda", 0)
+    where = (SimpleNamespace(device=gpu, shape=args[0].shape), *args[1:])
+    for _ in range(2):
+        ran.clear()
+        bindings.run(TILE, *where)
+    assert ran == [faster == "kernel"]
+    told = choose.decide_operator(TILE, where, gpu)
+    assert told.chosen == faster
+    assert "measured on Some GPU 1: kernel" in told.why
+    other = choose.decide_operator(TILE, (*where[:-1], 0.5), gpu)
+    assert (other.chosen, other.why.endswith("timed at its first call")) == ("kernel", True)
