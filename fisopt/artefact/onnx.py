@@ -1,8 +1,9 @@
 """Files of ONNX: the portable graph through torch's exporter, and onnxruntime to run them.
 
-Two things of ATen have no counterpart that onnxruntime runs; they are said otherwise before the
+Some things of ATen have no counterpart that onnxruntime runs; they are said otherwise before the
 export.  A choice between booleans, and filling some, becomes and, or, not; a stable sort becomes a
-top-k of all entries, in which ONNX orders equal ones by their place.
+top-k of all entries, in which ONNX orders equal ones by their place; a squeeze of a dimension that
+is not one goes, which ATen lets be and ONNX refuses.
 """
 
 from __future__ import annotations
@@ -76,11 +77,21 @@ def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return graph.call_function(aten.topk.default, args)
 
 
+def _squeeze(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+    """A squeeze that changes nothing is its operand."""
+    del graph
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    return operand if operand.meta["val"].shape == node.meta["val"].shape else None
+
+
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.where.self: _boolean_choice,
     aten.masked_fill.Scalar: _boolean_fill,
     aten.sort.stable: _sort,
     aten.sort.default: _sort,
+    aten.squeeze.dim: _squeeze,
+    aten.squeeze.dims: _squeeze,
 }
 
 

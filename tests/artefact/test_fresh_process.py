@@ -91,6 +91,22 @@ def test_fills_of_booleans_reach_onnx(value: bool) -> None:
     assert torch.equal(module(*every), every[0].masked_fill(every[1], value))
 
 
+def test_squeezes_that_change_nothing_are_left_out_for_onnx() -> None:
+    """ATen lets a dimension that is not one be; ONNX refuses to squeeze it."""
+    graph, x = fx.Graph(), torch.rand(2, 1, 3)
+    node = graph.placeholder("x")
+    node.meta["val"] = x
+    for dim in (0, 1):
+        node = graph.call_function(torch.ops.aten.squeeze.dim, (node, dim))
+        node.meta["val"] = x if dim == 0 else x[:, 0]
+    graph.output(node)
+    module = fx.GraphModule({}, graph)
+    said_for_onnx(module)
+    left = [n.args[1] for n in module.graph.nodes if n.target is torch.ops.aten.squeeze.dim]
+    assert left == [1]
+    assert torch.equal(module(x), x[:, 0])
+
+
 @pytest.mark.parametrize("descending", [False, True])
 def test_sorts_for_onnx_keep_the_order_of_equals(descending: bool, tmp_path: Path) -> None:
     class Order(torch.nn.Module):
