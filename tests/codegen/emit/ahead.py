@@ -1,0 +1,99 @@
+"""Compiles emitted kernels for GPUs that are not here, in a process that does not interpret them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fisopt.codegen.emit.kernel import Kernel
+
+ROOT = Path(__file__).parents[3]
+TYPES = {
+    torch.float32: "*fp32",
+    torch.bfloat16: "*bf16",
+    torch.float16: "*fp16",
+    torch.int64: "*i64",
+    torch.bool: "*i1",
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """A kernel for dense operands of some types on an architecture."""
+
+    kernel: Kernel
+    operands: tuple[torch.dtype, ...]
+    capability: int
+    wide: bool = False
+
+
+def compile_all(requests: Sequence[Request], cache: Path) -> list[str]:
+    """The PTX of each, a cubin having been made of it."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment |= {"FISOPT_CACHE": str(cache), "TRITON_CACHE_DIR": str(cache / "triton")}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.codegen.emit.ahead"],
+        input=pickle.dumps(list(requests)),
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    texts: list[str] = pickle.loads(done.stdout)
+    return texts
+
+
+def compiled(request: Request) -> Any:
+    """Compile one kernel, in this process."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from fisopt.codegen.emit.launch import function
+
+    kernel, wide = request.kernel, request.wide
+    config = kernel.config()
+    signature: dict[str, str] = {}
+    constants: dict[str, Any] = {
+        "WIDE": wide,
+        "BLOCK_ROWS": config.block_rows,
+        "BLOCK_COLUMNS": config.block_columns,
+    }
+    for i, dtype in enumerate(request.operands):
+        signature[f"x{i}_ptr"] = TYPES[dtype]
+        for operand, d in kernel.strides:
+            if operand == i:
+                name = f"x{i}_s{d}"
+                signature[name] = "i64" if wide else "i32"
+                if d == len(kernel.operands[i]) - 1:  # what Triton makes of a stride of one
+                    signature[name], constants[name] = "constexpr", 1
+    for i, (_, dtype) in enumerate(kernel.results):
+        signature[f"y{i}_ptr"] = TYPES[dtype]
+    signature |= dict.fromkeys(("WIDE", "BLOCK_ROWS", "BLOCK_COLUMNS"), "constexpr")
+    source = ASTSource(function(kernel), signature, constants)
+    target = GPUTarget("cuda", request.capability, 32)
+    return triton.compile(source, target=target, options={"num_warps": config.num_warps})
+
+
+def main() -> None:
+    """Answer with the PTX of every kernel that is asked for."""
+    texts = []
+    for request in pickle.load(sys.stdin.buffer):
+        binary = compiled(request)
+        assert binary.asm["cubin"]
+        texts.append(binary.asm["ptx"])
+    pickle.dump(texts, sys.stdout.buffer)
+
+
+if __name__ == "__main__":
+    main()
