@@ -63,14 +63,25 @@ def compile_ahead(launch: Launch, architecture: int) -> Compiled:
         raise LoweringError(
             f"{launch.kernel} is interpreted; compile in a process without TRITON_INTERPRET"
         )
+    source, options = _source(launch, GPUTarget("cuda", architecture, 32))
+    return compile_source(source, options, architecture, f"{source.name} with {launch.config}")
+
+
+def compile_source(
+    source: ASTSource, options: dict[str, Any], architecture: int, what: str
+) -> Compiled:
+    """Compile a kernel whose types are known; ``what`` names it in errors.
+
+    Raises:
+        LoweringError: see `compile_ahead`.
+    """
     target = GPUTarget("cuda", architecture, 32)
-    source, options = _source(launch, target)
     built = triton.compile(source, target=target, options=options)
     shared = int(built.metadata.shared)
     if shared > SHARED_LIMIT[architecture]:
         raise LoweringError(
-            f"{source.name} with {launch.config} takes {shared} bytes of shared memory, "
-            f"sm_{architecture} has {SHARED_LIMIT[architecture]}; take smaller blocks"
+            f"{what} takes {shared} bytes of shared memory, sm_{architecture} has "
+            f"{SHARED_LIMIT[architecture]}; take smaller blocks"
         )
     return _read(built.asm["cubin"], shared)
 

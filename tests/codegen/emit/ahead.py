@@ -16,13 +16,6 @@ import torch
 from fisopt.codegen.emit.kernel import Kernel
 
 ROOT = Path(__file__).parents[3]
-TYPES = {
-    torch.float32: "*fp32",
-    torch.bfloat16: "*bf16",
-    torch.float16: "*fp16",
-    torch.int64: "*i64",
-    torch.bool: "*i1",
-}
 
 
 @dataclass(frozen=True)
@@ -57,32 +50,11 @@ def compiled(request: Request) -> Any:
     """Compile one kernel, in this process."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    from fisopt.codegen.emit.launch import function
+    from fisopt.codegen.emit.ahead import source_of
 
-    kernel, wide = request.kernel, request.wide
-    config = kernel.config()
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {
-        "WIDE": wide,
-        "BLOCK_ROWS": config.block_rows,
-        "BLOCK_COLUMNS": config.block_columns,
-    }
-    for i, dtype in enumerate(request.operands):
-        signature[f"x{i}_ptr"] = TYPES[dtype]
-        for operand, d in kernel.strides:
-            if operand == i:
-                name = f"x{i}_s{d}"
-                signature[name] = "i64" if wide else "i32"
-                if d == len(kernel.operands[i]) - 1:  # what Triton makes of a stride of one
-                    signature[name], constants[name] = "constexpr", 1
-    for i, (_, dtype) in enumerate(kernel.results):
-        signature[f"y{i}_ptr"] = TYPES[dtype]
-    signature |= dict.fromkeys(("WIDE", "BLOCK_ROWS", "BLOCK_COLUMNS"), "constexpr")
-    source = ASTSource(function(kernel), signature, constants)
-    target = GPUTarget("cuda", request.capability, 32)
-    return triton.compile(source, target=target, options={"num_warps": config.num_warps})
+    source, options = source_of(request.kernel, request.operands, request.wide)
+    return triton.compile(source, GPUTarget("cuda", request.capability, 32), options)
 
 
 def main() -> None:
