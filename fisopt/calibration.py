@@ -1,8 +1,9 @@
 """Calibrate: measure where a model's tokens are alike, and make a schedule of token reduction.
 
 The dense model runs over some prompts while every attention's tokens are matched, so that for
-each block and step it is known what dropping tokens would lose.  Two more forward calls weigh what
-queries lose against what values lose by the error of the model's output.
+each block and step it is known what dropping tokens would lose.  Some of its forward calls are then
+run again with one block's queries or values reduced alone, which weighs those losses by the error
+of the model's output.
 """
 
 from __future__ import annotations
@@ -152,6 +153,7 @@ def calibrate(
     cache_steps: int = 1,
     seed: int = 0,
     partial: Path | None = None,
+    about: Mapping[str, Any] | None = None,
     seen: Callable[[], None] = lambda: None,
 ) -> Calibration:
     """Measure a pipeline's model and make a schedule for it.
@@ -166,6 +168,8 @@ def calibrate(
         cache_steps: steps for which one match will be used.
         seed: of the choice of destinations; the schedule says it.
         partial: where to keep what is measured so far; a run that was cut short goes on from it.
+        about: what else a measurement depends on, such as the weights, the prompts and the size of
+            the video, as JSON values; a run about something else does not go on from ``partial``.
         seen: called after each step.
 
     Raises:
@@ -185,9 +189,9 @@ def calibrate(
     module: OptimizedModule = pipeline.transformer
     recorder = _Recorder(module, steps, seen)
     told: dict[str, Any] = {"model": type(module.original).__name__, "steps": steps, "seed": seed}
-    told["destination_stride"] = list(destination_stride)
-    done = _resume(partial, told, recorder)
+    told |= {"destination_stride": list(destination_stride), **(about or {})}
     try:
+        done = _resume(partial, told, recorder)
         handle = module.register_forward_hook(recorder.leave, with_kwargs=True)
         with module.watch(recorder):
             for index in [*([0] if done else []), *range(done, prompts)]:

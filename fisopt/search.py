@@ -235,7 +235,15 @@ class Measurements:
     def _errors(self) -> np.ndarray:
         if not self.errors:
             raise InputError("mask search: no forward call has been measured")
-        return np.array(self.errors, dtype=np.float64)
+        errors = np.array(self.errors, dtype=np.float64)
+        if len(bad := np.argwhere(~np.isfinite(errors))):
+            call, block, column = bad[0]
+            raise InputError(
+                f"mask search: the error of {self.candidates[column]} in {self.blocks[block]} at "
+                f"call {call} is {errors[call, block, column]}, wanted a number; check the "
+                "weights, the inputs and the dtype"
+            )
+        return errors
 
     def _open(self, block: int) -> list[int]:
         """The candidates that change a block."""

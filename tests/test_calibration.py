@@ -126,6 +126,9 @@ def test_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
         torch.testing.assert_close(rest.profiles[feature], profile)
     with pytest.raises(ScheduleError, match=r"holds what was measured as .*remove it"):
         calibrate(pipeline, go_on, **{**options, "seed": 1})
+    with pytest.raises(ScheduleError, match=r"this run is .*of other prompts.*remove it"):
+        calibrate(pipeline, go_on, **options, about={"prompts": ["of other prompts"]})
+    assert pipeline.transformer is model
     partial.write_bytes(partial.read_bytes()[:-5])
     with pytest.raises(ScheduleError, match="is not complete"):
         calibrate(pipeline, go_on, **options)

@@ -126,6 +126,13 @@ def test_mistakes(weights: Path, tmp_path: Path, options: tuple[str, ...], messa
     assert not (tmp_path / "masks.json").exists()
 
 
+def test_a_truncated_file_of_measurements(weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text('{"settings": {')
+    result = search(weights, tmp_path, "--threshold", "1", prompts=1)
+    assert result.exit_code == 2, result.output
+    assert "search.json is not complete" in result.output.replace("\n", "")
+
+
 def test_models_without_weights_are_refused(tmp_path: Path) -> None:
     result = search(Path("wan2.2-a14b"), tmp_path, "--threshold", "1", prompts=1)
     assert result.exit_code == 2

@@ -141,6 +141,13 @@ def test_bad_requests(wan: Program) -> None:
         found.for_ratio(0.5)
     with pytest.raises(InputError, match="no forward call has been measured"):
         found.within(0.1)
+    found.errors = [[[0.1, 0.1]] * 4, [[0.1, 0.1]] * 3 + [[0.1, float("nan")]]]
+    with pytest.raises(
+        InputError, match=r"SlidingWindow\(radius=1\) in blocks\.3 at call 1 is nan"
+    ):
+        found.within(0.2)
+    with pytest.raises(InputError, match="is nan, wanted a number"):
+        found.for_ratio(1.1)
     with pytest.raises(InputError, match="no candidate"):
         Calls.of(wan, ())
 

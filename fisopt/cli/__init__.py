@@ -307,7 +307,10 @@ def search_command(
     prompts: Count = None,
     texts_: Texts = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 2.0,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
     height: Height = None,
     width: Width = None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     def generate(pipe: Any, index: int) -> None:
         generator = torch.Generator().manual_seed(settings.seed + index)
         given = {"num_inference_steps": settings.steps, "generator": generator}
-        pipe(prompt=settings.prompts[index], output_type="latent", **given, **settings.source.size)
+        given |= {"prompt": settings.prompts[index], "output_type": "latent"}
+        pipe(**settings.source.arguments(pipe, **given))
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TextColumn("steps"), TimeElapsedColumn(), console=err) as progress:
@@ -76,6 +77,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
             cache_steps=settings.cache_steps,
             seed=settings.seed,
             partial=partial,
+            about={"pipeline": asdict(settings.source), "prompts": list(settings.prompts)},
             seen=lambda: progress.advance(task),
         )
     profiles = {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fisopt.attention_map import frame_maps
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.cli.pictures import write_json
 from fisopt.cli.sources import Source
+from fisopt.errors import InputError
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
@@ -39,7 +41,7 @@ class Settings:
         candidates: the masks to try; none for those of `default_candidates`.
         prompts: calibration prompts.
         steps: denoising steps; all are measured.
-        guidance: classifier-free guidance.
+        guidance: classifier-free guidance; None for the pipeline's own.
         seed: of the first clip; each next clip adds one.
         out: folder of the table, the pictures and what is measured so far.
     """
@@ -50,7 +52,7 @@ class Settings:
     candidates: tuple[FrameMask, ...]
     prompts: tuple[str, ...]
     steps: int
-    guidance: float
+    guidance: float | None
     seed: int
     out: Path
 
@@ -82,7 +84,12 @@ class State:
         self.known: dict[str, Any] = {}
         self.errors: dict[str, list[list[list[float]]]] = {}
         self.maps: dict[str, list[list[float]]] = {}
-        held = json.loads(self.path.read_text()) if self.path.exists() else {}
+        try:
+            held = json.loads(self.path.read_text()) if self.path.exists() else {}
+        except ValueError as error:
+            raise InputError(
+                f"{self.path} is not complete: {error}; remove it to start anew"
+            ) from error
         if held.get("settings") == self.key:
             self.known, self.errors, self.maps = held["known"], held["errors"], held["maps"]
 
@@ -139,17 +146,22 @@ class Runner:
             step()
             return tensors
 
+        given: dict[str, Any] = {"callback_on_step_end": advance}
+        if given.keys() - inspect.signature(self.pipeline.__call__).parameters.keys():
+            given.clear()
+        if self.settings.guidance is not None:
+            given["guidance_scale"] = self.settings.guidance
         hooks = [m.register_forward_pre_hook(seen, with_kwargs=True) for m in self.modules]
         try:
-            self.pipeline(
-                self.settings.prompts[index],
+            arguments = self.settings.source.arguments(
+                self.pipeline,
+                prompt=self.settings.prompts[index],
                 num_inference_steps=self.settings.steps,
-                guidance_scale=self.settings.guidance,
                 generator=torch.Generator().manual_seed(self.settings.seed + index),
                 output_type="latent",
-                callback_on_step_end=advance,
-                **self.settings.source.size,
+                **given,
             )
+            self.pipeline(**arguments)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -237,6 +249,7 @@ def _measure(settings: Settings, runner: Runner, state: State, progress: Progres
             progress.advance(task, settings.steps)
             continue
         runner.run(index, see, lambda: progress.advance(task))
+        progress.update(task, completed=(index + 1) * settings.steps)
         state.errors[str(index)] = [*errors]
         errors.clear()
         state.save()
@@ -255,6 +268,7 @@ def _check(settings: Settings, runner: Runner, table: MaskTable, progress: Progr
     task = progress.add_task("checking them together", total=settings.steps * len(settings.prompts))
     for index in range(len(settings.prompts)):
         runner.run(index, see, lambda: progress.advance(task))
+        progress.update(task, completed=(index + 1) * settings.steps)
     return joint
 
 

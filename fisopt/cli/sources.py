@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -54,6 +55,25 @@ class Source:
         """The pipeline's arguments for the size of the video, those that are given."""
         named = {"height": self.height, "width": self.width, "num_frames": self.frames}
         return {name: value for name, value in named.items() if value is not None}
+
+    def arguments(self, pipeline: Any, **more: Any) -> dict[str, Any]:
+        """The size of the video and more, as arguments of a call of the pipeline.
+
+        Raises:
+            InputError: the pipeline does not take one of them, or needs another.
+        """
+        given = {**self.size, **more}
+        takes = inspect.signature(pipeline.__call__)
+        if "num_frames" in given and "video_length" in takes.parameters:
+            given["video_length"] = given.pop("num_frames")
+        try:
+            takes.bind(**given)
+        except TypeError as error:
+            raise InputError(
+                f"{type(pipeline).__name__}: {error}; got {', '.join(given)}, it takes "
+                f"{', '.join(takes.parameters)}"
+            ) from error
+        return given
 
     @property
     def is_testbed(self) -> bool:

@@ -38,7 +38,8 @@ class FrameMask(ABC):
     @property
     def label(self) -> str:
         """A short name, unique to the mask: part of the names of its buffers."""
-        return re.sub(r"\W+", "_", repr(self)).strip("_")
+        text = repr(self).replace("-", "minus_").replace(".", "p")
+        return re.sub(r"\W+", "_", text).strip("_")
 
 
 @dataclass(frozen=True)

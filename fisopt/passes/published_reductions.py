@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from fisopt.errors import ScheduleError
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.partition import Cells
@@ -107,6 +108,11 @@ def published_reduction(
     known = PUBLISHED_REDUCTIONS[name]
     tiers, measured = read_tiers(Path(table)), Measured(f"{name}, {speed}", grid=known.grid)
     schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)
+    if schedule.steps != known.steps:
+        raise ScheduleError(
+            f"{table}: got tiers for {schedule.steps} steps, {name} is published with "
+            f"{known.steps}; give the table of {name}"
+        )
     return TokenReduction(
         destination_stride=known.destination_stride,
         cache_steps=known.cache_steps,

@@ -203,6 +203,11 @@ def _mapped(operands: Operands, twin: dict[fx.Node, fx.Node]) -> Operands:
     return Operands(query, key, value, operands.key_dim, tuple(twin[n] for n in operands.path))
 
 
+def _held(number: int, side: Side) -> str:
+    """The name by which a match is kept for later steps: its indices are of one grid."""
+    return f"attention{number}.{side.feature}.{'x'.join(map(str, side.grid))}"
+
+
 class _Writer:
     """Writes the indices of one block's new graph and collects what crosses its border."""
 
@@ -236,14 +241,14 @@ class _Writer:
         match = call(_MATCH, node, given, side.keep, side.before, side.after)
         kept, origin, profile = (call(operator.getitem, match, i) for i in range(3))
         if self.options.state == "store":
-            self.stores.append((f"{name}.kept", kept))
+            self.stores.append((f"{_held(number, side)}.kept", kept))
             if self._has_origin(side):
-                self.stores.append((f"{name}.origin", origin))
+                self.stores.append((f"{_held(number, side)}.origin", origin))
         self.gauges.append((f"{name}.profile", profile))
         return kept, origin
 
     def _loaded(self, number: int, side: Side, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-        value, name = node.meta["val"], f"attention{number}.{side.feature}"
+        value, name = node.meta["val"], _held(number, side)
         lead = tuple(value.shape[:-2])
         taken = {"kept": (*lead, side.length), "origin": (*lead, int(value.shape[-2]))}
         if not self._has_origin(side):

@@ -37,7 +37,8 @@ Thresholds = tuple[tuple[int, float], ...]
 """Pairs of a tier and the dropped share that is used from that tier on."""
 
 _FORM = "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, table: FILE, measured: {...}}"
-_KEYS = {*IN_FILE.values(), "h", "k", "table", "measured"}
+_OTHERS = ("h", "k")
+_KEYS = {*IN_FILE.values(), *_OTHERS, "table", "measured"}
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -198,6 +199,12 @@ class Schedule:
         if not isinstance(said, Mapping) or not set(said) <= _KEYS:
             found = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise ScheduleError(f"{path} is no schedule: got {found}; {_FORM}")
+        for name in _OTHERS:
+            if any(share for _, share in _thresholds(path, said.get(name))):
+                raise ScheduleError(
+                    f"{path}: got shares for {name!r}; wanted q (queries) and v (keys and values "
+                    "together), nothing else can be dropped"
+                )
         if table is None and "table" not in said:
             raise ScheduleError(f"{path} names no table; pass table=, a safetensors file of tiers")
         tiers = read_tiers(Path(table) if table is not None else path.parent / str(said["table"]))

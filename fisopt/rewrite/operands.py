@@ -14,6 +14,7 @@ from torch import fx
 
 from fisopt.rewrite.analysis import PRODUCTS, SOFTMAXES, Attention
 from fisopt.rewrite.relations.table import argument, operand_of, shape
+from fisopt.rewrite.rewriter import BY
 
 aten = torch.ops.aten
 _CASTS = {aten._to_copy.default, aten.alias.default, aten.clone.default}
@@ -70,6 +71,11 @@ def operands_of(attention: Attention) -> Operands | str:
     if result.target is aten.scaled_dot_product_attention.default:
         query, key, value = (operand_of(result, i) for i in range(3))
         return Operands(query, key, value, len(shape(key)) - 2, (result,))
+    if (made := result.meta.get(BY)) is not None and result.target not in PRODUCTS:
+        return (
+            f"{made} has replaced the attention of this block ({result.target}), which wants whole "
+            "frames, so no token can be left out; keep one of the two passes out of the block"
+        )
     path = _from_scores(result.args[0]) if result.target in PRODUCTS else None
     if path is None:
         return "no product of queries and keys leads to its softmax entry by entry"

@@ -103,7 +103,9 @@ class OptimizedModule(nn.Module):
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
-        held.update(returned.state)
+        if returned.state:
+            held.clear()
+            held.update(returned.state)
         if self._generation.ends:
             held.clear()
         return returned.output

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from hypothesis import given
@@ -81,6 +83,22 @@ def test_masks_are_values() -> None:
     assert len({mask.label for mask in masks}) == len(masks)
     assert torch.equal(masks[-1].table(3), per_head)
     assert FrameTable(per_head).label != FrameTable(~per_head).label
+
+
+@dataclass(frozen=True)
+class Drift(FrameMask):
+    """A mask of a user, with a number of any kind."""
+
+    by: float
+
+    def table(self, frames: int) -> torch.Tensor:
+        return SlidingWindow(int(abs(self.by))).table(frames)
+
+
+def test_labels_tell_numbers_apart() -> None:
+    labels = [Drift(by).label for by in (1, -1, 1.5, 15, 1e-5)]
+    assert len(set(labels)) == len(labels)
+    assert all(label.isidentifier() for label in labels)
 
 
 def test_an_int_is_the_k_of_a_tile_mask() -> None:

@@ -60,7 +60,9 @@ def test_the_largest_share_whose_threshold_is_met(
 
 def test_files_as_the_authors_give_them(tmp_path: Path) -> None:
     """Other tables are left out; comments and the order of thresholds do not matter."""
-    text = "# # base\n# q:\n#   7: 0.9\n\n# fast\nq:\n  7: 0.8\n  5: 0.3\nv:\n  8: 0.3\n"
+    text = (
+        "# # base\n# q:\n#   7: 0.9\n\n# fast\nq:\n  7: 0.8\n  5: 0.3\nv:\n  8: 0.3\nh:\n  0: 0.0\n"
+    )
     path = write(tmp_path, text, q=TIERS[0], v=TIERS[1], h=TIERS[0], k=TIERS[1])
     loaded = Schedule.load(path, table=tmp_path / "tiers.safetensors")
     for feature in ("query", "value"):
@@ -89,6 +91,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         ("steps: 3", {"q": TIERS[0], "v": TIERS[1]}, r"is no schedule: got \['steps'\]"),
         ("q: [1]", {"q": TIERS[0], "v": TIERS[1]}, r"got thresholds \[1\]"),
         ("q: {a: 0.3}", {"q": TIERS[0], "v": TIERS[1]}, "got 'a': 0.3 for query"),
+        ("k: {0: 0, 6: 0.3}", {"q": TIERS[0], "v": TIERS[1]}, "got shares for 'k'"),
         ("q: {3: 1.5}", {"q": TIERS[0], "v": TIERS[1]}, r"must be in \[0, 1\), got 1.5"),
         ("measured: {who: me}", {"q": TIERS[0], "v": TIERS[1]}, "wanted some of"),
         (
@@ -231,6 +234,14 @@ def test_published(tmp_path: Path, name: str, speed: Any) -> None:
     with pytest.raises(ScheduleError, match=rf"has tiers for {known.steps} steps, the run needs"):
         step.at(Step(0, known.steps + 1))
     assert read_tiers(table)["query"] == step.schedule.query
+
+
+def test_published_with_the_table_of_another(tmp_path: Path) -> None:
+    table = tmp_path / "tiers.safetensors"
+    tiers = torch.zeros(3, PUBLISHED_REDUCTIONS["fasthunyuan"].steps, dtype=torch.uint8)
+    save_file({"q": tiers, "v": tiers.clone()}, table)
+    with pytest.raises(ScheduleError, match="got tiers for 6 steps, mochi-1 is published with 30"):
+        fisopt.published_reduction("mochi-1", table)
 
 
 def test_published_names(tmp_path: Path) -> None:

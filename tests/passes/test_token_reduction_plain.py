@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisopt import FrameInterleave, PassManager, Program, TokenReduction, format_graph
+from fisopt import (
+    FrameInterleave,
+    PassManager,
+    PreconditionError,
+    Program,
+    TileAttention,
+    TokenReduction,
+    format_graph,
+)
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
@@ -100,6 +108,12 @@ def test_the_cap() -> None:
     texts = {format_graph(short(program, Options(q, 0.0, (2, 1, 3)))) for q in (0.9, 0.99)}
     assert len(texts) == 1
     assert "fisopt::reduce_tokens" in texts.pop()
+
+
+def test_tiles_before_it_are_refused_by_name() -> None:
+    _, program, _ = program_of(FORM)
+    with pytest.raises(PreconditionError, match=r"layers\.0: TileAttention has replaced the atten"):
+        PassManager([TileAttention(1), TokenReduction(0.5)]).run(program)
 
 
 def test_seeds() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -156,6 +157,24 @@ def test_another_grid_is_matched_anew(model: OptimizedModule) -> None:
     notes = [n for v in model.report.variants for a in v.applied for n in a.result.notes]
     assert sum("matched at an earlier step" in n for n in notes) == 1
     assert len(model.report.variants) == 4, "as given, dense frames, loading, storing anew"
+
+
+def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
+    """Seven frames and their anchors keep one token of each place: what stays of the values is
+    the destinations alone, whatever the step, but those of all frames are not the anchors'.
+    """
+    original, program = plain_captured(FORM)
+    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1))
+    frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(optimized, "capture", lambda *_: program)
+        runs: list[list[Tensor]] = []
+        for cache_steps in (1, 3):
+            passes = [replace(few, cache_steps=cache_steps), frames]
+            fast = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager")
+            runs.append([video for *_, video in generate(fast, 1, 5)])
+    assert len(runs[0]) == 10
+    assert all(torch.equal(alone, cached) for alone, cached in zip(*runs, strict=True))
 
 
 def test_nan_names_block_and_step(model: OptimizedModule) -> None:
