@@ -118,7 +118,7 @@ def test_codegen_prints_kernels_and_where_they_are_used() -> None:
     assert "moves of elements" in result.output
     names = re.findall(r"^def (\w+)\(", result.output, re.MULTILINE)
     assert len(names) == len(set(names)) == result.output.count("@triton.jit")
-    assert any(name.startswith("norm_rotate_layout_") for name in names)
+    assert any(name.startswith("norm_rotate_") for name in names)
     assert any(name.startswith("fill_") for name in names)
 
 

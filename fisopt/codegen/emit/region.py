@@ -34,7 +34,7 @@ class Region:
         operands: the nodes of the stage that it reads, in the order of its inputs.
         results: the nodes of the stage that it computes, in the order of its results.
         operators: how many operators of it compute something; the others only move elements.
-        stage_elements: elements of the largest value of the stage.
+        stage_elements: elements of the largest value that the stage computes.
     """
 
     graph: fx.GraphModule
@@ -58,7 +58,8 @@ class _Finder:
 
     def __init__(self, graph: fx.Graph) -> None:
         self.graph = graph
-        self.largest = max(map(_elements, graph.nodes), default=0)
+        computed = (n for n in graph.nodes if n.op == "call_function")  # weights say nothing
+        self.largest = max(map(_elements, computed), default=0)
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self.depth: dict[fx.Node, int] = {}
         self.level: dict[fx.Node, int] = {}
