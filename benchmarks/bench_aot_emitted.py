@@ -27,7 +27,7 @@ from tqdm import tqdm
 import fisopt
 from fisopt import FrameInterleave, models
 from fisopt.codegen.aot import ARCHITECTURES, compile_source
-from fisopt.codegen.emit.ahead import source_of
+from fisopt.codegen.aot_emitted import source_of
 from fisopt.codegen.emit.expression import RefusalError
 from fisopt.codegen.emit.kernel import Kernel, emit
 from fisopt.codegen.emit.region import Region, find_regions

@@ -51,7 +51,7 @@ def compiled(request: Request) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from fisopt.codegen.emit.ahead import source_of
+    from fisopt.codegen.aot_emitted import source_of
 
     source, options = source_of(request.kernel, request.operands, request.wide)
     return triton.compile(source, GPUTarget("cuda", request.capability, 32), options)
