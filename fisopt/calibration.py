@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.api import optimize
 from fisopt.errors import InputError, ScheduleError
+from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
@@ -304,12 +305,11 @@ def _tensors(output: Any) -> list[Tensor]:
 
 
 def _keep(path: Path, told: Mapping[str, Any], recorder: _Recorder, done: int) -> None:
-    """Write what was measured so far; the file takes its place when it is complete."""
-    beside = path.with_name(path.name + ".new")
+    """Write what was measured so far, whole or not at all."""
     held: dict[str, Tensor] = {f: recorder.sums[f] for f in FEATURES}
     held["counts"] = recorder.counts
-    save_file(held, beside, {"run": json.dumps(told), "done": str(done)})
-    beside.replace(path)
+    with replacing(path) as beside:
+        save_file(held, beside, {"run": json.dumps(told), "done": str(done)})
 
 
 def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder) -> int:

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from fisopt.errors import ExportError
+
+
+@contextmanager
+def replacing(path: Path | str) -> Iterator[Path]:
+    """Write one file beside ``path``, whose place it takes when it is complete.
+
+    Yields:
+        A path of its own with the same suffix, so that two processes may write at once.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 @contextmanager

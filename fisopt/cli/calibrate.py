@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fisopt.calibration import Calibration, Target, calibrate
-from fisopt.cli.pictures import replacing
 from fisopt.cli.sources import Source
+from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES
 from fisopt.rewrite.partition import Cells
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fisopt.cli.pictures import replacing
+from fisopt.files import replacing
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask
 

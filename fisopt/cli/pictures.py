@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,8 @@ from typing import Any
 import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from fisopt.files import replacing
 
 SCALE = 5
 FPS = 8
@@ -43,18 +42,6 @@ class Pair:
     optimised: np.ndarray
     dense_right: bool
     optimised_right: bool
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write to the path that is given; it takes the place of ``path`` only when complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_json(figures: dict[str, Any], path: Path) -> Path:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fisopt.files import replacing
 from fisopt.passes.masks import (
     FrameMask,
     FrameTable,
@@ -60,9 +61,8 @@ class MaskTable:
     def save(self, path: Path | str) -> Path:
         """Write the table as JSON, whole or not at all."""
         path = Path(path)
-        beside = path.with_name(f".{path.name}.part")
-        beside.write_text(json.dumps(self.plain(), indent=1) + "\n")
-        beside.replace(path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(self.plain(), indent=1) + "\n")
         return path
 
     @staticmethod

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from fisopt.errors import ScheduleError
+from fisopt.files import replacing
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
 
@@ -39,6 +40,7 @@ Thresholds = tuple[tuple[int, float], ...]
 _FORM = "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, table: FILE, measured: {...}}"
 _OTHERS = ("h", "k")
 _KEYS = {*IN_FILE.values(), *_OTHERS, "table", "measured"}
+_TABLES = ("query", "value", "query_thresholds", "value_thresholds")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -61,6 +63,17 @@ class Measured:
     prompts: int = 0
     seed: int = 0
     target: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """What is told, as plain values."""
+        told = {name: value for name, value in vars(self).items() if value}
+        return told | ({} if self.grid is None else {"grid": list(self.grid)})
+
+    @staticmethod
+    def from_plain(said: Mapping[str, Any]) -> Measured:
+        """The inverse of `plain`."""
+        grid = said.get("grid")
+        return Measured(**{**said, "grid": None if grid is None else tuple(grid)})
 
 
 @dataclass(frozen=True)
@@ -179,6 +192,17 @@ class Schedule:
         )
         return total / (self.blocks * self.steps * (tokens + text) ** 2)
 
+    def plain(self) -> dict[str, Any]:
+        """The schedule as plain values."""
+        tables = {name: [list(row) for row in getattr(self, name)] for name in _TABLES}
+        return {**tables, "measured": self.measured.plain()}
+
+    @staticmethod
+    def from_plain(said: Mapping[str, Any]) -> Schedule:
+        """The inverse of `plain`."""
+        tables: Any = {name: tuple(tuple(row) for row in said[name]) for name in _TABLES}
+        return Schedule(**tables, measured=Measured.from_plain(said["measured"]))
+
     @staticmethod
     def load(path: str | Path, table: str | Path | None = None) -> Schedule:
         """Read a schedule.
@@ -226,15 +250,15 @@ class Schedule:
         """
         path = Path(path)
         table = path.with_suffix(".safetensors")
+        measured = self.measured.plain()
+        measured.pop("source", None)
         tiers = {IN_FILE[f]: torch.tensor(getattr(self, f), dtype=torch.uint8) for f in FEATURES}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({**tiers, **(extra or {})}, table)
-        measured = {k: v for k, v in vars(self.measured).items() if v and k != "source"}
-        if self.measured.grid is not None:
-            measured["grid"] = list(self.measured.grid)
         said: dict[str, Any] = {IN_FILE[f]: dict(self.thresholds(f)) for f in FEATURES}
         said |= {"table": table.name, "measured": measured}
-        path.write_text(yaml.safe_dump(said, sort_keys=False))
+        with replacing(table) as beside:
+            save_file({**tiers, **(extra or {})}, beside)
+        with replacing(path) as beside:
+            beside.write_text(yaml.safe_dump(said, sort_keys=False))
 
 
 def read_tiers(path: Path) -> dict[Feature, Tiers]:
@@ -282,8 +306,7 @@ def _measured(path: Path, said: object) -> Measured:
     known = set(vars(Measured())) - {"source"}
     if not isinstance(said, Mapping) or not set(said) <= known:
         raise ScheduleError(f"{path}: got measured={said!r}, wanted some of {sorted(known)}")
-    values = dict(said)
-    grid = values.pop("grid", None)
+    grid = said.get("grid")
     if grid is not None and (not isinstance(grid, list) or len(grid) != 3):
         raise ScheduleError(f"{path}: got grid={grid!r}, wanted [frames, rows, columns]")
-    return Measured(str(path), grid=None if grid is None else tuple(grid), **values)
+    return Measured.from_plain({**said, "source": str(path)})

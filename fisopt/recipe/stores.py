@@ -9,7 +9,7 @@ from typing import Any
 
 from fisopt.errors import RecipeError
 from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.schedule import Measured, Schedule
+from fisopt.passes.schedule import Schedule
 from fisopt.recipe.identity import digest
 
 KINDS: dict[str, type[Schedule | MaskTable]] = {"schedule": Schedule, "mask_table": MaskTable}
@@ -33,7 +33,7 @@ class Inside(Store):
 
     def put(self, kind: str, value: Any) -> dict[str, Any]:
         """See `Store.put`."""
-        return {"sha256": content_hash(value), "value": plain(value)}
+        return {"sha256": content_hash(value), "value": value.plain()}
 
     def get(self, kind: str, said: Mapping[str, Any]) -> Any:
         """See `Store.get`."""
@@ -102,41 +102,16 @@ def stored(kind: str, said: Any, store: Store, where: str) -> Any:
 
 def content_hash(value: Any) -> str:
     """Hash of what a schedule or a mask table does; where it was measured is not part of it."""
-    return digest({k: v for k, v in plain(value).items() if k != "measured"})
-
-
-def plain(value: Schedule | MaskTable) -> dict[str, Any]:
-    """A schedule or a mask table as plain values."""
-    if isinstance(value, MaskTable):
-        return value.plain()
-    measured = {k: v for k, v in vars(value.measured).items() if v}
-    if value.measured.grid is not None:
-        measured["grid"] = list(value.measured.grid)
-    return {
-        "query": [list(row) for row in value.query],
-        "value": [list(row) for row in value.value],
-        "query_thresholds": [list(pair) for pair in value.query_thresholds],
-        "value_thresholds": [list(pair) for pair in value.value_thresholds],
-        "measured": measured,
-    }
+    return digest({k: v for k, v in value.plain().items() if k != "measured"})
 
 
 def from_plain(kind: str, said: Any) -> Schedule | MaskTable:
-    """The inverse of `plain`.
+    """A schedule or a mask table from its plain values.
 
     Raises:
         RecipeError: an entry is missing or malformed.
     """
     try:
-        if kind == "mask_table":
-            return MaskTable.from_plain(said)
-        measured = dict(said["measured"])
-        if "grid" in measured:
-            measured["grid"] = tuple(measured["grid"])
-        tables: Any = {
-            name: tuple(tuple(row) for row in said[name])
-            for name in ("query", "value", "query_thresholds", "value_thresholds")
-        }
-        return Schedule(**tables, measured=Measured(**measured))
+        return KINDS[kind].from_plain(said)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RecipeError(f"a {kind} is malformed: {type(error).__name__}: {error}") from error

@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 import warnings
 from pathlib import Path
+
+from fisopt.files import replacing
 
 VARIABLE = "FISOPT_CACHE"
 
@@ -45,15 +46,8 @@ def keep(name: str, text: str) -> Path:
 
 def write(path: Path, text: str) -> None:
     """Write a file as one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
 
 
 def rebuilt(path: Path, why: str) -> None:
