@@ -129,3 +129,24 @@ def mask_arguments(mask: Tensor | None, shape: Sequence[int]) -> tuple[Any, tupl
     if mask is None:
         return UNMASKED, (0, 0, 0, 0)
     return (SEEN if mask.dtype == torch.bool else ADDED), mask.expand(*shape).stride()
+
+
+def attention_constants(
+    query: Tensor, value: Tensor, mode: Any, mask_strides: Sequence[int]
+) -> dict[str, Any]:
+    """What an attention kernel is compiled for, save its tile choice.
+
+    Args:
+        query: [..., D].
+        value: [..., E].
+        mode: how a mask is applied, see `mask_arguments`.
+        mask_strides: its strides.
+    """
+    widths = {"D": query.shape[-1], "E": value.shape[-1]}
+    return {
+        **{f"BLOCK_{name}": padded(width) for name, width in widths.items()},
+        **{f"EVEN_{name}": padded(width) == width for name, width in widths.items()},
+        "MASK": mode.value,
+        "MASK_ROWS": mask_strides[2] != 0,
+        "WIDEN": interpreted(),
+    }

@@ -11,19 +11,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
+from fisopt.codegen.kernels.inverse import inverse_of
 from fisopt.codegen.kernels.launching import (
     Launch,
     architecture_of,
+    attention_constants,
     in_four,
-    interpreted,
     mask_arguments,
-    padded,
     refuse_operands,
 )
 from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fold, masked, product
@@ -348,24 +346,15 @@ def prepare(
         config = default_config(width, architecture_of(query))
     q, k, v, o = (in_four(x) for x in (query, key, value, out))
     kept, count = queries.shape[-1], k.shape[-2] if keys is None else keys.shape[-1]
-    order, owner, starts = _inverse(origin, kept)
+    order, owner, starts = inverse_of(origin, kept)
     mode, mask_strides = mask_arguments(mask, (*q.shape[:2], kept, count))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
     gathered = None if keys is None else keys.contiguous()
     arguments: list[Any] = [q, k, v, mask, o, queries.contiguous(), gathered, order, owner, starts]
     arguments += [q.stride(), k.stride(), v.stride(), mask_strides, o.stride()]
     arguments += [q.shape[1], kept, count, q.shape[2], q.shape[3], v.shape[3], scale * LOG2E.value]
-    constants = {
-        "BLOCK_D": block_d,
-        "BLOCK_E": block_e,
-        "EVEN_D": block_d == q.shape[3],
-        "EVEN_E": block_e == v.shape[3],
-        "MASK": mode.value,
-        "MASK_ROWS": mask_strides[2] != 0,
-        "WIDEN": interpreted(),
-    }
     grid = (triton.cdiv(kept, config.kwargs["BLOCK_M"]), q.shape[0] * q.shape[1])
+    constants = attention_constants(q, v, mode, mask_strides)
     return Launch(_reduce_attend_restore_kernel, grid, tuple(arguments), constants, config)
 
 
@@ -377,32 +366,3 @@ def default_config(width: int, architecture: int) -> triton.Config:
     if width > 128:
         return _config(64, 32, 8, 2)
     return _config(128, 64, 8, 2) if architecture >= 90 else _config(128, 32, 8, 2)
-
-
-_INVERSES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _inverse(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`inverse`, made once for a match that several steps use."""
-    version = 0 if origin.is_inference() else origin._version
-    known = _INVERSES.setdefault(origin, {})
-    if (kept, version) not in known:
-        known[kept, version] = inverse(origin, kept)
-    found: tuple[Tensor, Tensor, Tensor] = known[kept, version]
-    return found
-
-
-def inverse(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """For each kept entry the entries that restore from it, in one list (CSR).
-
-    Shapes: origin [..., S], positions in [0, kept).
-
-    Returns:
-        order [R, S] int32: all entries, those of one kept entry side by side; owner [R, S]
-        int32: the kept entry of each; starts [R, kept + 1] int32: where a kept entry's begin.
-    """
-    rows = origin.reshape(-1, origin.shape[-1])
-    owner, order = rows.sort(dim=-1, stable=True)
-    place = torch.arange(kept + 1, device=origin.device, dtype=owner.dtype)
-    starts = torch.searchsorted(owner, place.expand(rows.shape[0], -1).contiguous())
-    return order.int(), owner.int(), starts.int()

@@ -8,50 +8,38 @@ whole blocks run without any mask, the rest of the range as one masked block.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fisopt.codegen.kernels.launching import (
     Launch,
     architecture_of,
+    attention_constants,
     in_four,
-    interpreted,
     mask_arguments,
     padded,
     refuse_operands,
     takes_descriptors,
 )
 from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fold, masked, product
+from fisopt.codegen.kernels.tile_choices import CONFIGS, Masked, default_config
+from fisopt.codegen.kernels.work_list import work_list_of
 from fisopt.rewrite.ops import tile_attention as contract
 
 OP = "fisopt::tile_attention"
-Masked = Literal["no", "alike", "each"]
-"""No mask, one row of it for all queries, or one for each."""
-
-
-def _config(
-    block_m: int, block_n: int, warps: int, stages: int, descriptors: bool = True
-) -> triton.Config:
-    sizes = {"BLOCK_M": block_m, "BLOCK_N": block_n, "DESCRIPTORS": descriptors}
-    return triton.Config(sizes, num_warps=warps, num_stages=stages)
-
-
-CONFIGS = [
-    _config(128, 128, 8, 2),
-    _config(128, 64, 8, 3),
-    _config(128, 32, 8, 2),
-    _config(64, 64, 4, 3),
-    _config(64, 32, 8, 2),
-    _config(128, 64, 8, 3, descriptors=False),
-    _config(64, 64, 4, 3, descriptors=False),
-    _config(128, 32, 8, 2, descriptors=False),
-    _config(64, 32, 8, 2, descriptors=False),
+__all__ = [
+    "CONFIGS",
+    "Masked",
+    "default_config",
+    "launch",
+    "launch_with_lse",
+    "prepare",
+    "supports",
 ]
 
 
@@ -389,7 +377,7 @@ def prepare(
         config = default_config(width, architecture_of(q), described, masked)
     sizes = config.kwargs
     block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
-    work = _work_list(rows, keys, q.shape[-2], sizes["BLOCK_M"])
+    work = work_list_of(rows, keys, q.shape[-2], sizes["BLOCK_M"])
     table = keys.contiguous()
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     blocks = ((sizes["BLOCK_M"], block_d), (sizes["BLOCK_N"], block_d), (sizes["BLOCK_N"], block_e))
@@ -402,83 +390,6 @@ def prepare(
     arguments += [q.shape[1], q.shape[1] // k.shape[1], q.shape[2], q.shape[3], v.shape[3]]
     arguments += [table.shape[2], *(x.stride(0) if x.shape[0] > 1 else 0 for x in (work, table))]
     arguments += [scale * LOG2E.value]
-    constants = {
-        "BLOCK_D": block_d,
-        "BLOCK_E": block_e,
-        "EVEN_D": block_d == q.shape[3],
-        "EVEN_E": block_e == v.shape[3],
-        "MASK": mode.value,
-        "MASK_ROWS": mask_strides[2] != 0,
-        "WIDEN": interpreted(),
-    }
     grid = (work.shape[1], q.shape[0] * q.shape[1])
+    constants = attention_constants(q, v, mode, mask_strides)
     return Launch(_tile_attention_kernel, grid, tuple(arguments), constants, config)
-
-
-def default_config(
-    width: int, architecture: int, descriptors: bool, masked: Masked = "no"
-) -> triton.Config:
-    """The tile choice without a measurement.
-
-    Args:
-        width: features of a head, the most of queries, keys and values.
-        architecture: 90 for sm_90.
-        descriptors: whether the operands can be read through descriptors.
-        masked: whether there is a mask, and whether it has a row for each query.
-
-    Source: the largest blocks that compile without spills, see benchmarks/results/aot.json.
-    """
-    width = padded(width)
-    if masked == "each" or (width > 128 and not descriptors):
-        return _config(64, 32, 8, 2, descriptors=False)
-    if not descriptors:
-        wide = width > 64 and masked != "no"
-        return _config(128, 32 if wide else 64, 8, 2 if wide else 3, descriptors=False)
-    if architecture == 90:
-        return _config(128, {128: 64, 256: 32}.get(width, 128), 8, 3 if width == 128 else 2)
-    if width <= 64:
-        return _config(128, 64, 8, 3)
-    if width <= 128:
-        return _config(64, 64, 4, 3) if masked == "no" else _config(128, 32, 8, 2)
-    return _config(64, 32, 8, 2)
-
-
-_LISTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def _work_list(rows: Tensor, keys: Tensor, tokens: int, block: int) -> Tensor:
-    """`work_list`, made once a plan and block size."""
-    versions = tuple(0 if x.is_inference() else x._version for x in (rows, keys))
-    by_rows = _LISTS.setdefault(keys, WeakTensorKeyDictionary())
-    known = by_rows.setdefault(rows, {})
-    place = (tokens, block, versions)
-    if place not in known:
-        known[place] = work_list(rows, keys, tokens, block)
-    found: Tensor = known[place]
-    return found
-
-
-def work_list(rows: Tensor, keys: Tensor, tokens: int, block: int) -> Tensor:
-    """Cut the groups of a plan into blocks of queries, those with most keys first.
-
-    Its length is a bound that needs no value of the plan, so that nothing waits for the device.
-
-    Shapes: rows [groups + 1]; keys [heads or 1, groups, ranges, 2]; see `TilePlan`.
-
-    Returns:
-        [heads or 1, tokens // block + groups, 2] int32: group and first query of each block, and
-        a group of -1 behind the last.
-    """
-    count = (rows.diff() + block - 1) // block  # [groups]
-    load = (keys[..., 1] - keys[..., 0]).sum(-1)  # [heads or 1, groups]
-    order = load.argsort(dim=-1, descending=True, stable=True)
-    ends = count[order].cumsum(-1)
-    place = torch.arange(tokens // block + count.shape[0], device=rows.device)
-    place = place.expand(ends.shape[0], -1).contiguous()
-    slot = torch.searchsorted(ends, place, right=True)
-    inside = slot < count.shape[0]
-    slot = slot.clamp(max=count.shape[0] - 1)
-    group = order.gather(-1, slot)
-    within = place - ends.gather(-1, slot) + count[group]
-    first = rows[group] + within * block
-    return torch.stack([torch.where(inside, group, -1), first], -1).int()

@@ -7,6 +7,8 @@ as one operator: rows are gathered where they are read and results written where
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 from torch.nn.functional import scaled_dot_product_attention
@@ -46,25 +48,6 @@ def reference(
     return restore_tokens.reference(attended, origin, dim, frames, before, after)
 
 
-@torch.library.custom_op("fisopt::reduce_attend_restore", mutates_args=())
-def reduce_attend_restore(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    queries: Tensor,
-    keys: Tensor | None,
-    origin: Tensor,
-    scale: float | None,
-    frames: int,
-    before: int,
-    after: int,
-) -> Tensor:
-    """See `reference`."""
-    place = (frames, before, after)
-    return plain(query, key, value, mask, queries, keys, origin, scale, *place)
-
-
 def plain(
     query: Tensor,
     key: Tensor,
@@ -84,20 +67,13 @@ def plain(
     return empty_result(query, value).copy_(result)
 
 
+reduce_attend_restore = torch.library.custom_op(
+    "fisopt::reduce_attend_restore", plain, mutates_args=()
+)
+
+
 @reduce_attend_restore.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    queries: Tensor,
-    keys: Tensor | None,
-    origin: Tensor,
-    scale: float | None,
-    frames: int,
-    before: int,
-    after: int,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return empty_result(query, value)
 
 

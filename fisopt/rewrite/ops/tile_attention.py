@@ -11,6 +11,7 @@ Source: the pattern is Efficient-vDiT's, arXiv:2502.06155.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -54,21 +55,6 @@ def reference(
     )
 
 
-@torch.library.custom_op("fisopt::tile_attention", mutates_args=())
-def tile_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    keys: Tensor,
-    pairs: int,
-    scale: float | None,
-) -> Tensor:
-    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads."""
-    return grouped(query, key, value, mask, rows, keys, pairs, scale)
-
-
 def grouped(
     query: Tensor,
     key: Tensor,
@@ -79,10 +65,10 @@ def grouped(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    """One fused dense attention a group, on its key ranges laid side by side, in plain torch.
+    """See `reference`; ``pairs`` is the plan's count of kept pairs, which the cost model reads.
 
-    Copying the ranges costs little beside what is computed on them, and no partial results are
-    merged.
+    One fused dense attention a group, on its key ranges laid side by side: copying them costs
+    little beside what is computed on them, and no partial results are merged.
     """
     del pairs
     result = empty_result(query, value)
@@ -145,17 +131,11 @@ def _parts(
             yield head, start, end, part
 
 
+tile_attention = torch.library.custom_op("fisopt::tile_attention", grouped, mutates_args=())
+
+
 @tile_attention.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rows: Tensor,
-    keys: Tensor,
-    pairs: int,
-    scale: float | None,
-) -> Tensor:
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
     return empty_result(query, value)
 
 

@@ -108,19 +108,6 @@ def test_one_row_for_which_nearly_all_entries_wait() -> None:
     check(tuple(args))
 
 
-def test_inverse() -> None:
-    origin = torch.randint(7, (2, 3, 20), dtype=torch.int32)
-    order, owner, starts = kernel.inverse(origin, 9)
-    assert (order.shape, owner.shape, starts.shape) == ((6, 20), (6, 20), (6, 10))
-    for row, entries, owners, begin in zip(
-        origin.flatten(0, 1).tolist(), order.tolist(), owner.tolist(), starts.tolist(), strict=True
-    ):
-        for kept in range(9):
-            part = slice(begin[kept], begin[kept + 1])
-            assert entries[part] == [e for e in range(20) if row[e] == kept]
-            assert set(owners[part]) <= {kept}
-
-
 def test_the_inverse_of_a_changed_match_is_made_again() -> None:
     args = made(SHAPES["odd"])
     check(args)

@@ -154,27 +154,6 @@ def test_skipped_keys_do_not_show(config: Any) -> None:
     assert bool(got[..., 80:, :].isnan().any(-1).all())
 
 
-def test_work_list_has_every_query_once_and_long_rows_first() -> None:
-    axis = FrameAxis(5, inner=37, before=3, after=70)
-    table = torch.rand(2, 5, 5) < 0.5
-    table[..., 0] = True
-    posed = problem(table, axis)
-    rows, keys = posed.plan[:2]
-    for block in (16, 64):
-        work = kernel.work_list(rows, keys, axis.size, block)
-        assert work.shape[:2] == (2, axis.size // block + 7)
-        for head, blocks in enumerate(work.tolist()):
-            used = [b for b in blocks if b[0] >= 0]
-            assert blocks[: len(used)] == used
-            seen = [
-                q for g, first in used for q in range(first, min(first + block, int(rows[g + 1])))
-            ]
-            assert sorted(seen) == list(range(axis.size))
-            assert all(int(rows[g]) <= first < int(rows[g + 1]) for g, first in used)
-            load = [int((keys[head, g, :, 1] - keys[head, g, :, 0]).sum()) for g, _ in used]
-            assert load == sorted(load, reverse=True)
-
-
 def test_the_work_list_of_a_changed_plan_is_made_again() -> None:
     posed = made(AXES["odd"])
     check(posed)
