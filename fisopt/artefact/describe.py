@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.artefact.graph import placeholders
 from fisopt.artefact.manifest import Call, Format, Manifest, TensorInfo, VariantInfo
+from fisopt.artefact.sizes import SIZES
 from fisopt.artefact.variants import Variant, Variants
 from fisopt.errors import ExportError
 from fisopt.recipe.identity import Identity
@@ -71,7 +72,7 @@ def describe(
             if isinstance(seed := getattr(p, "seed", None), int)
         },
         grid=(layout.frames, layout.height, layout.width),
-        open_sizes=tuple(n for n in ("frames", "height", "width") if n not in fixed),
+        open_sizes=tuple(n for n in SIZES if n not in fixed),
         fixed_sizes=dict(fixed),
         call=_call(optimized.original, inputs, program, shapes),
         steps=variants.steps,

@@ -56,8 +56,8 @@ def export(
             without weights, also of a model on the meta device.
         portable: write ``fisopt::`` operators out in plain torch, so that torch alone runs the
             file; otherwise they stay, and a process that loads the file imports fisopt.
-        example_inputs: keyword arguments of one forward call; by default those of the shapes
-            that the module has met last.
+        example_inputs: keyword arguments of one forward call; by default those of the newest
+            shapes that the module was prepared for.
         steps: number of denoising steps, needed if a pass differs between steps.
         dynamic: leave frames, height and width open where the graph allows it.
         force: replace what is at ``path``.

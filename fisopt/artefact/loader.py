@@ -14,13 +14,12 @@ from torch.utils import _pytree as pytree
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import arranged, structure_text
 from fisopt.artefact.manifest import FILE, Manifest, VariantInfo
+from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
 from fisopt.errors import ExportError, InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
 from fisopt.runtime.generation import Generation
-
-Runner = Callable[[dict[str, Tensor]], list[Tensor]]
 
 
 class LoadedModule(nn.Module):
@@ -78,9 +77,7 @@ class LoadedModule(nn.Module):
         named |= {t.name: held[n] for t, n in zip(variant.state, variant.loads, strict=True)}
         returned = self._runners[index](named)
         count = len(call.results)
-        held.update(zip(variant.stores, returned[count:], strict=True))
-        if self._generation.ends:
-            held.clear()
+        self._generation.keep(held, dict(zip(variant.stores, returned[count:], strict=True)))
         return pytree.tree_unflatten(returned[:count], self._output)
 
     def _bound(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Inputs:

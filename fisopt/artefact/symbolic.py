@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.artefact.graph import placeholders
 from fisopt.artefact.sizes import (
     SIZES,
     Roles,
@@ -136,7 +137,7 @@ def _compare(one: fx.GraphModule, two: fx.GraphModule) -> None:
                 f"the graph has {b.target} in the place of {a.target} at another size"
             )
         if a.op == "get_attr":
-            x, y = _attribute(one, a), _attribute(two, b)
+            x, y = (operator.attrgetter(str(n.target))(m) for m, n in ((one, a), (two, b)))
             if x is not y and (x.shape != y.shape or not torch.equal(x, y)):
                 raise _UnfitError(f"the constant {a.target} depends on it")
         mine, theirs = (list(_leaves((n.args, n.kwargs))) for n in (a, b))
@@ -169,14 +170,6 @@ def _leaves(value: Any) -> Iterator[Any]:
             yield from _leaves(item)
     else:
         yield value
-
-
-def _attribute(module: fx.GraphModule, node: fx.Node) -> torch.Tensor:
-    value: Any = module
-    for part in str(node.target).split("."):
-        value = getattr(value, part)
-    assert isinstance(value, torch.Tensor)
-    return value
 
 
 def _numbers(module: fx.GraphModule) -> list[int]:
@@ -356,6 +349,5 @@ def _shapes(
 
 def _inputs(program: Program) -> Iterator[tuple[fx.Node, int]]:
     """The tensors of the call with the leaves that they are; state comes after them."""
-    holders = [n for n in program.graph.nodes if n.op == "placeholder"]
     leaves = [i for i, _ in program.inputs.tensors()]
-    return zip(holders[: len(leaves)], leaves, strict=True)
+    return zip(placeholders(program)[: len(leaves)], leaves, strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Collection, Hashable
 from typing import Any
 
@@ -79,9 +80,7 @@ def _constant(argument: Any, module: fx.GraphModule) -> torch.Tensor | None:
     """The tensor that an argument reads, None if it is computed or has no values."""
     if not isinstance(argument, fx.Node) or argument.op != "get_attr":
         return None
-    value: Any = module
-    for part in str(argument.target).split("."):
-        value = getattr(value, part)
+    value: Any = operator.attrgetter(str(argument.target))(module)
     return value if isinstance(value, torch.Tensor) and value.device.type != "meta" else None
 
 

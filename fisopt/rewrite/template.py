@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,9 +119,7 @@ class _Instantiate:
 
     def _attribute(self, node: fx.Node) -> Any:
         target = str(node.target)
-        value = self.traced
-        for part in target.split("."):
-            value = getattr(value, part)
+        value = operator.attrgetter(target)(self.traced)
         if not isinstance(value, torch.Tensor):
             return value
         new = self.graph.create_node("get_attr", target, name=node.name)

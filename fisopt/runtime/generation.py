@@ -128,6 +128,14 @@ class Generation:
         call = state.reached[state.branch].call
         return state.held.setdefault((state.branch, call, shape), {})
 
+    def keep(self, held: dict[str, torch.Tensor], left: Mapping[str, torch.Tensor]) -> None:
+        """Hold what a step has left in the place of what was held; nothing after the last step."""
+        if left:
+            held.clear()
+            held.update(left)
+        if self.ends:
+            held.clear()
+
     @property
     def current(self) -> Step | None:
         """The step that was entered last in this generation."""

@@ -103,11 +103,7 @@ class OptimizedModule(nn.Module):
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
-        if returned.state:
-            held.clear()
-            held.update(returned.state)
-        if self._generation.ends:
-            held.clear()
+        self._generation.keep(held, returned.state)
         return returned.output
 
     def _measure(self, inputs: Inputs, gauges: Mapping[str, torch.Tensor]) -> None:
@@ -215,7 +211,7 @@ class OptimizedModule(nn.Module):
 
     @property
     def last_inputs(self) -> Inputs | None:
-        """The inputs of the shapes that were met last, None if none were."""
+        """The inputs of the newest shapes that it was prepared for, None if there are none."""
         plans: list[_Plan] = list(self._plans.values())
         return plans[-1].program.inputs if plans else None
 
