@@ -56,9 +56,22 @@ Texts = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
 ]
-Height = Annotated[int | None, typer.Option(min=1, help="Rows of the video in pixels.")]
-Width = Annotated[int | None, typer.Option(min=1, help="Columns of the video in pixels.")]
-Frames = Annotated[int | None, typer.Option(min=1, help="Frames of the video.")]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Rows of the video in pixels (default: as published).", show_default=False
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Columns of the video in pixels (default: as published).", show_default=False
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames of the video (default: as published).", show_default=False),
+]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),
@@ -117,16 +130,9 @@ def models_command(traceback: Traceback = False) -> None:
 @app.command("inspect", help=texts.INSPECT)
 def inspect_command(
     model: Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")],
-    height: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the video in pixels (default: as published).")
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(min=1, help="Columns of the video in pixels (default: as published)."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of the video (default: as published).")
-    ] = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
     passes: Passes = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Denoising steps, for passes that treat steps differently.")
@@ -162,16 +168,9 @@ def inspect_command(
 def codegen_command(
     model: Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")],
     passes: Passes = None,
-    height: Annotated[
-        int | None, typer.Option(min=1, help="Rows of the video in pixels (default: as published).")
-    ] = None,
-    width: Annotated[
-        int | None,
-        typer.Option(min=1, help="Columns of the video in pixels (default: as published)."),
-    ] = None,
-    frames: Annotated[
-        int | None, typer.Option(min=1, help="Frames of the video (default: as published).")
-    ] = None,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
     source: Annotated[
         bool, typer.Option("--source/--no-source", help="Print the sources, not only the list.")
     ] = True,
