@@ -79,27 +79,30 @@ def cases(*names: str) -> pytest.MarkDecorator:
 
 
 SEQUENCE = (1, 2, 3, 4, 6, 9, 16, 33)
-"""Frame counts of every run; ``--exhaustive`` takes all from 1 to 33 with all of ``SWEEP``."""
+"""Frame counts of every run; ``--exhaustive`` takes all from 1 to 33 with all of ``EVERY``."""
+EVERY = tuple(
+    Options(*of) for of in product((2, 3, 4), FILLS, ("anchors", "all"), ("block", "attention"))
+)
 
 
 @every_case
 def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> None:
     """One option set a frame count, another one for the next model."""
     turn = list(zoo()).index(case.name)
-    few = [(frames, SWEEP[(i + turn) % len(SWEEP)]) for i, frames in enumerate(SEQUENCE)]
-    every = list(product(range(1, 34), SWEEP))
-    for frames, options in every if exhaustive else few:
+    few = {frames: SWEEP[(i + turn) % len(SWEEP)] for i, frames in enumerate(SEQUENCE)}
+    for frames in range(1, 34) if exhaustive else SEQUENCE:
         grid = (frames, 2, 2)
         inputs = case.inputs(*grid, batch=2)
         dense = program.at(inputs)
-        if options.stride > frames > 2:
-            with pytest.raises(PreconditionError, match=f"stride {options.stride} is more than"):
-                sparse(dense, options)
-            continue
-        got = run(sparse(dense, options), inputs)
-        if frames <= 2:
-            torch.testing.assert_close(got, run(dense, inputs), rtol=0, atol=0)
-        assert_equal(got, looped(case, inputs, grid, options), (frames, options))
+        for options in EVERY if exhaustive else (few[frames],):
+            if options.stride > frames > 2:
+                with pytest.raises(PreconditionError, match=f"{options.stride} is more than"):
+                    sparse(dense, options)
+                continue
+            got = run(sparse(dense, options), inputs)
+            if frames <= 2:
+                torch.testing.assert_close(got, run(dense, inputs), rtol=0, atol=0)
+            assert_equal(got, looped(case, inputs, grid, options), (frames, options))
 
 
 @cases("wan", "hunyuan_video", "latte")
