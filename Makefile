@@ -32,6 +32,7 @@ lint: $(STAMP) ## Check style, types and layers only
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Test the kernels on an NVIDIA GPU and measure; what is there is kept, run again to go on
 	$(GPU_PYTHON) -m pytest -m gpu tests/codegen
 	$(GPU_PYTHON) benchmarks/gpu/bench_kernels.py
+	$(GPU_PYTHON) benchmarks/gpu/bench_emitted.py
 	$(GPU_PYTHON) benchmarks/gpu/bench_forward.py
 
 format: $(STAMP) ## Format the code and fix what can be fixed

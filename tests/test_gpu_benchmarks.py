@@ -14,7 +14,7 @@ import torch
 from benchmarks.gpu import device
 from benchmarks.gpu.device import Rows, table
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "gpu" / "bench_kernels.py"
+SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "gpu"
 KEY = ("shape", "implementation")
 TODO = [{"shape": s, "implementation": i} for s in ("a", "b") for i in ("ours", "theirs")]
 
@@ -54,9 +54,9 @@ def test_table() -> None:
     )
 
 
-def run(*options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, str(SCRIPT), *options]
+def run(*options: str, script: str = "bench_kernels.py") -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1])}
+    command = [sys.executable, str(SCRIPTS / script), *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -77,8 +77,22 @@ def test_dry_run(tmp_path: Path, exhaustive: bool) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
+def test_dry_run_of_emitted_kernels(tmp_path: Path) -> None:
     pytest.importorskip("triton")
-    done = run()
+    options = ("--device", "cpu", "--dry-run", "--out", str(tmp_path))
+    done = run(*options, script="bench_emitted.py")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "emitted.json").read_text())["rows"]
+    words = {word for row in rows for word in row["kernel"].split("_")}
+    assert {"norm", "rotate", "fill", "layout"} <= words
+    assert all(row["error"] < 0.02 for row in rows)
+    assert sum(row["implementation"] == "reference" for row in rows) < len(rows) / 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("script", ["bench_kernels.py", "bench_emitted.py"])
+def test_without_a_gpu_it_says_so(script: str) -> None:
+    pytest.importorskip("triton")
+    done = run(script=script)
     assert done.returncode == 1
     assert "no CUDA device; --device cpu --dry-run" in done.stderr

@@ -40,6 +40,7 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
     "frames, stride 2 + tiles 1:(F-1)": [FrameInterleave(stride=2), TileAttention(mask=1)],
 }
+PLAIN = ("eager", "torch.compile")
 KEY = ("model", "configuration")
 SHOWN = ("layers", "of_layers", "tokens", "seconds", "ratio", "predicted", "reached")
 COLUMNS = (*KEY, *SHOWN, "seconds_all_layers", "peak_gib")
@@ -75,9 +76,12 @@ class Bench:
 
         return run
 
-    def eager(self) -> Row:
-        """The model as it is."""
-        return self.row("eager", self.dense.original, None)
+    def plain(self, name: str) -> Row:
+        """The model as it is, eager or compiled as a whole by torch.compile."""
+        model = self.dense.original
+        if name == "torch.compile":
+            model = torch.compile(model, dynamic=False)
+        return self.row(name, model, None)
 
     def optimised(self, name: str) -> Row:
         """The model under some passes."""
@@ -116,7 +120,7 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", nargs="+", default=[*MODELS])
-    parser.add_argument("--only", nargs="+", choices=["eager", *CONFIGURATIONS])
+    parser.add_argument("--only", nargs="+", choices=[*PLAIN, *CONFIGURATIONS])
     parser.add_argument("--layers", type=int, default=8, help="layers that are built")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a call")
@@ -129,7 +133,7 @@ def main() -> None:
         sys.exit("no CUDA device; --device cpu with a small size shows that all but it is there")
     out = options.out or folder()
     rows = Rows(out / "forward.json", KEY, options.minutes)
-    wanted = options.only or ["eager", *CONFIGURATIONS]
+    wanted = options.only or [*PLAIN, *CONFIGURATIONS]
     for name in options.model:
         todo = rows.missing([{"model": name, "configuration": c} for c in wanted])
         measure(name, [row["configuration"] for row in todo], rows, options)
@@ -148,7 +152,8 @@ def measure(name: str, todo: list[str], rows: Rows, options: argparse.Namespace)
         if time.monotonic() > rows.until - min(120.0, 15 * options.minutes):
             return
         bench = bench or Bench(name, options)
-        made = bench.eager() if configuration == "eager" else bench.optimised(configuration)
+        plain = configuration not in CONFIGURATIONS
+        made = bench.plain(configuration) if plain else bench.optimised(configuration)
         rows.add(made)
         print(made, flush=True)
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import json
 import platform
 import re
-import statistics
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from triton.testing import do_bench
 
 RESULTS = Path(__file__).parent.parent / "results"
-FLUSH = 256 << 20
-"""Bytes that are written between two runs, so that none finds its data in the cache."""
 Row = dict[str, Any]
 
 
@@ -84,35 +82,13 @@ class Rows:
         beside.replace(self.path)
 
 
-def milliseconds(call: Callable[[], Any], budget: float = 1.0) -> float:
-    """Median time of a call on the GPU, with a cold cache; on a CPU that of one call.
-
-    Args:
-        call: what to time; called a few times first.
-        budget: seconds to spend, roughly; at least five calls are timed.
-    """
-    if not torch.cuda.is_available():
-        start = time.perf_counter()
-        call()
-        return 1e3 * (time.perf_counter() - start)
-    for _ in range(2):
-        call()
-    torch.cuda.synchronize()
+def milliseconds(call: Callable[[], Any]) -> float:
+    """Median time of a call on the GPU, with a cold cache; on a CPU that of one call."""
+    if torch.cuda.is_available():
+        return float(do_bench(call, rep=500, return_mode="median"))
     start = time.perf_counter()
     call()
-    torch.cuda.synchronize()
-    count = min(100, max(5, int(budget / max(time.perf_counter() - start, 1e-5))))
-    scratch = torch.empty(FLUSH, dtype=torch.int8, device="cuda")
-    pairs = []
-    for _ in range(count):
-        scratch.zero_()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        call()
-        end.record()
-        pairs.append((begin, end))
-    torch.cuda.synchronize()
-    return statistics.median(begin.elapsed_time(end) for begin, end in pairs)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def table(rows: list[Row], columns: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from triton.compiler import ASTSource
 
-from fisopt.codegen.emit.kernel import Kernel
+from fisopt.codegen.emit.kernel import Config, Kernel
 from fisopt.codegen.emit.launch import function
 
 TYPES = {
@@ -22,16 +22,16 @@ TYPES = {
 
 
 def source_of(
-    kernel: Kernel, operands: Sequence[torch.dtype], wide: bool = False
+    kernel: Kernel, config: Config, operands: Sequence[torch.dtype], wide: bool = False
 ) -> tuple[ASTSource, dict[str, Any]]:
-    """The source with types, and the options of its config.
+    """The source with types, and the options of a config.
 
     Args:
         kernel: the kernel.
+        config: how it is cut.
         operands: types of its operands, which are dense: their last stride is one.
         wide: whether offsets need 64 bits.
     """
-    config = kernel.config()
     constants: dict[str, Any] = {
         "WIDE": wide,
         "BLOCK_ROWS": config.block_rows,

@@ -1,38 +1,39 @@
 """Which implementation runs: a kernel, an emitted kernel, or the compiled reference.
 
-On a GPU the candidates are timed once for each device and shape class, on random operands, and
-what was found is remembered in the cache folder.  A candidate that fails or that disagrees with
-the reference loses, with a warning.  What was not measured follows `TABLE`.
+On a GPU the candidates, an emitted kernel in each of its cuts, are timed once for each device and
+shape class, on random operands, and what was found is remembered in the cache folder.  A candidate
+that fails or that disagrees with the reference loses, with a warning.  What was not measured
+follows `TABLE`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import statistics
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fisopt.codegen.emit import cache as disk
 from fisopt.codegen.emit.expression import RefusalError
-from fisopt.codegen.emit.kernel import Kernel, emit
+from fisopt.codegen.emit.kernel import Config, Kernel, emit
 from fisopt.codegen.emit.launch import launch
 from fisopt.codegen.emit.region import Region, find_regions
 from fisopt.codegen.emit.stage import with_kernels
 
-Implementation = Literal["kernel", "emitted", "reference"]
-Candidates = Mapping[Implementation, Callable[[], Sequence[Tensor]]]
+Candidates = Mapping[str, Callable[[], Sequence[Tensor]]]
+"""Implementations by name: ``reference``, ``kernel``, ``emitted`` with its cut."""
 
 MEASURE = "FISOPT_MEASURE"
 """Environment variable: 0 keeps candidates from being timed; what was remembered is used."""
 
-TABLE: dict[str, tuple[Implementation, str]] = {
+TABLE = {
     "region": (
         "reference",
         "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
@@ -45,7 +46,6 @@ TABLE: dict[str, tuple[Implementation, str]] = {
 """What runs where nothing was measured, and why; by what is chosen for."""
 
 ON_CPU = "emitted kernels need an NVIDIA GPU; on a CPU the compiled reference runs"
-_REPEATS = 20
 _ERROR = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
@@ -55,12 +55,12 @@ class Choice:
 
     Attributes:
         what: the operator or the emitted kernel.
-        chosen: the implementation.
+        chosen: the implementation: ``reference``, ``kernel``, or ``emitted`` with its cut.
         why: where the choice comes from.
     """
 
     what: str
-    chosen: Implementation
+    chosen: str
     why: str
 
     def __str__(self) -> str:
@@ -79,7 +79,7 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
         if every not in choices:
             choices.append(every)
         return stage
-    chosen: list[tuple[Region, Kernel]] = []
+    chosen: list[tuple[Region, Kernel, Config]] = []
     for region in find_regions(stage):
         try:
             kernel = emit(region)
@@ -95,8 +95,8 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
             lambda region=region, kernel=kernel: candidates(region, kernel, device),  # type: ignore[misc]
         )
         choices.append(choice)
-        if choice.chosen == "emitted":
-            chosen.append((region, kernel))
+        if config := cuts(kernel).get(choice.chosen):
+            chosen.append((region, kernel, config))
     return with_kernels(stage, chosen) if chosen else stage
 
 
@@ -187,7 +187,7 @@ def decide(
         except torch.OutOfMemoryError:
             return Choice(what, default, f"{reason}; no memory was left to measure it in")
         remember(file, key, times)
-    best: Any = min(times, key=times.__getitem__)
+    best = min(times, key=times.__getitem__)
     said = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items()))
     return Choice(what, best, f"measured on {device_name(device)}: {said}")
 
@@ -223,26 +223,33 @@ def candidates(region: Region, kernel: Kernel, device: torch.device) -> Candidat
             result: Sequence[Tensor] = compiled(*values)
         return result
 
-    def emitted() -> Sequence[Tensor]:
-        written = launch(kernel, values)
+    def emitted(config: Config) -> Sequence[Tensor]:
+        written = launch(kernel, values, config)
         return [written[i] for i in kernel.gives]
 
-    return {"reference": reference, "emitted": emitted}
+    cut = {name: partial(emitted, config) for name, config in cuts(kernel).items()}
+    return {"reference": reference, **cut}
+
+
+def cuts(kernel: Kernel) -> dict[str, Config]:
+    """The configs of an emitted kernel by their names as candidates."""
+    return {f"emitted {config}": config for config in kernel.configs()}
 
 
 def random_operands(region: Region, kernel: Kernel, device: torch.device) -> list[Tensor]:
     """Operands of a region's shapes and dtypes, seeded; indices in range."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)
+    place: Any = {"generator": generator, "device": device}
     sizes = dict(kernel.index_sizes)
     made = []
     for i, node in enumerate(region.operands):
         like: Tensor = node.meta["val"]
         if like.is_floating_point():
-            x = torch.randn(like.shape, generator=generator, dtype=torch.float32)
+            x = torch.randn(like.shape, dtype=like.dtype, **place)
         else:
             high = 2 if like.dtype == torch.bool else sizes.get(i, 2)
-            x = torch.randint(0, high, like.shape, generator=generator)
-        made.append(x.to(device=device, dtype=like.dtype))
+            x = torch.randint(0, high, like.shape, **place).to(like.dtype)
+        made.append(x)
     return made
 
 
@@ -255,7 +262,7 @@ def shape_class(kernel: Kernel, region: Region) -> str:
     dtypes = [str(node.meta["val"].dtype) for node in (*region.operands, *region.results)]
     words = kernel.name.rsplit("_", 1)[0]
     rows = (kernel.rows - 1).bit_length()
-    form = disk.digest(json.dumps([operators, dtypes]))
+    form = disk.digest(json.dumps([operators, dtypes, *cuts(kernel)]))
     return f"{words} {form}, rows of {kernel.columns}, up to 2**{rows}, torch {torch.__version__}"
 
 
@@ -294,7 +301,6 @@ def _are_times(value: Any) -> bool:
     return (
         isinstance(value, dict)
         and "reference" in value
-        and set(value) <= {"kernel", "emitted", "reference"}
         and all(isinstance(time, (int, float)) for time in value.values())
     )
 
@@ -312,18 +318,10 @@ def _disagreement(got: Sequence[Tensor], expected: Sequence[Tensor]) -> str | No
 
 
 def _microseconds(run: Callable[[], object]) -> float:
-    """Median time of a call on the GPU."""
-    for _ in range(3):
-        run()
-    times: list[float] = []
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    for _ in range(_REPEATS):
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return statistics.median(times)
+    """Median time of a call on the GPU, whose cache is empty at its start."""
+    from triton.testing import do_bench
+
+    return 1e3 * float(do_bench(run, return_mode="median"))
 
 
 def _device(stage: fx.GraphModule) -> torch.device:

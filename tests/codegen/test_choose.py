@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,16 @@ def test_corrupt_timings_are_measured_again(
     assert set(choose.remembered(file)) == {"key"}
 
 
+def named(name: str) -> Callable[[], Sequence[Tensor]]:
+    """A candidate of some name."""
+
+    def candidate() -> Sequence[Tensor]:
+        return result()
+
+    candidate.__name__ = name
+    return candidate
+
+
 def run(x: Tensor, gate: Tensor) -> Tensor:
     return torch.nn.functional.silu(x * gate + x) * gate
 
@@ -127,16 +138,22 @@ def run(x: Tensor, gate: Tensor) -> Tensor:
 def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stage = make_fx(run, tracing_mode="fake")(torch.randn(4, 9), torch.randn(4, 9))
     monkeypatch.setattr(choose, "_device", lambda _: GPU)
-    monkeypatch.setattr(choose, "candidates", lambda *_: candidates())
     (region,) = find_regions(stage)
-    name = emit(region).name
-    for faster, slower in (("reference", "emitted"), ("emitted", "reference")):
-        timed(monkeypatch, **{faster: 10.0, slower: 20.0})
+    kernel = emit(region)
+    first, *others = choose.cuts(kernel)
+    assert others
+    for faster in ("reference", first, others[0]):
+        names = dict.fromkeys(("reference", *choose.cuts(kernel)), 20.0) | {faster: 10.0}
+        timed(monkeypatch, **names)
+        made = {name: named(name) for name in names}
+        monkeypatch.setattr(choose, "candidates", lambda *_, made=made: made)
         choices: list[Choice] = []
         chosen = choose_stage(stage, choices)
-        assert [(c.what, c.chosen) for c in choices] == [(name, faster)]
-        calls = [n.target for n in chosen.graph.nodes if n.op == "call_function"]
-        assert (torch.ops.fisopt.emitted.default in calls) == (faster == "emitted")
+        assert [(c.what, c.chosen) for c in choices] == [(kernel.name, faster)]
+        emitted = torch.ops.fisopt.emitted.default
+        calls = [n.args[1] for n in chosen.graph.nodes if n.target is emitted]
+        wanted = choose.cuts(kernel).get(faster)
+        assert calls == ([] if wanted is None else [list(astuple(wanted))])
         for file in gpu.rglob("*.json"):
             file.unlink()
 

@@ -9,7 +9,7 @@ from torch import fx
 
 from fisopt.codegen.emit.arguments import shape, value
 from fisopt.codegen.emit.cache import digest
-from fisopt.codegen.emit.expression import Load, RefusalError, Select, kind_of, walk
+from fisopt.codegen.emit.expression import Load, RefusalError, Select, axes, kind_of, walk
 from fisopt.codegen.emit.index import Lookup, Range, atoms, bounds
 from fisopt.codegen.emit.operators import MOVES, REDUCTIONS
 from fisopt.codegen.emit.pull import Pulled, pull, reduced
@@ -18,6 +18,11 @@ from fisopt.codegen.emit.source import NAME, Writer
 
 MOST_ELEMENTS = 2048
 """Elements of a tile that a program holds, where a row is not longer."""
+
+MOST_VALUES = 128
+"""Values that a thread reads, of all tiles together; a thread has 255 registers."""
+
+WARPS = (4, 8, 16)
 
 FEW = 16
 """A result this many times smaller than the stage's largest value is not worth a launch."""
@@ -37,6 +42,9 @@ class Config:
     block_columns: int
     num_warps: int
 
+    def __str__(self) -> str:
+        return f"{self.block_rows}x{self.block_columns}, {self.num_warps} warps"
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -54,6 +62,7 @@ class Kernel:
         rows: rows of the result.
         columns: elements of a row.
         reduced: the longest inner row that is summed, 0 if there is none.
+        tiles: how many tiles of elements a program reads.
         whole_rows: whether a program needs whole rows.
     """
 
@@ -68,17 +77,25 @@ class Kernel:
     rows: int
     columns: int
     reduced: int
+    tiles: int
     whole_rows: bool
 
-    def config(self) -> Config:
-        """How it is cut unless something else is asked for."""
+    def configs(self) -> tuple[Config, ...]:
+        """How it may be cut: first what is taken where nothing is timed, then what else to try."""
         columns = _power_of_two(self.columns)
         if not self.whole_rows:
             columns = min(columns, 1024)
         width = max(columns, _power_of_two(self.reduced))
         rows = max(1, min(MOST_ELEMENTS // width, _power_of_two(self.rows)))
-        elements = rows * width
-        return Config(rows, columns, 4 if elements <= 2048 else 8 if elements <= 8192 else 16)
+        while rows > 1 and rows * width * self.tiles > 32 * WARPS[0] * MOST_VALUES:
+            rows //= 2
+        least = 0 if rows * width <= 2048 else 1 if rows * width <= 8192 else 2
+        read = rows * width * self.tiles
+        fitting = (w for w in WARPS[least:] if read <= 32 * w * MOST_VALUES)
+        warps = next(fitting, WARPS[-1])
+        other = 2 * warps if warps < WARPS[-1] else warps // 2
+        cuts = ((rows, warps), (max(1, rows // 4), warps), (rows, other))
+        return tuple(dict.fromkeys(Config(r, columns, w) for r, w in cuts))
 
 
 def emit(region: Region) -> Kernel:
@@ -122,6 +139,7 @@ def emit(region: Region) -> Kernel:
         rows=pulled.tile.row_count,
         columns=pulled.tile.column_count,
         reduced=max((s.var.size for s in sums if s.var.axis == "reduced"), default=0),
+        tiles=sum(isinstance(e, Load) and bool(axes(e) - {"row"}) for e in writer.exprs),
         whole_rows=any(s.var.axis == "column" for s in sums),
     )
 

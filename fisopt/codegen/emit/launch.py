@@ -42,7 +42,7 @@ def launch(
     got = tuple(tuple(x.shape) for x in operands)
     if got != kernel.operands:
         raise LoweringError(f"{kernel.name}: operands of {kernel.operands} wanted, got {got}")
-    config = config or kernel.config()
+    config = config or kernel.configs()[0]
     results = [operands[0].new_empty(sizes, dtype=dtype) for sizes, dtype in kernel.results]
     spans = [
         1 + sum(s * (n - 1) for s, n in zip(x.stride(), x.shape, strict=True)) for x in operands
@@ -91,11 +91,11 @@ def _function(name: str, source: str) -> Any:
 
 
 @torch.library.custom_op("fisopt::emitted", mutates_args=())
-def emitted(kernel: str, operands: Sequence[Tensor]) -> list[Tensor]:
-    """Run the kernel of a name."""
-    return launch(_KERNELS[kernel], operands)
+def emitted(kernel: str, config: Sequence[int], operands: Sequence[Tensor]) -> list[Tensor]:
+    """Run the kernel of a name, cut as `Config` says."""
+    return launch(_KERNELS[kernel], operands, Config(*config))
 
 
 @emitted.register_fake
-def _(kernel: str, operands: Sequence[Tensor]) -> list[Tensor]:
+def _(kernel: str, config: Sequence[int], operands: Sequence[Tensor]) -> list[Tensor]:
     return [operands[0].new_empty(sizes, dtype=dtype) for sizes, dtype in _KERNELS[kernel].results]

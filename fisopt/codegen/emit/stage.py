@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from dataclasses import astuple
 
 import networkx as nx
 import torch
 from torch import fx
 
-from fisopt.codegen.emit.kernel import Kernel
+from fisopt.codegen.emit.kernel import Config, Kernel
 from fisopt.codegen.emit.launch import register
 from fisopt.codegen.emit.region import Region
 from fisopt.rewrite.analysis import dependences
 from fisopt.rewrite.outline import copied
 
 
-def with_kernels(stage: fx.GraphModule, chosen: list[tuple[Region, Kernel]]) -> fx.GraphModule:
+def with_kernels(
+    stage: fx.GraphModule, chosen: Sequence[tuple[Region, Kernel, Config]]
+) -> fx.GraphModule:
     """Return a stage that calls kernels in the place of some of its regions.
 
     Args:
         stage: a lowered stage; left as it is.
-        chosen: regions of this stage and their kernels.
+        chosen: regions of this stage, their kernels, and how these are cut.
     """
     graph, twins = copied(stage.graph)
-    for region, kernel in chosen:
+    for region, kernel, config in chosen:
         register(kernel)
         operands = [twins[node] for node in region.operands]
-        call = graph.call_function(torch.ops.fisopt.emitted.default, (kernel.name, operands))
+        arguments = (kernel.name, list(astuple(config)), operands)
+        call = graph.call_function(torch.ops.fisopt.emitted.default, arguments)
         call.meta["val"] = [
             region.results[kernel.gives.index(i)].meta["val"].new_empty(sizes)
             for i, (sizes, _) in enumerate(kernel.results)

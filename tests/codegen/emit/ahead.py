@@ -13,16 +13,17 @@ from typing import Any
 
 import torch
 
-from fisopt.codegen.emit.kernel import Kernel
+from fisopt.codegen.emit.kernel import Config, Kernel
 
 ROOT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A kernel for dense operands of some types on an architecture."""
+    """A kernel in a cut for dense operands of some types on an architecture."""
 
     kernel: Kernel
+    config: Config
     operands: tuple[torch.dtype, ...]
     capability: int
     wide: bool = False
@@ -53,7 +54,7 @@ def compiled(request: Request) -> Any:
 
     from fisopt.codegen.aot_emitted import source_of
 
-    source, options = source_of(request.kernel, request.operands, request.wide)
+    source, options = source_of(request.kernel, request.config, request.operands, request.wide)
     return triton.compile(source, GPUTarget("cuda", request.capability, 32), options)
 
 

@@ -72,7 +72,7 @@ def as_dtype(kernel: Kernel, dtype: torch.dtype) -> Kernel:
 
 def one_program(kernel: Kernel) -> Config:
     """All rows in one program: the interpreter's time is that of programs, not of elements."""
-    return replace(kernel.config(), block_rows=1 << (kernel.rows - 1).bit_length())
+    return replace(kernel.configs()[0], block_rows=1 << (kernel.rows - 1).bit_length())
 
 
 def reference(kernel: Kernel, region: Region, values: list[Tensor]) -> list[Tensor]:

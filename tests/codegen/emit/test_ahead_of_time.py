@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -22,9 +23,12 @@ pytest.importorskip("triton")
 def test_qk_norm_rope_compiles(tmp_path: Path) -> None:
     kernel = emit(region_of(qk_per_head, qk_operands((2, 7, 3, 10))))
     types = (torch.bfloat16, torch.bfloat16, torch.float32, torch.float32)
-    requests = [Request(kernel, types, c, wide=c == 90) for c in CAPABILITIES]
-    for capability, ptx in zip(CAPABILITIES, compile_all(requests, tmp_path), strict=True):
-        assert f"sm_{capability}" in ptx
+    requests = [
+        Request(kernel, config, types, c, wide=c == 90)
+        for config, c in product(kernel.configs(), CAPABILITIES)
+    ]
+    for request, ptx in zip(requests, compile_all(requests, tmp_path), strict=True):
+        assert f"sm_{request.capability}" in ptx
 
 
 @pytest.mark.parametrize("name", zoo())
@@ -33,8 +37,8 @@ def test_every_kernel_compiles(name: str, exhaustive: bool, tmp_path: Path) -> N
         pytest.skip("compiles every kernel of every family: minutes; --exhaustive")
     found = emitted(FrameInterleave(stride=2)(captured(name)).program).values()
     requests = [
-        Request(kernel, tuple(n.meta["val"].dtype for n in region.operands), capability)
+        Request(kernel, config, tuple(n.meta["val"].dtype for n in region.operands), capability)
         for kernel, region in found
-        for capability in CAPABILITIES
+        for config, capability in product(kernel.configs(), CAPABILITIES)
     ]
     assert len(compile_all(requests, tmp_path)) == len(requests) > 0

@@ -147,8 +147,20 @@ def test_wide_rows_are_cut(triton_interpreter: Interpreter) -> None:
     """Without a norm a row of any length is cut into columns."""
     region = region_of(lambda x, y: (x * 2 + y).relu(), [torch.randn(3, 5000) for _ in range(2)])
     kernel = emit(region)
-    assert kernel.config().block_columns < kernel.columns
+    assert kernel.configs()[0].block_columns < kernel.columns
     assert_equal(kernel, region, triton_interpreter.launch)
+
+
+def test_cuts_leave_room_in_the_registers() -> None:
+    """The more tiles a kernel reads the fewer rows a program has, then the more warps."""
+    kernel = emit(region_of(qk_per_head, qk_operands((2, 700, 3, 64))))
+    for tiles, rows, warps in ((1, 32, 4), (15, 16, 4), (60, 4, 4), (300, 1, 8)):
+        first, *others = replace(kernel, tiles=tiles).configs()
+        assert (first.block_rows, first.num_warps) == (rows, warps)
+        assert others
+        assert first not in others
+    long = replace(kernel, columns=3072, reduced=0, tiles=4)
+    assert [str(c) for c in long.configs()] == ["1x4096, 8 warps", "1x4096, 16 warps"]
 
 
 def test_equal_results_are_written_once(triton_interpreter: Interpreter) -> None:
@@ -207,7 +219,7 @@ def test_a_stage_with_kernels(
     plain, values = stage()
     regions = find_regions(plain)
     assert len(regions) == 2
-    fast = with_kernels(plain, [(region, emit(region)) for region in regions])
+    fast = with_kernels(plain, [(r, k := emit(r), k.configs()[-1]) for r in regions])
     targets = [n.target for n in fast.graph.nodes if n.op == "call_function"]
     assert targets.count(torch.ops.fisopt.emitted.default) == 2
     assert len(targets) < len([n for n in plain.graph.nodes if n.op == "call_function"])
@@ -227,7 +239,7 @@ def test_the_operator_is_well_formed(
     monkeypatch.setattr(launch, "launch", triton_interpreter.launch)
     torch.library.opcheck(
         torch.ops.fisopt.emitted.default,
-        (kernel.name, operands(kernel, region, torch.float32)),
+        (kernel.name, [2, 4, 4], operands(kernel, region, torch.float32)),
         test_utils=("test_schema", "test_faketensor"),
     )
 

@@ -86,7 +86,8 @@ def with_every_kernel(program: Program) -> fx.GraphModule:
     module = lower(program)
     for target, stage in list(module.named_children()):
         if isinstance(stage, fx.GraphModule):
-            setattr(module, target, with_kernels(stage, taken(stage)))
+            chosen = [(region, kernel, one_program(kernel)) for region, kernel in taken(stage)]
+            setattr(module, target, with_kernels(stage, chosen))
     return module
 
 
@@ -102,9 +103,7 @@ def assert_unchanged(program: Program, case: Case) -> None:
 @pytest.fixture
 def interpreted(triton_interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch) -> None:
     """Emitted kernels run in the interpreter."""
-    monkeypatch.setattr(
-        launch, "launch", lambda k, x: triton_interpreter.launch(k, x, one_program(k))
-    )
+    monkeypatch.setattr(launch, "launch", triton_interpreter.launch)
 
 
 @by_case
