@@ -9,6 +9,7 @@ is not one goes, which ATen lets be and ONNX refuses.
 from __future__ import annotations
 
 import io
+import operator
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -66,23 +67,40 @@ def _boolean_fill(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     return call(aten.logical_and.default, (x, call(aten.logical_not.default, (mask,))))
 
 
-def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
+def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node:
     """A stable sort as the top-k of all entries."""
-    operand = node.args[0]
-    assert isinstance(operand, fx.Node)
-    options = {**dict(zip(("dim", "descending"), node.args[1:], strict=False)), **node.kwargs}
-    dim = options.get("dim", -1)
-    size = operand.meta["val"].shape[dim]
-    args = (operand, size, dim, bool(options.get("descending", False)))
-    return graph.call_function(aten.topk.default, args)
+    return _top(graph, node, _operand(node))
+
+
+def _argsort(graph: fx.Graph, node: fx.Node) -> fx.Node:
+    """The places of a stable sort; onnxruntime has top-k of no integers below 32 bits."""
+    operand = _operand(node)
+    held = operand.meta["val"].dtype
+    if not held.is_floating_point and held.itemsize < 4:
+        operand = graph.call_function(aten._to_copy.default, (operand,), {"dtype": torch.int32})
+    return graph.call_function(operator.getitem, (_top(graph, node, operand), 1))
+
+
+def _top(graph: fx.Graph, node: fx.Node, operand: fx.Node) -> fx.Node:
+    """The top-k of all of an operand's entries in the order of a sort."""
+    target: Any = node.target
+    names = [a.name for a in target._schema.arguments]
+    options = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    dim, largest = options.get("dim", -1), bool(options.get("descending", False))
+    size = _operand(node).meta["val"].shape[dim]
+    return graph.call_function(aten.topk.default, (operand, size, dim, largest))
 
 
 def _squeeze(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
     """A squeeze that changes nothing is its operand."""
     del graph
-    operand = node.args[0]
-    assert isinstance(operand, fx.Node)
+    operand = _operand(node)
     return operand if operand.meta["val"].shape == node.meta["val"].shape else None
+
+
+def _operand(node: fx.Node) -> fx.Node:
+    assert isinstance(node.args[0], fx.Node)
+    return node.args[0]
 
 
 _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
@@ -90,6 +108,7 @@ _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
     aten.masked_fill.Scalar: _boolean_fill,
     aten.sort.stable: _sort,
     aten.sort.default: _sort,
+    aten.argsort.stable: _argsort,
     aten.squeeze.dim: _squeeze,
     aten.squeeze.dims: _squeeze,
 }

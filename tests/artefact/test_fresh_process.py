@@ -108,16 +108,21 @@ def test_squeezes_that_change_nothing_are_left_out_for_onnx() -> None:
 
 
 @pytest.mark.parametrize("descending", [False, True])
-def test_sorts_for_onnx_keep_the_order_of_equals(descending: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("places", [False, True])
+def test_sorts_for_onnx_keep_the_order_of_equals(
+    descending: bool, places: bool, tmp_path: Path
+) -> None:
     class Order(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
+            if places:
+                return x.to(torch.uint8).argsort(dim=-1, descending=descending, stable=True)
             return x.sort(dim=-1, descending=descending, stable=True)[1]
 
     x = torch.randint(0, 3, (2, 40)).float()
     program = torch.export.export(Order(), (x,)).run_decompositions({})
     module = program.module()
     for node in module.graph.nodes:
-        node.meta.setdefault("val", x)
+        node.meta.setdefault("val", x.to(torch.uint8) if "to_copy" in node.name else x)
     said_for_onnx(module)
     assert torch.ops.aten.topk.default in {n.target for n in module.graph.nodes}
     made = onnx.convert(torch.export.export(module, (x,)), ["order"])
