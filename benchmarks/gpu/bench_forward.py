@@ -4,7 +4,8 @@
 
 Each configuration is timed in turns with the compiled dense model of the same process, beside the
 ratio that the cost model predicts at the same depth.  Models run with fewer layers than they have,
-said so in the row; seconds for all layers are scaled from them.  Rows are kept as they are made, in
+said so in the row; seconds for all layers are scaled from them.  What fails or does not fit is a row
+that says so.  Rows are kept as they are made, in
 results/<device>/forward.json and .md: a call that runs out of minutes is called again.
 """
 
@@ -43,7 +44,7 @@ CONFIGURATIONS: dict[str, list[Any]] = {
 PLAIN = ("eager", "torch.compile")
 KEY = ("model", "configuration")
 SHOWN = ("layers", "of_layers", "tokens", "seconds", "ratio", "predicted", "reached")
-COLUMNS = (*KEY, *SHOWN, "seconds_all_layers", "peak_gib")
+COLUMNS = (*KEY, *SHOWN, "seconds_all_layers", "peak_gib", "failed")
 
 
 class Bench:
@@ -151,9 +152,15 @@ def measure(name: str, todo: list[str], rows: Rows, options: argparse.Namespace)
     for configuration in tqdm(todo, desc=name):
         if time.monotonic() > rows.until - min(120.0, 15 * options.minutes):
             return
-        bench = bench or Bench(name, options)
-        plain = configuration not in CONFIGURATIONS
-        made = bench.plain(configuration) if plain else bench.optimised(configuration)
+        made: Row = {"model": name, "configuration": configuration}
+        try:
+            bench = bench or Bench(name, options)
+            plain = configuration not in CONFIGURATIONS
+            made = bench.plain(configuration) if plain else bench.optimised(configuration)
+        except Exception as error:
+            made["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
         rows.add(made)
         print(made, flush=True)
 

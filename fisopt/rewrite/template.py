@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.key_masks import Insert, separate_masks
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.tracing import export, symbolic_dims
 
@@ -144,8 +145,7 @@ class _Instantiate:
             return None
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         flat = pytree.tree_leaves((args, kwargs))
-        value_of = lambda a: a.meta["val"] if isinstance(a, fx.Node) else a  # noqa: E731
-        values, options = pytree.tree_map(value_of, (args, kwargs))
+        values, options = pytree.tree_map(_held, (args, kwargs))
         target: Any = _RENAMED.get(node.target, node.target)
         if not any(isinstance(a, fx.Node) for a in flat) and not isinstance(
             target, torch._ops.OpOverload
@@ -166,6 +166,26 @@ class _Instantiate:
         if block is not None:
             new.meta[BLOCK] = block
         return new
+
+    def insert_for(self, place: fx.Node, after: bool) -> Insert:
+        """What writes operators before or after a node of the graph, as parts of its block."""
+        here = self.graph.inserting_after if after else self.graph.inserting_before
+
+        def insert(target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+            values, options = pytree.tree_map(_held, (args, kwargs))
+            name = f"{place.name}_{target.overloadpacket.__name__}"
+            with here(place):
+                new = self.graph.create_node("call_function", target, args, kwargs, name=name)
+            new.meta["val"] = self._value(target, values, options)
+            new.meta |= {k: v for k, v in place.meta.items() if k == BLOCK}
+            return new
+
+        return insert
+
+
+def _held(argument: Any) -> Any:
+    """The fake tensor of a node; what is no node as it is."""
+    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
 def _separate_roles(graph: fx.Graph) -> None:
@@ -231,6 +251,7 @@ class Template:
         builder = _Instantiate(traced, self.mode, self._attrs, self._values)
         graph = builder.run(inputs, self.blocks)
         graph.eliminate_dead_code()
+        separate_masks(graph, builder.insert_for)
         _separate_roles(graph)
         module = fx.GraphModule(traced, graph)
         module.meta[MODE] = self.mode

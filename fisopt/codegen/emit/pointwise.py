@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from fisopt.codegen.emit.arguments import arguments, value
-from fisopt.codegen.emit.expression import Expr, RefusalError, kind_of
+from fisopt.codegen.emit.expression import Const, Expr, RefusalError, kind_of
 from fisopt.codegen.emit.rules import (
     Coords,
     Reader,
@@ -159,6 +159,8 @@ def _cast(read: Reader, node: fx.Node, at: Coords) -> Expr:
     kind = kind_of(value(node).dtype, node)
     if kind == x.kind:
         return x
+    if isinstance(x, Const):
+        return read.make.const({"float": float, "int": int, "bool": bool}[kind](x.value), kind)
     if kind == "float":
         return read.make.call("{0}.to(tl.float32)", (x,), kind)
     if kind == "bool":

@@ -45,7 +45,7 @@ def operands(kernel: Kernel, region: Region, dtype: torch.dtype) -> list[Tensor]
         elif like.dtype == torch.bool:
             x = torch.rand(like.shape) < 0.5
         else:
-            x = torch.randint(0, sizes.get(i, 1000), like.shape)
+            x = torch.randint(0, sizes.get(i, 2), like.shape)
         made.append(strided(x, i % 3))
     return made
 

@@ -133,6 +133,18 @@ def test_block_exit(
     assert_equal(emit(region), region, triton_interpreter.launch)
 
 
+def test_a_part_of_a_mask_that_is_constant(triton_interpreter: Interpreter) -> None:
+    """Text is padded by a mask; of the video's rows, in front of it, every one is valid."""
+
+    def video(x: Tensor, valid: Tensor) -> Tensor:
+        every = F.pad(valid, (x.shape[1] - valid.shape[1], 0), value=True)
+        seen = (x * every.unsqueeze(-1).to(x.dtype))[:, : x.shape[1] - valid.shape[1]]
+        return seen * 2 + 1
+
+    region = region_of(video, [torch.randn(2, 9, 16), torch.rand(2, 4) < 0.5])
+    assert_equal(emit(region), region, triton_interpreter.launch)
+
+
 def test_every_cut_computes_the_same(triton_interpreter: Interpreter) -> None:
     region = region_of(qk_across_heads, qk_operands((2, 7, 3, 10)))
     kernel = emit(region)
