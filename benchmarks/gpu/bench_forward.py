@@ -4,9 +4,9 @@
 
 Each configuration is timed in turns with the compiled dense model of the same process, beside the
 ratio that the cost model predicts at the same depth.  Models run with fewer layers than they have,
-said so in the row; seconds for all layers are scaled from them.  What fails or does not fit is a row
-that says so.  Rows are kept as they are made, in
-results/<device>/forward.json and .md: a call that runs out of minutes is called again.
+said so in the row; seconds for all layers are scaled from them.  What fails or does not fit is a
+row that says so.  Rows are kept as they are made, in results/<device>/forward.json and .md: a call
+that runs out of minutes is called again.
 """
 
 from __future__ import annotations
