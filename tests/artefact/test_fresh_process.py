@@ -61,6 +61,19 @@ def test_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert difference <= 1e-4
 
 
+def test_large_weights_go_to_a_file_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for a model of two gigabytes and more, at a limit that a small one reaches."""
+    monkeypatch.setattr(onnx, "EXTERNAL_BYTES", 1)
+    model, inputs = plain(monkeypatch, [])
+    file = fisopt.export(model, tmp_path / "model.onnx", "onnx", dynamic=False)
+    beside = tmp_path / "model.onnx.data"
+    assert sorted(tmp_path.iterdir()) == [file, beside]
+    assert beside.stat().st_size > 10_000
+    with torch.no_grad():
+        want = model(**inputs)["video"]
+    torch.testing.assert_close(fisopt.load(file)(**inputs)["video"], want, rtol=0, atol=1e-4)
+
+
 def test_choices_between_booleans_reach_onnx() -> None:
     """ONNX Runtime has no choice between booleans, which HunyuanVideo's mask needs."""
     graph = fx.Graph()
