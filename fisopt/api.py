@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from fisopt import models
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.errors import InputError
 from fisopt.passes.presets import resolve
+from fisopt.pipelines import by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
@@ -23,6 +23,11 @@ from fisopt.spec import ModelSpec
 
 RecipeSource = Recipe | Path | str | Mapping[str, Any]
 """A recipe, its path, its plain values, or "config"."""
+
+Passes = Sequence[Pass | str]
+"""Passes in order, or preset names."""
+
+Chosen = tuple[Pass, ...] | RecipeSource
 
 
 def capture(
@@ -59,7 +64,7 @@ def capture(
 
 def optimize(
     model_or_pipeline: Any,
-    passes: Sequence[Pass | str] = (),
+    passes: Passes | Mapping[str, Passes] = (),
     example_inputs: Mapping[str, Any] | None = None,
     spec: ModelSpec | None = None,
     backend: Backend = "inductor",
@@ -74,14 +79,17 @@ def optimize(
     Args:
         model_or_pipeline: an nn.Module, or a diffusers pipeline: its ``transformer`` and, where
             there is one, ``transformer_2`` are replaced in place and the pipeline is returned.
-        passes: passes in order, or preset names.
+        passes: passes in order, or preset names.  Of a pipeline also by transformer,
+            ``{"transformer": [...], "transformer_2": [...]}``; one that is not named stays as it
+            is.
         example_inputs: keyword arguments of one forward call.  With them the model is captured
             and rewritten at once; without, at the first call.  An unknown model needs them.
         spec: blocks and token grid of a model that is not of a known family.
         backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
-            values, or "config" for the ``fisopt`` entry of the model's configuration.
+            values, or "config" for the ``fisopt`` entry of the model's configuration; of a
+            pipeline also by transformer.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -96,15 +104,27 @@ def optimize(
         raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
     if recipe is not None and passes:
         raise ValueError("pass either passes or a recipe: the recipe says the passes")
-    chosen = resolve(passes) if recipe is None else recipe
-    if isinstance(model_or_pipeline, nn.Module):
-        return _optimize_module(model_or_pipeline, chosen, example_inputs, spec, backend, strict)
-    return _optimize_pipeline(model_or_pipeline, chosen, example_inputs, spec, backend, strict)
+    named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
+    if not isinstance(model_or_pipeline, nn.Module):
+        modules = transformers_of(model_or_pipeline)
+        given = passes if recipe is None else recipe
+        parts: Any = dict.fromkeys(modules, given) if named is None else named
+        chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
+        return _optimize_pipeline(
+            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict
+        )
+    if named is not None:
+        raise InputError(
+            f"passes by transformer are for a pipeline; got {type(model_or_pipeline).__name__}"
+        )
+    only: Any = passes
+    chosen_once = resolve(only) if recipe is None else recipe
+    return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, backend, strict)
 
 
 def _optimize_module(
     model: nn.Module,
-    chosen: tuple[Pass, ...] | RecipeSource,
+    chosen: Chosen,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
     backend: Backend,
@@ -140,22 +160,17 @@ def _optimize_module(
 
 def _optimize_pipeline(
     pipeline: Any,
-    chosen: tuple[Pass, ...] | RecipeSource,
+    modules: Mapping[str, nn.Module],
+    chosen: Mapping[str, Chosen],
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
 ) -> Any:
-    names = [
-        name
-        for name in ("transformer", "transformer_2")
-        if isinstance(getattr(pipeline, name, None), nn.Module)
-    ]
-    if not names:
-        held = sorted(n for n, v in _components(pipeline).items() if isinstance(v, nn.Module))
+    if missing := set(chosen) - set(modules):
         raise InputError(
-            f"{type(pipeline).__name__} has no transformer to optimise; it holds "
-            f"{held or 'no modules'}. Wanted an nn.Module or a pipeline with `transformer`"
+            f"{type(pipeline).__name__} has no {' and no '.join(sorted(missing))}; "
+            f"it has {' and '.join(modules)}"
         )
 
     def scheduler_steps() -> Any:
@@ -163,23 +178,16 @@ def _optimize_pipeline(
 
     optimized = {
         name: _optimize_module(
-            getattr(pipeline, name),
-            chosen,
+            modules[name],
+            part,
             example_inputs,
             spec,
             backend,
             strict,
             scheduler_steps,
         )
-        for name in names
+        for name, part in chosen.items()
     }
     for name, module in optimized.items():
         setattr(pipeline, name, module)
     return pipeline
-
-
-def _components(pipeline: Any) -> dict[str, Any]:
-    held = getattr(pipeline, "components", None)
-    if isinstance(held, Mapping):
-        return dict(held)
-    return dict(inspect.getmembers(pipeline, lambda v: isinstance(v, nn.Module)))

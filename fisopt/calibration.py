@@ -28,6 +28,7 @@ from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
+from fisopt.pipelines import one_of, transformers_of
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass, Step
@@ -153,6 +154,7 @@ def calibrate(
     destination_stride: Cells = (2, 2, 2),
     cache_steps: int = 1,
     seed: int = 0,
+    component: str | None = None,
     partial: Path | None = None,
     about: Mapping[str, Any] | None = None,
     seen: Callable[[], None] = lambda: None,
@@ -160,7 +162,7 @@ def calibrate(
     """Measure a pipeline's model and make a schedule for it.
 
     Args:
-        pipeline: a pipeline with one ``transformer``; it is left as it was.
+        pipeline: a diffusers pipeline; it is left as it was.
         generate: runs the pipeline for the prompt of a number.
         prompts: how many prompts.
         steps: denoising steps of a generation.
@@ -168,29 +170,28 @@ def calibrate(
         destination_stride: the cells of the reduction.
         cache_steps: steps for which one match will be used.
         seed: of the choice of destinations; the schedule says it.
+        component: of a pipeline with two transformers, the one to measure: each has a schedule of
+            its own, in which the steps of the other are like the nearest of its own.
         partial: where to keep what is measured so far; a run that was cut short goes on from it.
         about: what else a measurement depends on, such as the weights, the prompts and the size of
             the video, as JSON values; a run about something else does not go on from ``partial``.
         seen: called after each step.
 
     Raises:
-        InputError: there is no single transformer, or the counts are not positive.
+        InputError: there is no transformer, or two and none is chosen; the counts are not
+            positive.
         ScheduleError: what ``partial`` holds is of another run.
     """
     if min(prompts, steps) < 1:
         raise InputError(f"calibrate: got {prompts} prompts and {steps} steps, wanted 1 or more")
-    original = getattr(pipeline, "transformer", None)
-    if original is None or getattr(pipeline, "transformer_2", None) is not None:
-        raise InputError(
-            f"calibrate: {type(pipeline).__name__} has no `transformer`, or two; a schedule is of "
-            "one model"
-        )
+    name, several = one_of(pipeline, component), len(transformers_of(pipeline)) > 1
+    original = getattr(pipeline, name)
     measure = Reduction(0.0, 0.0, destination_stride, "replace", seed, "measure")
-    optimize(pipeline, [measure], backend="eager")
-    module: OptimizedModule = pipeline.transformer
+    optimize(pipeline, {name: [measure]}, backend="eager")
+    module: OptimizedModule = getattr(pipeline, name)
     recorder = _Recorder(module, steps, seen)
     told: dict[str, Any] = {"model": type(module.original).__name__, "steps": steps, "seed": seed}
-    told |= {"destination_stride": list(destination_stride), **(about or {})}
+    told |= {"destination_stride": list(destination_stride), "component": name, **(about or {})}
     try:
         done = _resume(partial, told, recorder)
         handle = module.register_forward_hook(recorder.leave, with_kwargs=True)
@@ -202,11 +203,14 @@ def calibrate(
                     _keep(partial, told, recorder, index + 1)
         handle.remove()
     finally:
-        pipeline.transformer = original
-    if not recorder.counts.all():
-        missing = int((recorder.counts == 0).nonzero()[0])
+        setattr(pipeline, name, original)
+    run = recorder.counts.nonzero().flatten().tolist()
+    if not run or (len(run) < steps and not several):
+        missing = next(step for step in range(steps) if step not in run)
         raise InputError(f"calibrate: told {steps} steps, the pipeline did not run step {missing}")
-    profiles = {f: recorder.sums[f] / recorder.counts[:, None] for f in FEATURES}
+    nearest = [min(run, key=lambda own: abs(own - step)) for step in range(steps)]
+    means = {f: recorder.sums[f] / recorder.counts[:, None] for f in FEATURES}
+    profiles = {f: mean[:, nearest] for f, mean in means.items()}
     base = TokenReduction(destination_stride=destination_stride, cache_steps=cache_steps, seed=seed)
     layout = module.program(recorder.calls[0].inputs, recorder.calls[0].step).layout
     grid = (layout.frames, layout.height, layout.width)

@@ -149,7 +149,36 @@ def test_refusals() -> None:
         made(Target(ratio=0.5), steps=4)
     with pytest.raises(InputError, match=r"reaches a cost ratio of 0\.\d+ at most, wanted 0.01"):
         made(Target(ratio=0.01), prompts=1)
-    two = Pipeline()
-    two.transformer_2 = two.transformer  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="has no `transformer`, or two"):
-        calibrate(two, lambda pipe, i: pipe(i), prompts=1, steps=1, target=Target(ratio=0.5))
+    with pytest.raises(InputError, match="has transformer; got component='transformer_2'"):
+        made(Target(ratio=0.5), component="transformer_2")
+
+
+class TwoTransformers(Pipeline):
+    """Gives its last step to another transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.transformer_2 = zoo()["wan"].model
+
+    def __call__(self, index: int, steps: int = STEPS) -> None:
+        for step in range(steps):
+            transformer = self.transformer_2 if step == steps - 1 else self.transformer
+            inputs = zoo()["wan"].inputs(*GRID, batch=2, seed=100 * index + 10 * step + 4)
+            with transformer.cache_context("cond", step_index=step, num_inference_steps=steps):
+                transformer(**inputs)
+
+
+def test_each_of_two_transformers_has_a_schedule() -> None:
+    """Steps that it does not run are like the nearest of those that it does."""
+    options: dict[str, Any] = {"prompts": 1, "steps": STEPS, "destination_stride": STRIDE}
+    options["target"] = Target(ratio=0.6)
+    pipeline = TwoTransformers()
+    with pytest.raises(InputError, match="has transformer and transformer_2; got component=None"):
+        calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+    for name, alike in (("transformer", [0, 1, 1]), ("transformer_2", [2, 2, 2])):
+        result = calibrate(pipeline, lambda pipe, i: pipe(i), component=name, **options)
+        assert getattr(pipeline, name) is zoo()["wan"].model
+        for profile in result.profiles.values():
+            assert torch.isfinite(profile).all()
+            assert torch.equal(profile, profile[:, alike])
+        assert result.cost <= 0.6

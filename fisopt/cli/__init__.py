@@ -83,6 +83,14 @@ Dtype = Annotated[
         show_default=False,
     ),
 ]
+Component = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a pipeline with two transformers, the one that is meant: transformer, "
+        "transformer_2.",
+        show_default=False,
+    ),
+]
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Show the traceback of an error, not only its message.")
 ]
@@ -264,6 +272,7 @@ def calibrate_command(
     frames: Frames = None,
     device: Device = None,
     dtype: Dtype = None,
+    component: Component = None,
     out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
     traceback: Traceback = False,
 ) -> None:
@@ -278,6 +287,7 @@ def calibrate_command(
             stride=_calibrate.parse_stride(stride),
             cache_steps=cache_steps,
             seed=seed,
+            component=component,
             out=out,
         )
         _calibrate.run(settings, stdout(), stderr())
@@ -316,6 +326,7 @@ def search_command(
     frames: Frames = None,
     device: Device = None,
     dtype: Dtype = None,
+    component: Component = None,
     out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
     traceback: Traceback = False,
 ) -> None:
@@ -331,6 +342,7 @@ def search_command(
             steps=steps,
             guidance=guidance,
             seed=seed,
+            component=component,
             out=out,
         )
         _search.run(settings, stdout(), stderr())

@@ -34,6 +34,7 @@ class Settings:
     stride: Cells
     cache_steps: int
     seed: int
+    component: str | None
     out: Path
 
 
@@ -63,6 +64,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
         given = {"num_inference_steps": settings.steps, "generator": generator}
         given |= {"prompt": settings.prompts[index], "output_type": "latent"}
         pipe(**settings.source.arguments(pipe, **given))
+        progress.update(task, completed=(index + 1) * settings.steps)
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TextColumn("steps"), TimeElapsedColumn(), console=err) as progress:
@@ -76,6 +78,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
             destination_stride=settings.stride,
             cache_steps=settings.cache_steps,
             seed=settings.seed,
+            component=settings.component,
             partial=partial,
             about={"pipeline": asdict(settings.source), "prompts": list(settings.prompts)},
             seen=lambda: progress.advance(task),

@@ -25,6 +25,7 @@ from fisopt.errors import InputError
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
+from fisopt.pipelines import one_of
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.search import Calls, Measurements, default_candidates, joint_error
@@ -43,6 +44,7 @@ class Settings:
         steps: denoising steps; all are measured.
         guidance: classifier-free guidance; None for the pipeline's own.
         seed: of the first clip; each next clip adds one.
+        component: of a pipeline with two transformers, the one to search for.
         out: folder of the table, the pictures and what is measured so far.
     """
 
@@ -54,6 +56,7 @@ class Settings:
     steps: int
     guidance: float | None
     seed: int
+    component: str | None
     out: Path
 
     def measured_on(self) -> dict[str, Any]:
@@ -123,16 +126,15 @@ class State:
 
 
 class Runner:
-    """A dense pipeline that shows the arguments of every forward call of its transformers."""
+    """A dense pipeline that shows the arguments of every forward call of a transformer."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.pipeline = settings.source.load()
         self.pipeline.set_progress_bar_config(disable=True)
-        fisopt.optimize(self.pipeline, backend="eager")
-        names = ("transformer", "transformer_2")
-        held = [getattr(self.pipeline, name, None) for name in names]
-        self.modules = [m for m in held if isinstance(m, OptimizedModule)]
+        name = one_of(self.pipeline, settings.component)
+        fisopt.optimize(self.pipeline, {name: []}, backend="eager")
+        self.module: OptimizedModule = getattr(self.pipeline, name)
 
     def run(
         self, index: int, see: Callable[[Program, dict[str, Any]], None], step: Callable[[], None]
@@ -151,7 +153,7 @@ class Runner:
             given.clear()
         if self.settings.guidance is not None:
             given["guidance_scale"] = self.settings.guidance
-        hooks = [m.register_forward_pre_hook(seen, with_kwargs=True) for m in self.modules]
+        hook = self.module.register_forward_pre_hook(seen, with_kwargs=True)
         try:
             arguments = self.settings.source.arguments(
                 self.pipeline,
@@ -163,8 +165,7 @@ class Runner:
             )
             self.pipeline(**arguments)
         finally:
-            for hook in hooks:
-                hook.remove()
+            hook.remove()
 
 
 def run(settings: Settings, out: Console, err: Console) -> MaskTable:

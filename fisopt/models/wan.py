@@ -71,14 +71,14 @@ def _timestep(config: Config, call: Call) -> Tensor:
 
 
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
+    with_image = config["image_dim"] is not None  # then the model cuts off the last 512 tokens
+    text = 512 if with_image else call.length("text", 512)
     inputs = {
         "hidden_states": _video(config, call),
         "timestep": _timestep(config, call),
-        "encoder_hidden_states": call.normal(
-            call.batch, call.length("text", 512), config["text_dim"]
-        ),
+        "encoder_hidden_states": call.normal(call.batch, text, config["text_dim"]),
     }
-    if config["image_dim"] is not None:
+    if with_image:
         images, tokens = call.batch, call.length("image", 257)
         if config["pos_embed_seq_len"] is not None:  # first and last frame, one after the other
             images, tokens = 2 * call.batch, config["pos_embed_seq_len"] // 2

@@ -59,6 +59,7 @@ def ladder(
     held = {f: hold(losses[f], cache_steps) for f in FEATURES}
     tiers = {f: tiers_of(held[f]) for f in FEATURES}
     table = {f: torch.tensor(tiers[f]) for f in FEATURES}
+    present = {f: sorted(set(table[f].flatten().tolist())) for f in FEATURES}
     cells = table["query"].numel()
     lost = {
         f: torch.stack([(held[f] * (table[f] == t)[..., None]).sum((0, 1)) for t in range(COUNT)])
@@ -80,11 +81,11 @@ def ladder(
         best: tuple[float, Feature, int] | None = None
         for feature in FEATURES:
             other = kept["value" if feature == "query" else "query"]
-            for tier in range(COUNT):
+            for tier, above in zip(present[feature], (*present[feature][1:], None), strict=True):
                 now = int(level[feature][tier])
-                follows = tier == COUNT - 1 or now < int(level[feature][tier + 1])
+                follows = above is None or now < int(level[feature][above])
                 members = table[feature] == tier
-                if now >= top or not follows or not members.any():
+                if now >= top or not follows:
                     continue
                 saved = float(((left[now] - left[now + 1]) * other[members]).sum()) / cells
                 loses = float(lost[feature][tier, now + 1] - lost[feature][tier, now])

@@ -38,6 +38,15 @@ def test_tiers_are_tenths_by_rank() -> None:
     assert len({t for row in tiers_of(alike) for t in row}) == 1, "equal losses are one tier"
 
 
+def test_equal_losses_leave_tiers_empty_and_the_others_reach_the_end() -> None:
+    profile = profiles(blocks=3, steps=2)["query"][:, :1].expand(3, 4, 11)
+    assert len({t for row in tiers_of(profile) for t in row}) == 3
+    last = ladder(dict.fromkeys(FEATURES, profile), GRID, STRIDE)[-1]
+    cap = {last.ratio(f, b, s) for f in FEATURES for b in range(3) for s in range(4)}
+    assert len(cap) == 1
+    assert cap.pop() >= 0.8
+
+
 def test_hold() -> None:
     profile = profiles(steps=5)["query"]
     held = hold(profile, 3)

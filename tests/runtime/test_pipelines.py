@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -19,6 +20,9 @@ from diffusers import (
 )
 
 import fisopt
+from fisopt import InputError
+from fisopt.runtime import optimized
+from tests.conftest import captured
 from tests.zoo import zoo
 
 DENSE_ENDS = fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))
@@ -145,3 +149,49 @@ def test_dense_ends_through_the_pipeline(
     assert densities[0] == 1.0
     assert len(densities) == 2
     assert densities[1] < 1.0
+
+
+def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in Wan 2.2 A14B one transformer runs the noisy steps, the other one the rest."""
+    pipe, run, _ = wan()
+    first, second = pipe.transformer, deepcopy(pipe.transformer)
+    pipe.register_modules(transformer_2=second)
+    pipe.register_to_config(boundary_ratio=0.7)
+    pipe.set_progress_bar_config(disable=True)
+    program = captured("wan")
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    passes = {
+        "transformer": [fisopt.FrameInterleave(stride=3, dense_steps=(0,))],
+        "transformer_2": [fisopt.FrameInterleave(stride=2, dense_steps=(-1,))],
+    }
+    fisopt.optimize(pipe, passes, backend="eager")
+    seen: list[tuple[bool, int, int | None, bool]] = []
+    plan = fisopt.OptimizedModule.plan
+
+    def spy(self: Any, inputs: Any, passes: Any) -> Any:
+        step = self.step
+        seen.append((self.original is second, step.index, step.count, bool(passes)))
+        return plan(self, inputs, passes)
+
+    monkeypatch.setattr(fisopt.OptimizedModule, "plan", spy)
+    assert torch.isfinite(run(5)).all()
+    noisy = [index for later, index, _, _ in seen if not later]
+    assert 0 in noisy
+    assert 4 not in noisy
+    assert seen == [(i not in noisy, i, 5, 0 < i < 4) for i in range(5) for _ in "ab"]
+    densities = [m.report.variants[-1].density for m in (pipe.transformer, pipe.transformer_2)]
+    assert densities[0] < 1
+    assert densities[1] == 1.0, "the last step, which was dense, came last"
+    fisopt.optimize(pipe, {"transformer_2": []}, backend="eager")
+    assert (pipe.transformer.original, pipe.transformer_2.original) == (first, second)
+
+
+def test_passes_by_transformer_are_for_pipelines_that_have_them() -> None:
+    pipe, _, _ = wan()
+    with pytest.raises(InputError, match="WanPipeline has no transformer_2; it has transformer"):
+        fisopt.optimize(pipe, {"transformer_2": []})
+    with pytest.raises(InputError, match="has no unet"):
+        fisopt.optimize(pipe, {"unet": []})
+    with pytest.raises(InputError, match="are for a pipeline; got WanTransformer3DModel"):
+        fisopt.optimize(pipe.transformer, {"transformer": []})
+    assert not isinstance(pipe.transformer, fisopt.OptimizedModule)
