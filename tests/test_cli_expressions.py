@@ -42,7 +42,7 @@ def test_the_short_form_reads_back(name: str) -> None:
         ("frameinterleave", "did you mean FrameInterleave"),
         ("fis-z", "unknown pass or preset 'fis-z'; did you mean fis-"),
         ("fisa", "did you mean fis-a"),
-        ("qqqqqq", "nothing is named like it"),
+        ("qqqqqq", "unknown pass or preset 'qqqqqq'; Passes are"),
         ("FrameInterleave(strid=2)", "has no option 'strid'; did you mean stride?"),
         ("FrameInterleave(2)", "options are given by name"),
         ("FrameInterleave(**{})", r"\*\* is not allowed"),

@@ -89,8 +89,10 @@ def test_goes_on_where_it_stopped(
     assert search(weights, tmp_path, "--target-ratio", "1.1").exit_code == 0
     assert sum(measured) == 2, "another way to choose measures nothing"
     again = search(weights, tmp_path, "--threshold", "0.5", "--candidate", "2")
-    assert again.exit_code == 0
-    assert sum(measured) == 4, "other candidates are another search"
+    assert again.exit_code == 2
+    assert "was measured with other candidates" in again.output.replace("\n", " ")
+    assert sum(measured) == 2
+    assert (tmp_path / "masks.json").exists(), "nothing is lost"
 
 
 def test_threshold_bounds_every_block(weights: Path, tmp_path: Path) -> None:

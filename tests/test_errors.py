@@ -102,9 +102,7 @@ def test_option_type(option: str, value: Any) -> None:
 
 
 def test_unknown_preset() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown preset 'fis_a'; did you mean .*'fis-a'"
-    ) as error:
+    with pytest.raises(ValueError, match=r"unknown preset 'fis_a'; did you mean .*fis-a") as error:
         fisopt.optimize(zoo()["wan"].model, passes=["fis_a"])
     assert all(name in str(error.value) for name in fisopt.PRESETS)
 

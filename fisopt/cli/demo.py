@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import statistics
 import time
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
 from fisopt.models import testbed
+from fisopt.nearest import did_you_mean
 from fisopt.quality import Similarity, compare, mean_psnr
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
@@ -117,9 +117,9 @@ def choose_backend(name: str | None) -> Backend:
     for backend in BACKENDS:
         if name == backend:
             return backend
-    near = difflib.get_close_matches(name, BACKENDS, n=1, cutoff=0.0)
     raise ValueError(
-        f"unknown backend {name!r}; did you mean {near[0]}? Backends are {', '.join(BACKENDS)}"
+        f"unknown backend {name!r}; {did_you_mean(name, BACKENDS)}"
+        f"Backends are {', '.join(BACKENDS)}"
     )
 
 

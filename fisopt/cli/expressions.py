@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import fisopt
+from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
 from fisopt.passes.presets import PRESETS, resolve
@@ -54,7 +54,7 @@ def parse_pass(text: str) -> Pass | str:
     passes = known_passes()
     if name not in passes:
         raise ValueError(
-            f"unknown pass or preset {name!r}; {_nearest(name, [*passes, *PRESETS])} "
+            f"unknown pass or preset {name!r}; {did_you_mean(name, [*passes, *PRESETS])}"
             f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
         )
     if not isinstance(expression, ast.Call):
@@ -109,8 +109,8 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
             raise _unreadable(text, "** is not allowed")
         if keyword.arg not in options:
             raise ValueError(
-                f"{cls.__name__} has no option {keyword.arg!r}; {_nearest(keyword.arg, options)} "
-                f"Options are {', '.join(options)}"
+                f"{cls.__name__} has no option {keyword.arg!r}; "
+                f"{did_you_mean(keyword.arg, options)}Options are {', '.join(options)}"
             )
         try:
             values[keyword.arg] = _value(keyword.value)
@@ -122,14 +122,6 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
         return cls(**values)
     except TypeError as error:
         raise ValueError(f"{text}: {error}") from error
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    by_lower = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.3)
-    if not near:
-        return "nothing is named like it."
-    return f"did you mean {' or '.join(by_lower[word] for word in near)}?"
 
 
 def _unreadable(text: str, reason: str) -> ValueError:

@@ -93,8 +93,15 @@ class State:
             raise InputError(
                 f"{self.path} is not complete: {error}; remove it to start anew"
             ) from error
-        if held.get("settings") == self.key:
-            self.known, self.errors, self.maps = held["known"], held["errors"], held["maps"]
+        if not held:
+            return
+        there = held.get("settings", {})
+        if other := [name for name in self.key if there.get(name) != self.key[name]]:
+            raise InputError(
+                f"{self.path} was measured with other {', '.join(other)}: "
+                f"{ {name: there.get(name) for name in other} }; give another --out, or remove it"
+            )
+        self.known, self.errors, self.maps = held["known"], held["errors"], held["maps"]
 
     def save(self) -> None:
         """Write everything, whole or not at all."""

@@ -11,7 +11,8 @@ from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_contracts
 from fisopt.rewrite.ops.registry import OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
-from fisopt.rewrite.program import IS_BLOCK, Program
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.template import BLOCK
 
 STAGE = "fisopt.stage"
 
@@ -41,7 +42,7 @@ def lower(program: Program) -> fx.GraphModule:
 
 def _stages(graph: fx.Graph) -> dict[fx.Node, str]:
     """Name the stage of every node: a block's, the head's, or that after the k-th block."""
-    order = {n: i for i, n in enumerate(n for n in graph.nodes if IS_BLOCK in n.meta)}
+    order = {n: i for i, n in enumerate(n for n in graph.nodes if BLOCK in n.meta)}
     owner: dict[fx.Node, int] = {}
     for node in graph.nodes:
         if node in order:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 
+from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.rewrite.pass_base import Pass
 
@@ -58,9 +58,6 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
 def _preset(name: str) -> tuple[Pass, ...]:
     if name in PRESETS:
         return PRESETS[name][1]
-    near = difflib.get_close_matches(name, PRESETS, n=3, cutoff=0.3)
     raise ValueError(
-        f"unknown preset {name!r}; "
-        + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
-        + f"Presets are {sorted(PRESETS)}"
+        f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}Presets are {sorted(PRESETS)}"
     )

@@ -5,12 +5,12 @@ The tiers themselves are files of the authors; `published_reduction` puts the tw
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 from fisopt.errors import ScheduleError
+from fisopt.nearest import did_you_mean
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.partition import Cells
@@ -97,11 +97,9 @@ def published_reduction(
         ScheduleError: the table is not complete, foreign, or of another number of steps.
     """
     if name not in PUBLISHED_REDUCTIONS:
-        near = difflib.get_close_matches(name, PUBLISHED_REDUCTIONS, n=2, cutoff=0.3)
         raise ValueError(
-            f"unknown published reduction {name!r}; "
-            + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
-            + f"They are {sorted(PUBLISHED_REDUCTIONS)}"
+            f"unknown published reduction {name!r}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
+            f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
     if speed not in get_args(Speed):
         raise ValueError(f"speed must be one of {list(get_args(Speed))}, got {speed!r}")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fisopt.errors import RecipeError
+from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.recipe.stores import KINDS, Store, stored
@@ -85,11 +85,9 @@ def decode(said: Any, store: Store, where: str) -> Pass:
     name, options = said["name"], said["options"]
     known = known_passes()
     if name not in known:
-        near = difflib.get_close_matches(str(name), known, n=2, cutoff=0.5)
         raise RecipeError(
-            f"{where}: pass {name!r} is not known here"
-            + (f"; did you mean {' or '.join(near)}?" if near else "")
-            + f" A recipe imports nothing: import the module that defines the pass first. Known "
+            f"{where}: pass {name!r} is not known here; {did_you_mean(name, known)}"
+            "a recipe imports nothing: import the module that defines the pass first. Known "
             f"are {', '.join(sorted(known))}"
         )
     if not isinstance(options, Mapping):

@@ -17,7 +17,6 @@ from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
 
-IS_BLOCK = "fisopt.block"
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
 
@@ -80,7 +79,7 @@ class Program:
     @property
     def blocks(self) -> list[fx.Node]:
         """Calls of the video blocks, in execution order."""
-        return [n for n in self.graph.nodes if n.op == "call_module" and IS_BLOCK in n.meta]
+        return [n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta]
 
     def callee(self, call: fx.Node) -> fx.GraphModule:
         """The graph module that a call node calls."""
@@ -178,7 +177,7 @@ def _build(source: Source, inputs: Inputs) -> Program:
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
     for name, call in calls.items():
-        call.meta[IS_BLOCK] = name
+        call.meta[BLOCK] = name
     structure = flatten_output(module, traced)
     return Program(module, layout, inputs, source, structure)
 

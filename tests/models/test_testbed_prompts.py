@@ -32,8 +32,8 @@ def test_case_and_spaces_do_not_matter() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("rad circle moving left fast over waves", "word 1 .*'rad' as colour.*mean 'red'"),
-        ("red circel moving left fast over waves", "word 2 .*'circel' as shape.*mean 'circle'"),
+        ("rad circle moving left fast over waves", "word 1 .*'rad' as colour.*mean red"),
+        ("red circel moving left fast over waves", "word 2 .*'circel' as shape.*mean circle"),
         ("red circle going left fast over waves", "word 3 .*'going', wanted 'moving'"),
         ("red circle moving left fast over zebras", "'zebras' as background, wanted one of plain"),
         ("red circle", "got 2 words .*wanted 7"),

@@ -167,7 +167,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
         lambda s: s["passes"][0].update(name="FrameInterleaved"),
         "'FrameInterleaved' is not known here; did you mean FrameInterleave",
     ),
-    "imported": (lambda s: s["passes"][0].update(name="os.system"), "A recipe imports nothing"),
+    "imported": (lambda s: s["passes"][0].update(name="os.system"), "a recipe imports nothing"),
     "options": (lambda s: s["passes"][0].update(options=[1]), "wanted them by name"),
     "option": (lambda s: s["passes"][0]["options"].update(strid=2), "refuses its options"),
     "value": (lambda s: s["passes"][0]["options"].update(stride=0), "refuses its options"),

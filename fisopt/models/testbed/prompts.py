@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -10,6 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from fisopt.errors import InputError
+from fisopt.nearest import did_you_mean
 
 COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 SHAPES = ("circle", "square", "triangle")
@@ -134,6 +134,6 @@ def sample_prompts(count: int, seed: int = 0) -> list[Prompt]:
 
 
 def _unknown_word(where: str, slot: str, word: object, words: tuple[str, ...]) -> str:
-    near = difflib.get_close_matches(str(word), words, n=2, cutoff=0.5)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    return f"{where}: got {word!r} as {slot}, wanted one of {', '.join(words)}{hint}"
+    hint = did_you_mean(word, words).strip()
+    wanted = f"{where}: got {word!r} as {slot}, wanted one of {', '.join(words)}"
+    return f"{wanted}; {hint}" if hint else wanted
