@@ -47,6 +47,36 @@ def test_rows_of_other_versions_are_measured_again(
     assert Rows(path, KEY, minutes=1).missing(TODO) == TODO
 
 
+def test_what_has_failed_is_measured_again_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    rows = Rows(path, KEY, minutes=1)
+    for row, more in zip(TODO, ({"ms": 1.5}, {"failed": "no memory"}), strict=False):
+        rows.add(row | more)
+    assert Rows(path, KEY, minutes=1).missing(TODO) == TODO[2:]
+    again = Rows(path, KEY, minutes=1, again=True)
+    assert again.missing(TODO) == TODO[1:]
+    again.add(TODO[1] | {"ms": 2.5})
+    assert Rows(path, KEY, minutes=1).rows == [TODO[0] | {"ms": 1.5}, TODO[1] | {"ms": 2.5}]
+
+
+def test_errors_are_one_line() -> None:
+    assert device.said(ValueError("one\ntwo")) == "ValueError: one"
+    assert device.said(AssertionError()) == "AssertionError: "
+
+
+def test_a_device_that_answers_no_more_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row after it would fail with its error."""
+
+    def lost() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    device.free_memory()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(SystemExit, match=r"run again to go on .*illegal memory access"):
+        device.free_memory()
+
+
 def test_a_part_ends_in_time(tmp_path: Path) -> None:
     assert not Rows(tmp_path / "part.json", KEY, minutes=1).over
     assert Rows(tmp_path / "part.json", KEY, minutes=0).over
@@ -60,7 +90,8 @@ def test_table() -> None:
 
 
 def run(*options: str, script: str = "bench_kernels.py") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1])}
+    """Run a script as on a machine where fisopt is not installed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, str(SCRIPTS / script), *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 

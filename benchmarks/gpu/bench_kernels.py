@@ -5,7 +5,8 @@
 
 Each part is a JSON file under benchmarks/results/<device>/, written row by row: stopped, or out of
 time, it goes on where it was at the next start.  Rates count the work that is kept.  What fails or
-does not fit is a row that says so.  Random operands, no weights: nothing here speaks of quality.
+does not fit is a row that says so, made again with --again.  Random operands, no weights: nothing
+here speaks of quality.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
+sys.path.insert(1, str(Path(__file__).parents[2]))
+
 import torch
-from device import Row, Rows, folder, machine, milliseconds, table
+from device import Row, Rows, folder, free_memory, machine, milliseconds, said, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -267,7 +270,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
     """Run one part as far as its time reaches; return whether all its rows are there."""
     todo, measure = PARTS[name]
     by_name = {shape.name: shape for shape in shapes}
-    held = Rows(options.out / f"{name}.json", KEY, options.minutes)
+    held = Rows(options.out / f"{name}.json", KEY, options.minutes, options.again)
     missing = held.missing(todo(shapes, options.configs))
     for row in tqdm(missing, desc=name):
         if held.over:
@@ -276,10 +279,9 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
         try:
             row |= measure(row, by_name[row["shape"]], options.device, held.rows)
         except Exception as error:
-            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            row["failed"] = said(error)
         held.add(row)
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
     head = ", ".join(f"{k} {v}" for k, v in machine().items())
     text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
     (options.out / f"{name}.md").write_text(text)
@@ -294,6 +296,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a part")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the interpreter")
+    parser.add_argument("--again", action="store_true", help="measure again what has failed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
