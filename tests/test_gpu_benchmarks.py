@@ -16,6 +16,11 @@ from benchmarks.gpu.device import Rows, table
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks" / "gpu"
 KEY = ("shape", "implementation")
+REFERENCES = {
+    "match_tokens": "reference",
+    "reduce_attend_restore": "compiled reference",
+    "tile_attention": "reference",
+}
 TODO = [{"shape": s, "implementation": i} for s in ("a", "b") for i in ("ours", "theirs")]
 
 
@@ -42,6 +47,36 @@ def test_rows_of_other_versions_are_measured_again(
     assert Rows(path, KEY, minutes=1).missing(TODO) == TODO
 
 
+def test_what_has_failed_is_measured_again_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "part.json"
+    rows = Rows(path, KEY, minutes=1)
+    for row, more in zip(TODO, ({"ms": 1.5}, {"failed": "no memory"}), strict=False):
+        rows.add(row | more)
+    assert Rows(path, KEY, minutes=1).missing(TODO) == TODO[2:]
+    again = Rows(path, KEY, minutes=1, again=True)
+    assert again.missing(TODO) == TODO[1:]
+    again.add(TODO[1] | {"ms": 2.5})
+    assert Rows(path, KEY, minutes=1).rows == [TODO[0] | {"ms": 1.5}, TODO[1] | {"ms": 2.5}]
+
+
+def test_errors_are_one_line() -> None:
+    assert device.said(ValueError("one\ntwo")) == "ValueError: one"
+    assert device.said(AssertionError()) == "AssertionError: "
+
+
+def test_a_device_that_answers_no_more_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row after it would fail with its error."""
+
+    def lost() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    device.free_memory()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(SystemExit, match=r"run again to go on .*illegal memory access"):
+        device.free_memory()
+
+
 def test_a_part_ends_in_time(tmp_path: Path) -> None:
     assert not Rows(tmp_path / "part.json", KEY, minutes=1).over
     assert Rows(tmp_path / "part.json", KEY, minutes=0).over
@@ -55,7 +90,8 @@ def test_table() -> None:
 
 
 def run(*options: str, script: str = "bench_kernels.py") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parents[1])}
+    """Run a script as on a machine where fisopt is not installed."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [sys.executable, str(SCRIPTS / script), *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
@@ -64,13 +100,12 @@ def run(*options: str, script: str = "bench_kernels.py") -> subprocess.Completed
 def test_dry_run(tmp_path: Path, exhaustive: bool) -> None:
     """Every row of a part in the interpreter, equal to the reference; of all parts in full."""
     pytest.importorskip("triton")
-    parts = ["match_tokens", "reduce_attend_restore", "tile_attention"]
-    parts = parts if exhaustive else parts[:1]
+    parts = [*REFERENCES] if exhaustive else [*REFERENCES][:1]
     done = run("--device", "cpu", "--dry-run", "--out", str(tmp_path), "--part", *parts)
     assert done.returncode == 0, done.stderr
     for part in parts:
         rows = json.loads((tmp_path / f"{part}.json").read_text())["rows"]
-        assert {"fisopt", "compiled reference"} <= {r["implementation"] for r in rows}
+        assert {"fisopt", REFERENCES[part]} <= {r["implementation"] for r in rows}
         assert not [r for r in rows if "failed" in r]
         assert max(r["error"] for r in rows) < 0.01
         assert (tmp_path / f"{part}.md").read_text().count("| tiny |") == len(rows)

@@ -18,6 +18,8 @@ TOLERANCES = {
     torch.bfloat16: 2e-2,  # 8 bits of mantissa in the weights and in the result
     torch.float16: 3e-3,
 }
+AVERAGED = {dtype: tolerance / 10 for dtype, tolerance in TOLERANCES.items()}
+"""Where thousands of random values are averaged: results are that much smaller."""
 MASKS = ("none", "padding", "bias", "pairs", "heads")
 
 

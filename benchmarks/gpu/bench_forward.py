@@ -12,7 +12,6 @@ that runs out of minutes is called again.
 from __future__ import annotations
 
 import argparse
-import gc
 import statistics
 import sys
 import time
@@ -20,13 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parents[2]))
+
 import torch
-from device import Row, Rows, folder, table
-from tqdm import tqdm
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
+from device import Row, Rows, folder, free_memory, said, table
 from harness import interleaved, paired_ratio
+from tqdm import tqdm
 
 import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
@@ -126,6 +125,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a call")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--again", action="store_true", help="measure again what has failed")
     parser.add_argument("--out", type=Path, help="default: results/<device>")
     for name in ("height", "width", "frames"):
         parser.add_argument(f"--{name}", type=int, help="default: as published")
@@ -133,36 +133,43 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no CUDA device; --device cpu with a small size shows that all but it is there")
     out = options.out or folder()
-    rows = Rows(out / "forward.json", KEY, options.minutes)
+    rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*PLAIN, *CONFIGURATIONS]
     for name in options.model:
         todo = rows.missing([{"model": name, "configuration": c} for c in wanted])
         measure(name, [row["configuration"] for row in todo], rows, options)
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
     (out / "forward.md").write_text(table(rows.rows, COLUMNS))
     left = rows.missing([{"model": m, "configuration": c} for m in options.model for c in wanted])
     print(f"{out / 'forward.md'}: {'run again to go on' if left else 'complete'}")
 
 
 def measure(name: str, todo: list[str], rows: Rows, options: argparse.Namespace) -> None:
-    """Add the rows of one model; a row takes up to two minutes, so the last starts before that."""
-    bench: Bench | None = None
+    """Add the rows of one model; a row takes up to two minutes, so the last starts before that.
+
+    A model that cannot be built or captured is not tried again for each of its rows.
+    """
+    last = rows.until - min(120.0, 15 * options.minutes)
+    if not todo or time.monotonic() > last:
+        return
+    try:
+        bench = Bench(name, options)
+    except Exception as error:
+        for configuration in todo:
+            rows.add({"model": name, "configuration": configuration, "failed": said(error)})
+        return
     for configuration in tqdm(todo, desc=name):
-        if time.monotonic() > rows.until - min(120.0, 15 * options.minutes):
+        if time.monotonic() > last:
             return
         made: Row = {"model": name, "configuration": configuration}
         try:
-            bench = bench or Bench(name, options)
             plain = configuration not in CONFIGURATIONS
             made = bench.plain(configuration) if plain else bench.optimised(configuration)
         except Exception as error:
-            made["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            made["failed"] = said(error)
         rows.add(made)
         print(made, flush=True)
+        free_memory()
 
 
 if __name__ == "__main__":

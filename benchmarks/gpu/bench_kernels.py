@@ -1,11 +1,12 @@
-"""Kernels on a GPU: ours, the compiled reference and what PyTorch has, at published shapes.
+"""Kernels on a GPU: ours, their references and what PyTorch has, at published shapes.
 
     python benchmarks/gpu/bench_kernels.py [--part tile_attention ...] [--configs] [--minutes 8]
     python benchmarks/gpu/bench_kernels.py --device cpu --dry-run
 
 Each part is a JSON file under benchmarks/results/<device>/, written row by row: stopped, or out of
 time, it goes on where it was at the next start.  Rates count the work that is kept.  What fails or
-does not fit is a row that says so.  Random operands, no weights: nothing here speaks of quality.
+does not fit is a row that says so, made again with --again.  Random operands, no weights: nothing
+here speaks of quality.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from typing import Any
 if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"
 
+sys.path.insert(1, str(Path(__file__).parents[2]))
+
 import torch
-from device import Row, Rows, folder, machine, milliseconds, table
+from device import Row, Rows, folder, free_memory, machine, milliseconds, said, table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -115,7 +118,10 @@ def dense(kinds: list[SDPBackend], q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def compiled(call: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """A call as torch.compile has it; as it is in a dry run."""
+    """A call as torch.compile has it; as it is in a dry run.
+
+    Not for what loops over chunks or groups: it would be unrolled, thousands of chunks long.
+    """
     return torch.compile(call, dynamic=False) if device == "cuda" else call
 
 
@@ -139,7 +145,7 @@ def tile_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
         for name in ("sdpa cudnn", "sdpa flash"):
             yield {"shape": shape.name, "sparsity": 0.0, "implementation": name}
         for sparsity in (0.0, *SPARSITIES):
-            for name in (*chosen(tile_attention, configs), "compiled reference", "flex attention"):
+            for name in (*chosen(tile_attention, configs), "reference", "flex attention"):
                 yield {"shape": shape.name, "sparsity": sparsity, "implementation": name}
 
 
@@ -154,8 +160,8 @@ def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     if name.startswith("sdpa"):
         kind = SDPBackend.CUDNN_ATTENTION if "cudnn" in name else SDPBackend.FLASH_ATTENTION
         call: Provider = partial(dense, on_cpu or [kind], q, k, v)
-    elif name == "compiled reference":
-        call = partial(compiled(tile_contract.grouped, device), *args)
+    elif name == "reference":
+        call = partial(tile_contract.grouped, *args)
     elif name == "flex attention":
         mask = flex_mask(kept, axis)
         call = partial(compiled(flex_attention, device), q, k, v, block_mask=mask)
@@ -192,7 +198,7 @@ def deviation(got: Tensor, want: Tensor) -> float:
 
 def match_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
-        for name in (*chosen(match_tokens, configs), "compiled reference"):
+        for name in (*chosen(match_tokens, configs), "reference"):
             yield {"shape": shape.name, "sparsity": 0.5, "implementation": name}
 
 
@@ -204,8 +210,8 @@ def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     tokens = math.prod(shape.grid)
     keep = sources_to_keep(tokens, len(places), row["sparsity"])
     args = (x, places, keep, 0, shape.text)
-    if name == "compiled reference":
-        call: Provider = partial(compiled(match_contract.reference, device), *args)
+    if name == "reference":
+        call: Provider = partial(match_contract.reference, *args)
     else:
         config = chosen(match_tokens, configs=True)[name]
         call = partial(match_tokens.launch, *args, config=config)
@@ -264,7 +270,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
     """Run one part as far as its time reaches; return whether all its rows are there."""
     todo, measure = PARTS[name]
     by_name = {shape.name: shape for shape in shapes}
-    held = Rows(options.out / f"{name}.json", KEY, options.minutes)
+    held = Rows(options.out / f"{name}.json", KEY, options.minutes, options.again)
     missing = held.missing(todo(shapes, options.configs))
     for row in tqdm(missing, desc=name):
         if held.over:
@@ -273,10 +279,9 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
         try:
             row |= measure(row, by_name[row["shape"]], options.device, held.rows)
         except Exception as error:
-            row["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0][:200]}"
+            row["failed"] = said(error)
         held.add(row)
-        if options.device == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
     head = ", ".join(f"{k} {v}" for k, v in machine().items())
     text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
     (options.out / f"{name}.md").write_text(text)
@@ -291,6 +296,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a part")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
     parser.add_argument("--dry-run", action="store_true", help="tiny shapes in the interpreter")
+    parser.add_argument("--again", action="store_true", help="measure again what has failed")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import platform
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -50,15 +52,19 @@ def folder() -> Path:
 class Rows:
     """The rows of one part, in a JSON file that is whole after each of them.
 
-    Rows of other versions of torch or Triton are dropped: they are measured again.
+    Rows of other versions of torch or Triton are dropped: they are measured again; with ``again``
+    those that failed, too.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...], minutes: float) -> None:
+    def __init__(
+        self, path: Path, key: tuple[str, ...], minutes: float, again: bool = False
+    ) -> None:
         self.path, self.key = path, key
         self.until = time.monotonic() + 60 * minutes
         self.machine = machine()
         held = json.loads(path.read_text()) if path.exists() else {}
-        self.rows: list[Row] = held.get("rows", []) if held.get("machine") == self.machine else []
+        rows = held.get("rows", []) if held.get("machine") == self.machine else []
+        self.rows: list[Row] = [row for row in rows if not (again and "failed" in row)]
 
     def missing(self, todo: Iterable[Row]) -> list[Row]:
         """What has no row yet."""
@@ -80,6 +86,28 @@ class Rows:
         beside = self.path.with_suffix(".json.part")
         beside.write_text(json.dumps({"machine": self.machine, "rows": self.rows}, indent=1) + "\n")
         beside.replace(self.path)
+
+
+def said(error: Exception) -> str:
+    """An error in one line of a table."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def free_memory() -> None:
+    """Give the device's memory back before the next row.
+
+    Ends the process where the device answers no more, as after a wrong address: every row that
+    came after would fail with the error of the one before.
+    """
+    gc.collect()
+    if not torch.cuda.is_available():
+        return
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        sys.exit(f"the device answers this process no more, run again to go on ({said(error)})")
 
 
 def milliseconds(call: Callable[[], Any]) -> float:

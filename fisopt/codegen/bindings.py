@@ -61,7 +61,7 @@ def refusal(op: Any, args: tuple[Any, ...]) -> str | None:
 
 
 def run(op: Any, *args: Any) -> Any:
-    """Run an operator on a GPU: by its kernel, or in plain torch where that refuses.
+    """Run an operator on its operands' GPU: by its kernel, or in plain torch where that refuses.
 
     The first time that it runs in plain torch for some reason, a warning says so.
 
@@ -72,8 +72,9 @@ def run(op: Any, *args: Any) -> Any:
     if (why := refusal(op, args)) is not None:
         _warn(f"{why}; it runs in plain torch")
         return KERNELS[op](*args)
-    chosen = kernel.launch if _is_kernel_chosen(op, args) else KERNELS[op]
-    return chosen(*args)
+    with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
+        chosen = kernel.launch if _is_kernel_chosen(op, args) else KERNELS[op]
+        return chosen(*args)
 
 
 def _is_kernel_chosen(op: Any, args: tuple[Any, ...]) -> bool:

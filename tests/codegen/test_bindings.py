@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -73,14 +74,16 @@ def test_a_missing_module_that_is_not_triton_is_no_missing_triton(
 def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     bindings._warn.cache_clear()
-    kernel, ran = bindings.kernel_of(TILE), []
+    kernel, ran, on = bindings.kernel_of(TILE), [], []
     launch = kernel.launch
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: on.append(x) or nullcontext())
     monkeypatch.setattr(kernel, "launch", lambda *args: ran.append(1) or launch(*args))
     args = arguments()
     assert bindings.refusal(TILE, args) is None
     got, want = bindings.run(TILE, *args), contract.grouped(*args)
     torch.testing.assert_close(got, want, rtol=0, atol=3e-3)
     assert ran == [1]
+    assert [x is args[0] for x in on] == [True], "it runs on the operands' GPU, not the current one"
     for refused in (arguments(torch.float32), arguments(width=24)):
         assert "the kernel takes" in str(bindings.refusal(TILE, refused))
         with pytest.warns(UserWarning, match="the kernel takes .*; it runs in plain torch"):
@@ -111,7 +114,7 @@ def test_the_slower_one_is_not_used_again(
     times = iter([1.0, 2.0] if faster == "kernel" else [2.0, 1.0])
     monkeypatch.setattr(choose, "_microseconds", lambda run: next(times))
     gpu = torch.device("cuda", 0)
-    where = (SimpleNamespace(device=gpu, shape=args[0].shape), *args[1:])
+    where = (SimpleNamespace(device=gpu, shape=args[0].shape, is_cuda=False), *args[1:])
     for _ in range(2):
         ran.clear()
         bindings.run(TILE, *where)

@@ -105,6 +105,10 @@ def emit(region: Region) -> Kernel:
         RefusalError: the region gains nothing as a kernel, or holds what the emitter does not know.
     """
     graph = region.graph.graph
+    devices = {str(value(node).device) for node in region.operands}
+    if len(devices) > 1:
+        where = " and ".join(sorted(devices))
+        raise RefusalError(f"operands on {where}: a kernel reads one device")
     calls = [n for n in graph.nodes if n.op == "call_function"]
     if not any(n.target in REDUCTIONS for n in calls) and region.operators < 2:
         what = "one operator" if region.operators else "moves of elements"

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.codegen import emit as emitter
@@ -211,6 +212,22 @@ def test_refusals_say_why(reason: str) -> None:
     x = torch.randn(2, 20000 if "20000" in reason else 24)
     region = region_of(REFUSED[reason], [x])
     with pytest.raises(RefusalError, match=reason.replace("[", r"\[")):
+        emit(region)
+
+
+def test_operands_of_two_devices_are_refused() -> None:
+    """A number in a tensor may stay on the CPU; a kernel cannot read it there."""
+    graph = fx.Graph()
+    x, number = graph.placeholder("x"), graph.placeholder("number")
+    with FakeTensorMode():
+        x.meta["val"] = torch.empty(4, 24, device="cuda")
+        number.meta["val"] = torch.empty(())
+    y = graph.call_function(torch.ops.aten.mul.Tensor, (x, number))
+    z = graph.call_function(torch.ops.aten.silu.default, (y,))
+    y.meta["val"] = z.meta["val"] = x.meta["val"]
+    graph.output((z,))
+    (region,) = find_regions(fx.GraphModule(torch.nn.Module(), graph))
+    with pytest.raises(RefusalError, match="operands on cpu and cuda:0: a kernel reads one device"):
         emit(region)
 
 

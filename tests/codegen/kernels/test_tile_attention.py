@@ -16,7 +16,7 @@ from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan
 from tests.codegen.kernels.operators import check_operator
-from tests.tiles import MASKS, TILE, TOLERANCES, Problem, problem
+from tests.tiles import AVERAGED, MASKS, TILE, TOLERANCES, Problem, problem
 
 DTYPES = (torch.bfloat16, torch.float16)
 AXES = {
@@ -211,8 +211,8 @@ def test_frames_of_a_video_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     want = contract.grouped(*posed)
     for config in (None, *kernel.CONFIGS):
         got = kernel.launch(*posed, config=config)
-        torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCES[dtype])
-    torch.testing.assert_close(TILE(*posed), want, rtol=0, atol=TOLERANCES[dtype])
+        torch.testing.assert_close(got, want, rtol=0, atol=AVERAGED[dtype])
+    torch.testing.assert_close(TILE(*posed), want, rtol=0, atol=AVERAGED[dtype])
     assert torch.equal(TILE(*posed), TILE(*posed))
 
 
@@ -224,7 +224,7 @@ def test_addresses_behind_the_first_4_gib_on_a_gpu() -> None:
     query, *rest = gpu_problem(FrameAxis(9, inner=20000), 128, torch.bfloat16)
     wide = query.new_empty(1, query.shape[2], 100, 128).transpose(1, 2)  # 4.6 GB a tensor
     many = wide.normal_()
-    got = TILE(many, many, many, *rest[2:])
+    got = kernel.launch(many, many, many, *rest[2:])
     want = contract.grouped(*(many[:, -1:].contiguous(),) * 3, *rest[2:])
     torch.testing.assert_close(got[:, -1:], want, rtol=0, atol=TOLERANCES[torch.bfloat16])
 
