@@ -19,7 +19,7 @@ from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
-from fisopt.files import refuse_existing, written
+from fisopt.files import check_free, written
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -60,19 +60,20 @@ def export(
             shapes that the module was prepared for.
         steps: number of denoising steps, needed if a pass differs between steps.
         dynamic: leave frames, height and width open where the graph allows it.
-        force: replace what is at ``path``.
+        force: replace what is at ``path``: a file, or the folder of an artefact.
 
     Returns:
         The path.
 
     Raises:
         ValueError: an unknown format.
-        ExportError: the path exists, the format cannot hold the model, or writing failed; then
-            nothing is left behind.
+        ExportError: the path exists or is not that of an artefact, the format cannot hold the
+            model, or writing failed; then nothing is left behind.
     """
     path = Path(path)
     _check(optimized, format, portable)
-    refuse_existing(path, force=force)
+    mark = None if path.suffix else FILE
+    check_free(path, force=force, mark=mark)
     inputs = _inputs(optimized, example_inputs)
     variants = variants_of(optimized, inputs, steps)
     if format != "text":
@@ -90,7 +91,7 @@ def export(
         shapes=opened.shapes,
         fixed=opened.fixed,
     )
-    with written(path, force=force) as beside:
+    with written(path, force=force, mark=mark) as beside:
         if not path.suffix:
             beside.mkdir()
             (beside / FILE).write_text(manifest.text())

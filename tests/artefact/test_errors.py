@@ -47,7 +47,10 @@ def test_a_path_that_exists_needs_force(made: OptimizedModule, tmp_path: Path) -
     assert "aten::" in path.read_text()
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "old").write_text("")
+    (folder / "mine").write_text("")
+    with pytest.raises(ExportError, match=r"holds other things, there is no manifest.json"):
+        export(made, folder, "text", force=True)
+    (folder / "manifest.json").write_text("{}")
     export(made, folder, "text", force=True)
     assert sorted(p.name for p in folder.iterdir()) == [
         *("manifest.json", "recipe.yaml", "variant_0.txt")
