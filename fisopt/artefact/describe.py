@@ -175,5 +175,7 @@ def tensor_info(
 
 def _dtype(model: nn.Module) -> str:
     parameter = next(model.parameters(), None)
-    held = getattr(model, "dtype", None) or (parameter.dtype if parameter is not None else None)
+    held = getattr(model, "dtype", None) or (
+        torch.float32 if parameter is None else parameter.dtype
+    )
     return str(held).removeprefix("torch.")

@@ -117,7 +117,7 @@ class LoadedModule(nn.Module):
         if manifest.steps is None:
             return manifest.schedule[0]
         step = self._generation.step(inputs.kwargs())
-        if step.index >= manifest.steps or step.count not in (None, manifest.steps):
+        if not 0 <= step.index < manifest.steps or step.count not in (None, manifest.steps):
             raise ScheduleError(
                 f"step {step.index}" + (f" of {step.count}" if step.count else "") + f" is not in "
                 f"the schedule of {manifest.steps} steps that was exported; run that many, or "
@@ -227,10 +227,10 @@ def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
         held = path / FILE
         if not held.is_file():
             raise ExportError(f"{path} is not an artefact of fisopt: no {FILE} in it")
-        return Manifest.read(held.read_text(), str(path)), path
+        return Manifest.read(held.read_bytes(), str(path)), path
     with path.open("rb") as file:
         packed = file.read(2) == b"PK"
-    text = (pt2 if packed else onnx).manifest_of(path)
+    text = pt2.manifest_of(path) if packed else onnx.manifest_of(path)
     if text is None:
         raise ExportError(
             f"{path} is not an artefact of fisopt, or not complete: no manifest in it; copy or "

@@ -108,18 +108,37 @@ def test_foreign_files(tmp_path: Path) -> None:
             fisopt.load(tmp_path / name)
 
 
-def test_a_newer_artefact(made: OptimizedModule, tmp_path: Path) -> None:
+def test_a_manifest_of_another_form(made: OptimizedModule, tmp_path: Path) -> None:
     path = export(made, tmp_path / "model", "text")
-    said = json.loads((path / "manifest.json").read_text())
-    for key, value, message in (
-        ("fisopt_artefact", 99, "artefact of form 99"),
-        ("fisopt_artefact", None, "artefact of form None"),
-        ("call", [], "manifest is malformed"),
+    file = path / "manifest.json"
+    said = json.loads(file.read_text())
+    model, variant = said["model"], said["variants"][0]
+    for entries, message in (
+        ({"fisopt_artefact": 99}, "artefact of form 99, written by fisopt 0"),
+        ({"fisopt_artefact": 99, "versions": []}, "artefact of form 99, written by fisopt unknown"),
+        ({"fisopt_artefact": 0}, "artefact of form 0"),
+        ({"fisopt_artefact": None}, "artefact of form None"),
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ({"call": []}, "manifest is malformed"),
+        ({"call": {**said["call"], "leaves": []}}, "wanted that call has a tensor for every leaf"),
+        ({"format": "pickle"}, "wanted that format is one of"),
+        ({"model": {**model, "dtype": "load"}}, "wanted that model has a class, a config and"),
+        ({"recipe": {"passes": 3}}, "wanted that recipe has passes"),
+        ({"schedule": []}, "wanted that schedule has a variant for each step"),
+        ({"schedule": [7]}, "wanted that schedule has a variant for each step"),
+        ({"steps": 2}, "wanted that schedule has a variant for each step"),
+        ({"variants": [{**variant, "afresh": 7}]}, "wanted that afresh is a variant"),
+        ({"variants": [{**variant, "loads": ["m"]}]}, "wanted that state has a tensor"),
+        ({"variants": [{**variant, "file": "../v.pt2"}]}, "wanted that file is a name"),
+        ({"variants": [{**variant, "file": "/v.pt2"}]}, "wanted that file is a name"),
     ):
-        (path / "manifest.json").write_text(json.dumps({**said, key: value}))
+        file.write_text(json.dumps({**said, **entries}))
         with pytest.raises(ExportError, match=message):
             fisopt.load(path)
-    (path / "manifest.json").write_text(json.dumps(said))
+    file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ExportError, match="no manifest in it"):
+        fisopt.load(path)
+    file.write_text(json.dumps(said))
     with pytest.raises(ExportError, match="cannot be run"):
         fisopt.load(path)
 
