@@ -64,7 +64,7 @@ class LoadedModule(nn.Module):
         """
         call = self.manifest.call
         inputs = self._bound(args, kwargs)
-        values = [x for _, x in inputs.tensors()]
+        values = [x.contiguous() for _, x in inputs.tensors()]  # a package reads past others
         check_sizes(self.manifest, values)
         index = self._variant(inputs)
         variant = self.manifest.variants[index]

@@ -16,7 +16,10 @@ import fisopt
 from fisopt import ExportError, FrameInterleave, OptimizedModule, TokenReduction
 from fisopt.artefact import aoti, pt2
 from fisopt.artefact.export import export
-from tests.artefact.models import plain
+from fisopt.artefact.loader import LoadedModule, read_manifest
+from tests import plain_dit
+from tests.artefact.models import GRID, plain
+from tests.plain_dit import FORMS
 
 
 @pytest.fixture
@@ -179,6 +182,26 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     assert "# passes: FrameInterleave\n" in text
     assert "aten::scaled_dot_product_attention(" in text
     assert "fisopt::" not in text
+
+
+def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
+    """A package of AOTInductor reads past the end of others, such as an expanded timestep."""
+    manifest, _ = read_manifest(original)
+    got: dict[str, torch.Tensor] = {}
+
+    def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        got.update(values)
+        return [values["video"]]
+
+    loaded = LoadedModule(manifest, {0: run}, {}, None)
+    inputs = plain_dit.inputs(FORMS["text_in_front"], *GRID, batch=2)
+    inputs["time"] = torch.tensor(0.5).expand(2)
+    inputs["text"] = inputs["text"].transpose(1, 2).contiguous().transpose(1, 2)
+    loaded(**inputs)
+    assert not any(inputs[name].is_contiguous() for name in ("time", "text"))
+    for name, value in inputs.items():
+        assert torch.equal(got[name], value)
+        assert got[name].is_contiguous()
 
 
 def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
