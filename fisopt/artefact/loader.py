@@ -141,9 +141,9 @@ class LoadedModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; where nothing says it, the CPU."""
-        parameter = next(self.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where it was exported; ONNX Runtime runs on the CPU and takes tensors of any device."""
+        runs_here = self.manifest.format == "onnx"
+        return torch.device("cpu" if runs_here else self.manifest.model["device"])
 
     @property
     def recipe(self) -> Recipe:
@@ -163,6 +163,23 @@ class LoadedModule(nn.Module):
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedModule:
+        """What `to`, `half` and the like do: refused where it would change anything.
+
+        Raises:
+            InputError: the type or the device is another; the graphs hold both as constants.
+        """
+        del recurse
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        there = fn(here)
+        moved = there.device != here.device and self.manifest.format != "onnx"
+        if there.dtype != here.dtype or moved:
+            raise InputError(
+                f"an artefact stays as it was exported: got {there.dtype} on {there.device}, it is "
+                f"{here.dtype} on {here.device}; move the model it was made from and export it"
+            )
+        return self
 
     def train(self, mode: bool = True) -> LoadedModule:
         """Stay in inference mode; an artefact cannot be trained."""

@@ -91,7 +91,7 @@ class Manifest:
         portable: whether they run without fisopt.
         needs: what a process that runs them must have installed.
         opset: of ONNX files, by domain.
-        model: class, config and dtype of the original.
+        model: class, config, dtype and device of the original.
         recipe: the passes, complete in itself.
         versions: what it was written with, by package.
         seeds: seeds of passes that draw, by name.
@@ -163,8 +163,11 @@ class Manifest:
         kind = getattr(torch, self.model["dtype"], None)
         wanted = {
             f"format is one of {FORMATS}": self.format in FORMATS,
-            "model has a class, a config and a dtype": isinstance(self.model["class"], str)
+            "model has a class, a config, a dtype and a device": isinstance(
+                self.model["class"], str
+            )
             and isinstance(self.model["config"], Mapping)
+            and isinstance(self.model["device"], str)
             and isinstance(kind, torch.dtype),
             "recipe has passes": isinstance(self.recipe["passes"], list),
             "call has a tensor for every leaf that is null": len(self.call.tensors)

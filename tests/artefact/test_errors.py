@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import ExportError, FrameInterleave, OptimizedModule, TokenReduction
+from fisopt import ExportError, FrameInterleave, InputError, OptimizedModule, TokenReduction
 from fisopt.artefact import aoti, pt2
 from fisopt.artefact.export import export
 from fisopt.artefact.loader import LoadedModule, read_manifest
@@ -125,7 +126,7 @@ def test_a_manifest_of_another_form(made: OptimizedModule, tmp_path: Path) -> No
         ({"call": []}, "manifest is malformed"),
         ({"call": {**said["call"], "leaves": []}}, "wanted that call has a tensor for every leaf"),
         ({"format": "pickle"}, "wanted that format is one of"),
-        ({"model": {**model, "dtype": "load"}}, "wanted that model has a class, a config and"),
+        ({"model": {**model, "dtype": "load"}}, "wanted that model has a class, a config, a dtype"),
         ({"recipe": {"passes": 3}}, "wanted that recipe has passes"),
         ({"schedule": []}, "wanted that schedule has a variant for each step"),
         ({"schedule": [7]}, "wanted that schedule has a variant for each step"),
@@ -202,6 +203,16 @@ def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
     for name, value in inputs.items():
         assert torch.equal(got[name], value)
         assert got[name].is_contiguous()
+
+
+def test_a_loaded_module_stays_where_it_was_exported(original: Path) -> None:
+    loaded = LoadedModule(read_manifest(original)[0], {}, {}, None)
+    assert loaded.to("cpu", torch.float32).float().cpu() is loaded
+    for change in (loaded.half, lambda: loaded.to(torch.bfloat16), lambda: loaded.to("meta")):
+        with pytest.raises(InputError, match=r"stays as it was exported: .*float32 on cpu"):
+            change()
+    onnx = replace(loaded.manifest, format="onnx")
+    assert LoadedModule(onnx, {}, {}, None).to("meta").device == torch.device("cpu")
 
 
 def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
