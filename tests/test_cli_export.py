@@ -73,6 +73,23 @@ def test_a_published_name_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "# WanTransformer3DModel, 3x2x2 tokens" in out.read_text()
 
 
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (("--format", "torchscript", "-o", "t.pt2"), "format must be one of"),
+        (("--format", "onnx", "-o", "t.pt2"), "a file of format 'onnx' ends in '.onnx'"),
+        (("--format", "onnx", "--native", "-o", "t.onnx"), "ONNX knows no fisopt operators"),
+    ],
+)
+def test_is_refused_before_anything_is_loaded(
+    said: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(command, "load")
+    result = invoke("testbed", *said)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
 def test_the_testbed_draws_one_size(tmp_path: Path) -> None:
     result = invoke("testbed", "--height", "64", "-o", str(tmp_path / "t.pt2"))
     assert result.exit_code == 2

@@ -63,7 +63,7 @@ def describe(
         portable=portable,
         needs=needs,
         opset=dict(opset),
-        model={**Identity.of(optimized.original).plain(), "dtype": _dtype(optimized.original)},
+        model={**Identity.of(optimized.original).plain(), **_place(optimized.original)},
         recipe=optimized.recipe.plain(),
         versions=versions("onnx", "onnxscript") if form == "onnx" else versions(),
         seeds={
@@ -173,7 +173,8 @@ def tensor_info(
     return TensorInfo(name, shape, str(value.dtype).removeprefix("torch."))
 
 
-def _dtype(model: nn.Module) -> str:
-    parameter = next(model.parameters(), None)
-    held = getattr(model, "dtype", None) or (parameter.dtype if parameter is not None else None)
-    return str(held).removeprefix("torch.")
+def _place(model: nn.Module) -> dict[str, str]:
+    """Type and device of a model."""
+    first = next(model.parameters(), torch.empty(0))
+    dtype = getattr(model, "dtype", None) or first.dtype
+    return {"dtype": str(dtype).removeprefix("torch."), "device": str(first.device)}

@@ -19,7 +19,7 @@ from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
-from fisopt.files import refuse_existing, written
+from fisopt.files import check_free, written
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -60,19 +60,19 @@ def export(
             shapes that the module was prepared for.
         steps: number of denoising steps, needed if a pass differs between steps.
         dynamic: leave frames, height and width open where the graph allows it.
-        force: replace what is at ``path``.
+        force: replace what is at ``path``: a file, or the folder of an artefact.
 
     Returns:
         The path.
 
     Raises:
         ValueError: an unknown format.
-        ExportError: the path exists, the format cannot hold the model, or writing failed; then
-            nothing is left behind.
+        ExportError: the path exists or is not that of an artefact, the format cannot hold the
+            model, or writing failed; then nothing is left behind.
     """
     path = Path(path)
-    _check(optimized, format, portable)
-    refuse_existing(path, force=force)
+    mark = check_target(path, format, portable, force=force)
+    _check_module(optimized)
     inputs = _inputs(optimized, example_inputs)
     variants = variants_of(optimized, inputs, steps)
     if format != "text":
@@ -90,7 +90,7 @@ def export(
         shapes=opened.shapes,
         fixed=opened.fixed,
     )
-    with written(path, force=force) as beside:
+    with written(path, force=force, mark=mark) as beside:
         if not path.suffix:
             beside.mkdir()
             (beside / FILE).write_text(manifest.text())
@@ -140,9 +140,33 @@ def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:
         onnx.write(onnx.convert(made, results), path, text)
 
 
-def _check(optimized: Any, format: Any, portable: bool) -> None:
+def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> str | None:
+    """Raise for what no model can be exported to; it costs nothing and needs no model.
+
+    Returns:
+        The file that marks a folder as an artefact, None if the artefact is one file.
+
+    Raises:
+        ValueError: an unknown format.
+        ExportError: the path is not free or of another format, or packages are missing.
+    """
     if format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    if path.suffix not in ("", SUFFIXES[format]):
+        raise ExportError(
+            f"{path}: a file of format {format!r} ends in {SUFFIXES[format]!r}; a path without a "
+            "suffix becomes a folder"
+        )
+    if format == "onnx":
+        if not portable:
+            raise ExportError("ONNX knows no fisopt operators: leave portable=True")
+        onnx.require()
+    mark = None if path.suffix else FILE
+    check_free(path, force=force, mark=mark)
+    return mark
+
+
+def _check_module(optimized: Any) -> None:
     if not isinstance(optimized, OptimizedModule):
         hint = (
             "of a pipeline export .transformer, and .transformer_2 to a path of its own"
@@ -150,8 +174,6 @@ def _check(optimized: Any, format: Any, portable: bool) -> None:
             else "pass what fisopt.optimize returned"
         )
         raise ExportError(f"export: got a {type(optimized).__name__}; {hint}")
-    if format == "onnx" and not portable:
-        raise ExportError("ONNX knows no fisopt operators: leave portable=True")
 
 
 def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None) -> Inputs:
@@ -171,11 +193,6 @@ def _files(path: Path, format: Format, count: int) -> list[str]:
     suffix = SUFFIXES[format]
     if not path.suffix:
         return [f"variant_{i}{suffix}" for i in range(count)]
-    if path.suffix != suffix:
-        raise ExportError(
-            f"{path}: a file of format {format!r} ends in {suffix!r}; a path without a suffix "
-            "becomes a folder"
-        )
     if count > 1:
         raise ExportError(
             f"{path}: what runs changes with the step, so there are {count} variants and one "

@@ -64,7 +64,7 @@ class LoadedModule(nn.Module):
         """
         call = self.manifest.call
         inputs = self._bound(args, kwargs)
-        values = [x for _, x in inputs.tensors()]
+        values = [x.contiguous() for _, x in inputs.tensors()]  # a package reads past others
         check_sizes(self.manifest, values)
         index = self._variant(inputs)
         variant = self.manifest.variants[index]
@@ -117,7 +117,7 @@ class LoadedModule(nn.Module):
         if manifest.steps is None:
             return manifest.schedule[0]
         step = self._generation.step(inputs.kwargs())
-        if step.index >= manifest.steps or step.count not in (None, manifest.steps):
+        if not 0 <= step.index < manifest.steps or step.count not in (None, manifest.steps):
             raise ScheduleError(
                 f"step {step.index}" + (f" of {step.count}" if step.count else "") + f" is not in "
                 f"the schedule of {manifest.steps} steps that was exported; run that many, or "
@@ -141,9 +141,9 @@ class LoadedModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; where nothing says it, the CPU."""
-        parameter = next(self.parameters(), None)
-        return torch.device("cpu") if parameter is None else parameter.device
+        """Where it was exported; ONNX Runtime runs on the CPU and takes tensors of any device."""
+        runs_here = self.manifest.format == "onnx"
+        return torch.device("cpu" if runs_here else self.manifest.model["device"])
 
     @property
     def recipe(self) -> Recipe:
@@ -163,6 +163,23 @@ class LoadedModule(nn.Module):
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
         """Say that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedModule:
+        """What `to`, `half` and the like do: refused where it would change anything.
+
+        Raises:
+            InputError: the type or the device is another; the graphs hold both as constants.
+        """
+        del recurse
+        here = torch.empty(0, dtype=self.dtype, device=self.device)
+        there = fn(here)
+        moved = there.device != here.device and self.manifest.format != "onnx"
+        if there.dtype != here.dtype or moved:
+            raise InputError(
+                f"an artefact stays as it was exported: got {there.dtype} on {there.device}, it is "
+                f"{here.dtype} on {here.device}; move the model it was made from and export it"
+            )
+        return self
 
     def train(self, mode: bool = True) -> LoadedModule:
         """Stay in inference mode; an artefact cannot be trained."""
@@ -227,10 +244,10 @@ def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
         held = path / FILE
         if not held.is_file():
             raise ExportError(f"{path} is not an artefact of fisopt: no {FILE} in it")
-        return Manifest.read(held.read_text(), str(path)), path
+        return Manifest.read(held.read_bytes(), str(path)), path
     with path.open("rb") as file:
         packed = file.read(2) == b"PK"
-    text = (pt2 if packed else onnx).manifest_of(path)
+    text = pt2.manifest_of(path) if packed else onnx.manifest_of(path)
     if text is None:
         raise ExportError(
             f"{path} is not an artefact of fisopt, or not complete: no manifest in it; copy or "

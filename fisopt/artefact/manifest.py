@@ -6,7 +6,10 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Literal
+
+import torch
 
 from fisopt.errors import ExportError
 
@@ -88,7 +91,7 @@ class Manifest:
         portable: whether they run without fisopt.
         needs: what a process that runs them must have installed.
         opset: of ONNX files, by domain.
-        model: class, config and dtype of the original.
+        model: class, config, dtype and device of the original.
         recipe: the passes, complete in itself.
         versions: what it was written with, by package.
         seeds: seeds of passes that draw, by name.
@@ -133,11 +136,12 @@ class Manifest:
             form = said.pop("fisopt_artefact")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ExportError(f"{where} is not an artefact of fisopt: no manifest in it") from error
-        if type(form) is not int or form > FORMAT:
+        if type(form) is not int or not 1 <= form <= FORMAT:
+            made = said.get("versions")
+            by = made.get("fisopt", "unknown") if isinstance(made, Mapping) else "unknown"
             raise ExportError(
-                f"{where} is an artefact of form {form}, written by fisopt "
-                f"{said.get('versions', {}).get('fisopt')}; this version reads up to form "
-                f"{FORMAT}: update fisopt, or export again"
+                f"{where} is an artefact of form {form}, written by fisopt {by}; this version "
+                f"reads forms 1 to {FORMAT}: update fisopt, or export again"
             )
         try:
             call = said.pop("call")
@@ -147,9 +151,41 @@ class Manifest:
                 for v in said.pop("variants")
             )
             how = Call(**_tuples(call), tensors=inputs, results=results)
-            return Manifest(**_tuples(said), call=how, variants=variants)
-        except (KeyError, TypeError, AttributeError) as error:
+            read = Manifest(**_tuples(said), call=how, variants=variants)
+            read._check()
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ExportError(f"{where}: the manifest is malformed: {error}") from error
+        return read
+
+    def _check(self) -> None:
+        """Insist on what a loader relies on; an error says what is not so."""
+        places = range(len(self.variants))
+        kind = getattr(torch, self.model["dtype"], None)
+        wanted = {
+            f"format is one of {FORMATS}": self.format in FORMATS,
+            "model has a class, a config, a dtype and a device": isinstance(
+                self.model["class"], str
+            )
+            and isinstance(self.model["config"], Mapping)
+            and isinstance(self.model["device"], str)
+            and isinstance(kind, torch.dtype),
+            "recipe has passes": isinstance(self.recipe["passes"], list),
+            "call has a tensor for every leaf that is null": len(self.call.tensors)
+            == self.call.leaves.count(None),
+            "call has defaults by name": isinstance(self.call.defaults, Mapping),
+            "schedule has a variant for each step": len(self.schedule)
+            == (1 if self.steps is None else self.steps)
+            and all(type(i) is int and i in places for i in self.schedule),
+            "afresh is a variant": all(v.afresh in places for v in self.variants),
+            "state has a tensor for each of loads": all(
+                len(v.state) == len(v.loads) for v in self.variants
+            ),
+            "file is a name in the artefact's folder": all(
+                v.file == PurePath(v.file).name for v in self.variants
+            ),
+        }
+        if wrong := [said for said, so in wanted.items() if not so]:
+            raise ValueError(f"wanted that {wrong[0]}")
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:

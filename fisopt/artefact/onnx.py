@@ -114,6 +114,12 @@ _REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
 }
 
 
+def require() -> None:
+    """Raise unless the packages that write ONNX are installed."""
+    for name in ("onnx", "onnxscript"):
+        _import(name)
+
+
 def convert(program: ExportedProgram, outputs: list[str]) -> Any:
     """Translate an exported program to ONNX.
 
@@ -122,9 +128,8 @@ def convert(program: ExportedProgram, outputs: list[str]) -> Any:
         outputs: names of what it returns, in order.
 
     Raises:
-        ExportError: the packages for it are not installed, or it has an operator that ONNX lacks.
+        ExportError: it has an operator that ONNX lacks.
     """
-    _import("onnxscript")
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")

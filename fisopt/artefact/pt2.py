@@ -63,7 +63,7 @@ class _Sink(io.RawIOBase):
         return len(data)
 
 
-def manifest_of(path: Path) -> str | None:
+def manifest_of(path: Path) -> bytes | None:
     """The manifest in a file, None if it is a whole file of another origin.
 
     Raises:
@@ -72,7 +72,7 @@ def manifest_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as held:
             names = [n for n in held.namelist() if n.endswith(f"/{ENTRY}")]
-            return held.read(names[0]).decode() if names else None
+            return held.read(names[0]) if names else None
     except zipfile.BadZipFile as error:
         raise ExportError(
             f"{path} is not a complete .pt2 file: {error}; copy or export it again"

@@ -13,11 +13,11 @@ from torch import nn
 
 import fisopt
 from fisopt import models
+from fisopt.artefact.export import check_target
 from fisopt.artefact.loader import read_manifest
 from fisopt.artefact.manifest import Format, Manifest
 from fisopt.cli.sources import Source
 from fisopt.errors import InputError
-from fisopt.files import refuse_existing
 from fisopt.models.testbed.model import null_embeddings, with_coordinates
 from fisopt.models.testbed.scenes import FRAMES, SIZE
 from fisopt.rewrite.pass_base import Pass
@@ -56,7 +56,7 @@ class Settings:
 
 def run(settings: Settings, out: Console, err: Console) -> None:
     """Load, optimise, export, and say what was written."""
-    refuse_existing(settings.out, force=settings.force)
+    check_target(settings.out, settings.format, settings.portable, force=settings.force)
     with err.status(f"loading {settings.source.model}") as status:
         model, inputs = load(settings)
         status.update("capturing and rewriting")

@@ -66,9 +66,13 @@ class Identity:
         if not isinstance(said["config"], Mapping):
             raise RecipeError(f"{where}: got config={said['config']!r}; {form}")
         found = Identity(str(said["class"]), dict(said["config"]))
-        if found.sha256 != said["config_sha256"]:
+        try:
+            held = found.sha256
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{where}: the config is not of plain values: {error}") from error
+        if held != said["config_sha256"]:
             raise RecipeError(
-                f"{where}: the model's config has the hash {found.sha256}, config_sha256 says "
+                f"{where}: the model's config has the hash {held}, config_sha256 says "
                 f"{said['config_sha256']}; the file was edited: save the recipe again"
             )
         return found

@@ -84,7 +84,7 @@ def decode(said: Any, store: Store, where: str) -> Pass:
         raise RecipeError(f"{where}: got pass {said!r}, wanted {{name: NAME, options: {{...}}}}")
     name, options = said["name"], said["options"]
     known = known_passes()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise RecipeError(
             f"{where}: pass {name!r} is not known here; {did_you_mean(name, known)}"
             "a recipe imports nothing: import the module that defines the pass first. Known "

@@ -82,12 +82,12 @@ class Recipe:
             got = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise RecipeError(f"{source} is no recipe: got {got}; {_FORM}")
         form = said["fisopt_recipe"]
-        if type(form) is not int or form > FORMAT:
+        if type(form) is not int or not 1 <= form <= FORMAT:
             made = said.get("versions")
             by = made.get("fisopt", "unknown") if isinstance(made, Mapping) else "unknown"
             raise RecipeError(
                 f"{source} is a recipe of form {form}, written by fisopt {by}; this version reads "
-                f"up to form {FORMAT}: update fisopt, or save the recipe with this version"
+                f"forms 1 to {FORMAT}: update fisopt, or save the recipe with this version"
             )
         if set(said) != _KEYS or not isinstance(said["passes"], list):
             raise RecipeError(f"{source}: got {sorted(map(str, said))}; {_FORM}")
@@ -121,10 +121,11 @@ class Recipe:
         """
         path = Path(path)
         try:
-            said = yaml.safe_load(path.read_text())
+            return Recipe.from_plain(yaml.safe_load(path.read_text()), str(path), Beside(path))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
-        return Recipe.from_plain(said, str(path), Beside(path))
+        except RecursionError as error:
+            raise RecipeError(f"{path} is no recipe: it is nested without end") from error
 
     @staticmethod
     def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fisopt.errors import RecipeError
+from fisopt.errors import FisoptError, RecipeError
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
 from fisopt.recipe.identity import digest
@@ -79,7 +79,7 @@ class Beside(Store):
                 f"{self.recipe} needs the {kind} {path}, which cannot be read: {error}; keep the "
                 "files of a recipe together"
             ) from error
-        except ValueError as error:
+        except (ValueError, FisoptError) as error:
             raise RecipeError(f"{self.recipe}: {error}") from error
 
 
@@ -113,5 +113,5 @@ def from_plain(kind: str, said: Any) -> Schedule | MaskTable:
     """
     try:
         return KINDS[kind].from_plain(said)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, FisoptError) as error:
         raise RecipeError(f"a {kind} is malformed: {type(error).__name__}: {error}") from error

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,13 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import ExportError, FrameInterleave, OptimizedModule, TokenReduction
+from fisopt import ExportError, FrameInterleave, InputError, OptimizedModule, TokenReduction
 from fisopt.artefact import aoti, pt2
 from fisopt.artefact.export import export
-from tests.artefact.models import plain
+from fisopt.artefact.loader import LoadedModule, read_manifest
+from tests import plain_dit
+from tests.artefact.models import GRID, plain
+from tests.plain_dit import FORMS
 
 
 @pytest.fixture
@@ -47,7 +51,10 @@ def test_a_path_that_exists_needs_force(made: OptimizedModule, tmp_path: Path) -
     assert "aten::" in path.read_text()
     folder = tmp_path / "folder"
     folder.mkdir()
-    (folder / "old").write_text("")
+    (folder / "mine").write_text("")
+    with pytest.raises(ExportError, match=r"holds other things, there is no manifest.json"):
+        export(made, folder, "text", force=True)
+    (folder / "manifest.json").write_text("{}")
     export(made, folder, "text", force=True)
     assert sorted(p.name for p in folder.iterdir()) == [
         *("manifest.json", "recipe.yaml", "variant_0.txt")
@@ -105,18 +112,37 @@ def test_foreign_files(tmp_path: Path) -> None:
             fisopt.load(tmp_path / name)
 
 
-def test_a_newer_artefact(made: OptimizedModule, tmp_path: Path) -> None:
+def test_a_manifest_of_another_form(made: OptimizedModule, tmp_path: Path) -> None:
     path = export(made, tmp_path / "model", "text")
-    said = json.loads((path / "manifest.json").read_text())
-    for key, value, message in (
-        ("fisopt_artefact", 99, "artefact of form 99"),
-        ("fisopt_artefact", None, "artefact of form None"),
-        ("call", [], "manifest is malformed"),
+    file = path / "manifest.json"
+    said = json.loads(file.read_text())
+    model, variant = said["model"], said["variants"][0]
+    for entries, message in (
+        ({"fisopt_artefact": 99}, "artefact of form 99, written by fisopt 0"),
+        ({"fisopt_artefact": 99, "versions": []}, "artefact of form 99, written by fisopt unknown"),
+        ({"fisopt_artefact": 0}, "artefact of form 0"),
+        ({"fisopt_artefact": None}, "artefact of form None"),
+        ({"more": 1}, "unexpected keyword argument 'more'"),
+        ({"call": []}, "manifest is malformed"),
+        ({"call": {**said["call"], "leaves": []}}, "wanted that call has a tensor for every leaf"),
+        ({"format": "pickle"}, "wanted that format is one of"),
+        ({"model": {**model, "dtype": "load"}}, "wanted that model has a class, a config, a dtype"),
+        ({"recipe": {"passes": 3}}, "wanted that recipe has passes"),
+        ({"schedule": []}, "wanted that schedule has a variant for each step"),
+        ({"schedule": [7]}, "wanted that schedule has a variant for each step"),
+        ({"steps": 2}, "wanted that schedule has a variant for each step"),
+        ({"variants": [{**variant, "afresh": 7}]}, "wanted that afresh is a variant"),
+        ({"variants": [{**variant, "loads": ["m"]}]}, "wanted that state has a tensor"),
+        ({"variants": [{**variant, "file": "../v.pt2"}]}, "wanted that file is a name"),
+        ({"variants": [{**variant, "file": "/v.pt2"}]}, "wanted that file is a name"),
     ):
-        (path / "manifest.json").write_text(json.dumps({**said, key: value}))
+        file.write_text(json.dumps({**said, **entries}))
         with pytest.raises(ExportError, match=message):
             fisopt.load(path)
-    (path / "manifest.json").write_text(json.dumps(said))
+    file.write_bytes(b"\xff\xfe{")
+    with pytest.raises(ExportError, match="no manifest in it"):
+        fisopt.load(path)
+    file.write_text(json.dumps(said))
     with pytest.raises(ExportError, match="cannot be run"):
         fisopt.load(path)
 
@@ -157,6 +183,36 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     assert "# passes: FrameInterleave\n" in text
     assert "aten::scaled_dot_product_attention(" in text
     assert "fisopt::" not in text
+
+
+def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
+    """A package of AOTInductor reads past the end of others, such as an expanded timestep."""
+    manifest, _ = read_manifest(original)
+    got: dict[str, torch.Tensor] = {}
+
+    def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        got.update(values)
+        return [values["video"]]
+
+    loaded = LoadedModule(manifest, {0: run}, {}, None)
+    inputs = plain_dit.inputs(FORMS["text_in_front"], *GRID, batch=2)
+    inputs["time"] = torch.tensor(0.5).expand(2)
+    inputs["text"] = inputs["text"].transpose(1, 2).contiguous().transpose(1, 2)
+    loaded(**inputs)
+    assert not any(inputs[name].is_contiguous() for name in ("time", "text"))
+    for name, value in inputs.items():
+        assert torch.equal(got[name], value)
+        assert got[name].is_contiguous()
+
+
+def test_a_loaded_module_stays_where_it_was_exported(original: Path) -> None:
+    loaded = LoadedModule(read_manifest(original)[0], {}, {}, None)
+    assert loaded.to("cpu", torch.float32).float().cpu() is loaded
+    for change in (loaded.half, lambda: loaded.to(torch.bfloat16), lambda: loaded.to("meta")):
+        with pytest.raises(InputError, match=r"stays as it was exported: .*float32 on cpu"):
+            change()
+    onnx = replace(loaded.manifest, format="onnx")
+    assert LoadedModule(onnx, {}, {}, None).to("meta").device == torch.device("cpu")
 
 
 def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,11 @@ def test_a_schedule_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert loaded.manifest.schedule == (0, 1, 1, 1, 0)
     assert [v.passes for v in loaded.manifest.variants] == [(), ("FrameInterleave",)]
     assert max(compared(made, loaded)) <= 1e-5
-    for said in ({"step_index": 5}, {"step_index": 2, "num_inference_steps": 9}):
+    for said in (
+        {"step_index": 5},
+        {"step_index": -1},
+        {"step_index": 2, "num_inference_steps": 9},
+    ):
         with (
             loaded.cache_context("cond", **said),
             pytest.raises(ScheduleError, match="not in the schedule of 5 steps"),

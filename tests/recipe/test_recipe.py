@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from fisopt import (
     TileMask,
     TokenReduction,
 )
-from fisopt.recipe.identity import Identity
+from fisopt.recipe.identity import Identity, digest
 from fisopt.recipe.options import known_passes
 from fisopt.rewrite.rewriter import Rewriter
 from tests import plain_dit
@@ -155,18 +156,25 @@ def edited(change: Callable[[dict[str, Any]], Any], tmp_path: Path, *passes: Pas
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (lambda s: s.update(fisopt_recipe=7), "recipe of form 7, written by fisopt"),
+    "no such form": (lambda s: s.update(fisopt_recipe=0), "recipe of form 0, written by fisopt"),
     "no form": (lambda s: s.pop("fisopt_recipe"), "is no recipe: got"),
     "more": (lambda s: s.update(code="import os"), "wanted {fisopt_recipe, model"),
     "passes": (lambda s: s.update(passes="fis-a"), "wanted {fisopt_recipe, model"),
     "versions": (lambda s: s.update(versions=3), "got versions=3"),
     "model": (lambda s: s.update(model="wan"), "got model='wan'"),
     "config": (lambda s: s["model"].update(config=3), "got config=3"),
+    "keys": (lambda s: s["model"]["config"].update({1: 2}), "config is not of plain values"),
+    "date": (
+        lambda s: s["model"]["config"].update(x=date(2026, 1, 1)),
+        "config is not of plain values",
+    ),
     "hash": (lambda s: s["model"]["config"].update(x=1), "the file was edited"),
     "pass": (lambda s: s["passes"].append("x"), "got pass 'x'"),
     "unknown": (
         lambda s: s["passes"][0].update(name="FrameInterleaved"),
         "'FrameInterleaved' is not known here; did you mean FrameInterleave",
     ),
+    "name": (lambda s: s["passes"][0].update(name=["a"]), "pass ['a'] is not known here"),
     "imported": (lambda s: s["passes"][0].update(name="os.system"), "a recipe imports nothing"),
     "options": (lambda s: s["passes"][0].update(options=[1]), "wanted them by name"),
     "option": (lambda s: s["passes"][0]["options"].update(strid=2), "refuses its options"),
@@ -203,8 +211,32 @@ def test_a_missing_schedule_file(tmp_path: Path) -> None:
         Recipe.load(path)
 
 
+@pytest.mark.parametrize("name", ["r.schedule.yaml", "r.schedule.safetensors"])
+def test_a_broken_schedule_file(name: str, tmp_path: Path) -> None:
+    path = Recipe.of(model(), [PASSES["schedule"]]).save(tmp_path / "r.yaml")
+    (tmp_path / name).write_text("- 1")
+    with pytest.raises(RecipeError, match=rf"r.yaml: .*{name} is no"):
+        Recipe.load(path)
+
+
+def test_schedules_that_are_there_are_not_replaced(tmp_path: Path) -> None:
+    mine = tmp_path / "r.schedule.yaml"
+    mine.write_text("mine")
+    recipe = Recipe.of(model(), [PASSES["schedule"]])
+    with pytest.raises(fisopt.ExportError, match=r"r.schedule.yaml exists"):
+        recipe.save(tmp_path / "r.yaml")
+    assert mine.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [mine]
+
+
 @pytest.mark.parametrize(
-    "text", ["!!python/object/apply:os.system ['touch ran']", "a: [", "- 1", "\x00"]
+    "text",
+    [
+        *("!!python/object/apply:os.system ['touch ran']", "a: [", "- 1", "\x00", "[" * 5000),
+        "{fisopt_recipe: 1, versions: {}, model: {class: M, config: {}, config_sha256: "
+        f"{digest({})}}}, passes: [{{name: FrameInterleave, options: {{stride: &a [*a]}}}}]}}",
+    ],
+    ids=["object", "open", "list", "null", "deep", "endless"],
 )
 def test_nothing_is_run(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
