@@ -20,7 +20,7 @@ from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
 from fisopt.files import refuse_existing, written
-from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 
@@ -157,7 +157,7 @@ def _check(optimized: Any, format: Any, portable: bool) -> None:
 def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None) -> Inputs:
     """The call to export."""
     if example_inputs is not None:
-        return Inputs.of(bind(optimized.original, (), example_inputs))
+        return bind_example(optimized.original, example_inputs)
     if (inputs := optimized.last_inputs) is None:
         raise ExportError(
             f"export of {type(optimized.original).__name__}: no call was made yet, so its shapes "
@@ -172,9 +172,11 @@ def _files(path: Path, format: Format, count: int) -> list[str]:
     if not path.suffix:
         return [f"variant_{i}{suffix}" for i in range(count)]
     if path.suffix != suffix:
+        other = [name for name, end in SUFFIXES.items() if end == path.suffix]
+        instead = f"; for this one pass format={other[0]!r} (--format {other[0]})" if other else ""
         raise ExportError(
             f"{path}: a file of format {format!r} ends in {suffix!r}; a path without a suffix "
-            "becomes a folder"
+            f"becomes a folder{instead}"
         )
     if count > 1:
         raise ExportError(

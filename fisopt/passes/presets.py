@@ -48,9 +48,10 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
         elif isinstance(item, str):
             result += _preset(item)
         else:
+            form = f"; write {item.__name__}()" if isinstance(item, type) else ""
             raise TypeError(
                 f"passes must hold Pass objects or preset names, got {item!r} "
-                f"({type(item).__name__})"
+                f"({type(item).__name__}){form}"
             )
     return tuple(result)
 
@@ -62,5 +63,6 @@ def _preset(name: str) -> tuple[Pass, ...]:
     raise ValueError(
         f"unknown preset {name!r}; "
         + (f"did you mean {' or '.join(map(repr, near))}? " if near else "")
-        + f"Presets are {sorted(PRESETS)}"
+        + f"Presets are {sorted(PRESETS)}; a pass is given as an object, not as text: "
+        "passes=[fisopt.FrameInterleave(stride=2)]"
     )
