@@ -58,9 +58,10 @@ def test_grid_is_not_that_of_the_tokens(grid: tuple[int, int, int]) -> None:
 
 def test_grid_of_latents_and_not_of_tokens() -> None:
     axes = (None, FrameAxis(5, inner=6, after=4), None)
-    block = SimpleNamespace(meta={KEY: axes}, users=())
 
-    def check(rows: int, columns: int) -> None:
+    def check(rows: int, columns: int, batch: int = 1) -> None:
+        value = torch.empty(batch, 34, 8)
+        block = SimpleNamespace(meta={KEY: axes, "val": value}, users=())
         program: Any = SimpleNamespace(blocks=[block], layout=TokenLayout(5, rows, columns))
         _check_tokens_per_frame(program)
 
@@ -68,6 +69,7 @@ def test_grid_of_latents_and_not_of_tokens() -> None:
         check(4, 6)
     check(2, 3)
     check(1, 5)  # the sixth is a register token
+    check(4, 6, batch=4)  # rows that are folded into the batch
 
 
 @pytest.mark.parametrize("grid", [(5, 0, 3), (5, 2), (5, 2.0, 3)])
@@ -227,7 +229,7 @@ def test_optimized_module_refuses_what_it_would_not_see() -> None:
     optimized = fisopt.optimize(zoo()["wan"].model, backend="eager")
     with pytest.raises(InputError, match=r"enable_cache changes the layers of Wan.*be combined"):
         optimized.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(InputError, match=r"set_attention_backend .* before fisopt\.optimize"):
+    with pytest.raises(InputError, match=r"set_attention_backend .* call it on the model"):
         optimized.set_attention_backend("native")
     assert not optimized.original.is_cache_enabled
 

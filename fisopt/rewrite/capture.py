@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -145,13 +146,18 @@ def _check_video(program: Program, spec: ModelSpec) -> None:
 
 def _check_tokens_per_frame(program: Program) -> None:
     """Refuse a grid with more tokens a frame than there are, such as one of latents, not tokens."""
-    values = [n for call in program.blocks for n in (call, *call.users)]
-    inner = [axis.inner for n in values for axis in axes_of(n) or () if axis is not None]
+    found = [
+        math.prod(node.meta["val"].shape[:dim]) * axis.inner  # rows may be folded into the batch
+        for call in program.blocks
+        for node in (call, *call.users)
+        for dim, axis in enumerate(axes_of(node))
+        if axis is not None and axis.inner > 1  # 1: frames have a dimension of their own
+    ]
     wanted = program.layout.tokens_per_frame
-    if inner and 1 < max(inner) < wanted:  # 1: frames have a dimension of their own
+    if found and max(found) < wanted:
         raise CaptureError(
             f"the grid {program.layout} has {wanted} tokens a frame, the blocks return "
-            f"{max(inner)}; the grid counts tokens, so divide rows and columns of the latents by "
+            f"{max(found)}; the grid counts tokens, so divide rows and columns of the latents by "
             "the patch size"
         )
 

@@ -7,32 +7,38 @@ from typing import Any, NoReturn
 
 from fisopt.errors import InputError
 
-BEFORE = frozenset(
-    {
-        "add_adapter",
-        "compile_repeated_blocks",
-        "delete_adapters",
-        "disable_adapters",
-        "disable_lora",
-        "enable_adapters",
-        "enable_lora",
-        "fuse_qkv_projections",
-        "load_lora_adapter",
-        "reset_attention_backend",
-        "set_adapter",
-        "set_adapters",
-        "set_attention_backend",
-        "set_attn_processor",
-        "unfuse_qkv_projections",
-        "unload_lora",
-    }
-)
-"""Methods of diffusers models that have an effect only if they are called before capture."""
+BEFORE = "call it on the model (here `.original`) and optimise that anew"
+NEVER = "it hooks layers and cannot be combined with fisopt"
+NEEDLESS = 'it is not needed: backend="inductor" compiles each distinct block once'
 
-NEVER = frozenset(
-    {"enable_cache", "enable_group_offload", "enable_layerwise_casting", "enable_parallelism"}
-)
-"""Methods of diffusers models that hook layers: no captured graph sees them."""
+ADVICE = {
+    **dict.fromkeys(
+        (
+            "add_adapter",
+            "delete_adapters",
+            "disable_adapters",
+            "disable_lora",
+            "enable_adapters",
+            "enable_lora",
+            "fuse_qkv_projections",
+            "load_lora_adapter",
+            "reset_attention_backend",
+            "set_adapter",
+            "set_adapters",
+            "set_attention_backend",
+            "set_attn_processor",
+            "unfuse_qkv_projections",
+            "unload_lora",
+        ),
+        BEFORE,
+    ),
+    **dict.fromkeys(
+        ("enable_cache", "enable_group_offload", "enable_layerwise_casting", "enable_parallelism"),
+        NEVER,
+    ),
+    "compile_repeated_blocks": NEEDLESS,
+}
+"""Methods of diffusers models that would have no effect on a captured graph, and what to do."""
 
 
 def refusal(name: str, model: str) -> Callable[..., NoReturn] | None:
@@ -42,19 +48,13 @@ def refusal(name: str, model: str) -> Callable[..., NoReturn] | None:
         name: the name of a method of the original.
         model: the class of the original.
     """
-    if name not in BEFORE | NEVER:
+    if name not in ADVICE:
         return None
-    what = (
-        "call it on the model before fisopt.optimize, for an optimised module on `.original`, and "
-        "optimise that"
-        if name in BEFORE
-        else "it hooks layers and cannot be combined with fisopt"
-    )
 
     def refuse(*_: Any, **__: Any) -> NoReturn:
         raise InputError(
             f"{name} changes the layers of {model}, but an optimised module runs a graph that was "
-            f"captured before and would not see it; {what}"
+            f"captured before and would not see it; {ADVICE[name]}"
         )
 
     return refuse
