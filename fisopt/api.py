@@ -16,6 +16,7 @@ from fisopt.pipelines import by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
+from fisopt.rewrite.inputs import check_model
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -98,7 +99,8 @@ def optimize(
     Raises:
         ValueError, TypeError: an unknown preset, backend or option.
         RecipeError: the recipe cannot be read, or is for another model.
-        InputError, CaptureError, PassError: see `capture` and the passes.
+        InputError: the model is in training mode or under hooks; also see `capture`.
+        CaptureError, PassError: see `capture` and the passes.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
@@ -139,11 +141,7 @@ def _optimize_module(
         known = spec is not None
     else:
         known = False
-    if model.training:
-        raise InputError(
-            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
-            "call model.eval() first"
-        )
+    check_model(model)
     if spec is None:
         spec = models.spec_of(model)
     elif example_inputs is None and not known:

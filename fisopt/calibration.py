@@ -58,7 +58,8 @@ class Target:
         given = [v for v in (self.ratio, self.error) if v is not None]
         if len(given) != 1 or not 0 < given[0] < 1:
             raise InputError(
-                f"calibrate: wanted a target ratio or a target error, one of the two, in (0, 1); "
+                "calibrate: wanted a target ratio or a target error, one of the two "
+                "(--target-ratio, --target-error), in (0, 1); "
                 f"got ratio {self.ratio} and error {self.error}"
             )
 

@@ -30,6 +30,14 @@ class ModelSpec:
     grid: Grid | GridOf
     prepare: Callable[[Any], Any] | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse a pattern on its own, which would be read as one pattern a letter."""
+        if isinstance(self.blocks, str):
+            raise TypeError(
+                f"ModelSpec: blocks must be a tuple of patterns, got {self.blocks!r}; "
+                f"write blocks=({self.blocks!r},)"
+            )
+
     def grid_of(self, inputs: Mapping[str, Any]) -> Grid:
         """Return (F, H, W) in tokens for one forward call's keyword arguments."""
         return self.grid(inputs) if callable(self.grid) else self.grid

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -12,12 +13,15 @@ import imageio.v3 as iio
 import pytest
 import torch
 from click.testing import Result
+from rich.console import Console
 from torch._inductor import cpp_builder, exc
 from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
 from fisopt.cli import app
+from fisopt.cli import help as texts
+from fisopt.cli.catalog import models_table, short
 from fisopt.cli.demo import choose_backend, has_compiler
 from fisopt.cli.inspection import excerpt, ranges
 from fisopt.models import testbed
@@ -82,6 +86,23 @@ def test_models_lists_every_published_model() -> None:
         assert cell in row
 
 
+def test_narrow_terminals_lose_nothing() -> None:
+    console = Console(width=80, file=io.StringIO())
+    console.print(models_table([]))
+    shown = console.file.getvalue()
+    assert "\u2026" not in shown
+    for name, (_, passes) in fisopt.PRESETS.items():
+        assert name in shown
+        assert all(word in shown for p in passes for word in short(p).split())
+
+
+@pytest.mark.parametrize("text", [getattr(texts, n) for n in dir(texts) if n.isupper()])
+def test_help_fits_a_narrow_terminal(text: str) -> None:
+    """All but the first paragraph, which is wrapped to the terminal, keep their lines."""
+    lines = re.sub(r"\\?\[/?cyan\]|\\", "", text).splitlines()[1:]
+    assert max(map(len, lines)) <= 78
+
+
 @pytest.mark.usefixtures("two_layers")
 def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
     size = ("--height", "64", "--width", "96", "--frames", "33")
@@ -109,7 +130,6 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
 
 
 @pytest.mark.usefixtures("two_layers")
-@pytest.mark.usefixtures("two_layers")
 def test_codegen_prints_kernels_and_where_they_are_used() -> None:
     args = ("wan2.1-1.3b", "--height", "128", "--width", "128", "--frames", "17")
     result = fisopt_command("codegen", *args, "--pass", "FrameInterleave(first_block=0)")
@@ -122,6 +142,7 @@ def test_codegen_prints_kernels_and_where_they_are_used() -> None:
     assert any(name.startswith("fill_") for name in names)
 
 
+@pytest.mark.usefixtures("two_layers")
 def test_inspect_full_text_with_blocks() -> None:
     size = ("--height", "32", "--width", "32", "--frames", "9")
     result = fisopt_command("inspect", "wan2.1-1.3b", *size, "--blocks", "--full")

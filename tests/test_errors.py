@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FirstBlockCacheConfig
 from torch import Tensor, nn
 
 import fisopt
 from fisopt import CaptureError, FrameInterleave, InputError, ModelSpec, PreconditionError, Program
+from fisopt.rewrite.axes import KEY, FrameAxis, TokenLayout
+from fisopt.rewrite.capture import _check_tokens_per_frame
 from tests import plain_dit
 from tests.plain_dit import FORMS
 from tests.zoo import zoo
@@ -37,6 +40,11 @@ def test_no_block_matches() -> None:
     assert "name those that process the video" in text
 
 
+def test_the_list_that_holds_the_blocks() -> None:
+    with pytest.raises(CaptureError, match=r"\['layers'\] .*; write blocks=\('layers\.\*',\)"):
+        fisopt.capture(model(), inputs(), spec=ModelSpec(blocks=("layers",), grid=GRID))
+
+
 @pytest.mark.parametrize("grid", [(5, 2, 4), (4, 3, 3), (7, 1, 1)])
 def test_grid_is_not_that_of_the_tokens(grid: tuple[int, int, int]) -> None:
     with pytest.raises(CaptureError) as error:
@@ -46,6 +54,22 @@ def test_grid_is_not_that_of_the_tokens(grid: tuple[int, int, int]) -> None:
     assert f"({grid[0] * grid[1] * grid[2]} tokens)" in text
     assert "'video': (1, 30, 6)" in text
     assert "check the grid" in text
+
+
+def test_grid_of_latents_and_not_of_tokens() -> None:
+    axes = (None, FrameAxis(5, inner=6, after=4), None)
+
+    def check(rows: int, columns: int, batch: int = 1) -> None:
+        value = torch.empty(batch, 34, 8)
+        block = SimpleNamespace(meta={KEY: axes, "val": value}, users=())
+        program: Any = SimpleNamespace(blocks=[block], layout=TokenLayout(5, rows, columns))
+        _check_tokens_per_frame(program)
+
+    with pytest.raises(CaptureError, match="5x4x6 has 24 tokens a frame, the blocks return 6"):
+        check(4, 6)
+    check(2, 3)
+    check(1, 5)  # the sixth is a register token
+    check(4, 6, batch=4)  # rows that are folded into the batch
 
 
 @pytest.mark.parametrize("grid", [(5, 0, 3), (5, 2), (5, 2.0, 3)])
@@ -110,7 +134,7 @@ def test_unknown_preset() -> None:
 @pytest.mark.parametrize(
     ("passes", "message"),
     [
-        ([FrameInterleave], "Pass objects or preset names, got"),
+        ([FrameInterleave], r"Pass objects or preset names, got .*; write FrameInterleave\(\)"),
         ([3], r"got 3 \(int\)"),
         ("fis-a", r"must be a list, got 'fis-a'; write passes=\['fis-a'\]"),
         (FrameInterleave(), "must be a list"),
@@ -119,6 +143,16 @@ def test_unknown_preset() -> None:
 def test_passes_of_a_wrong_type(passes: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         fisopt.optimize(zoo()["wan"].model, passes=passes)
+
+
+def test_a_pass_as_text() -> None:
+    with pytest.raises(ValueError, match="a pass is given as an object, not as text"):
+        fisopt.optimize(zoo()["wan"].model, passes=["FrameInterleave(stride=2)"])
+
+
+def test_one_pattern_that_is_no_tuple() -> None:
+    with pytest.raises(TypeError, match=r"got 'layers\.\*'; write blocks=\('layers\.\*',\)"):
+        ModelSpec(blocks="layers.*", grid=GRID)  # type: ignore[arg-type]
 
 
 def test_unknown_backend() -> None:
@@ -133,12 +167,18 @@ def test_example_inputs_missing() -> None:
         fisopt.optimize(model(), spec=SPEC)
     with pytest.raises(InputError, match="missing a required argument: 'text'"):
         fisopt.capture(model(), {"video": inputs()["video"]}, spec=SPEC)
-    with pytest.raises(InputError, match=r"unexpected keyword argument 'pixels'.*'video', 'text'"):
+    with pytest.raises(
+        InputError, match=r"unexpected keyword argument 'pixels'.*'video', 'text'.*got .*'pixels'"
+    ):
         fisopt.capture(model(), {**inputs(), "pixels": 1}, spec=SPEC)
     with pytest.raises(InputError, match="got list, wanted the dict of keyword arguments"):
         fisopt.capture(model(), [1], spec=SPEC)  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="wanted the dict of keyword arguments"):
+    with pytest.raises(InputError, match="got an empty dict, wanted the dict of keyword arguments"):
         fisopt.capture(model(), {}, spec=SPEC)
+    with pytest.raises(
+        InputError, match=r"got tuple, wanted the dict.* it takes \['video', 'text'\]"
+    ):
+        fisopt.optimize(model(), example_inputs=tuple(inputs().values()), spec=SPEC)  # type: ignore[arg-type]
 
 
 def test_example_inputs_of_a_wrong_rank() -> None:
@@ -170,6 +210,26 @@ def test_model_in_training_mode() -> None:
     with pytest.raises(InputError, match="training mode"):
         fisopt.optimize(training, example_inputs=inputs(), spec=SPEC)
     assert training.training
+
+
+def test_model_under_hooks() -> None:
+    case = zoo()["wan"]
+    case.model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+    try:
+        with pytest.raises(InputError, match=r"blocks\.0 runs under hooks .*disable_cache"):
+            fisopt.optimize(case.model)
+    finally:
+        case.model.disable_cache()
+    fisopt.optimize(case.model, backend="eager")
+
+
+def test_optimized_module_refuses_what_it_would_not_see() -> None:
+    optimized = fisopt.optimize(zoo()["wan"].model, backend="eager")
+    with pytest.raises(InputError, match=r"enable_cache changes the layers of Wan.*be combined"):
+        optimized.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(InputError, match=r"set_attention_backend .* call it on the model"):
+        optimized.set_attention_backend("native")
+    assert not optimized.original.is_cache_enabled
 
 
 class Deciding(nn.Module):

@@ -20,7 +20,7 @@ from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
 from fisopt.files import check_free, written
-from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 
@@ -153,9 +153,11 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
     if format not in FORMATS:
         raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
     if path.suffix not in ("", SUFFIXES[format]):
+        other = [name for name, end in SUFFIXES.items() if end == path.suffix]
+        instead = f"; for this one pass format={other[0]!r} (--format {other[0]})" if other else ""
         raise ExportError(
             f"{path}: a file of format {format!r} ends in {SUFFIXES[format]!r}; a path without a "
-            "suffix becomes a folder"
+            f"suffix becomes a folder{instead}"
         )
     if format == "onnx":
         if not portable:
@@ -179,7 +181,7 @@ def _check_module(optimized: Any) -> None:
 def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None) -> Inputs:
     """The call to export."""
     if example_inputs is not None:
-        return Inputs.of(bind(optimized.original, (), example_inputs))
+        return bind_example(optimized.original, example_inputs)
     if (inputs := optimized.last_inputs) is None:
         raise ExportError(
             f"export of {type(optimized.original).__name__}: no call was made yet, so its shapes "

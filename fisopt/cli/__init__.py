@@ -253,7 +253,7 @@ def calibrate_command(
     target_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Mean cost of a visual attention, as a share of the dense one.",
+            help="Mean cost of a visual attention, as a share of the dense one; below 1.",
             show_default=False,
         ),
     ] = None,
@@ -302,7 +302,7 @@ def search_command(
     ] = None,
     target_ratio: Annotated[
         float | None,
-        typer.Option(help="Instead: how many times cheaper the model shall be, in FLOPs."),
+        typer.Option(help="Instead: how many times cheaper, in FLOPs; 1 or more."),
     ] = None,
     candidates: Annotated[
         list[str] | None,

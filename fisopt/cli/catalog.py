@@ -19,6 +19,9 @@ from fisopt.passes.presets import PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.template import matches
 
+LONGEST_OPTION = 30
+"""Width at which a pass breaks between its options and not inside of one."""
+
 
 @dataclass(frozen=True)
 class Size:
@@ -100,7 +103,7 @@ def _presets() -> Table:
     table = Table(title="Presets", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, style="cyan")
     table.add_column("what it is")
-    table.add_column("passes")
+    table.add_column("passes", min_width=LONGEST_OPTION, overflow="fold")
     for name, (purpose, passes) in PRESETS.items():
         table.add_row(name, Text(purpose), Text(", ".join(short(p) for p in passes)))
     return table

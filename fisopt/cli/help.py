@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-APP = """Make video diffusion transformers faster by rewriting their graphs; nothing is retrained.
+APP = """Make video diffusion transformers faster by rewriting their graphs, without training.
 
 \b
 Examples:
-  fisopt demo                             clips, dense and optimised, in out/
-  fisopt models                           which models are known
-  fisopt inspect wan2.2-a14b              what a model costs, without weights
-  fisopt inspect wan2.2-a14b -p fis-a     ... and what a preset makes of it
-  fisopt codegen wan2.2-a14b -p fis-a     the kernels that are emitted for it
-  fisopt calibrate testbed --target-ratio 0.8      a schedule of token reduction
-  fisopt search testbed --threshold 0.05   a mask for the attention of every layer
-  fisopt export testbed -p fis-fast -o fast.pt2    a file that torch alone runs
+  fisopt demo                           clips, dense and optimised, in out/
+  fisopt models                         which models and presets are known
+  fisopt inspect wan2.2-a14b            what a model costs, without weights
+  fisopt inspect wan2.2-a14b -p fis-a   ... and what a preset makes of it
+  fisopt codegen wan2.2-a14b -p fis-a   the kernels that are emitted for it
+  fisopt calibrate testbed --target-ratio 0.8    a schedule for TokenReduction
+  fisopt search testbed --threshold 0.05         masks for TileAttention
+  fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
 """
@@ -24,13 +24,14 @@ MODELS = """List the model families, their published models with shapes and size
 Example:
   fisopt models
 
-The names in the second column are what [cyan]fisopt inspect[/cyan] takes.
+The names in the first column are what [cyan]fisopt inspect[/cyan] takes.
 """
 
 INSPECT = """Show what a published model computes and what passes make of it; no weights are needed.
 
-The model is built from shapes alone, captured as a graph of blocks, rewritten, verified and
-costed; the largest takes about a minute and a few GB.
+The model is built from shapes alone, captured as a graph of blocks,
+rewritten, verified and costed; that takes one to four minutes and about a
+GB.
 
 \b
 Examples:
@@ -43,21 +44,23 @@ Examples:
 
 CODEGEN = """Print the Triton kernels that are emitted for a model; no GPU, no weights are needed.
 
-The model is captured from shapes alone and rewritten, and regions of its blocks (norms, rotary
-embeddings, gathers, gates, fills) are written as one kernel each.  For every kernel: its name,
-what it does, which blocks use it, and its source.  Last, what is left to Inductor and why.
+The model is captured from shapes alone and rewritten, and regions of its
+blocks (norms, rotary embeddings, gathers, gates, fills) are written as one
+kernel each.  For every kernel: its name, what it does, which blocks use it,
+and its source.  Last, what is left to Inductor and why.
 
 \b
 Examples:
   fisopt codegen wan2.2-ti2v-5b --pass fis-a --no-source
-  fisopt codegen wan2.2-a14b --pass fis-a --frames 41 > kernels.py
-  fisopt codegen cogvideox-5b --pass 'FrameInterleave(stride=3)' --height 480 --width 720
+  fisopt codegen wan2.2-a14b --pass fis-a --frames 41 > kernels.txt
+  fisopt codegen cogvideox-5b --pass 'FrameInterleave(stride=3)'
 """
 
 DEMO = """Generate the same clips with the bundled testbed model, dense and optimised, and compare.
 
-Both run on this machine, from the same noise, both compiled, and are warmed up before they are
-timed.  Writes an animated side-by-side (GIF and MP4), a still sheet (PNG) and the figures (JSON).
+Both run on this machine, from the same noise, both compiled, and are warmed
+up before they are timed.  Writes an animated side-by-side (GIF and MP4), a
+still sheet (PNG) and the figures (JSON).
 
 \b
 Examples:
@@ -77,48 +80,50 @@ Words of a prompt:
 
 CALIBRATE = """Measure where a model's tokens are alike and write a schedule of token reduction.
 
-The dense model generates for some prompts while its tokens are matched.  Blocks and steps are
-ranked into tiers, and thresholds are chosen for a cost of attention or an error of the output.
-Writes the schedule (YAML), its tables (safetensors) and a heat map (PNG); a run that was cut short
-goes on where it was.
+The dense model generates for some prompts while its tokens are matched.
+Blocks and steps are ranked into tiers, and thresholds are chosen for a cost
+of attention or an error of the output.  Writes the schedule (YAML), its
+tables (safetensors) and a heat map (PNG); a run that was cut short goes on
+from there.
 
 \b
 Examples:
   fisopt calibrate testbed --target-ratio 0.8
   fisopt calibrate testbed --prompts 8 --steps 4 --target-error 0.05
-  fisopt calibrate ./CogVideoX-2b --steps 50 --cache-steps 5 --target-ratio 0.8 --device cuda
+  fisopt calibrate ./CogVideoX-2b --steps 50 --target-ratio 0.8
   fisopt demo --pass 'TokenReduction(schedule="out/schedule.yaml")'
 """
 
 SEARCH = """Find a mask for the self-attention of every layer, on a pipeline's own denoising.
 
-Each block runs dense and under every candidate mask, at every step of some clips.  Chosen are the
-sparsest masks within an error (--threshold, the relative L2 distance that they move the video
-that a block returns), or the best ones for a cost (--target-ratio).  Then all are checked
-together.  A search that was stopped goes on where it was.  Writes masks.json, which TileAttention
-takes as its table, and pictures of the masks, of the attention under them and of the density by
-layer (PNG).
+Each block runs dense and under every candidate mask, at every step of some
+clips.  Chosen are the sparsest masks within an error (--threshold, the
+relative L2 distance that they move the video that a block returns), or the
+best ones for a cost (--target-ratio).  Then all are checked together.  A
+search that was stopped goes on from there.  Writes masks.json, which
+TileAttention takes as its table, and pictures of the masks, of the attention
+under them and of the density by layer (PNG).
 
 \b
 Examples:
   fisopt search testbed --threshold 0.05
   fisopt search testbed --target-ratio 1.1 --steps 25 --out masks
-  fisopt search testbed --threshold 0.2 --candidate 2 --candidate 'SlidingWindow(radius=2)'
-  fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --prompt "a cat walks" --frames 81
+  fisopt search testbed --threshold 0.2 --candidate 'SlidingWindow(radius=2)'
+  fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --frames 81
   fisopt demo --pass 'TileAttention(table="out/masks.json")'
 """
 
 EXPORT = """Write an optimised model as files that run elsewhere.
 
-A path that ends in .pt2, .onnx or .txt is one file; any other is a folder, with a file for each
-variant where what runs changes with the denoising step.  A published name has no weights: its
-graph is written as text.
+A path that ends in .pt2, .onnx or .txt is one file; any other is a folder,
+with a file for each variant where what runs changes with the denoising
+step.  A published name has no weights: its graph is written as text.
 
 \b
 Examples:
   fisopt export testbed --pass fis-fast -o fast.pt2
   fisopt export testbed --pass fis-b --steps 25 -o fis-b
   fisopt export testbed --pass fis-fast --format onnx -o fast.onnx
-  fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe recipe.yaml --frames 81 -o wan.pt2
+  fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe fast.yaml -o wan.pt2
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
 """

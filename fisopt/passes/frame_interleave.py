@@ -174,7 +174,7 @@ class FrameInterleave(Pass):
         counts = sorted({len(a) for a in interleaver.used})
         rewriter.note(
             f"{interleaver.sparse} of {len(every)} blocks sparse on "
-            f"{'/'.join(map(str, counts)) or frames} of {frames} latent frames "
+            f"{' or '.join(map(str, counts)) or frames} of {frames} latent frames "
             f"(scope={self.scope}, kv={self.kv}, fill={self.fill})"
         )
 

@@ -48,9 +48,10 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
         elif isinstance(item, str):
             result += _preset(item)
         else:
+            form = f"; write {item.__name__}()" if isinstance(item, type) else ""
             raise TypeError(
                 f"passes must hold Pass objects or preset names, got {item!r} "
-                f"({type(item).__name__})"
+                f"({type(item).__name__}){form}"
             )
     return tuple(result)
 
@@ -59,5 +60,6 @@ def _preset(name: str) -> tuple[Pass, ...]:
     if name in PRESETS:
         return PRESETS[name][1]
     raise ValueError(
-        f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}Presets are {sorted(PRESETS)}"
+        f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}Presets are {sorted(PRESETS)}; "
+        "a pass is given as an object, not as text: passes=[fisopt.FrameInterleave(stride=2)]"
     )

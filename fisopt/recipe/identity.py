@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from torch import nn
@@ -28,7 +30,8 @@ class Identity:
 
     Attributes:
         model: name of its class.
-        config: its configuration; of a model without one, the shapes of its parameters.
+        config: its configuration; of a model without one, the shapes of its parameters, one
+            entry for those whose names differ in their first number only.
     """
 
     model: str
@@ -41,7 +44,7 @@ class Identity:
         if isinstance(config, Mapping):
             kept = {k: v for k, v in config.items() if not k.startswith("_") and k != CONFIG_KEY}
         else:
-            kept = {name: list(value.shape) for name, value in model.state_dict().items()}
+            kept = _shapes(model)
         return Identity(type(model).__name__, json.loads(json.dumps(kept, default=str)))
 
     @property
@@ -100,3 +103,15 @@ class Identity:
                 f"{where} is for another {self.model}: {said}"
                 + (f", and {len(other) - 4} more" if len(other) > 4 else "")
             )
+
+
+def _shapes(model: nn.Module) -> dict[str, str]:
+    """Shapes of parameters and buffers: ``{"blocks.*.proj.weight": "40 of 64x64"}``."""
+    groups: dict[str, list[str]] = {}
+    for name, value in model.state_dict().items():
+        repeated = re.sub(r"(^|\.)\d+(?=\.)", r"\1*", name, count=1)
+        groups.setdefault(repeated, []).append("x".join(map(str, value.shape)) or "scalar")
+    return {
+        name: ", ".join(f"{len(list(same))} of {shape}" for shape, same in groupby(shapes))
+        for name, shapes in groups.items()
+    }

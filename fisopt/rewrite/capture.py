@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -11,7 +12,13 @@ from torch import fx, nn
 
 from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout, axes_of
-from fisopt.rewrite.inputs import FrameDims, Inputs, bind, check_example, find_frame_dims
+from fisopt.rewrite.inputs import (
+    FrameDims,
+    Inputs,
+    bind_example,
+    check_example,
+    find_frame_dims,
+)
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
 from fisopt.rewrite.template import Template, matches
 from fisopt.rewrite.tracing import accepts_shapes, export, user_line
@@ -42,12 +49,7 @@ def capture(
         InputError: example inputs are missing, of the wrong rank, NaN, or need gradients.
         CaptureError: no block matches, the grid is not that of the tokens, or export fails.
     """
-    if not isinstance(example_inputs, Mapping) or not example_inputs:
-        raise InputError(
-            f"example_inputs of {type(model).__name__}: got {type(example_inputs).__name__}, "
-            "wanted the dict of keyword arguments of one forward call"
-        )
-    inputs = Inputs.of(bind(model, (), example_inputs))
+    inputs = bind_example(model, example_inputs)
     check_example(model, inputs)
     _check_blocks(model, spec)
     layout = layout_of(spec.grid_of(inputs.kwargs()))
@@ -63,7 +65,14 @@ def capture(
 
 def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
     paths = [name for name, _ in model.named_modules() if name]
-    if any(matches(path, spec.blocks) for path in paths):
+    found = [path for path in paths if matches(path, spec.blocks)]
+    lists = [p for p in found if isinstance(model.get_submodule(p), (nn.ModuleList, nn.ModuleDict))]
+    if lists:
+        raise CaptureError(
+            f"blocks={list(spec.blocks)} names {lists} of {type(model).__name__}, which only hold "
+            f"the blocks; write blocks={tuple(f'{path}.*' for path in lists)}"
+        )
+    if found:
         return
     lists = sorted({re.sub(r"\.\d+$", ".*", p) for p in paths if re.search(r"\.\d+$", p)})
     raise CaptureError(
@@ -132,6 +141,25 @@ def _check_video(program: Program, spec: ModelSpec) -> None:
                 f"{[_text(n) for n in call.all_input_nodes if n.op != 'get_attr']}: "
                 "check the grid, and name video blocks only"
             )
+    _check_tokens_per_frame(program)
+
+
+def _check_tokens_per_frame(program: Program) -> None:
+    """Refuse a grid with more tokens a frame than there are, such as one of latents, not tokens."""
+    found = [
+        math.prod(node.meta["val"].shape[:dim]) * axis.inner  # rows may be folded into the batch
+        for call in program.blocks
+        for node in (call, *call.users)
+        for dim, axis in enumerate(axes_of(node))
+        if axis is not None and axis.inner > 1  # 1: frames have a dimension of their own
+    ]
+    wanted = program.layout.tokens_per_frame
+    if found and max(found) < wanted:
+        raise CaptureError(
+            f"the grid {program.layout} has {wanted} tokens a frame, the blocks return "
+            f"{max(found)}; the grid counts tokens, so divide rows and columns of the latents by "
+            "the patch size"
+        )
 
 
 def _text(node: fx.Node) -> str:

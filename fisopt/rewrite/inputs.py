@@ -18,12 +18,13 @@ from fisopt.rewrite.axes import TokenLayout
 
 def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the call's arguments by name, in the order of the forward signature."""
+    signature = inspect.signature(model.forward)
     try:
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
     except TypeError as error:
         raise InputError(
-            f"inputs of {type(model).__name__}.forward: {error}; "
-            f"it takes {list(inspect.signature(model.forward).parameters)}"
+            f"inputs of {type(model).__name__}.forward: {error}; it takes "
+            f"{list(signature.parameters)}, got {[*('by place' for _ in args), *kwargs]}"
         ) from error
     named: dict[str, Any] = {}
     for name, value in bound.arguments.items():
@@ -38,6 +39,22 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
         else:
             named[name] = value
     return named
+
+
+def bind_example(model: nn.Module, example_inputs: Mapping[str, Any]) -> Inputs:
+    """Return example inputs as the inputs of a call.
+
+    Raises:
+        InputError: they are no dict of arguments by name, or are not those of the model.
+    """
+    if not isinstance(example_inputs, Mapping) or not example_inputs:
+        got = "an empty dict" if example_inputs == {} else type(example_inputs).__name__
+        names = list(inspect.signature(model.forward).parameters)
+        raise InputError(
+            f"example_inputs of {type(model).__name__}: got {got}, wanted the dict of keyword "
+            f"arguments of one forward call; it takes {names}"
+        )
+    return Inputs.of(bind(model, (), example_inputs))
 
 
 @dataclass(frozen=True)
@@ -91,17 +108,37 @@ def _leaf_key(leaf: Any) -> Any:
     )
 
 
-def check_example(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse example inputs that cannot be captured: gradients, NaN, a model in training mode.
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in a state that a graph cannot be captured in.
 
     Raises:
-        InputError: the model is in training mode, a tensor needs gradients, or holds NaN.
+        InputError: it is in training mode, or hooks replace the forward calls of its layers:
+            a step cache, parallelism, layerwise casting or offloading of single layers.
     """
     if model.training:
         raise InputError(
             f"{type(model).__name__} is in training mode; fisopt optimises inference: "
             "call model.eval() first"
         )
+    for path, module in model.named_modules():
+        hooks = list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
+        if getattr(getattr(module, "_hf_hook", None), "offload", False):
+            hooks.append("offloading of single layers")
+        if hooks:
+            raise InputError(
+                f"{type(model).__name__}: {path or 'the model'} runs under hooks ({hooks}), which "
+                "do not reach a captured graph; remove them first (disable_cache() for a step "
+                "cache): the two cannot be combined"
+            )
+
+
+def check_example(model: nn.Module, inputs: Inputs) -> None:
+    """Refuse example inputs that cannot be captured: gradients, NaN, a model that is not ready.
+
+    Raises:
+        InputError: see `check_model`; or a tensor needs gradients, or holds NaN.
+    """
+    check_model(model)
     if not any(True for _ in inputs.tensors()):
         raise InputError("example inputs hold no tensor; wanted the arguments of one forward call")
     for i, tensor in inputs.tensors():

@@ -86,8 +86,12 @@ class Pass(ABC):
         self.run(rewriter)
         skipped = tuple(f"{where}: {reason}" for where, reason in rewriter.skipped)
         if skipped and strict:
+            places: dict[str, list[str]] = {}
+            for where, reason in rewriter.skipped:
+                places.setdefault(reason, []).append(where)
+            refused = "; ".join(f"{', '.join(p)}: {reason}" for reason, p in places.items())
             raise PreconditionError(
-                "could not be applied to " + "; ".join(skipped) + " (strict=False leaves it dense)",
+                f"could not be applied to {refused} (strict=False leaves it dense)",
                 pass_name=self.name,
             )
         if not rewriter.changed:

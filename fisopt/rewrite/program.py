@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.inputs import FrameDims, Inputs, bind, resize
+from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
@@ -140,7 +140,7 @@ class Program:
         return [x for _, x in self._bind(kwargs).tensors()]
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
-        return Inputs.of(bind(self.source.model, (), kwargs))
+        return bind_example(self.source.model, kwargs)
 
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:

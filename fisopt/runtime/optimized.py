@@ -17,11 +17,12 @@ from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.capture import Dynamic, capture
-from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.layers import refusal
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report, Variant
 from fisopt.spec import ModelSpec
@@ -131,7 +132,7 @@ class OptimizedModule(nn.Module):
 
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
-        inputs = Inputs.of(bind(self.original, (), example_inputs))
+        inputs = bind_example(self.original, example_inputs)
         passes = self.passes if step is None else active_at(self.passes, step)
         return self.plan(inputs, passes).program
 
@@ -261,7 +262,7 @@ class OptimizedModule(nn.Module):
         """
         if num_steps is not None and num_steps < 1:
             raise ScheduleError(f"warmup: num_steps must be at least 1, got {num_steps}")
-        inputs = Inputs.of(bind(self.original, (), example_inputs))
+        inputs = bind_example(self.original, example_inputs)
         steps = [step] if num_steps is None else [Step(i, num_steps) for i in range(num_steps)]
         plans: dict[_Plan, None] = {}
         for now in steps:
@@ -276,7 +277,8 @@ class OptimizedModule(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if "original" not in self.__dict__:
             raise AttributeError(name)
-        return getattr(self.__dict__["original"], name)
+        value = getattr(self.__dict__["original"], name)
+        return refusal(name, type(self.original).__name__) or value
 
     def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:
         """Move the original; what was made for its old device or dtype serves when it is back."""

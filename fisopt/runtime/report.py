@@ -66,7 +66,7 @@ class Report:
             lines.append(
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
-                f"{variant.stages or 'no'} graphs compiled"
+                f"predicted {1 / variant.density:.2f}x, {variant.stages or 'no'} graphs compiled"
             )
             for applied in variant.applied:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]

@@ -156,6 +156,7 @@ def test_what_cannot_be_exported(
         (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
         (stepwise, "model.pt2", {"steps": 4}, "2 variants and one file cannot hold them"),
         (made, "model.bin", {}, r"ends in '.pt2'"),
+        (made, "model.onnx", {}, r"for this one pass format='onnx' \(--format onnx\)"),
         (made, "model.onnx", {"format": "onnx", "portable": False}, "ONNX knows no fisopt"),
         (made.original, "model.pt2", {}, "got a PlainDiT; pass what fisopt.optimize returned"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from diffusers import WanTransformer3DModel
+from torch import nn
 
 import fisopt
 from fisopt import (
@@ -144,6 +146,21 @@ def test_another_model_is_refused_by_name(tmp_path: Path) -> None:
     other = WanTransformer3DModel.from_config({**wan.config, "num_layers": layers + 1}).eval()
     with pytest.raises(RecipeError, match=f"num_layers={layers} there and {layers + 1} here"):
         fisopt.optimize(other, recipe=path)
+
+
+def test_a_model_without_configuration_is_named_by_few_shapes(tmp_path: Path) -> None:
+    def blocks(*widths: int) -> nn.Module:
+        layers = (nn.Sequential(nn.Linear(4, w), nn.Linear(w, 4)) for w in widths)
+        return nn.ModuleDict({"blocks": nn.ModuleList(layers), "head": nn.Linear(4, 2)})
+
+    held = Identity.of(blocks(8, 8, 6)).config
+    assert held["blocks.*.0.weight"] == "2 of 8x4, 1 of 6x4"
+    assert held["head.bias"] == "1 of 2"
+    assert len(held) == 6
+    path = Recipe.of(blocks(8, 8, 6), []).save(tmp_path / "r.yaml")
+    said = r"blocks.*.0.bias='2 of 8, 1 of 6' there and '1 of 8, 1 of 6, 1 of 8' here"
+    with pytest.raises(RecipeError, match=re.escape(said)):
+        Recipe.read(path, blocks(8, 6, 8))
 
 
 def edited(change: Callable[[dict[str, Any]], Any], tmp_path: Path, *passes: Pass) -> Path:

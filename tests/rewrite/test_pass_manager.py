@@ -168,13 +168,14 @@ def test_on_pass_and_notes(wan: Program) -> None:
 
 def test_strict(wan: Program) -> None:
     def skipping(rewriter: Rewriter) -> None:
-        rewriter.skip("blocks.1", "it is blue")
+        for block in ("blocks.1", "blocks.2"):
+            rewriter.skip(block, "it is blue")
 
-    with pytest.raises(PassError, match=r"could not be applied to blocks\.1: it is blue"):
+    with pytest.raises(PassError, match=r"applied to blocks\.1, blocks\.2: it is blue \("):
         PassManager([Do(skipping)]).run(wan)
     manager = PassManager([Do(skipping)], strict=False)
     manager.run(wan)
-    assert manager.applied[0].result.skipped == ("blocks.1: it is blue",)
+    assert manager.applied[0].result.skipped == ("blocks.1: it is blue", "blocks.2: it is blue")
 
 
 def test_unknown_operator_needs_a_relation(wan: Program) -> None:
