@@ -66,6 +66,7 @@ def open_sizes(
     at: Callable[[Inputs, int], Program],
     flatten: Flatten,
     wanted: Sequence[str] = SIZES,
+    otherwise: str = "not asked for",
 ) -> Opened:
     """Flatten variants, with as many sizes open as their graphs allow.
 
@@ -74,10 +75,11 @@ def open_sizes(
         at: the Program of a variant for inputs of other sizes.
         flatten: makes a flat graph.
         wanted: the sizes to try; the rest are fixed.
+        otherwise: why those are.
     """
     program = variants.all[0].program
     count, grid, roles = len(variants.all), program.layout, roles_of(program)
-    fixed = {name: "not asked for" for name in SIZES if name not in wanted}
+    fixed = {name: otherwise for name in SIZES if name not in wanted}
     if not wanted:
         return Opened(tuple(flatten(v.program) for v in variants.all), None, {}, fixed)
     base = [flatten(at(program.inputs, i)) for i in range(count)]
