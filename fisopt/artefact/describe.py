@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.artefact.graph import placeholders
+from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.manifest import Call, Format, Manifest, TensorInfo, VariantInfo
 from fisopt.artefact.sizes import SIZES
 from fisopt.artefact.variants import Variant, Variants
@@ -110,8 +110,6 @@ def _call(
     full = Inputs.of(arranged(inputs.kwargs(), parameters, defaults))
     held = placeholders(program)
     taken = held[: len(held) - len(program.loads)]
-    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    results = list(output.args[0])[: program.out_structure.num_leaves]
     return Call(
         parameters=parameters,
         defaults=defaults,
@@ -120,7 +118,8 @@ def _call(
         tensors=tuple(tensor_info(n, shapes) for n in taken),
         output=structure_text(program.out_structure),
         results=tuple(
-            tensor_info(n, shapes, f"output_{i}" if i else "output") for i, n in enumerate(results)
+            tensor_info(node, shapes, name)
+            for name, node in results_of(program, program.graph).items()
         ),
     )
 

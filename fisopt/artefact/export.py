@@ -119,7 +119,9 @@ def _opened(
     def at(inputs: Inputs, index: int) -> Program:
         return optimized.rewritten(inputs, variants.all[index].passes, general=True)
 
-    return open_sizes(variants, at, flat, sizes if format in ("pt2", "onnx") else ())
+    if format in ("aoti", "text"):
+        return open_sizes(variants, at, flat, (), f"files of format {format!r} have one size")
+    return open_sizes(variants, at, flat, sizes)
 
 
 def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:

@@ -18,6 +18,13 @@ def placeholders(program: Program) -> list[fx.Node]:
     return [n for n in program.graph.nodes if n.op == "placeholder"]
 
 
+def results_of(program: Program, graph: fx.Graph) -> dict[str, fx.Node]:
+    """The model's own results in a graph of a Program, as artefacts name them, in order."""
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    held = list(output.args[0])[: program.out_structure.num_leaves]
+    return {f"output_{i}" if i else "output": node for i, node in enumerate(held)}
+
+
 def exported(module: fx.GraphModule, shapes: Any = None) -> ExportedProgram:
     """Export a flat graph; its tensors become keyword arguments.
 

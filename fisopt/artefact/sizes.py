@@ -63,7 +63,7 @@ def value_of(product: Product, grid: TokenLayout) -> int:
 def product_text(product: Product) -> str:
     """A product as text: ``2*height``."""
     factor = [str(product[0])] if product[0] != 1 else []
-    return "*".join([*factor, *product[1]])
+    return "*".join([*factor, *product[1]]) or "1"
 
 
 def product_from(text: str) -> Product:

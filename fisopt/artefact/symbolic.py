@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.artefact.graph import placeholders
+from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.sizes import (
     SIZES,
     Roles,
@@ -47,7 +47,7 @@ class Opened:
     Attributes:
         modules: the flat graph of each.
         dynamic: for each, dynamic shapes as torch.export takes them; None if all are fixed.
-        shapes: sizes of the call's tensors by name, expressions where they are open.
+        shapes: sizes of the call's tensors and results by name, expressions where they are open.
         fixed: the sizes that are fixed, each with the reason.
     """
 
@@ -66,6 +66,7 @@ def open_sizes(
     at: Callable[[Inputs, int], Program],
     flatten: Flatten,
     wanted: Sequence[str] = SIZES,
+    otherwise: str = "not asked for",
 ) -> Opened:
     """Flatten variants, with as many sizes open as their graphs allow.
 
@@ -74,10 +75,11 @@ def open_sizes(
         at: the Program of a variant for inputs of other sizes.
         flatten: makes a flat graph.
         wanted: the sizes to try; the rest are fixed.
+        otherwise: why those are.
     """
     program = variants.all[0].program
     count, grid, roles = len(variants.all), program.layout, roles_of(program)
-    fixed = {name: "not asked for" for name in SIZES if name not in wanted}
+    fixed = {name: otherwise for name in SIZES if name not in wanted}
     if not wanted:
         return Opened(tuple(flatten(v.program) for v in variants.all), None, {}, fixed)
     base = [flatten(at(program.inputs, i)) for i in range(count)]
@@ -113,6 +115,7 @@ def open_sizes(
         for subset in (frozenset(c) for k in (2, 3) for c in itertools.combinations(names, k)):
             points[subset] = graphs(dict.fromkeys(subset, 1))
         check = graphs({name: CHECK[name] for name in names})
+        shapes = _result_shapes(points, check, names, program)
         for i, module in enumerate(base):
             numbers = {subset: _numbers(made[i]) for subset, made in points.items()}
             fits = _fits(numbers, _numbers(check[i]), names, grid)
@@ -121,9 +124,8 @@ def open_sizes(
         reason = str(error).splitlines()[0]
         base = [flatten(v.program) for v in variants.all]
         return Opened(tuple(base), None, {}, fixed | dict.fromkeys(names, reason))
-    return Opened(
-        tuple(base), _dynamic(program, roles, names), _shapes(program, roles, names), fixed
-    )
+    shapes |= _shapes(program, roles, names)
+    return Opened(tuple(base), _dynamic(program, roles, names), shapes, fixed)
 
 
 def _compare(one: fx.GraphModule, two: fx.GraphModule) -> None:
@@ -345,6 +347,37 @@ def _shapes(
                 shape[dim] = product_text((bound, free))
         result[holder.name] = tuple(shape)
     return result
+
+
+def _result_shapes(
+    points: Mapping[frozenset[str], Sequence[fx.GraphModule]],
+    check: Sequence[fx.GraphModule],
+    names: Sequence[str],
+    program: Program,
+) -> dict[str, tuple[int | str, ...]]:
+    """Sizes of the results by name, as sums of products of the open sizes.
+
+    Raises:
+        _UnfitError: a size is no such sum.
+    """
+
+    def sizes(module: fx.GraphModule) -> dict[str, tuple[int, ...]]:
+        held = results_of(program, module.graph)
+        return {name: tuple(map(int, node.meta["val"].shape)) for name, node in held.items()}
+
+    def numbers(modules: Sequence[fx.GraphModule]) -> list[int]:
+        return list(itertools.chain(*sizes(modules[0]).values()))
+
+    at = {subset: numbers(made) for subset, made in points.items()}
+    fits = iter(_fits(at, numbers(check), names, program.layout))
+    return {
+        name: tuple(size if (fit := next(fits)) is None else _fit_text(fit) for size in shape)
+        for name, shape in sizes(points[frozenset()][0]).items()
+    }
+
+
+def _fit_text(fit: Polynomial) -> str:
+    return " + ".join(product_text((factor, names)) for names, factor in fit.items())
 
 
 def _inputs(program: Program) -> Iterator[tuple[fx.Node, int]]:

@@ -117,6 +117,7 @@ def test_a_manifest_of_another_form(made: OptimizedModule, tmp_path: Path) -> No
     file = path / "manifest.json"
     said = json.loads(file.read_text())
     model, variant = said["model"], said["variants"][0]
+    assert said["fixed_sizes"]["frames"] == "files of format 'text' have one size"
     for entries, message in (
         ({"fisopt_artefact": 99}, "artefact of form 99, written by fisopt 0"),
         ({"fisopt_artefact": 99, "versions": []}, "artefact of form 99, written by fisopt unknown"),

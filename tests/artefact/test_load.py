@@ -113,6 +113,7 @@ def test_frames_stay_open_without_passes_over_frames(
     loaded = fisopt.load(fisopt.export(made, tmp_path / f"dense.{form}", form))
     assert loaded.manifest.open_sizes == ("frames",)
     assert loaded.manifest.call.tensors[0].shape == (2, "6*frames", 6)
+    assert loaded.manifest.call.results[0].shape == (2, "6*frames", 6)
     for frames in (5, 8):
         other = plain_dit.inputs(FORMS["text_in_front"], frames, 2, 3, batch=2)
         want = made.original(**other)["video"]
