@@ -176,7 +176,7 @@ def test_example_inputs_missing() -> None:
     with pytest.raises(InputError, match="got an empty dict, wanted the dict of keyword arguments"):
         fisopt.capture(model(), {}, spec=SPEC)
     with pytest.raises(
-        InputError, match=r"got tuple, wanted the dict.* it takes \['video', 'text'\]"
+        InputError, match=r"got tuple, wanted the dict.* takes \['video', 'text', 'time'\]"
     ):
         fisopt.optimize(model(), example_inputs=tuple(inputs().values()), spec=SPEC)  # type: ignore[arg-type]
 

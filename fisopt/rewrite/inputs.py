@@ -52,7 +52,7 @@ def bind_example(model: nn.Module, example_inputs: Mapping[str, Any]) -> Inputs:
         names = list(inspect.signature(model.forward).parameters)
         raise InputError(
             f"example_inputs of {type(model).__name__}: got {got}, wanted the dict of keyword "
-            f"arguments of one forward call; it takes {names}"
+            f"arguments of one forward call; the model takes {names}"
         )
     return Inputs.of(bind(model, (), example_inputs))
 
