@@ -30,10 +30,13 @@ lint: $(STAMP) ## Check style, types and layers only
 	$(BIN)/lint-imports
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Test the kernels on an NVIDIA GPU and measure; what is there is kept, run again to go on
-	$(GPU_PYTHON) -m pytest -m gpu tests/codegen
-	$(GPU_PYTHON) benchmarks/gpu/bench_kernels.py
-	$(GPU_PYTHON) benchmarks/gpu/bench_emitted.py
-	$(GPU_PYTHON) benchmarks/gpu/bench_forward.py
+	@failed=; \
+	for part in "-m pytest -m gpu tests/codegen" benchmarks/gpu/bench_kernels.py \
+		benchmarks/gpu/bench_emitted.py benchmarks/gpu/bench_forward.py; do \
+		echo "$(GPU_PYTHON) $$part"; \
+		$(GPU_PYTHON) $$part || failed="$$failed\n  $$part"; \
+	done; \
+	test -z "$$failed" || { printf "failed:$$failed\n"; exit 1; }
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(BIN)/ruff check --fix .

@@ -325,7 +325,7 @@ def _microseconds(run: Callable[[], object]) -> float:
 
 
 def _device(stage: fx.GraphModule) -> torch.device:
-    for node in stage.graph.nodes:
-        if isinstance(value := node.meta.get("val"), Tensor):
-            return value.device
-    return torch.device("cpu")
+    """Where a stage computes; numbers that it takes may be on the CPU all the same."""
+    values = (node.meta.get("val") for node in stage.graph.nodes)
+    places = dict.fromkeys(v.device for v in values if isinstance(v, Tensor))
+    return next((d for d in places if d.type != "cpu"), torch.device("cpu"))
