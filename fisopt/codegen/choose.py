@@ -199,7 +199,8 @@ def measure(candidates: Candidates, what: str) -> dict[str, float]:
     for name, run in candidates.items():
         try:
             wrong = _disagreement(run(), expected)
-            time = _microseconds(run)
+            with torch.cuda.device_of(expected[0]):  # type: ignore[no-untyped-call]
+                time = _microseconds(run)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -4,19 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
-
-_INVERSES: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def inverse_of(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """`inverse`, made once for a match that several steps use."""
-    version = 0 if origin.is_inference() else origin._version
-    known = _INVERSES.setdefault(origin, {})
-    if (kept, version) not in known:
-        known[kept, version] = inverse(origin, kept)
-    found: tuple[Tensor, Tensor, Tensor] = known[kept, version]
-    return found
 
 
 def inverse(origin: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fisopt.codegen.kernels.inverse import inverse_of
+from fisopt.codegen.kernels.inverse import inverse
 from fisopt.codegen.kernels.launching import (
     Launch,
     architecture_of,
@@ -346,7 +346,7 @@ def prepare(
         config = default_config(width, architecture_of(query))
     q, k, v, o = (in_four(x) for x in (query, key, value, out))
     kept, count = queries.shape[-1], k.shape[-2] if keys is None else keys.shape[-1]
-    order, owner, starts = inverse_of(origin, kept)
+    order, owner, starts = inverse(origin, kept)
     mode, mask_strides = mask_arguments(mask, (*q.shape[:2], kept, count))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     gathered = None if keys is None else keys.contiguous()
