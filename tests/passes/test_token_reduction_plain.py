@@ -112,7 +112,7 @@ def test_the_cap() -> None:
 
 def test_tiles_before_it_are_refused_by_name() -> None:
     _, program, _ = program_of(FORM)
-    with pytest.raises(PreconditionError, match=r"layers\.0: TileAttention has replaced the atten"):
+    with pytest.raises(PreconditionError, match=r"layers\.2: TileAttention has replaced the atten"):
         PassManager([TileAttention(1), TokenReduction(0.5)]).run(program)
 
 
