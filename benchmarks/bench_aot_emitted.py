@@ -19,7 +19,7 @@ from typing import Any
 os.environ.pop("TRITON_INTERPRET", None)
 
 import triton
-from emission import MODELS, emitted
+from emission import MODELS, OTHERS, emitted
 from harness import RESULTS, write
 from tqdm import tqdm
 
@@ -56,7 +56,7 @@ def row_of(name: str, kernel: Kernel, config: Config, region: Region, arch: int)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--model", nargs="+", default=[*MODELS])
+    parser.add_argument("--model", nargs="+", default=[*MODELS, *OTHERS])
     parser.add_argument("--arch", nargs="+", type=int, default=[*ARCHITECTURES])
     options = parser.parse_args()
     rows = json.loads(PATH.read_text())["rows"] if PATH.exists() else []

@@ -16,6 +16,10 @@ from fisopt.codegen.emit.region import Region, find_regions
 from fisopt.codegen.lower import lower
 
 MODELS = ("wan2.2-ti2v-5b", "hunyuanvideo-1.5", "cogvideox-5b", "ltx-video", "mochi-1")
+"""Models of different forms of attention, norm and rotary embedding."""
+
+OTHERS = ("wan2.2-a14b", "hunyuanvideo", "cogvideox-2b", "allegro", "latte-1")
+"""One of each remaining family or size."""
 
 
 def emitted(
