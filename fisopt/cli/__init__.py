@@ -21,7 +21,21 @@ from fisopt.cli.codegen import emission, emission_view
 from fisopt.cli.console import errors, stderr, stdout
 from fisopt.cli.expressions import parse_mask, parse_passes
 from fisopt.cli.inspection import inspect_model, inspection_view
-from fisopt.cli.sources import DTYPES, Source
+from fisopt.cli.options import (
+    Component,
+    Count,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Passes,
+    Pipeline,
+    Strict,
+    Texts,
+    Traceback,
+    Width,
+)
+from fisopt.cli.sources import Source
 
 app = typer.Typer(
     name="fisopt",
@@ -31,77 +45,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
-
-Passes = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--pass",
-        "-p",
-        help="A preset, or a pass with options in quotes, see the examples; repeatable, applied "
-        "in order.",
-        show_default=False,
-    ),
-]
-Pipeline = Annotated[
-    str,
-    typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
-]
-Count = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="How many prompts to measure (default: those given, or 4).", show_default=False
-    ),
-]
-Texts = Annotated[
-    list[str] | None,
-    typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
-]
-Height = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Rows of the video in pixels (default: as published).", show_default=False
-    ),
-]
-Width = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Columns of the video in pixels (default: as published).", show_default=False
-    ),
-]
-Frames = Annotated[
-    int | None,
-    typer.Option(min=1, help="Frames of the video (default: as published).", show_default=False),
-]
-Device = Annotated[
-    str | None,
-    typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),
-]
-Dtype = Annotated[
-    str | None,
-    typer.Option(
-        help=f"{', '.join(DTYPES)} (default: bfloat16 on a GPU, else float32).",
-        show_default=False,
-    ),
-]
-Component = Annotated[
-    str | None,
-    typer.Option(
-        help="Of a pipeline with two transformers, the one that is meant: transformer, "
-        "transformer_2.",
-        show_default=False,
-    ),
-]
-Traceback = Annotated[
-    bool, typer.Option("--traceback", help="Show the traceback of an error, not only its message.")
-]
-Strict = Annotated[
-    bool,
-    typer.Option(
-        "--strict/--no-strict",
-        help="Whether it is an error if a pass cannot be applied to a block; otherwise it is "
-        "reported.",
-    ),
-]
 
 
 def _version(wanted: bool) -> None:

@@ -1,0 +1,80 @@
+"""Options that several commands take, each with its help."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.sources import DTYPES
+
+Passes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--pass",
+        "-p",
+        help="A preset, or a pass with options in quotes, see the examples; repeatable, applied "
+        "in order.",
+        show_default=False,
+    ),
+]
+Pipeline = Annotated[
+    str,
+    typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
+]
+Count = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="How many prompts to measure (default: those given, or 4).", show_default=False
+    ),
+]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
+]
+Height = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Rows of the video in pixels (default: as published).", show_default=False
+    ),
+]
+Width = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Columns of the video in pixels (default: as published).", show_default=False
+    ),
+]
+Frames = Annotated[
+    int | None,
+    typer.Option(min=1, help="Frames of the video (default: as published).", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        help=f"{', '.join(DTYPES)} (default: bfloat16 on a GPU, else float32).",
+        show_default=False,
+    ),
+]
+Component = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a pipeline with two transformers, the one that is meant: transformer, "
+        "transformer_2.",
+        show_default=False,
+    ),
+]
+Traceback = Annotated[
+    bool, typer.Option("--traceback", help="Show the traceback of an error, not only its message.")
+]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Whether it is an error if a pass cannot be applied to a block; otherwise it is "
+        "reported.",
+    ),
+]
