@@ -15,6 +15,7 @@ import diffusers
 import torch
 
 import fisopt
+from fisopt.files import replacing
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -59,9 +60,7 @@ def paired_ratio(base: list[float], other: list[float]) -> float:
 
 def write(name: str, result: Any) -> Path:
     """Write a result as JSON beside the others, whole or not at all."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
-    beside = path.with_suffix(".json.part")
-    beside.write_text(json.dumps(result, indent=1) + "\n")
-    beside.replace(path)
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(result, indent=1) + "\n")
     return path

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from triton.testing import do_bench
 
+from fisopt.files import replacing
+
 RESULTS = Path(__file__).parent.parent / "results"
 Row = dict[str, Any]
 
@@ -82,10 +84,9 @@ class Rows:
     def add(self, row: Row) -> None:
         """Keep a row, in the file as well."""
         self.rows.append(row)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".json.part")
-        beside.write_text(json.dumps({"machine": self.machine, "rows": self.rows}, indent=1) + "\n")
-        beside.replace(self.path)
+        held = {"machine": self.machine, "rows": self.rows}
+        with replacing(self.path) as beside:
+            beside.write_text(json.dumps(held, indent=1) + "\n")
 
 
 def said(error: Exception) -> str:
