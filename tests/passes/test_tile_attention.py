@@ -277,7 +277,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         (TileAttention(FrameTable(torch.eye(5).repeat(3, 1, 1) > 0)), "for 3 heads, .* has 2"),
         (
             TileAttention(FrameTable(torch.tensor([[i != 3] * 5 for i in range(5)]))),
-            "blocks.3: the mask leaves the queries of frame 3 with no key",
+            "blocks.0, blocks.1, blocks.2, blocks.3: the mask leaves the queries of frame 3 with no key",
         ),
     ],
 )
