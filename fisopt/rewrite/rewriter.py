@@ -19,6 +19,7 @@ from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.template import MODE
+from fisopt.rewrite.writes import mutates
 
 BY = "fisopt.by"
 
@@ -217,7 +218,7 @@ class Rewriter:
     def store(self, name: str, node: fx.Node) -> None:
         """Return a tensor for a later step to load."""
         program = self.program
-        self.also_return(node, program.out_structure.num_leaves + len(program.stores))
+        self.also_return(node, program.own_results + len(program.stores))
         program.stores += (name,)
 
     def gauge(self, name: str, node: fx.Node) -> None:
@@ -244,7 +245,9 @@ class Rewriter:
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses and callees that nobody calls."""
         # fx keeps what may draw random numbers, attention with dropout among them
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        self.graph.eliminate_dead_code(
+            lambda node: node.op in ("placeholder", "output") or mutates(node)
+        )
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

@@ -12,6 +12,7 @@ from fisopt.rewrite.ops.registry import CONTRACTS
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import virtual_shape
+from fisopt.rewrite.writes import mutates
 
 
 def verify(program: Program) -> None:
@@ -33,7 +34,7 @@ def verify(program: Program) -> None:
         if node.op == "call_module":
             _check_call(node, program.callee(node))
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    count, own = len(output.args[0]), program.out_structure.num_leaves
+    count, own = len(output.args[0]), program.own_results
     extra = len(program.stores) + len(program.gauges)
     if count != own + extra:
         raise VerifyError(
@@ -79,7 +80,7 @@ def _check_axes(node: fx.Node, where: str) -> None:
 def _check_operator(node: fx.Node, where: str) -> None:
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    if target._schema.is_mutable:
+    if mutates(node):
         raise VerifyError(f"{where}: {node.format_node()} mutates its input")
     if target.namespace == "fisopt" and target not in CONTRACTS:
         raise VerifyError(f"{where}: {target} has no contract in rewrite/ops")

@@ -99,10 +99,12 @@ class OptimizedModule(nn.Module):
             held = self._generation.held(inputs.key())
         if not plan.fits(held):
             plan = self.plan(inputs, tuple(p.afresh() for p in active))
+        plan.program.check(inputs)
         state = (held[name] for name in plan.program.loads)
         with torch.no_grad():
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
+        plan.program.write_back(inputs, returned)
         self._measure(inputs, returned.gauges)
         self._generation.keep(held, returned.state)
         return returned.output

@@ -86,7 +86,42 @@ def _slice(node: fx.Node) -> Relation:
         result.kept.add(dim)
     else:
         _slice_link(result, operand, dim, dim, start, end)
+        if not carries(operand, dim) and (written := _written(operand, dim)) is not None:
+            result.placed.append(_read_back(*written, dim, shape(operand)[dim], start, end))
     return result
+
+
+def _written(buffer: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+    """What was written last into a dimension of a buffer, and the position of its first entry."""
+    if buffer.target in (aten.alias.default, aten.clone.default):
+        return _written(operand_of(buffer, 0), dim)
+    if buffer.target is aten.slice_scatter.default and argument(buffer, 5, "step", 1) == 1:
+        at = wrap(argument(buffer, 2, "dim", 0), len(shape(buffer)))
+        if at == dim:
+            return operand_of(buffer, 1), bounds(*_ends(buffer), shape(buffer)[dim])[0]
+        return None
+    if buffer.target is aten.select.int:
+        row, source = argument(buffer, 1, "dim"), operand_of(buffer, 0)
+        if source.target is aten.select_scatter.default and source.args[2:] == buffer.args[1:]:
+            return _written(operand_of(source, 1), dim)
+        return _written(source, dim if dim < row else dim + 1)
+    return None
+
+
+def _ends(node: fx.Node) -> tuple[int | None, int | None]:
+    return argument(node, 3, "start"), argument(node, 4, "end")
+
+
+def _read_back(
+    source: fx.Node, at: int, dim: int, size: int, start: int, end: int
+) -> Link:
+    """The frames of ``buffer[start:end]`` where ``source`` was written at ``at``."""
+    behind = size - at - shape(source)[dim]
+
+    def convert(a: FrameAxis) -> FrameAxis | None:
+        return _cut(replace(a, before=a.before + at, after=a.after + behind), start, end)
+
+    return Link(source, dim, dim, convert, lambda _: None)
 
 
 @relation_rule(aten.select.int)
@@ -226,22 +261,37 @@ def _stack(node: fx.Node) -> Relation:
 
 @relation_rule(aten.slice_scatter.default, aten.select_scatter.default)
 def _scatter(node: fx.Node) -> Relation:
-    """Writing at positions of a framed dimension mixes it; every other dimension is followed."""
+    """Every dimension but the written one is followed, and that too if no frame is divided."""
     base, source = operand_of(node, 0), operand_of(node, 1)
     dim = wrap(argument(node, 2, "dim", 0), len(shape(base)))
     selected = node.target is aten.select_scatter.default
     result = Relation()
     for d in range(len(shape(base))):
-        if d == dim and carries(base, d):
-            result.mixed.append((base, d))
-            result.kept.add(d)
-            if not selected:
-                result.mixed.append((source, d))
+        if d == dim:
+            _write_slice(result, node, d)
             continue
         result.link(base, d, d)
-        if d != dim:
-            result.link(source, d - 1 if selected and d > dim else d, d)
+        result.link(source, d - 1 if selected and d > dim else d, d)
     return result
+
+
+def _write_slice(result: Relation, node: fx.Node, dim: int) -> None:
+    """Relate the dimension in which a slice is written: text, every frame, or by position."""
+    base, source = operand_of(node, 0), operand_of(node, 1)
+    selected = node.target is aten.select_scatter.default
+    axis = axes_of(base)[dim] if carries(base, dim) else None
+    if not selected and axis is not None and argument(node, 5, "step", 1) == 1:
+        start, end = bounds(*_ends(node), shape(base)[dim])
+        text = end <= axis.before or start >= axis.before + axis.video
+        if text or _cut(axis, start, end) is not None:
+            result.link(base, dim, dim)
+            if not text:
+                grow, shrink = _shifted(start, shape(base)[dim] - end)
+                result.links.append(Link(source, dim, dim, grow, shrink))
+            return
+    result.write(base, dim)
+    if not selected:
+        result.addressed.append((source, dim))
 
 
 def carries(node: fx.Node, dim: int) -> bool:
