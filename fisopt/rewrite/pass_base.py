@@ -9,6 +9,7 @@ from itertools import chain
 from typing import ClassVar, Literal
 
 from fisopt.errors import PreconditionError, ScheduleError
+from fisopt.rewrite.dropout import active_dropout
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -81,6 +82,7 @@ class Pass(ABC):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        self._refuse_dropout(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)
@@ -101,6 +103,21 @@ class Pass(ABC):
         result = PassResult(rewriter.program, True, tuple(rewriter.notes), skipped)
         self.ensures(result.program)
         return result
+
+    def _refuse_dropout(self, program: Program) -> None:
+        callees = {str(c.target): (c, program.callee(c).graph) for c in program.blocks}
+        for call, graph in [(None, program.graph), *callees.values()]:
+            if (found := active_dropout(graph)) is not None:
+                node, probability = found
+                where = call.meta["fisopt.region"] if call is not None else "the model"
+                what = "its attention" if "attention" in str(node.target) else str(node.target)
+                raise PreconditionError(
+                    f"{what} has dropout ({probability}), so every run draws other numbers and "
+                    "nothing can be left out of it; pass a probability of 0 outside of training "
+                    "(`dropout_p=self.p if self.training else 0.0`)",
+                    pass_name=self.name,
+                    node=where,
+                )
 
     @abstractmethod
     def run(self, rewriter: Rewriter) -> None:

@@ -114,7 +114,8 @@ def _overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             low, high = reach.setdefault(stride, [0, 0])
             reach[stride] = [low - (1 - sign) * (size - 1), high + sign * (size - 1)]
-    return _reaches(b.storage_offset() - a.storage_offset(), sorted(reach.items(), reverse=True))
+    distance = int(b.storage_offset()) - int(a.storage_offset())
+    return _reaches(distance, sorted(reach.items(), reverse=True))
 
 
 def _reaches(distance: int, steps: Sequence[tuple[int, list[int]]]) -> bool:
