@@ -170,7 +170,8 @@ class FrameInterleave(Pass):
         program = rewriter.program
         frames = program.layout.frames
         if frames <= BOUNDARIES or self.stride == 1:
-            rewriter.note(f"dense: {frames} latent frames, stride {self.stride}")
+            boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
+            rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
         original = program.at(program.inputs)
         every = program.blocks

@@ -245,17 +245,21 @@ def _holds_video(value: fx.Node, streams: set[fx.Node]) -> bool:
 
     Attention inside one frame has no frames along its sequence: its entries are followed back.
     """
-    open_places = [(value, len(shape(value)) - 2)]
+    return any(
+        node in streams or (dim < len(axes_of(node)) and axes_of(node)[dim] is not None)
+        for node, dim in made_of(value, len(shape(value)) - 2)
+    )
+
+
+def made_of(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:
+    """The dimensions, this one among them, whose entries a dimension is made of in place."""
+    open_places = [(node, dim)]
     seen = set(open_places)
     while open_places:
-        node, dim = open_places.pop()
-        axes = axes_of(node)
-        if (dim < len(axes) and axes[dim] is not None) or node in streams:
-            return True
-        for place in _followed(node, dim) - seen:
-            seen.add(place)
-            open_places.append(place)
-    return False
+        new = _followed(*open_places.pop()) - seen
+        seen |= new
+        open_places += new
+    return seen
 
 
 def _followed(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:

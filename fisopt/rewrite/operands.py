@@ -12,7 +12,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS, SOFTMAXES, Attention, bias_of, factors
+from fisopt.rewrite.analysis import (
+    PRODUCTS,
+    SOFTMAXES,
+    Attention,
+    bias_of,
+    factors,
+    made_of,
+)
 from fisopt.rewrite.axes import FrameAxis, axes_of
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.table import argument, operand_of, shape
@@ -127,6 +134,15 @@ def _moved(operand: fx.Node, view: fx.Node, dim: int) -> int | None:
             if found is not None and found.size == size:
                 return link.out
     return None
+
+
+def of_one_sequence(read: Operands) -> bool:
+    """Whether the values are of the arguments' entries of which the queries are, and no others."""
+    queries, values = (
+        {p for p in made_of(n, len(shape(n)) - 2) if p[0].op == "placeholder"}
+        for n in (read.query, read.value)
+    )
+    return bool(values) and values <= queries
 
 
 def plain_attention(attention: Attention) -> PlainAttention | str:

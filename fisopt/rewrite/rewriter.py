@@ -17,7 +17,7 @@ from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_ax
 from fisopt.rewrite.ops.registry import AXIS_RULES
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.relations import relation
+from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.template import MODE
 from fisopt.rewrite.writes import mutates
 
@@ -88,10 +88,7 @@ class Rewriter:
 
     def _follow(self, node: fx.Node) -> Axes:
         """Axes of a new ATen node: those its relation hands on."""
-        value = node.meta["val"]
-        axes: list[FrameAxis | None] = [None] * (
-            value.ndim if isinstance(value, torch.Tensor) else 0
-        )
+        axes: list[FrameAxis | None] = [None] * len(virtual_shape(node))
         found = relation(node)
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(

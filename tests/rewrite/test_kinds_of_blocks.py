@@ -12,12 +12,25 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import fisopt
-from fisopt import FrameInterleave, ModelSpec, PassManager, Program, TileAttention, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    Match,
+    ModelSpec,
+    Pass,
+    PassManager,
+    PreconditionError,
+    Program,
+    Rule,
+    RulePass,
+    TileAttention,
+    TokenReduction,
+)
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.rewrite.analysis import attentions, residual_source, results, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost
 
+aten = torch.ops.aten
 GRID, WIDTH, HEADS = (5, 2, 3), 16, 2
 FRAMES, INNER = 5, 6
 Mix = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -281,3 +294,119 @@ def test_every_way_of_writing_attention_is_the_same(name: str) -> None:
     ):
         expected, got = (PassManager([step]).run(p)(**call()) for p in (want, program))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0, msg=step.name)
+
+
+class Image(nn.Module):
+    """Latents [B, 4, 1, H, W] of one frame; text is attended to, or joined to the sequence."""
+
+    def __init__(self, joint: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Plain() if joint else TextSeesVideo()])
+        self.embed, self.unembed = nn.Linear(4 + WIDTH, WIDTH), nn.Linear(WIDTH, 4)
+        self.joint = joint
+
+    def forward(self, latents: Tensor, text: Tensor) -> Tensor:
+        x = latents.flatten(2).mT
+        pooled = text.mean(1, keepdim=True).expand(-1, x.shape[1], -1)
+        x = self.embed(torch.cat([x, pooled], -1))
+        for layer in self.layers:
+            if self.joint:
+                x = layer(torch.cat([text, x], 1))[:, text.shape[1] :]
+            else:
+                x, _ = layer(x, text)
+        return self.unembed(x).mT.unflatten(2, latents.shape[2:])
+
+
+@cache
+def image(joint: bool) -> tuple[Program, dict[str, Any]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Image(joint).eval().requires_grad_(False)
+    inputs = {"latents": torch.randn(1, 4, 1, 4, 5), "text": torch.randn(1, 20, WIDTH)}
+    return fisopt.capture(
+        model, inputs, spec=ModelSpec(blocks=("layers.*",), grid=(1, 4, 5))
+    ), inputs
+
+
+def test_one_frame_is_reduced_by_rows_and_columns() -> None:
+    """The text is as long as the image has tokens, and is not taken for it."""
+    program, inputs = image(joint=False)
+    result = TokenReduction(query=0.4, value=0.4)(program)
+    assert result.modified
+    assert "1 of 1 blocks reduced" in result.notes[0]
+    assert "(queries x keys): 12x12" in result.notes[0]
+    assert not torch.allclose(result.program(**inputs), program(**inputs), atol=1e-3)
+    assert "boundaries" in FrameInterleave(first_block=0)(program).notes[0]
+    assert "every tile is kept" in TileAttention(1)(program).notes[0]
+
+
+def test_one_frame_with_axes_is_reduced() -> None:
+    model, _ = captured("plain")
+    inputs = {"video": torch.randn(2, 20, 4), "text": torch.randn(2, 4, WIDTH)}
+    spec = ModelSpec(blocks=("layers.*",), grid=(1, 4, 5))
+    result = TokenReduction(query=0.4, value=0.4)(fisopt.capture(model, inputs, spec=spec))
+    assert "2 of 2 blocks reduced" in result.notes[0]
+
+
+def test_one_frame_joined_to_text_is_refused_by_name() -> None:
+    program, inputs = image(joint=True)
+    message = r"layers\.0: its sequence of 40 is neither .* which of them are the 1x4x5 tokens"
+    with pytest.raises(PreconditionError, match=message):
+        TokenReduction(query=0.4)(program)
+    result = TokenReduction(query=0.4)(program, strict=False)
+    assert result.skipped[0].startswith("layers.0: its sequence of 40")
+    assert torch.equal(result.program(**inputs), program(**inputs))
+    scale = Rule("scale", lambda x: aten.tanh.default(x), lambda x: aten.neg.default(x), _always)
+    ruled = PassManager([RulePass((scale,))]).run(program)
+    assert not torch.equal(ruled(**inputs), program(**inputs))
+
+
+def _always(match: Match) -> bool:
+    del match
+    return True
+
+
+def test_one_block_is_told_what_to_pass() -> None:
+    program, _ = image(joint=False)
+    with pytest.raises(PreconditionError, match=r"one video block, .* pass first_block=0"):
+        FrameInterleave()(program)
+
+
+class Dropping(Plain):
+    """Drops values also outside of training."""
+
+    def __init__(self, attention: bool) -> None:
+        super().__init__(self.dropped if attention else fused)
+        self.late = not attention
+
+    @staticmethod
+    def dropped(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        parts = map(heads, (q, k, v))
+        return joined(functional.scaled_dot_product_attention(*parts, dropout_p=0.25))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return functional.dropout(x, 0.25) if self.late else x
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize(
+    "step", [FrameInterleave(first_block=0), TokenReduction(query=0.4), RulePass(())], ids=str
+)
+def test_dropout_is_refused_by_every_pass(attention: bool, step: Pass) -> None:
+    program = dropping(attention)
+    message = r"at layers\.0: .* dropout.* \(0\.25\)"
+    with pytest.raises(PreconditionError, match=message):
+        step(program)
+
+
+@cache
+def dropping(attention: bool) -> Program:
+    model = Model("plain").eval().requires_grad_(False)
+    model.layers[0] = Dropping(attention).eval().requires_grad_(False)
+    return fisopt.capture(model, call(), spec=ModelSpec(blocks=("layers.*",), grid=GRID))
+
+
+def test_dropout_is_kept_where_no_pass_runs() -> None:
+    program = dropping(False)
+    assert not torch.equal(program(**call()), program(**call()))
