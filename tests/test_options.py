@@ -96,3 +96,62 @@ def test_constructors_are_as_they_were() -> None:
     for made in (fisopt.SlidingWindow(2), fisopt.TileAttention(table={"a": 2}), Users(3)):
         assert copy.deepcopy(made) == made
         assert pickle.loads(pickle.dumps(made)) == made
+
+
+WRONG: tuple[Any, ...] = (
+    None, "2", 2.0, float("nan"), float("inf"), -1, True, [2], {}, {1: 2}, object(), b"x",
+    np.int64(2), torch.tensor(2), len, fisopt.FrameInterleave, 10**5000,
+)  # fmt: skip
+"""Values of every type; which of them an option takes is said by `TAKEN`."""
+OPTIONS = {
+    fisopt.FrameInterleave: (
+        "stride", "first_block", "last_block", "dense_steps", "fill", "kv", "scope"
+    ),
+    fisopt.TokenReduction: (
+        "query", "value", "destination_stride", "cache_steps", "mode", "seed", "schedule"
+    ),
+    fisopt.TileAttention: ("mask", "dense_blocks", "dense_steps", "table"),
+    fisopt.TileMask: ("k",),
+    fisopt.SlidingWindow: ("radius",),
+    fisopt.RadialDecay: ("near",),
+    fisopt.FrameTable: ("rows",),
+    fisopt.MaskTable: ("masks",),
+    fisopt.RulePass: ("rules",),
+    fisopt.PassManager: ("passes",),
+    Target: ("ratio", "error"),
+}  # fmt: skip
+LARGE = WRONG[-1]
+TAKEN: dict[str, tuple[Any, ...]] = {
+    "stride": (LARGE,),
+    "first_block": (-1, LARGE),
+    "last_block": (None, -1, LARGE),
+    "dense_steps": ([2],),
+    "dense_blocks": ([2],),
+    "cache_steps": (LARGE,),
+    "seed": (-1, LARGE),
+    "schedule": (None,),
+    "mask": (LARGE,),
+    "table": (None, {}, {1: 2}),
+    "masks": ({}, {1: 2}),
+    "k": (LARGE,),
+    "radius": (LARGE,),
+    "near": (LARGE,),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "option"), [(make, option) for make, each in OPTIONS.items() for option in each]
+)
+def test_an_option_of_every_wrong_type(make: Any, option: str) -> None:
+    taken = {id(value) for value in TAKEN.get(option, ())}
+    for value in WRONG:
+        known = any(value is one or id(value) in taken for one in TAKEN.get(option, ())) or any(
+            type(value) is type(one) and repr_equal(value, one) for one in TAKEN.get(option, ())
+        )
+        if known:
+            make(**{option: value})
+            continue
+        with pytest.raises(FisoptError) as error:
+            make(**{option: value})
+        assert "got " in str(error.value), value
+        assert len(str(error.value)) < 400, "no value floods the screen"
