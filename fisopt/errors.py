@@ -10,7 +10,7 @@ def shown(value: object) -> str:
     try:
         text = repr(value)
     except Exception:  # of a number with too many digits, or of an object that is half made
-        return f"a {type(value).__name__}"
+        return f"one {type(value).__name__}"
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 

@@ -151,7 +151,7 @@ def check_program(value: object) -> None:
     """
     if not isinstance(value, Program):
         raise OptionTypeError(
-            f"got a {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
+            f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
             "one, and .program(inputs) of an optimised module"
         )
 
