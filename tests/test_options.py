@@ -218,6 +218,8 @@ def inputs(**given: Any) -> dict[str, Any]:
         ({"passes": ["TileAttention"]}, r"write passes=\[fisopt.TileAttention\(\)\]"),
         ({"passes": ["TileAttention(mask=3)"]}, r"\[fisopt.TileAttention\(mask=3\)\]"),
         ({"passes": ["x" * 9999]}, r"unknown pass or preset 'x+\.\.\."),
+        ({"passes": ["fis-fast", "fis-fast"]}, "stride=3.* is given twice"),
+        ({"passes": ["fis-fast", fisopt.FrameInterleave(3)]}, "is given twice"),
         ({"backend": "inducter"}, "got 'inducter'; did you mean inductor"),
         ({"backend": None}, "backend must be one of .* got None"),
         ({"strict": "no"}, "strict must be True or False, got 'no'"),

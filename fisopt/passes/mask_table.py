@@ -59,6 +59,10 @@ class MaskTable(metaclass=Checked):
             )
         object.__setattr__(self, "masks", masks)
 
+    def __repr__(self) -> str:
+        """Brief: a pass prints its options, and there are many blocks."""
+        return f"<mask table of {len(self.masks)} blocks>"
+
     def items(self) -> tuple[tuple[str, FrameMask | None], ...]:
         """The (block path, mask) pairs."""
         return self.masks  # type: ignore[return-value]

@@ -150,6 +150,10 @@ class FrameTable(FrameMask):
             )
         return result
 
+    def __repr__(self) -> str:
+        """Brief: a pass prints its mask, and a table is long."""
+        return f"FrameTable({len(self.rows[-1])} frames, {self.label})"
+
     @property
     def label(self) -> str:
         """See `FrameMask.label`."""

@@ -45,7 +45,7 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
     """Turn preset names into passes.
 
     Raises:
-        OptionError: an unknown name; the nearest known ones are given.
+        OptionError: an unknown name, of which the nearest known ones are given, or a pass twice.
         OptionTypeError: something that is neither a pass nor a name, or no list of these.
     """
     if not isinstance(passes, Sequence) or isinstance(passes, (str, bytes)):
@@ -61,6 +61,9 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
             raise OptionTypeError(
                 f"passes must hold Pass objects or preset names, got {_typed(item)}{_form(item)}"
             )
+    for each in result:
+        if each.stage is not None and result.count(each) > 1:
+            raise OptionError(f"{shown(each)} is given twice: it edits a block once; give it once")
     return tuple(result)
 
 

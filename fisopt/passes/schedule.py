@@ -117,6 +117,10 @@ class Schedule(metaclass=Checked):
     def __str__(self) -> str:
         return f"schedule {self.measured.source or '(no name)'}"
 
+    def __repr__(self) -> str:
+        """Brief: passes print their options, and tables of tiers are long."""
+        return f"<{self}: {self.blocks} blocks x {self.steps} steps>"
+
     @property
     def blocks(self) -> int:
         """Video blocks that it has tiers for."""
