@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError, InputError, VerifyError
+from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
@@ -141,6 +141,19 @@ class Program:
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return bind_example(self.source.model, kwargs)
+
+
+def check_program(value: object) -> None:
+    """Insist on a Program.
+
+    Raises:
+        OptionTypeError: it is something else, such as a model or what `fisopt.optimize` returned.
+    """
+    if not isinstance(value, Program):
+        raise OptionTypeError(
+            f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
+            "one, and .program(inputs) of an optimised module"
+        )
 
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
