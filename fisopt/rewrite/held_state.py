@@ -254,8 +254,7 @@ def _put_class(holder: type, wanted: Contents) -> None:
             setattr(holder, name, value)
 
 
-@functools.cache
-def _slots(kind: Any) -> tuple[str, ...]:
+def _slots(kind: type) -> tuple[str, ...]:
     found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
     names = {n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)}
     return tuple(names - {"__dict__", "__weakref__"})

@@ -225,9 +225,10 @@ def test_what_forward_keeps_is_put_back(remember: Callable[[Layer, Tensor], Tens
 
 def test_a_constant_that_is_written_is_refused() -> None:
     model = Model(in_a_constant).eval().requires_grad_(False)
+    inputs = {"video": torch.randn(1, 30, 4)}
     before = state(model)
     with pytest.raises(fisopt.CaptureError, match=r"layers\.0\.constant is mutated"):
-        fisopt.capture(model, {"video": torch.randn(1, 30, 4)}, spec=SPEC)
+        fisopt.capture(model, inputs, spec=SPEC)
     assert state(model) == before
 
 
