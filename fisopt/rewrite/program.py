@@ -16,6 +16,7 @@ from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.untouched import LOCK
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -168,9 +169,10 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    if key not in source.cache:
-        source.cache[key] = _build(source, inputs)
-    return source.cache[key]
+    with LOCK:
+        if key not in source.cache:
+            source.cache[key] = _build(source, inputs)
+        return source.cache[key]
 
 
 def _build(source: Source, inputs: Inputs) -> Program:
