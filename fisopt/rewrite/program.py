@@ -57,7 +57,7 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model and its template.
         out_structure: the pytree of the return value.
-        loads: names of the state that it takes after its inputs, in order.
+        loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after the model's own results, in order.
         gauges: names of the measurements that it returns after the state, in order.
     """
@@ -75,6 +75,11 @@ class Program:
     def graph(self) -> fx.Graph:
         """The graph of block calls."""
         return self.graph_module.graph
+
+    @property
+    def framed(self) -> tuple[str, ...]:
+        """Names of the inputs that carry frames."""
+        return tuple(self.inputs.names[i] for i in self.source.frame_dims)
 
     @property
     def blocks(self) -> list[fx.Node]:
@@ -141,6 +146,11 @@ class Program:
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return bind_example(self.source.model, kwargs)
+
+
+def pass_of(state: str) -> str:
+    """The pass that a tensor of the state belongs to: the first part of its name."""
+    return state.partition("/")[0]
 
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
