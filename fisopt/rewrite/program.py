@@ -58,7 +58,7 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model and its template.
         out_structure: the pytree of the return value.
-        loads: names of the state that it takes after its inputs, in order.
+        loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after the model's own results, in order.
         gauges: names of the measurements that it returns after the state, in order.
     """
@@ -76,6 +76,11 @@ class Program:
     def graph(self) -> fx.Graph:
         """The graph of block calls."""
         return self.graph_module.graph
+
+    @property
+    def framed(self) -> tuple[str, ...]:
+        """Names of the inputs that carry frames."""
+        return tuple(self.inputs.names[i] for i in self.source.frame_dims)
 
     @property
     def blocks(self) -> list[fx.Node]:
@@ -155,6 +160,11 @@ def check_program(value: object) -> None:
             f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
             "one, and .program(inputs) of an optimised module"
         )
+
+
+def pass_of(state: str) -> str:
+    """The pass that a tensor of the state belongs to: the first part of its name."""
+    return state.partition("/")[0]
 
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
