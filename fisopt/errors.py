@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+LONGEST = 120
+
+
+def shown(value: object) -> str:
+    """A value in an error: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of a number with too many digits, or of an object that is half made
+        return f"one {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
 
 class FisoptError(Exception):
     """Base of all errors raised by fisopt."""
+
+
+class OptionError(FisoptError, ValueError):
+    """An option or an argument has a value that is not taken, or a name that is not known."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """An option or an argument is of a wrong type, is missing, or does not exist."""
+
+
+class FileError(FisoptError, OSError):
+    """A file cannot be read or written."""
 
 
 class CaptureError(FisoptError):

@@ -50,6 +50,7 @@ class Call:
         tensors: the leaves that are tensors, as the graphs take them.
         output: the nesting of what is returned.
         results: what is returned, in order.
+        framed: names of the leaves that carry frames.
     """
 
     parameters: tuple[str, ...]
@@ -59,6 +60,7 @@ class Call:
     tensors: tuple[TensorInfo, ...]
     output: str
     results: tuple[TensorInfo, ...]
+    framed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,13 +154,15 @@ class Manifest:
             )
             how = Call(**_tuples(call), tensors=inputs, results=results)
             read = Manifest(**_tuples(said), call=how, variants=variants)
-            read._check()
+            wrong = read._wrong()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ExportError(f"{where}: the manifest is malformed: {error}") from error
+        if wrong:
+            raise ExportError(f"{where}: the manifest is malformed: wanted that {wrong[0]}")
         return read
 
-    def _check(self) -> None:
-        """Insist on what a loader relies on; an error says what is not so."""
+    def _wrong(self) -> list[str]:
+        """What a loader relies on and is not so."""
         places = range(len(self.variants))
         kind = getattr(torch, self.model["dtype"], None)
         wanted = {
@@ -184,8 +188,7 @@ class Manifest:
                 v.file == PurePath(v.file).name for v in self.variants
             ),
         }
-        if wrong := [said for said, so in wanted.items() if not so]:
-            raise ValueError(f"wanted that {wrong[0]}")
+        return [said for said, so in wanted.items() if not so]
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from fisopt.errors import PreconditionError
+from fisopt.checked import choice, ints
+from fisopt.errors import OptionError, PreconditionError
 from fisopt.rewrite.analysis import (
     Attention,
     residual_source,
@@ -106,26 +107,20 @@ class FrameInterleave(Pass):
 
     def __post_init__(self) -> None:
         if type(self.stride) is not int or self.stride < 1:
-            raise ValueError(
+            raise OptionError(
                 f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
             )
         for option in ("first_block", "last_block"):
             value = getattr(self, option)
             if type(value) is not int and not (value is None and option == "last_block"):
-                raise ValueError(f"FrameInterleave: {option} must be an int, got {value!r}")
-        steps: object = self.dense_steps
-        if not isinstance(steps, (tuple, list)) or any(type(i) is not int for i in steps):
-            raise ValueError(f"FrameInterleave: dense_steps must hold ints, got {steps!r}")
-        object.__setattr__(self, "dense_steps", tuple(steps))
+                raise OptionError(f"FrameInterleave: {option} must be an int, got {value!r}")
+        object.__setattr__(self, "dense_steps", ints(self, "dense_steps"))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
             ("kv", self.kv, ("anchors", "all")),
             ("scope", self.scope, ("block", "attention")),
         ):
-            if value not in allowed:
-                raise ValueError(
-                    f"FrameInterleave: {option} must be one of {list(allowed)}, got {value!r}"
-                )
+            choice(f"FrameInterleave: {option}", value, allowed)
 
     @property
     def stepwise(self) -> bool:

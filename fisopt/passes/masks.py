@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisopt.checked import Checked
+from fisopt.errors import OptionError, OptionTypeError, shown
 
-class FrameMask(ABC):
+
+class FrameMask(metaclass=Checked):
     """A pattern of kept tiles; a tile is the attention of one frame's queries to one's keys.
 
     A subclass is a frozen dataclass whose fields are its parameters, and one function.
@@ -32,7 +35,7 @@ class FrameMask(ABC):
             says whether the queries of frame i see the keys of frame j.
 
         Raises:
-            ValueError: the mask does not exist at this number of frames.
+            OptionError: the mask does not exist at this number of frames.
         """
 
     @property
@@ -59,12 +62,12 @@ class TileMask(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
-            raise ValueError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
+            raise OptionError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
         if self.k > frames:
-            raise ValueError(
+            raise OptionError(
                 f"TileMask: k={self.k} is more than the {frames} frames; use 1 to {frames}"
             )
         whole = torch.arange(frames) % -(-frames // self.k) == 0
@@ -84,11 +87,11 @@ class SlidingWindow(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.radius) is not int or self.radius < 0:
-            raise ValueError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
+            raise OptionError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
-        return _distance(frames) <= self.radius
+        return _distance(frames) <= min(self.radius, frames)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,12 @@ class RadialDecay(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.near) is not int or self.near < 1:
-            raise ValueError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
+            raise OptionError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
         distance = _distance(frames)
-        octave = (distance // self.near).clamp(min=1).double().log2().floor()
+        octave = (distance // min(self.near, frames)).clamp(min=1).double().log2().floor()
         return distance % (2**octave).long() == 0
 
 
@@ -129,11 +132,11 @@ class FrameTable(FrameMask):
         given = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
         object.__setattr__(self, "rows", _frozen(given))
         try:
-            sizes = torch.tensor(self.rows).shape
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"FrameTable: rows are not a regular table: {error}") from error
+            sizes = torch.tensor(self.rows, dtype=torch.bool).shape
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise OptionError(f"FrameTable: rows are not a regular table: {error}") from error
         if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
-            raise ValueError(
+            raise OptionError(
                 "FrameTable: rows must be [frames][frames] or [heads][frames][frames], got "
                 f"{list(sizes)}"
             )
@@ -142,10 +145,14 @@ class FrameTable(FrameMask):
         """See `FrameMask.table`."""
         result = torch.tensor(self.rows, dtype=torch.bool)
         if result.shape[-1] != frames:
-            raise ValueError(
+            raise OptionError(
                 f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
             )
         return result
+
+    def __repr__(self) -> str:
+        """Brief: a pass prints its mask, and a table is long."""
+        return f"FrameTable({len(self.rows[-1])} frames, {self.label})"
 
     @property
     def label(self) -> str:
@@ -157,13 +164,14 @@ def frame_mask(value: object) -> FrameMask:
     """Read a mask: itself, or an int k for ``TileMask(k)``.
 
     Raises:
-        TypeError: it is neither.
+        OptionTypeError: it is neither.
     """
     if isinstance(value, FrameMask):
         return value
     if type(value) is int:
         return TileMask(value)
-    raise TypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
+    form = f"; write {value.__name__}(...)" if isinstance(value, type) else ""
+    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {shown(value)}{form}")
 
 
 def _distance(frames: int) -> Tensor:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
 
+from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.dropout import active_dropout
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 
 Stage = Literal["frames", "attention"]
@@ -20,10 +21,26 @@ STAGES: tuple[Stage, ...] = ("frames", "attention")
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: its index and, where it is known, the number of steps."""
+    """One denoising step of a run.
+
+    A scheduler that calls the model twice a step has a step for each call.
+
+    Attributes:
+        index: its place in the run, from 0.
+        count: the number of steps of the run, where it is known.
+        skipped: steps of the scheduler that come before the run: it starts between noise and
+            video, as under ``strength``.
+    """
 
     index: int
     count: int | None = None
+    skipped: int = 0
+
+    @property
+    def from_noise(self) -> Step:
+        """The same step counted from pure noise."""
+        count = None if self.count is None else self.count + self.skipped
+        return Step(self.index + self.skipped, count)
 
     def among(self, dense_steps: Collection[int], name: str) -> bool:
         """Whether this is one of the dense steps of a pass; negative counts from the last step.
@@ -58,7 +75,7 @@ class PassResult:
     skipped: tuple[str, ...] = ()
 
 
-class Pass(ABC):
+class Pass(metaclass=Checked):
     """One named transformation of a Program; options are the fields of a frozen dataclass.
 
     A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
@@ -82,6 +99,7 @@ class Pass(ABC):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        check_program(program)
         self._refuse_dropout(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
@@ -123,10 +141,10 @@ class Pass(ABC):
     def run(self, rewriter: Rewriter) -> None:
         """Edit ``rewriter.program`` through the rewriter."""
 
-    def requires(self, program: Program) -> None:  # noqa: B027 - overriding is optional
+    def requires(self, program: Program) -> None:
         """Raise PreconditionError if the pass cannot run on this Program."""
 
-    def ensures(self, program: Program) -> None:  # noqa: B027 - overriding is optional
+    def ensures(self, program: Program) -> None:
         """Raise PostconditionError if the result breaks the pass's promise."""
 
     @property

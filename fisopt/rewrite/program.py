@@ -11,12 +11,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError, InputError
+from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.untouched import LOCK
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 
 BOUNDARIES = 2
@@ -63,7 +64,7 @@ class Program:
         out_structure: the pytree of the return value.
         writes: the inputs and buffers that the model changes in place: the graph returns their
             new values after the model's own results, in order.
-        loads: names of the state that it takes after its inputs, in order.
+        loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after what it writes, in order.
         gauges: names of the measurements that it returns after the state, in order.
     """
@@ -82,6 +83,12 @@ class Program:
     def graph(self) -> fx.Graph:
         """The graph of block calls."""
         return self.graph_module.graph
+
+    @property
+    def framed(self) -> tuple[str, ...]:
+        """Names of the inputs that carry frames or are written: no two steps share their values."""
+        written = (w.name for w in self.writes if w.leaf is not None)
+        return (*(self.inputs.names[i] for i in self.source.frame_dims), *written)
 
     @property
     def blocks(self) -> list[fx.Node]:
@@ -110,7 +117,7 @@ class Program:
         """The graph module that a call node calls."""
         module = self.graph_module.get_submodule(str(call.target))
         if not isinstance(module, fx.GraphModule):
-            raise TypeError(f"{call} does not call a graph module")
+            raise VerifyError(f"{call} does not call a graph module")
         return module
 
     def copy(self) -> Program:
@@ -189,6 +196,24 @@ class Program:
         return bind_example(self.source.model, kwargs)
 
 
+def check_program(value: object) -> None:
+    """Insist on a Program.
+
+    Raises:
+        OptionTypeError: it is something else, such as a model or what `fisopt.optimize` returned.
+    """
+    if not isinstance(value, Program):
+        raise OptionTypeError(
+            f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
+            "one, and .program(inputs) of an optimised module"
+        )
+
+
+def pass_of(state: str) -> str:
+    """The pass that a tensor of the state belongs to: the first part of its name."""
+    return state.partition("/")[0]
+
+
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
     """A token layout from a (frames, height, width) triple, checked."""
     if len(grid) != 3 or any(not isinstance(g, int) or g < 1 for g in grid):
@@ -201,9 +226,10 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    if key not in source.cache:
-        source.cache[key] = _build(source, inputs)
-    return source.cache[key]
+    with LOCK:
+        if key not in source.cache:
+            source.cache[key] = _build(source, inputs)
+        return source.cache[key]
 
 
 def _build(source: Source, inputs: Inputs) -> Program:

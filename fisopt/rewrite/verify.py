@@ -10,7 +10,7 @@ from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.ops.registry import CONTRACTS
 from fisopt.rewrite.outline import value_key
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
 from fisopt.rewrite.writes import mutates
 
@@ -23,6 +23,7 @@ def verify(program: Program) -> None:
             called with arguments or results of other sizes or frames, an operator mutates or has
             no contract.
     """
+    check_program(program)
     module = program.graph_module
     _check_graph(module, "program")
     names = {str(n.target) for n in program.graph.nodes if n.op == "call_module"}
