@@ -145,7 +145,7 @@ def _optimize_module(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
-    scheduler_steps: Callable[[], Any] | None = None,
+    scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures: dict[Any, Program] = {}
     if isinstance(model, OptimizedModule):
@@ -164,7 +164,7 @@ def _optimize_module(
             "keyword arguments of one forward call"
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
-    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps, captures)
+    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler, captures)
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
@@ -185,8 +185,8 @@ def _optimize_pipeline(
             f"it has {' and '.join(modules)}"
         )
 
-    def scheduler_steps() -> Any:
-        return getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+    def scheduler() -> Any:
+        return getattr(pipeline, "scheduler", None)
 
     optimized = {
         name: _optimize_module(
@@ -196,7 +196,7 @@ def _optimize_pipeline(
             spec,
             backend,
             strict,
-            scheduler_steps,
+            scheduler,
         )
         for name, part in chosen.items()
     }
