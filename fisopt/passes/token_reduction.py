@@ -201,8 +201,8 @@ class TokenReduction(Pass):
         value: Ratios = self.value
         measured = None
         if isinstance(self.schedule, Schedule):
-            column = self.schedule.column(Step(step.index - since, step.count))
-            self.schedule.column(step)
+            column = self.schedule.column(replace(step, index=step.index - since).from_noise)
+            self.schedule.column(step.from_noise)
             query, value = (self.schedule.ratios(f, column) for f in FEATURES)
             measured = self.schedule.measured
             if not any(query) and not any(value):
