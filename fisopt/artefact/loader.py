@@ -17,6 +17,7 @@ from fisopt.artefact.describe import arranged, structure_text
 from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
+from fisopt.checked import path_of
 from fisopt.errors import ExportError, InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
@@ -216,7 +217,7 @@ def load(path: Path | str, scheduler: Any = None) -> LoadedModule:
     Raises:
         ExportError: it is not complete, not an artefact, or needs what is not installed.
     """
-    path = Path(path)
+    path = path_of("load: path", path)
     manifest, folder = read_manifest(path)
     if manifest.format == "text":
         raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")

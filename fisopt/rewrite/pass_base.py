@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 
 Stage = Literal["frames", "attention"]
@@ -99,6 +99,7 @@ class Pass(metaclass=Checked):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        check_program(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)

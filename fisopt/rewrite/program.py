@@ -10,12 +10,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError, InputError, VerifyError
+from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.untouched import LOCK
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -148,6 +149,19 @@ class Program:
         return bind_example(self.source.model, kwargs)
 
 
+def check_program(value: object) -> None:
+    """Insist on a Program.
+
+    Raises:
+        OptionTypeError: it is something else, such as a model or what `fisopt.optimize` returned.
+    """
+    if not isinstance(value, Program):
+        raise OptionTypeError(
+            f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
+            "one, and .program(inputs) of an optimised module"
+        )
+
+
 def pass_of(state: str) -> str:
     """The pass that a tensor of the state belongs to: the first part of its name."""
     return state.partition("/")[0]
@@ -165,9 +179,10 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    if key not in source.cache:
-        source.cache[key] = _build(source, inputs)
-    return source.cache[key]
+    with LOCK:
+        if key not in source.cache:
+            source.cache[key] = _build(source, inputs)
+        return source.cache[key]
 
 
 def _build(source: Source, inputs: Inputs) -> Program:
