@@ -31,9 +31,17 @@ class Options:
     seed: int = 0
 
 
-def share(ratio: Ratio, block: int) -> Fraction:
-    value = ratio[block] if isinstance(ratio, tuple) else ratio
-    return Fraction(str(value))
+def share(ratio: Ratio, block: int) -> float:
+    return ratio[block] if isinstance(ratio, tuple) else ratio
+
+
+def left_of(tokens: int, ratio: float) -> int:
+    """Tokens that a share leaves: ``int(tokens * (1 - ratio))`` in doubles, as the authors have it.
+
+    Each of the two operations is exact, then rounded once, which is what a double does.
+    """
+    left = float(1 - Fraction(ratio))
+    return math.trunc(float(tokens * Fraction(left)))
 
 
 @dataclass(frozen=True)
@@ -119,7 +127,7 @@ class Attend:
         size, tokens = len(x), math.prod(grid)
         ratio = share(getattr(self.options, feature), self.block)
         chosen = destinations(grid, stride, self.options.seed, self.block, 0, feature)
-        keep = max(0, math.floor(tokens * (1 - ratio)) - len(chosen))
+        keep = max(0, left_of(tokens, ratio) - len(chosen))
         whole = Chosen([[i] for i in range(size)], size)
         if not ratio or len(chosen) + keep >= tokens:
             return whole
