@@ -10,7 +10,7 @@ from torch import nn
 
 from fisopt import models
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
@@ -97,15 +97,15 @@ def optimize(
         parameters with the result (``result.original``).
 
     Raises:
-        ValueError, TypeError: an unknown preset, backend or option.
+        OptionError: an unknown pass, preset or backend, or something of a wrong type.
         RecipeError: the recipe cannot be read, or is for another model.
         InputError: the model is in training mode or under hooks; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+        raise OptionError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
     if recipe is not None and passes:
-        raise ValueError("pass either passes or a recipe: the recipe says the passes")
+        raise OptionError("pass either passes or a recipe: the recipe says the passes")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
     if not isinstance(model_or_pipeline, nn.Module):
         modules = transformers_of(model_or_pipeline)

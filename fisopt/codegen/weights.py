@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
+from fisopt.errors import VerifyError
+
 
 def bind_weights(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
     """Return a graph as a callable that is handed its weights.
@@ -42,4 +44,4 @@ def _place(module: nn.Module, path: str) -> tuple[dict[str, Any], str]:
     for held in (holder._parameters, holder._buffers, holder.__dict__):
         if name in held:
             return held, name
-    raise AttributeError(f"{type(module).__name__} holds no {path}")
+    raise VerifyError(f"{type(module).__name__} holds no {path}")
