@@ -15,6 +15,10 @@ class OptionTypeError(OptionError, TypeError):
     """An option or an argument is of a wrong type, is missing, or does not exist."""
 
 
+class MissingFileError(FisoptError, FileNotFoundError):
+    """A file that an option or an argument names is not there."""
+
+
 class CaptureError(FisoptError):
     """The model could not be captured as a graph."""
 

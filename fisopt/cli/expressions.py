@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import fisopt
@@ -13,9 +13,12 @@ from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
 from fisopt.passes.presets import PRESETS, resolve
+from fisopt.passes.published_reductions import published_reduction
 from fisopt.rewrite.pass_base import Pass
 
 EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
+FUNCTIONS: Mapping[str, Callable[..., Pass]] = {"published_reduction": published_reduction}
+"""Functions that make a pass; what they take may also be given in order."""
 
 
 def known_passes() -> dict[str, type[Pass]]:
@@ -52,15 +55,14 @@ def parse_pass(text: str) -> Pass | str:
     name = _name(expression)
     if name is None:
         raise _unreadable(text, "it is neither a name nor a call")
-    passes = known_passes()
+    passes: dict[str, Callable[..., Pass]] = {**known_passes(), **FUNCTIONS}
     if name not in passes:
         raise OptionError(
             f"unknown pass or preset {name!r}; {did_you_mean(name, [*passes, *PRESETS])}"
             f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
         )
-    if not isinstance(expression, ast.Call):
-        return passes[name]()
-    return _construct(passes[name], expression, text)
+    call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
+    return _construct(passes[name], call, text)
 
 
 def parse_mask(text: str) -> FrameMask:
@@ -100,9 +102,9 @@ def _name(expression: ast.expr) -> str | None:
     return ast.unparse(expression).replace(" ", "") if is_word else None
 
 
-def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
+def _construct(cls: Callable[..., Pass], call: ast.Call, text: str) -> Pass:
     options = list(inspect.signature(cls).parameters)
-    if call.args:
+    if call.args and isinstance(cls, type):
         raise _unreadable(text, f"options are given by name ({', '.join(options)})")
     values: dict[str, Any] = {}
     for keyword in call.keywords:
@@ -113,16 +115,19 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
                 f"{cls.__name__} has no option {keyword.arg!r}; "
                 f"{did_you_mean(keyword.arg, options)}Options are {', '.join(options)}"
             )
-        try:
-            values[keyword.arg] = _value(keyword.value)
-        except ValueError as error:
-            raise _unreadable(
-                text, f"{keyword.arg}={ast.unparse(keyword.value)} is not a literal"
-            ) from error
+        values[keyword.arg] = _literal(keyword.value, f"{keyword.arg}=", text)
+    given = [_literal(value, "", text) for value in call.args]
     try:
-        return cls(**values)
+        return cls(*given, **values)
     except TypeError as error:
         raise OptionError(f"{text}: {error}") from error
+
+
+def _literal(expression: ast.expr, option: str, text: str) -> Any:
+    try:
+        return _value(expression)
+    except ValueError as error:
+        raise _unreadable(text, f"{option}{ast.unparse(expression)} is not a literal") from error
 
 
 def _unreadable(text: str, reason: str) -> OptionError:
