@@ -29,6 +29,7 @@ class Options:
     destination_stride: Grid = (2, 2, 2)
     mode: str = "replace"
     seed: int = 0
+    draw: int = 0
 
 
 def share(ratio: Ratio, block: int) -> float:
@@ -126,7 +127,9 @@ class Attend:
         """Match one sequence [S, D]: loops over its tokens, every distance."""
         size, tokens = len(x), math.prod(grid)
         ratio = share(getattr(self.options, feature), self.block)
-        chosen = destinations(grid, stride, self.options.seed, self.block, 0, feature)
+        key = (self.options.seed, self.block, 0, feature)
+        draw = (self.options.draw,) if self.options.draw else ()
+        chosen = destinations(grid, stride, *key, *draw)
         keep = max(0, left_of(tokens, ratio) - len(chosen))
         whole = Chosen([[i] for i in range(size)], size)
         if not ratio or len(chosen) + keep >= tokens:

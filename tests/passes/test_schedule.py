@@ -250,15 +250,20 @@ def _attention(step: Reduction, program: fisopt.Program) -> float:
     return program_cost(step(program).program).flops["self-attention"]
 
 
+@pytest.mark.parametrize("redraw", [False, True])
 @pytest.mark.parametrize("cache_steps", [1, 3])
-def test_a_run_equals_the_loops(monkeypatch: pytest.MonkeyPatch, cache_steps: int) -> None:
-    """Ratios by block and step; within a period those of its first step."""
+def test_a_run_equals_the_loops(
+    monkeypatch: pytest.MonkeyPatch, cache_steps: int, redraw: bool
+) -> None:
+    """Ratios by block and step; within a period those of its first step, and its destinations."""
     model, program = plain_captured(FORM)
     monkeypatch.setattr(optimized, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORM, *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     stride = (2, 1, 1)
-    step = TokenReduction(destination_stride=stride, schedule=schedule(), cache_steps=cache_steps)
+    step = TokenReduction(
+        destination_stride=stride, schedule=schedule(), cache_steps=cache_steps, redraw=redraw
+    )
     fast = fisopt.optimize(model, [step], inputs, spec, "eager")
     groups: dict[Any, Any] = {}
     for index in range(4):
@@ -266,7 +271,8 @@ def test_a_run_equals_the_loops(monkeypatch: pytest.MonkeyPatch, cache_steps: in
         ratios = (schedule().ratios(f, index - since) for f in ("query", "value"))  # type: ignore[arg-type]
         if not since:
             groups.clear()
-        attend = Attend(Options(*ratios, stride), lambda _: GRID, front=False, groups=groups)
+        options = Options(*ratios, stride, draw=index // cache_steps if redraw else 0)
+        attend = Attend(options, lambda _: GRID, front=False, groups=groups)
         with fast.cache_context("cond", step_index=index, num_inference_steps=4):
             got = fast(**inputs)["video"]
         with reduced(model, spec.blocks, attend):
