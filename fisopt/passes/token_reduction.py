@@ -106,8 +106,9 @@ class Reduction(Pass):
             return
         matched = "matched at an earlier step" if self.state == "load" else "matched at this step"
         cells = "x".join(map(str, self.destination_stride))
+        drawn = f"seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
         rewriter.note(
-            f"{reducer.reduced} of {len(every)} blocks reduced, {matched}; seed {self.seed}, cells "
+            f"{reducer.reduced} of {len(every)} blocks reduced, {matched}; {drawn}, cells "
             f"of {cells}; {len(reducer.shapes)} attention shapes (queries x keys)"
             + (f": {shapes}" if shapes else "")
         )
@@ -152,7 +153,8 @@ class TokenReduction(Pass):
         schedule: ratios by block and step in the place of ``query`` and ``value``, or its file.
         table: the file of tiers of a ``schedule`` that is a file; see `Schedule.load`.
         redraw: choose the destinations anew in every cache window, rather than once for all
-            steps; then every window runs a Program of its own.
+            steps; then every window runs a Program of its own.  None: where steps differ anyway,
+            because of ``cache_steps`` or a schedule.
 
     Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
@@ -167,7 +169,7 @@ class TokenReduction(Pass):
     seed: int = 0
     schedule: Schedule | str | Path | None = None
     table: str | Path | None = None
-    redraw: bool = False
+    redraw: bool | None = None
 
     def __post_init__(self) -> None:
         for feature in FEATURES:
@@ -190,8 +192,8 @@ class TokenReduction(Pass):
             )
         if type(self.seed) is not int:
             raise OptionError(f"TokenReduction: seed must be an int, got {self.seed!r}")
-        if type(self.redraw) is not bool:
-            raise OptionError(f"TokenReduction: redraw must be a bool, got {self.redraw!r}")
+        if self.redraw is not None and type(self.redraw) is not bool:
+            raise OptionError(f"TokenReduction: redraw must be a bool or None, got {self.redraw!r}")
         self._load()
         if self.schedule is not None and (self.query or self.value):
             raise OptionError(
@@ -213,7 +215,7 @@ class TokenReduction(Pass):
     @property
     def stepwise(self) -> bool:
         """Whether ratios or destinations differ between steps, or steps reuse an older match."""
-        return self.cache_steps > 1 or self.schedule is not None or self.redraw
+        return self.cache_steps > 1 or self.schedule is not None or self.redraw is True
 
     def at(self, step: Step) -> Reduction | None:
         """What is done at a step; None where nothing is dropped."""
@@ -231,7 +233,8 @@ class TokenReduction(Pass):
         elif not query and not value:
             return None
         state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
-        draw = step.index // self.cache_steps if self.redraw and not since else 0
+        redraw = self.stepwise if self.redraw is None else self.redraw
+        draw = step.index // self.cache_steps if redraw and not since else 0
         return Reduction(
             query, value, self.destination_stride, self.mode, self.seed, state, measured, draw
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -21,6 +22,7 @@ from fisopt import (
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
+from fisopt.rewrite.pass_base import Step
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Grid, Options, reduced
@@ -137,6 +139,23 @@ def test_seeds() -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert "seed 1" in TokenReduction(0.6, seed=1)(program).notes[-1]
+
+
+def test_when_destinations_are_redrawn() -> None:
+    """By default in the windows of a pass whose steps differ anyway; only what matches draws."""
+    once, cached = TokenReduction(0.5), TokenReduction(0.5, cache_steps=3)
+    every = TokenReduction(0.5, redraw=True)
+    assert [p.stepwise for p in (once, cached, every)] == [False, True, True]
+
+    def draws(step: TokenReduction) -> list[int]:
+        made = [step.at(Step(index, 8)) for index in range(8)]
+        return [reduction.draw for reduction in made if reduction is not None]
+
+    assert draws(once) == [0] * 8
+    assert draws(every) == list(range(8))
+    assert draws(cached) == [0, 0, 0, 1, 0, 0, 2, 0]
+    assert draws(replace(cached, redraw=False)) == [0] * 8
+    assert len({cached.at(Step(index, 8)) for index in range(8)}) == 4, "three match, one reuses"
 
 
 @pytest.mark.parametrize("name", ["fused", "text_in_front", "text_behind"])

@@ -26,7 +26,7 @@ from tests.plain_dit import FORMS
 GRID = (7, 2, 3)
 FORM = FORMS["text_in_front"]
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda kwargs: GRID)
-CACHED = TokenReduction(0.6, 0.4, cache_steps=3)
+CACHED = TokenReduction(0.6, 0.4, cache_steps=3, redraw=False)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_a_match_serves_its_period_its_branch_and_its_generation(model: Optimize
 def test_redrawn_destinations(model: OptimizedModule) -> None:
     """Each window draws its own, its later steps reuse them; steps that reuse share a Program."""
     drawn = fisopt.optimize(
-        model.original, [replace(CACHED, redraw=True)], call(1, 0), SPEC, "eager"
+        model.original, [replace(CACHED, redraw=None)], call(1, 0), SPEC, "eager"
     )
     before = len(drawn.report.variants)
     oracles: dict[str, Oracle] = {"cond": Oracle(), "uncond": Oracle()}
@@ -101,6 +101,7 @@ def test_redrawn_destinations(model: OptimizedModule) -> None:
         assert_close(got, want)
     made = [v.applied[0].result.notes[-1] for v in drawn.report.variants[before:]]
     assert ["earlier step" in note for note in made] == [False, True, False, False]
+    assert ["draw" in note for note in made] == [False, False, True, True]
     once = [video for *_, video in generate(model, 1, 7)]
     again = [video for *_, video in generate(drawn, 1, 7)]
     same = [torch.equal(a, b) for a, b in zip(once, again, strict=True)]
@@ -185,7 +186,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     the destinations alone, whatever the step, but those of all frames are not the anchors'.
     """
     original, program = plain_captured(FORM)
-    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1))
+    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
     frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimized, "capture", lambda *_: program)
