@@ -52,7 +52,7 @@ def test_mode_and_seed() -> None:
 
 @pytest.mark.parametrize("redraw", [0, 1, "yes", 0.0])
 def test_redraw(redraw: Any) -> None:
-    with pytest.raises(ValueError, match="redraw must be a bool or None, got"):
+    with pytest.raises(ValueError, match="redraw must be True or False, got"):
         TokenReduction(redraw=redraw)
 
 

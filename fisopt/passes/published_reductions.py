@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from fisopt.errors import OptionError, ScheduleError
+from fisopt.checked import checked, choice, path_of
+from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
 from fisopt.passes.tier_files import AUTHORS, table_in
@@ -97,6 +98,7 @@ PUBLISHED_REDUCTIONS = {
 }
 
 
+@checked
 def published_reduction(
     name: str,
     table: str | Path | None = None,
@@ -120,24 +122,26 @@ def published_reduction(
     Raises:
         OptionError: the name or the speed is not known, or no table is given, or two are.
         ScheduleError: the table is not complete, or is that of another model.
-        MissingFileError: the table is not there.
+        FileError: the table cannot be read.
     """
-    if name not in PUBLISHED_REDUCTIONS:
+    if not isinstance(name, str) or name not in PUBLISHED_REDUCTIONS:
         raise OptionError(
-            f"unknown published reduction {name!r}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
+            f"unknown published reduction {shown(name)}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
             f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
     if table in get_args(Speed):
         table, speed = None, cast(Speed, table)
-    if speed not in get_args(Speed):
-        raise OptionError(f"speed must be one of {list(get_args(Speed))}, got {speed!r}")
+    choice("published_reduction: speed", speed, get_args(Speed))
     known = PUBLISHED_REDUCTIONS[name]
     if (table is None) == (tables is None):
         raise OptionError(
-            f"published_reduction: got table={table!r} and tables={tables!r}; give one of them, "
-            f"the file {known.table} or the folder that has it ({AUTHORS})"
+            f"published_reduction: table: got {shown(table)}, wanted a path of {known.table}, or "
+            f"tables=, the folder that has it ({AUTHORS}), and not both; got {shown(tables)}"
         )
-    path = Path(table) if table is not None else table_in(Path(str(tables)), known.table)
+    if table is not None:
+        path = path_of("published_reduction: table", table)
+    else:
+        path = table_in(path_of("published_reduction: tables", tables), known.table)
     tiers = read_tiers(path)
     measured = Measured(f"{name}, {speed}", grid=known.grid, any_grid=True)
     schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)

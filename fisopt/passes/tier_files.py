@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from fisopt.errors import MissingFileError, ScheduleError
+from fisopt.errors import FileError, ScheduleError
 
 AUTHORS = "https://github.com/wenhao728/AsymRnR"
 _FOLDER = "schedulers"
@@ -38,26 +38,15 @@ def table_in(folder: Path, name: str) -> Path:
     """Find a table by its name in a folder of tables, or in a checkout of the authors' code.
 
     Raises:
-        MissingFileError: it is not there.
+        FileError: it is not there.
     """
     places = [folder / name, folder / _FOLDER / name]
     if (found := _first(places)) is None:
-        raise MissingFileError(
+        raise FileError(
             f"{folder} has no table {name}; give the folder of the authors' tables ({AUTHORS}). "
             f"Looked for {_listed(places)}"
         )
     return found
-
-
-def there(path: Path) -> Path:
-    """A file that must be there.
-
-    Raises:
-        MissingFileError: it is not.
-    """
-    if not path.is_file():
-        raise MissingFileError(f"{path} is not a file")
-    return path
 
 
 def _first(places: list[Path]) -> Path | None:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import fisopt
-from fisopt import PreconditionError, Schedule, ScheduleError, TokenReduction
+from fisopt import FileError, PreconditionError, Schedule, ScheduleError, TokenReduction
 from fisopt.cli.expressions import parse_pass
-from fisopt.errors import MissingFileError, OptionError
+from fisopt.errors import OptionError
 from fisopt.passes.schedule import FEATURES, Measured
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
@@ -123,7 +123,7 @@ def test_truncated_table(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="is not a complete safetensors file"):
         Schedule.load(path)
     table.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError, match="cannot be read: No such file"):
         Schedule.load(path)
     path.write_text("q: {3: .5}")
     with pytest.raises(ScheduleError, match="names no table; pass table="):
@@ -225,7 +225,7 @@ def test_files_that_are_not_there(tmp_path: Path, missing: str) -> None:
     gone.unlink()
     if missing == "folder":
         gone.mkdir()
-    with pytest.raises(MissingFileError, match=f"{gone.name} is not a file"):
+    with pytest.raises(FileError, match=f"{gone.name} cannot be read: (No such|Is a dir)"):
         TokenReduction(schedule=path)
 
 
