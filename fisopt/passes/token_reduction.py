@@ -92,7 +92,7 @@ class Reduction(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attention of every block that drops something."""
-        if (frames := rewriter.program.layout.frames) <= BOUNDARIES:
+        if 1 < (frames := rewriter.program.layout.frames) <= BOUNDARIES:
             rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
             return
         how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
@@ -145,8 +145,8 @@ class TokenReduction(Pass):
             the share is capped at 1 - destinations / tokens.
         value: dropped share of the keys and values.
         destination_stride: frames, rows and columns of a cell, one random token of which always
-            stays and stands for tokens that are left out.  With two latent frames or fewer
-            every block is dense.
+            stays and stands for tokens that are left out.  Of one frame, as an image has, a cell
+            is rows and columns; with two frames every block is dense.
         cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
             those of the step at which the match is made.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
