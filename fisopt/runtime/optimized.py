@@ -103,11 +103,13 @@ class OptimizedModule(nn.Module):
             )
         if missing := plan.missing(held):
             plan = self._afresh(inputs, active, missing, held)
+        plan.program.check(inputs)
         state = (held[name] for name in plan.program.loads)
         with torch.no_grad():
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
+        plan.program.write_back(inputs, returned)
         self._generation.keep(held, returned.state)
         return returned.output
 

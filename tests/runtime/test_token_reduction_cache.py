@@ -38,7 +38,7 @@ from tests.plain_dit import FORMS
 GRID = (7, 2, 3)
 FORM = FORMS["text_in_front"]
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda kwargs: GRID)
-CACHED = TokenReduction(0.6, 0.4, cache_steps=3)
+CACHED = TokenReduction(0.6, 0.4, cache_steps=3, redraw=False)
 
 
 @pytest.fixture
@@ -67,11 +67,12 @@ class Oracle:
         self.original, _ = plain_captured(FORM)
         self.groups: dict[str, dict[Any, Any]] = {}
 
-    def __call__(self, branch: str, fresh: bool, inputs: dict[str, Any]) -> Tensor:
+    def __call__(self, branch: str, fresh: bool, inputs: dict[str, Any], draw: int = 0) -> Tensor:
         memory = self.groups.setdefault(branch, {})
         if fresh:
             memory.clear()
-        attend = Attend(Options(0.6, 0.4), lambda _: GRID, front=True, groups=memory)
+        options = Options(0.6, 0.4, draw=draw)
+        attend = Attend(options, lambda _: GRID, front=True, groups=memory)
         with reduced(self.original, SPEC.blocks, attend):
             output: Tensor = self.original(**inputs)["video"]
         return output
@@ -98,6 +99,27 @@ def test_a_match_serves_its_period_its_branch_and_its_generation(model: Optimize
             assert_close(got, oracle(branch, step % 3 == 0, inputs))
     programs = [v.passes for v in model.report.variants]
     assert len(programs) == 3, "as given, storing and loading"
+
+
+def test_redrawn_destinations(model: OptimizedModule) -> None:
+    """Each window draws its own, its later steps reuse them; steps that reuse share a Program."""
+    drawn = fisopt.optimize(
+        model.original, [replace(CACHED, redraw=None)], call(1, 0), SPEC, "eager"
+    )
+    before = len(drawn.report.variants)
+    oracles: dict[str, Oracle] = {"cond": Oracle(), "uncond": Oracle()}
+    for branch, step, inputs, got in generate(drawn, 1, 7):
+        want = oracles[branch](branch, step % 3 == 0, inputs, step // 3)
+        assert_close(got, want)
+    made = [v.applied[0].result.notes[-1] for v in drawn.report.variants[before:]]
+    assert ["earlier step" in note for note in made] == [False, True, False, False]
+    assert ["draw" in note for note in made] == [False, False, True, True]
+    once = [video for *_, video in generate(model, 1, 7)]
+    again = [video for *_, video in generate(drawn, 1, 7)]
+    same = [torch.equal(a, b) for a, b in zip(once, again, strict=True)]
+    assert same == [True] * 6 + [False] * 8, "the first window is the same, the others are not"
+    repeated = [video for *_, video in generate(drawn, 1, 7)]
+    assert all(map(torch.equal, again, repeated)), "equal seeds draw equally"
 
 
 def test_reuse_is_not_matching(model: OptimizedModule) -> None:
@@ -249,7 +271,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     the destinations alone, whatever the step, but those of all frames are not the anchors'.
     """
     original, program = plain_captured(FORM)
-    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1))
+    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
     frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimized, "capture", lambda *_: program)
