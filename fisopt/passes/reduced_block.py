@@ -47,6 +47,7 @@ class Matching:
     mode: Mode
     seed: int
     state: State
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -204,7 +205,8 @@ class Reducer:
 
     def _chosen(self, index: int, number: int, side: Side, device: torch.device) -> fx.Node:
         """The destinations of one attention's queries or values: a constant of the Program."""
-        key = (self.options.seed, index, number, side.feature)
+        draw = (self.options.draw,) if self.options.draw else ()
+        key = (self.options.seed, index, number, side.feature, *draw)
         chosen = destinations(side.grid, side.stride, *key)
         name = f"destinations_block{index}_attention{number}_{side.feature}"
         return self.rewriter.buffer(name, chosen.to(device))

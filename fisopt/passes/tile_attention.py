@@ -164,10 +164,10 @@ class TileAttention(Pass):
         if not tiler.densities:
             return
         density = sum(tiler.densities) / len(tiler.densities)
-        used = dict.fromkeys(str(m) for m in masks if m is not None)
         rewriter.note(
             f"{len(tiler.densities)} of {tiler.attending} blocks tile-sparse, density "
-            f"{density:.3f} (sparsity {1 - density:.3f}) of their self-attention: {', '.join(used)}"
+            f"{density:.3f} (sparsity {1 - density:.3f}) of their self-attention: "
+            + ", ".join(tiler.used)
         )
 
 
@@ -178,6 +178,7 @@ class _Tiler:
         self.rewriter = rewriter
         self.graphs: dict[object, fx.GraphModule] = {}
         self.densities: list[float] = []
+        self.used: dict[str, None] = {}
         self.attending = self.within = 0
 
     def block(self, call: fx.Node, mask: FrameMask | None, *, named: bool) -> None:
@@ -207,6 +208,8 @@ class _Tiler:
             return
         kept = [each for each in read if not isinstance(each, str)]
         self._rewrite(call, found, kept, plans, mask)
+        seen = (axis.frames for each in kept if (axis := sequence_axis(each.query)))
+        self.used |= dict.fromkeys(mask.at(frames) for frames in seen)
         self.densities.append(sum(plan.density for plan in plans) / len(plans))
 
     def _rewrite(

@@ -354,5 +354,11 @@ def _placed(model: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
 
 
 def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
-    """The passes of a step."""
+    """The passes of a step.
+
+    Raises:
+        ScheduleError: it lies before the first one.
+    """
+    if step.index < 0:
+        raise ScheduleError(f"step {step.index} does not exist; the first one is 0")
     return tuple(now for p in passes if (now := p.at(step)) is not None)
