@@ -92,7 +92,7 @@ class Reduction(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attention of every block that drops something."""
-        if (frames := rewriter.program.layout.frames) <= BOUNDARIES:
+        if 1 < (frames := rewriter.program.layout.frames) <= BOUNDARIES:
             rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
             return
         how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
@@ -145,8 +145,8 @@ class TokenReduction(Pass):
             the share is capped at 1 - destinations / tokens.
         value: dropped share of the keys and values.
         destination_stride: frames, rows and columns of a cell, one random token of which always
-            stays and stands for tokens that are left out.  With two latent frames or fewer
-            every block is dense.
+            stays and stands for tokens that are left out.  Of one frame, as an image has, a cell
+            is rows and columns; with two frames every block is dense.
         cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
             those of the step at which the match is made.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
@@ -231,8 +231,8 @@ class TokenReduction(Pass):
         value: Ratios = self.value
         measured = None
         if isinstance(self.schedule, Schedule):
-            column = self.schedule.column(Step(step.index - since, step.count))
-            self.schedule.column(step)
+            column = self.schedule.column(replace(step, index=step.index - since).from_noise)
+            self.schedule.column(step.from_noise)
             query, value = (self.schedule.ratios(f, column) for f in FEATURES)
             measured = self.schedule.measured
             if not any(query) and not any(value):

@@ -144,6 +144,15 @@ def test_steps() -> None:
         TokenReduction(schedule=made, cache_steps=3).at(Step(5, 6))
 
 
+def test_a_run_that_starts_between_noise_and_video_reads_its_own_place() -> None:
+    """Two steps of four: those of the table's second half; a cached match that of its first."""
+    step = TokenReduction(schedule=schedule())
+    assert [step.at(Step(i, 2, 2)) for i in range(2)] == [step.at(Step(i, 4)) for i in (2, 3)]
+    assert step.at(Step(0, 2, 2)) != step.at(Step(0, 2))
+    with pytest.raises(ScheduleError, match="has tiers for 4 steps, the run needs 5"):
+        step.at(Step(0, 2, 3))
+
+
 def test_schedule_and_ratios() -> None:
     with pytest.raises(ValueError, match="the schedule says what is dropped"):
         TokenReduction(query=0.5, schedule=schedule())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,21 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import fisopt
-from fisopt import FrameInterleave, InputError, ModelSpec, OptimizedModule, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    InputError,
+    ModelSpec,
+    OptimizedModule,
+    Pass,
+    PassError,
+    ScheduleError,
+    TokenReduction,
+)
 from fisopt.passes.token_reduction import Reduction
+from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.pass_base import Step
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.rewriter import Rewriter
 from fisopt.runtime import optimized
 from tests import plain_dit
 from tests.conftest import plain_captured
@@ -127,6 +139,78 @@ def test_a_run_that_starts_between_matches_at_once(model: OptimizedModule, first
     list(generate(model, 5, 2))  # an earlier generation, cut short, leaves nothing
     for branch, step, inputs, got in generate(model, 1, 7, first):
         assert_close(got, oracle(branch, step == first or step % 3 == 0, inputs))
+
+
+@dataclass(frozen=True)
+class HoldBlocks(Pass):
+    """What the last block returns serves for two steps."""
+
+    state: str = ""
+    stepwise: bool = True
+
+    def at(self, step: Step) -> Pass:
+        return replace(self, state="load" if step.index % 2 else "store")
+
+    def afresh(self) -> Pass:
+        return replace(self, state="store") if self.state == "load" else self
+
+    def run(self, rewriter: Rewriter) -> None:
+        last = rewriter.program.blocks[-1]
+        returned = results(rewriter.program.callee(last).graph)
+        result = result_nodes(last, len(returned))[0]
+        assert result is not None
+        if self.state == "store":
+            rewriter.store("blocks", result)
+        elif self.state == "load":
+            value = result.meta["val"]
+            held = rewriter.load("blocks", value.shape, value.dtype, value.device)
+            rewriter.replace_uses(result, held)
+
+
+def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A match for three steps, and a result for two: neither wipes what the other holds."""
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    passes = [CACHED, HoldBlocks()]
+    model, oracle = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager"), Oracle()
+    for seed in (1, 2):
+        before: dict[str, Tensor] = {}
+        for branch, step, inputs, got in generate(model, seed, 7):
+            want = oracle(branch, step % 3 == 0, inputs)
+            assert_close(got, before[branch] if step % 2 else want)
+            before[branch] = got
+    assert not model.report.notes
+
+
+def test_every_pass_that_runs_afresh_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that starts at step 1 finds nothing; only the pass whose state is missing makes it."""
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    model = fisopt.optimize(original, [CACHED, HoldBlocks()], call(1, 0), SPEC, "eager")
+    for _ in range(2):
+        list(generate(model, 1, 7, first=1))
+    assert dict(model.report.notes) == {
+        f"{name} ran afresh at step 1, branch {branch!r}": 2
+        for branch in ("cond", "uncond")
+        for name in ("TokenReduction", "HoldBlocks")
+    }
+    assert "  HoldBlocks ran afresh at step 1, branch 'cond': 2 times" in str(model.report)
+
+
+def test_state_that_nothing_makes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NeverStored(HoldBlocks):
+        def afresh(self) -> Pass:
+            return self
+
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    model = fisopt.optimize(original, [NeverStored()], call(1, 0), SPEC, "eager")
+    with pytest.raises(
+        ScheduleError, match=r"NeverStored: takes state that no earlier step.*afresh"
+    ):
+        list(generate(model, 1, 3, first=1))
+    with pytest.raises(PassError, match="HoldBlocks/blocks is stored twice"):
+        PassManager([HoldBlocks("store"), HoldBlocks("store")]).run(program)
 
 
 def test_branches_without_names(model: OptimizedModule) -> None:
