@@ -82,6 +82,11 @@ class Pass(metaclass=Checked):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        if self.stage is not None and (why := program.source.followed.why_fixed):
+            reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
+            if strict:
+                raise PreconditionError(reason, pass_name=self.name)
+            return PassResult(program, False, (), (reason,))
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)
