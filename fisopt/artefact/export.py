@@ -11,14 +11,15 @@ from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
-from fisopt.artefact.graph import exported, refuse_meta
+from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
 from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
 from fisopt.artefact.sizes import SIZES
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
+from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
-from fisopt.errors import ExportError, OptionError
+from fisopt.errors import ExportError
 from fisopt.files import check_free, written
 from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
@@ -66,15 +67,18 @@ def export(
         The path.
 
     Raises:
-        OptionError: an unknown format.
+        OptionError: an unknown format, or something of a wrong type.
         ExportError: the path exists or is not that of an artefact, the format cannot hold the
             model, or writing failed; then nothing is left behind.
     """
-    path = Path(path)
+    for option, given in (("portable", portable), ("dynamic", dynamic), ("force", force)):
+        flag(option, given)
+    path = path_of("export: path", path)
     mark = check_target(path, format, portable, force=force)
     _check_module(optimized)
     inputs = _inputs(optimized, example_inputs)
     variants = variants_of(optimized, inputs, steps)
+    refuse_writes(variants.all[0].program)
     if format != "text":
         refuse_meta(variants.all[0].program)
     files = _files(path, format, len(variants.all))
@@ -152,8 +156,7 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
         OptionError: an unknown format.
         ExportError: the path is not free or of another format, or packages are missing.
     """
-    if format not in FORMATS:
-        raise OptionError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    choice("format", format, FORMATS)
     if path.suffix not in ("", SUFFIXES[format]):
         other = [name for name, end in SUFFIXES.items() if end == path.suffix]
         instead = f"; for this one pass format={other[0]!r} (--format {other[0]})" if other else ""

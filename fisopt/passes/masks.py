@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionError, OptionTypeError
+from fisopt.errors import OptionError, OptionTypeError, shown
 
 
 class FrameMask(metaclass=Checked):
@@ -38,6 +38,11 @@ class FrameMask(metaclass=Checked):
             OptionError: the mask does not exist at this number of frames.
         """
 
+    def at(self, frames: int) -> str:
+        """The mask in words, as it is at some number of frames."""
+        del frames
+        return str(self)
+
     @property
     def label(self) -> str:
         """A short name, unique to the mask: part of the names of its buffers."""
@@ -49,11 +54,12 @@ class FrameMask(metaclass=Checked):
 class TileMask(FrameMask):
     """``k:(F-k)``: each frame sees itself and about k global frames, which see every frame.
 
-    With stride ``s = ceil(F / k)`` the frames 0, s, 2s, ... are global.  The cost is linear in F;
-    k = F is dense.
+    With stride ``s = ceil(F / k)`` the frames 0, s, 2s, ... are global: ``ceil(F / s)`` of them,
+    which is k or fewer (of 21 frames, k = 8, 9 and 10 all make 7 global).  The cost is linear in
+    F; k = F is dense.
 
     Attributes:
-        k: wanted number of global frames, 1 to F.
+        k: most global frames, 1 to F.
 
     Source: Efficient-vDiT, arXiv:2502.06155.
     """
@@ -73,6 +79,11 @@ class TileMask(FrameMask):
         whole = torch.arange(frames) % -(-frames // self.k) == 0
         return torch.eye(frames, dtype=torch.bool) | whole | whole[:, None]
 
+    def at(self, frames: int) -> str:
+        """See `FrameMask.at`."""
+        count = -(-frames // -(-frames // self.k))
+        return f"{self} ({count} of {frames} frames global)"
+
     @property
     def label(self) -> str:
         """See `FrameMask.label`."""
@@ -91,7 +102,7 @@ class SlidingWindow(FrameMask):
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
-        return _distance(frames) <= self.radius
+        return _distance(frames) <= min(self.radius, frames)
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class RadialDecay(FrameMask):
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
         distance = _distance(frames)
-        octave = (distance // self.near).clamp(min=1).double().log2().floor()
+        octave = (distance // min(self.near, frames)).clamp(min=1).double().log2().floor()
         return distance % (2**octave).long() == 0
 
 
@@ -132,8 +143,8 @@ class FrameTable(FrameMask):
         given = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
         object.__setattr__(self, "rows", _frozen(given))
         try:
-            sizes = torch.tensor(self.rows).shape
-        except (ValueError, TypeError) as error:
+            sizes = torch.tensor(self.rows, dtype=torch.bool).shape
+        except (ValueError, TypeError, RuntimeError) as error:
             raise OptionError(f"FrameTable: rows are not a regular table: {error}") from error
         if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
             raise OptionError(
@@ -149,6 +160,10 @@ class FrameTable(FrameMask):
                 f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
             )
         return result
+
+    def __repr__(self) -> str:
+        """Brief: a pass prints its mask, and a table is long."""
+        return f"FrameTable({len(self.rows[-1])} frames, {self.label})"
 
     @property
     def label(self) -> str:
@@ -166,7 +181,8 @@ def frame_mask(value: object) -> FrameMask:
         return value
     if type(value) is int:
         return TileMask(value)
-    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
+    form = f"; write {value.__name__}(...)" if isinstance(value, type) else ""
+    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {shown(value)}{form}")
 
 
 def _distance(frames: int) -> Tensor:

@@ -9,24 +9,27 @@ YAML file holds the thresholds, and in ours also the table's name and what it wa
     table: schedule.safetensors
     measured: {model: WanTransformer3DModel, grid: [16, 8, 8], prompts: 4, seed: 0}
 
-The schedules that the authors of AsymRnR have published are of this form and load as they are.
+The schedules that the authors of AsymRnR have published are of this form and load as they are:
+where a file of thresholds names no table, `table_beside` finds it by its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fisopt.checked import Checked
-from fisopt.errors import ScheduleError
-from fisopt.files import replacing
+from fisopt.checked import Checked, path_of
+from fisopt.errors import ScheduleError, shown
+from fisopt.files import reading, replacing
+from fisopt.passes.tier_files import table_beside
+from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
 
@@ -56,6 +59,7 @@ class Measured(metaclass=Checked):
         prompts: how many prompts.
         seed: of the choice of destinations.
         target: what the thresholds were chosen for.
+        any_grid: whether it may be used at another grid than its own, which the report then says.
     """
 
     source: str = field(default="", compare=False)
@@ -64,6 +68,12 @@ class Measured(metaclass=Checked):
     prompts: int = 0
     seed: int = 0
     target: str = ""
+    any_grid: bool = False
+
+    def other_grid(self, layout: TokenLayout) -> str:
+        """The grid in words, if one is told and it is not that of a layout."""
+        here = (layout.frames, layout.height, layout.width)
+        return "" if self.grid in (None, here) else "x".join(map(str, self.grid or ()))
 
     def plain(self) -> dict[str, Any]:
         """What is told, as plain values."""
@@ -96,6 +106,9 @@ class Schedule(metaclass=Checked):
     measured: Measured = Measured()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.measured, Measured):
+            raise ScheduleError(f"measured: got {shown(self.measured)}, wanted a Measured")
+        _check_form(self)
         shapes = {f: _shape_of(getattr(self, f)) for f in FEATURES}
         if shapes["query"] != shapes["value"] or 0 in shapes["query"]:
             raise ScheduleError(
@@ -113,6 +126,10 @@ class Schedule(metaclass=Checked):
 
     def __str__(self) -> str:
         return f"schedule {self.measured.source or '(no name)'}"
+
+    def __repr__(self) -> str:
+        """Brief: passes print their options, and tables of tiers are long."""
+        return f"<{self}: {self.blocks} blocks x {self.steps} steps>"
 
     @property
     def blocks(self) -> int:
@@ -210,15 +227,17 @@ class Schedule(metaclass=Checked):
 
         Args:
             path: the YAML file of thresholds.
-            table: the safetensors file of tiers, if the YAML file does not name it.
+            table: the safetensors file of tiers; by default the one that the YAML file names, or
+                the one beside it that `table_beside` finds.
 
         Raises:
             ScheduleError: a file is not complete, or not of a schedule's form.
-            OSError: a file is not there.
+            FileError: a file cannot be read.
         """
-        path = Path(path)
+        path = path_of("Schedule.load: path", path)
         try:
-            said = yaml.safe_load(path.read_text())
+            with reading(path):
+                said = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ScheduleError(f"{path} is not YAML: {error}; {_FORM}") from error
         if not isinstance(said, Mapping) or not set(said) <= _KEYS:
@@ -230,9 +249,10 @@ class Schedule(metaclass=Checked):
                     f"{path}: got shares for {name!r}; wanted q (queries) and v (keys and values "
                     "together), nothing else can be dropped"
                 )
-        if table is None and "table" not in said:
-            raise ScheduleError(f"{path} names no table; pass table=, a safetensors file of tiers")
-        tiers = read_tiers(Path(table) if table is not None else path.parent / str(said["table"]))
+        if table is None:
+            named = said.get("table")
+            table = table_beside(path) if named is None else path.parent / str(named)
+        tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
         return Schedule(
             tiers["query"],
@@ -267,9 +287,10 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
 
     Raises:
         ScheduleError: the file is not complete, or has no integer table for a feature.
+        FileError: it cannot be read.
     """
     try:
-        with safe_open(path, framework="pt") as held:
+        with reading(path), safe_open(path, framework="pt") as held:
             names = sorted(held.keys())
             found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
     except SafetensorError as error:
@@ -287,6 +308,25 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
                 "integers [blocks, steps]"
             )
     return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
+
+
+def _check_form(schedule: Schedule) -> None:
+    for feature in FEATURES:
+        tiers: object = getattr(schedule, feature)
+        limits: object = schedule.thresholds(feature)
+        if not _are_rows(tiers) or any(type(tier) is not int for row in tiers for tier in row):
+            raise ScheduleError(
+                f"{schedule}: got {feature}={shown(tiers)}, wanted ints [blocks][steps]"
+            )
+        if not _are_rows(limits) or any(len(pair) != 2 for pair in limits):
+            raise ScheduleError(
+                f"{schedule}: got {feature}_thresholds={shown(limits)}, wanted (tier, ratio) pairs"
+            )
+
+
+def _are_rows(value: object) -> TypeGuard[Sequence[Sequence[object]]]:
+    rows = (tuple, list)
+    return isinstance(value, rows) and all(isinstance(row, rows) for row in value)
 
 
 def _shape_of(tiers: Tiers) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS, self_attentions
+from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
 from fisopt.rewrite.ops import match_tokens
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 
 aten = torch.ops.aten
 _MATCH = torch.ops.fisopt.match_tokens.default
@@ -62,6 +62,7 @@ class Cost:
 
 def program_cost(program: Program) -> Cost:
     """Cost of one forward call of a Program."""
+    check_program(program)
     total = Cost()
     blocks: dict[str, Cost] = {}
     for node in program.graph.nodes:
@@ -108,8 +109,8 @@ def _scores(result: fx.Node) -> Iterator[fx.Node]:
     """The product that made the attention weights of a written-out attention."""
     if result.target not in PRODUCTS:
         return
-    node = result.args[0]
-    while isinstance(node, fx.Node) and node.all_input_nodes:
+    node = factors(result)[0]
+    while node.all_input_nodes:
         if node.target in PRODUCTS:
             yield node
             return

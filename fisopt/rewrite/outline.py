@@ -52,8 +52,8 @@ def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
         name = node.name
         if node.op == "get_attr":
             block, _, _ = region.name.partition("@")  # called more than once
-            name = _safe(str(node.target).removeprefix(block + "."))
-            name = name if name.isidentifier() else f"p_{name}"
+            name = str(node.target).removeprefix(block + ".").replace(".", "_")
+            name = name if name.isidentifier() else f"_{name}"  # a layer of a Sequential
         env[node] = graph.placeholder(name)
         env[node].meta = {k: v for k, v in node.meta.items() if k != "nn_module_stack"}
         env[node].meta["fisopt.parameter"] = node.op == "get_attr" or bool(

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.dropout import active_dropout
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 
 Stage = Literal["frames", "attention"]
@@ -20,10 +21,26 @@ STAGES: tuple[Stage, ...] = ("frames", "attention")
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: its index and, where it is known, the number of steps."""
+    """One denoising step of a run.
+
+    A scheduler that calls the model twice a step has a step for each call.
+
+    Attributes:
+        index: its place in the run, from 0.
+        count: the number of steps of the run, where it is known.
+        skipped: steps of the scheduler that come before the run: it starts between noise and
+            video, as under ``strength``.
+    """
 
     index: int
     count: int | None = None
+    skipped: int = 0
+
+    @property
+    def from_noise(self) -> Step:
+        """The same step counted from pure noise."""
+        count = None if self.count is None else self.count + self.skipped
+        return Step(self.index + self.skipped, count)
 
     def among(self, dense_steps: Collection[int], name: str) -> bool:
         """Whether this is one of the dense steps of a pass; negative counts from the last step.
@@ -35,7 +52,8 @@ class Step:
             raise ScheduleError(
                 f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
                 "but the number of steps is not known; run the model inside "
-                "`with optimized.generation(num_steps=...):`"
+                "`with optimized.generation(num_steps=...):`, or optimize the pipeline that calls "
+                "it, whose scheduler knows"
             )
         last = self.count or 0
         return self.index in {index + last if index < 0 else index for index in dense_steps}
@@ -82,11 +100,13 @@ class Pass(metaclass=Checked):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        check_program(program)
         if self.stage is not None and (why := program.source.followed.why_fixed):
             reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
             if strict:
                 raise PreconditionError(reason, pass_name=self.name)
             return PassResult(program, False, (), (reason,))
+        self._refuse_dropout(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)
@@ -107,6 +127,21 @@ class Pass(metaclass=Checked):
         result = PassResult(rewriter.program, True, tuple(rewriter.notes), skipped)
         self.ensures(result.program)
         return result
+
+    def _refuse_dropout(self, program: Program) -> None:
+        callees = {str(c.target): (c, program.callee(c).graph) for c in program.blocks}
+        for call, graph in [(None, program.graph), *callees.values()]:
+            if (found := active_dropout(graph)) is not None:
+                node, probability = found
+                where = call.meta["fisopt.region"] if call is not None else "the model"
+                what = "its attention" if "attention" in str(node.target) else str(node.target)
+                raise PreconditionError(
+                    f"{what} has dropout ({probability}), so every run draws other numbers and "
+                    "nothing can be left out of it; pass a probability of 0 outside of training "
+                    "(`dropout_p=self.p if self.training else 0.0`)",
+                    pass_name=self.name,
+                    node=where,
+                )
 
     @abstractmethod
     def run(self, rewriter: Rewriter) -> None:

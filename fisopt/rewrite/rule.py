@@ -23,9 +23,9 @@ from torch import fx
 from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionError, OptionTypeError, PassError
+from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.analysis import result_nodes, results
-from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -68,6 +68,11 @@ class Rule(metaclass=Checked):
     where: Callable[[Match], bool]
 
     def __post_init__(self) -> None:
+        for option in ("pattern", "replacement", "where"):
+            if not callable(held := getattr(self, option)):
+                raise OptionTypeError(
+                    f"rule {self.name!r}: {option} must be a function, got {shown(held)}"
+                )
         wanted, given = _parameters(self._pattern), _parameters(self._replacement)
         if wanted != given:
             raise OptionError(
@@ -124,10 +129,11 @@ class Rule(metaclass=Checked):
                     made[node] = rewriter.call(node.target, *args, **kwargs)
         new: fx.Node = made[_returned(self._replacement)]
         was, now = match.result.meta["val"], new.meta["val"]
-        if was.dtype != now.dtype or axes_of(match.result) != axes_of(new):
+        if was.dtype != now.dtype or not same_axes(axes_of(match.result), axes_of(new)):
             raise PassError(
-                f"rule {self.name!r} replaces {was.dtype} with frames {axes_of(match.result)} by "
-                f"{now.dtype} with frames {axes_of(new)}; wanted the same of both",
+                f"rule {self.name!r} replaces {was.dtype} with frames "
+                f"{axes_text(axes_of(match.result))} by {now.dtype} with frames "
+                f"{axes_text(axes_of(new))}; wanted the same of both",
                 pass_name=rewriter.pass_name,
                 node=match.result,
             )
@@ -154,7 +160,10 @@ class RulePass(Pass):
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
+        rules: object = self.rules
+        if not isinstance(rules, (tuple, list)) or any(not isinstance(r, Rule) for r in rules):
+            raise OptionTypeError(f"RulePass: rules must be a list of Rule, got {shown(rules)}")
+        object.__setattr__(self, "rules", tuple(rules))
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite every distinct block graph once, then the graph that calls them."""
