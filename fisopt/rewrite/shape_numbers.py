@@ -44,11 +44,12 @@ _ARITHMETIC: dict[Any, Callable[..., Any]] = {
     T.min: lambda a: a.min(),
     torch.min: lambda a: a.min(),
 }
+_PARTS = {T.__iter__, T.unbind, torch.unbind}
 _READ: dict[Any, Callable[[Any], Any]] = {
     T.item: lambda a: a.item(),
     T.tolist: lambda a: a.tolist(),
-    T.__int__: lambda a: a.item(),
-    T.__index__: lambda a: a.item(),
+    T.__int__: lambda a: int(a.item()),  # Python wants a plain int here: the size is baked in
+    T.__index__: lambda a: int(a.item()),
 }
 
 
@@ -56,24 +57,30 @@ class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as t
     """Inside, whole numbers that were put into a tensor are read from it without a look at it."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._known: dict[int, tuple[torch.Tensor, Any]] = {}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _READ and (known := self._of(args[0])) is not None and known.size:
+        if func in _READ and (known := self._of(args[0])) is not None:
             return _READ[func](known)
+        if _writes(func) or "out" in kwargs:
+            self._known.clear()  # what else looks at the same memory is not known
         result = func(*args, **kwargs)
-        if isinstance(result, torch.Tensor):
+        known = self._of(args[0]) if func in _PARTS and args[1:] in ((), (0,)) else None
+        if known is not None and not kwargs:
+            parts = list(result)
+            for part, number in zip(parts, known, strict=True):
+                self._know(part, np.asarray(number, object))
+            return iter(parts) if func is T.__iter__ else tuple(parts)
+        if isinstance(result, torch.Tensor) and result.dtype in (torch.int64, torch.int32):
             numbers = self._numbers(func, args, kwargs)
             if numbers is not None and numbers.shape == tuple(result.shape):
-                self._known[id(result)] = (result, numbers)
-        elif isinstance(result, (tuple, list)) and func in (T.unbind, torch.unbind):
-            if (known := self._of(args[0])) is not None:
-                self._known |= {id(x): (x, np.asarray(n, object)) for x, n in zip(result, known)}
+                self._know(result, numbers)
         return result
+
+    def _know(self, tensor: torch.Tensor, numbers: Any) -> None:
+        self._known[id(tensor)] = (tensor, numbers)  # held, so that its id stays its own
 
     def _of(self, value: Any) -> Any:
         """The numbers that a tensor holds, None if they are not known."""
@@ -100,6 +107,15 @@ class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as t
             return None
 
     def _made(self, data: Any) -> Any:
-        leaves = pytree.tree_leaves(data if not isinstance(data, torch.Size) else tuple(data))
-        whole = all(isinstance(x, (int, torch.SymInt)) and not isinstance(x, bool) for x in leaves)
-        return np.array(data, object) if leaves and whole else None
+        if isinstance(data, torch.Tensor):
+            return self._of(data)
+        numbers = np.array(data, object)
+        whole = all(type(x) in (int, torch.SymInt) for x in numbers.flat)
+        return numbers if numbers.size and whole else None
+
+
+def _writes(func: Any) -> bool:
+    """Whether a function writes into one of its tensors."""
+    name = str(getattr(func, "__name__", ""))
+    inplace = name.startswith("__i") and name not in ("__index__", "__int__", "__invert__")
+    return inplace or name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 import warnings
@@ -20,16 +21,21 @@ from fisopt.errors import CaptureError
 from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.frame_dims import INT, FrameDims
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.untouched import untouched
 
 
 def user_line(error: BaseException) -> str:
-    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
+    """The last line of a traceback that is neither torch's nor ours, as ``file:line: text``."""
     own = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__)
+    here = Path(__file__).parent
     theirs = [
-        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
+        f
+        for f in frames
+        if not any(Path(f.filename).is_relative_to(folder) for folder in (own, here))
+        for f in frames
+        if not Path(f.filename).is_relative_to(own) and not Path(f.filename).is_relative_to(here)
     ]
     if not theirs:
         return ""
@@ -63,7 +69,12 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     leaves = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
     kwargs = inputs.replaced(leaves).kwargs()  # export marks the tensors that it is given
     try:
-        with untouched(model, inputs.leaves), torch.no_grad(), warnings.catch_warnings():
+        with (
+            untouched(model, inputs.leaves),
+            torch.no_grad(),
+            warnings.catch_warnings(),
+        ):
+            model.forward = _with_numbers(model.forward)  # inside the modes of export
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
@@ -80,6 +91,15 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             "tensor operations, or give ModelSpec a `prepare` function that does."
         ) from error
     return module
+
+
+def _with_numbers(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with shape_numbers():
+            return forward(*args, **kwargs)
+
+    return call
 
 
 @contextmanager
@@ -152,6 +172,7 @@ def _run_fake(
         for block in blocks:
             hook = block.register_forward_hook(lambda _, __, out: returned.append(_shapes(out)))
             stack.callback(hook.remove)
+        stack.enter_context(shape_numbers())
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_silent("torch._subclasses.fake_tensor"))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +18,7 @@ from fisopt import CaptureError, ModelSpec, TokenLayout
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.follow import Followed, Search
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.tracing import shape_trials
 from tests import plain_dit
 from tests.plain_dit import FORMS, Form
@@ -245,6 +249,92 @@ def test_the_models_own_error_is_shown() -> None:
     with pytest.raises(CaptureError, match=r"height\[0\]\.item\(\)") as error:
         fisopt.capture(model, inputs, spec=SPEC)
     assert "check the grid" not in str(error.value)
+
+
+class Stacked(Toy):
+    """Sizes as the original code of Wan reads them."""
+
+    def tokens(self, video: Tensor) -> Tensor:
+        frames, rows, columns = torch.stack([torch.tensor(u.shape[:3]) for u in video])[0].tolist()
+        length = torch.prod(torch.tensor(video.shape[1:4])).item()
+        x = video.reshape(1, frames * rows * columns, 8)
+        return x[:, :length] + torch.arange(length)[:, None]
+
+
+class Measured(Toy):
+    """Numbers through int(), numpy and math, one of them changed after it was made."""
+
+    def tokens(self, video: Tensor) -> Tensor:
+        sizes = torch.tensor(video.shape)
+        sizes[0] = 7 * sizes[0]
+        longest = int(torch.tensor([u.shape[0] * 4 for u in video]).max())
+        scale = math.sqrt(np.prod(video.shape[2:4]) / video[0, 0, :, :, 0].numel())
+        return video.flatten(1, 3)[:, :longest] * scale + sizes[1:].numel()
+
+
+@pytest.mark.parametrize("kind", [Stacked, Measured])
+def test_numbers_made_from_shapes(kind: type[Toy]) -> None:
+    model = kind().eval().requires_grad_(False)
+    program = fisopt.capture(model, {"video": torch.rand(VIDEO)}, spec=SPEC)
+    for frames in (6, 8):
+        inputs = {"video": torch.rand(1, frames, 2, 2, 8)}
+        torch.testing.assert_close(program.at(inputs)(**inputs), model(**inputs), rtol=0, atol=0)
+
+
+def test_a_number_that_was_written_over_is_not_known() -> None:
+    with shape_numbers():
+        sizes = torch.tensor([2, 3])
+        sizes[0] = 5
+        assert sizes.tolist() == [5, 3]
+        pair = torch.tensor([[1, 2], [3, 4]])
+        assert [x.tolist() for x in pair.unbind(1)] == [[1, 3], [2, 4]]
+        assert (pair * 2)[1].sum().item() == 14
+        assert torch.tensor([7]).float().item() == 7.0
+
+
+def test_an_operator_that_calls_functions_is_refused() -> None:
+    class Branches(Toy):
+        def tokens(self, video: Tensor) -> Tensor:
+            x = video.flatten(1, 3)
+            return torch.cond(x.sum() > 0, lambda y: y + 1, lambda y: y - 1, (x,))
+
+    model = Branches().eval().requires_grad_(False)
+    with pytest.raises(CaptureError, match=r"(?s)cond .*choose another implementation"):
+        fisopt.capture(model, {"video": torch.rand(VIDEO)}, spec=SPEC)
+
+
+def test_a_pinned_attention_backend_is_refused() -> None:
+    case = zoo()["wan"]
+    model = copy.deepcopy(case.model)
+    model.set_attention_backend("flex")
+    with pytest.raises(CaptureError, match=r"(?s)flex_attention .*choose another implementation"):
+        fisopt.capture(model, case.inputs(3, 2, 2))
+
+
+def test_a_grid_function_needs_no_example() -> None:
+    def grid(call: Any) -> tuple[int, int, int]:
+        return tuple(call["video"].shape[1:4])
+
+    model = Stacked().eval().requires_grad_(False)
+    spec = ModelSpec(blocks=("layers.*",), grid=grid)
+    fast = fisopt.optimize(model, spec=spec, backend="eager")
+    inputs = {"video": torch.rand(1, 3, 2, 4, 8)}
+    torch.testing.assert_close(fast(**inputs), model(**inputs), rtol=0, atol=0)
+    with pytest.raises(fisopt.InputError, match="give ModelSpec a function as grid"):
+        fisopt.optimize(model, spec=SPEC, backend="eager")
+
+
+def test_what_forward_keeps_is_said() -> None:
+    class Keeps(Toy):
+        def tokens(self, video: Tensor) -> Tensor:
+            self.last = video
+            return video.flatten(1, 3)
+
+    model = Keeps().eval().requires_grad_(False)
+    fast = fisopt.optimize(
+        model, example_inputs={"video": torch.rand(VIDEO)}, spec=SPEC, backend="eager"
+    )
+    assert "capture: forward sets Keeps.last; the captured graph does not" in str(fast.report)
 
 
 @pytest.mark.parametrize("frames", [(1, 5), (5, 1)], ids=["image first", "video first"])
