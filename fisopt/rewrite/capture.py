@@ -16,9 +16,9 @@ from fisopt.rewrite.follow import Followed, Search, said, shapes_of
 from fisopt.rewrite.frame_dims import Growth, size_of
 from fisopt.rewrite.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.runs import check_runs
 from fisopt.rewrite.template import Template, matches
-from fisopt.rewrite.tracing import export, shape_trials, user_line
-from fisopt.rewrite.untouched import untouched
+from fisopt.rewrite.tracing import export, shape_trials
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]
@@ -101,7 +101,7 @@ def _follow(
         else:
             found = search.run()
     if found is None:
-        _check_runs(model, inputs)
+        check_runs(model, inputs, "the example inputs")
         export(model, inputs, None)
         raise CaptureError(
             f"{type(model).__name__} runs, but not on shapes alone: "
@@ -119,24 +119,12 @@ def _follow(
     return found
 
 
-def _check_runs(model: nn.Module, inputs: Inputs) -> None:
-    """Refuse inputs on which the model itself fails."""
-    try:
-        with untouched(model, inputs.leaves, real=True), torch.no_grad():
-            model(**inputs.kwargs())
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} does not run on the example inputs {shapes_of(inputs)}: "
-            f"{type(error).__name__}: {error}\n    {user_line(error)}"
-        ) from error
-
-
 def _grid_function(
     spec: ModelSpec, layout: TokenLayout, example: Inputs, followed: Followed
 ) -> Callable[[Mapping[str, Any]], tuple[int, int, int]]:
     """The grid of any inputs: the spec's own, or the example's scaled by what the inputs say."""
     if callable(spec.grid):
-        return spec.grid
+        return spec.grid_of
     places = [(leaf, growth) for leaf, growths in followed.dims.items() for growth in growths]
     plane = next(((leaf, g, g.plane) for leaf, g in places if g.plane is not None), None)
 

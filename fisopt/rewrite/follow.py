@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from fisopt.errors import CaptureError, FisoptError
+from fisopt.errors import CaptureError, FisoptError, shown
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.frame_dims import FrameDims, Growth, candidates, resize
 from fisopt.rewrite.inputs import Inputs
@@ -124,8 +124,8 @@ class Search:
     def _grid(self, inputs: Inputs) -> Any:
         try:
             return tuple(self.spec.grid_of(inputs.kwargs()))
-        except (FisoptError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-            return f"{type(error).__name__}: {error}"
+        except FisoptError as error:
+            return str(error)
 
     def _fewest(self, dims: FrameDims, step: int) -> FrameDims:
         """Leave out what need not grow: a text that happens to be as long as the video."""
@@ -170,7 +170,7 @@ def at_frames(
 def shapes_of(inputs: Inputs) -> Mapping[str, Any]:
     """Shapes of the tensors of a call, and its plain values, by name."""
     return {
-        name: tuple(x.shape) if isinstance(x, torch.Tensor) else x
+        name: tuple(x.shape) if isinstance(x, torch.Tensor) else shown(x)
         for name, x in zip(inputs.names, inputs.leaves, strict=True)
     }
 

@@ -30,13 +30,7 @@ def user_line(error: BaseException) -> str:
     own = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
     here = Path(__file__).parent
-    theirs = [
-        f
-        for f in frames
-        if not any(Path(f.filename).is_relative_to(folder) for folder in (own, here))
-        for f in frames
-        if not Path(f.filename).is_relative_to(own) and not Path(f.filename).is_relative_to(here)
-    ]
+    theirs = [f for f in frames if not {own, here} & {*Path(f.filename).parents}]
     if not theirs:
         return ""
     last = theirs[-1]
