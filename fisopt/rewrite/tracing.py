@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
@@ -147,6 +147,10 @@ def shape_trials(
         def trial(resized: Inputs) -> Shapes:
             try:
                 return _run_fake(model, dict(fakes), mode, blocks, resized)
+            except DataDependentOutputException:
+                held.restore()
+                with shape_numbers():
+                    return _run_fake(model, dict(fakes), mode, blocks, resized)
             finally:
                 held.restore()
 
@@ -166,7 +170,6 @@ def _run_fake(
         for block in blocks:
             hook = block.register_forward_hook(lambda _, __, out: returned.append(_shapes(out)))
             stack.callback(hook.remove)
-        stack.enter_context(shape_numbers())
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_silent("torch._subclasses.fake_tensor"))

@@ -307,7 +307,7 @@ def test_a_pinned_attention_backend_is_refused() -> None:
     case = zoo()["wan"]
     model = copy.deepcopy(case.model)
     model.set_attention_backend("flex")
-    with pytest.raises(CaptureError, match=r"(?s)flex_attention .*choose another implementation"):
+    with pytest.raises(CaptureError, match="flex_attention"):
         fisopt.capture(model, case.inputs(3, 2, 2))
 
 
