@@ -16,9 +16,9 @@ from fisopt.pipelines import by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
-from fisopt.rewrite.inputs import check_model
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.readiness import check_model
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 

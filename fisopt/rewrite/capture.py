@@ -20,6 +20,7 @@ from fisopt.rewrite.inputs import (
     find_frame_dims,
 )
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.readiness import unhooked
 from fisopt.rewrite.template import Template, matches
 from fisopt.rewrite.tracing import accepts_shapes, export, user_line
 from fisopt.spec import ModelSpec
@@ -53,7 +54,8 @@ def capture(
     check_example(model, inputs)
     _check_blocks(model, spec)
     layout = layout_of(spec.grid_of(inputs.kwargs()))
-    traced = spec.prepare(model) if spec.prepare is not None else model
+    plain = unhooked(model)
+    traced = spec.prepare(plain) if spec.prepare is not None else plain
     dims = _frame_dims(traced, inputs, layout)
     template = Template(traced, spec.blocks, dims)
     source = Source(model, template, _grid_function(spec, layout, dims), dims)

@@ -11,11 +11,13 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError, InputError
+from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.weights import refresh
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -29,7 +31,17 @@ class Source:
     template: Template
     grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
     frame_dims: FrameDims
-    cache: dict[Any, Program] = field(default_factory=dict)
+    cache: Lru[Any, Program] = field(default_factory=Lru)
+
+    def refresh(self) -> None:
+        """Let every graph that is held have the weights that the model holds now."""
+        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
+            refresh(module, self.model)
+
+    def bound(self, size: int) -> None:
+        """Hold at most so many Programs, and graphs that they are made from."""
+        self.cache.size = size
+        self.template.bound(size)
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,7 @@ class Program:
                 f"this Program reuses state of an earlier step ({', '.join(self.loads[:2])}, ...); "
                 "run it through `fisopt.optimize`, or at a step that makes the state"
             )
+        refresh(self.graph_module, self.source.model)
         with torch.no_grad():
             values = self.graph_module(*self.values(kwargs))
         return self.split(values).output
@@ -155,9 +168,9 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    if key not in source.cache:
-        source.cache[key] = _build(source, inputs)
-    return source.cache[key]
+    if (program := source.cache.get(key)) is None:
+        program = source.cache[key] = _build(source, inputs)
+    return program
 
 
 def _build(source: Source, inputs: Inputs) -> Program:

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fisopt.codegen.choose import Choice
+from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
+
+
+_NOTES = 100
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,35 @@ class Variant:
 
 @dataclass
 class Report:
-    """What `optimize` made of a model, one variant per shape and set of active passes."""
+    """What `optimize` made of a model, one variant per shape and set of active passes.
+
+    Attributes:
+        model: the class of the model.
+        backend: who compiles.
+        variants: what is held, in the order in which it was made.
+        dropped: how many variants have made room for others.
+        notes: what else was seen, and how often.
+    """
 
     model: str
     backend: str
     variants: list[Variant] = field(default_factory=list)
+    dropped: int = 0
+    notes: Lru[str, int] = field(default_factory=lambda: Lru(_NOTES))
+
+    def note(self, line: str) -> None:
+        """Add a line, or count it once more."""
+        self.notes[line] = self.notes.get(line, 0) + 1
+
+    def recaptured(self, difference: str) -> None:
+        """Say that the model is not in the state that it was captured in before."""
+        self.note(f"recaptured: {difference}")
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
+        lines += [f"  {line}" + (f" ({n} times)" if n > 1 else "") for line, n in self.notes.items()]
+        if self.dropped:
+            lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:
