@@ -10,15 +10,16 @@ from torch import nn
 
 from fisopt import models
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError
+from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
-from fisopt.pipelines import by_component, transformers_of
+from fisopt.pipelines import SchedulerSteps, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.readiness import check_model
+from fisopt.rewrite.readiness import check_model, uncompiled
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 
@@ -51,6 +52,7 @@ def capture(
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
+    model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         model = model.original
     spec = spec if spec is not None else models.spec_of(model)
@@ -71,6 +73,7 @@ def optimize(
     backend: Backend = "inductor",
     strict: bool = True,
     recipe: RecipeSource | None = None,
+    cache_size: int = SIZE,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -91,21 +94,24 @@ def optimize(
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
             values, or "config" for the ``fisopt`` entry of the model's configuration; of a
             pipeline also by transformer.
+        cache_size: how many variants (a shape and a set of active passes) are kept, each with
+            what was compiled for it; one more drops the one that was used least recently.
+            ``result.clear()`` drops all.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
         parameters with the result (``result.original``).
 
     Raises:
-        ValueError, TypeError: an unknown preset, backend or option.
+        OptionError: an unknown pass, preset or backend, or something of a wrong type.
         RecipeError: the recipe cannot be read, or is for another model.
         InputError: the model is in training mode or under hooks; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
     """
     if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+        raise OptionError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
     if recipe is not None and passes:
-        raise ValueError("pass either passes or a recipe: the recipe says the passes")
+        raise OptionError("pass either passes or a recipe: the recipe says the passes")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
     if not isinstance(model_or_pipeline, nn.Module):
         modules = transformers_of(model_or_pipeline)
@@ -113,7 +119,7 @@ def optimize(
         parts: Any = dict.fromkeys(modules, given) if named is None else named
         chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
         return _optimize_pipeline(
-            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict
+            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict, cache_size
         )
     if named is not None:
         raise InputError(
@@ -121,7 +127,9 @@ def optimize(
         )
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
-    return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, backend, strict)
+    return _optimize_module(
+        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size
+    )
 
 
 def _optimize_module(
@@ -131,9 +139,10 @@ def _optimize_module(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
+    cache_size: int,
     scheduler_steps: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
-    captures: dict[Any, Program] = {}
+    model, captures = uncompiled(model), None
     if isinstance(model, OptimizedModule):
         if spec is None or spec == model.spec:
             captures, spec = model.captures, model.spec
@@ -150,7 +159,9 @@ def _optimize_module(
             "keyword arguments of one forward call"
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
-    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps, captures)
+    optimized = OptimizedModule(
+        model, passes, spec, backend, strict, scheduler_steps, captures, cache_size
+    )
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
@@ -164,6 +175,7 @@ def _optimize_pipeline(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
+    cache_size: int,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -171,9 +183,7 @@ def _optimize_pipeline(
             f"it has {' and '.join(modules)}"
         )
 
-    def scheduler_steps() -> Any:
-        return getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
-
+    scheduler_steps = SchedulerSteps(pipeline)
     optimized = {
         name: _optimize_module(
             modules[name],
@@ -182,6 +192,7 @@ def _optimize_pipeline(
             spec,
             backend,
             strict,
+            cache_size,
             scheduler_steps,
         )
         for name, part in chosen.items()

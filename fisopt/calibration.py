@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fisopt.api import optimize
+from fisopt.checked import Checked
 from fisopt.errors import InputError, ScheduleError
 from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
@@ -43,7 +44,7 @@ PROBED = 4
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(metaclass=Checked):
     """What the thresholds are chosen for: one of the two.
 
     Attributes:

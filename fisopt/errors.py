@@ -7,6 +7,14 @@ class FisoptError(Exception):
     """Base of all errors raised by fisopt."""
 
 
+class OptionError(FisoptError, ValueError):
+    """An option or an argument has a value that is not taken, or a name that is not known."""
+
+
+class OptionTypeError(OptionError, TypeError):
+    """An option or an argument is of a wrong type, is missing, or does not exist."""
+
+
 class CaptureError(FisoptError):
     """The model could not be captured as a graph."""
 

@@ -19,7 +19,7 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from torch import Tensor, fx
 
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.tile_attention import TileAttention
@@ -173,10 +173,10 @@ class Measurements:
         """The sparsest mask of each block whose error stays within a bound on every call.
 
         Raises:
-            ValueError: the threshold is not positive.
+            OptionError: the threshold is not positive.
         """
         if not threshold > 0:
-            raise ValueError(f"threshold must be more than 0, got {threshold}")
+            raise OptionError(f"threshold must be more than 0, got {threshold}")
         worst = self.worst()
         chosen: list[int | None] = []
         for b, costs in enumerate(self.flops):
@@ -191,17 +191,17 @@ class Measurements:
         takes one of its masks or none.
 
         Raises:
-            ValueError: no table is that cheap, or the ratio is less than one.
+            OptionError: no table is that cheap, or the ratio is less than one.
         """
         if not ratio >= 1:
-            raise ValueError(f"target ratio must be at least 1, got {ratio}")
+            raise OptionError(f"target ratio must be at least 1, got {ratio}")
         flops = np.array(self.flops)
         blocks, choices = flops.shape
         budget = self.total / ratio - (self.total - flops[:, -1].sum())
         least = flops.min(axis=1).sum()
         if budget < least:
             most = self.total / (self.total - flops[:, -1].sum() + least)
-            raise ValueError(
+            raise OptionError(
                 f"target ratio {ratio} is out of reach: the sparsest candidates in every block "
                 f"make the model {most:.3f} times cheaper"
             )
@@ -221,7 +221,7 @@ class Measurements:
             ],
         )
         if solved.x is None:
-            raise ValueError(f"target ratio {ratio}: the solver found no table: {solved.message}")
+            raise OptionError(f"target ratio {ratio}: the solver found no table: {solved.message}")
         picks = solved.x.reshape(blocks, choices).argmax(axis=1)
         return self._table([None if c == choices - 1 else int(c) for c in picks])
 

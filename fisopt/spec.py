@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fisopt.checked import Checked
+from fisopt.errors import OptionTypeError
+
 Grid = tuple[int, int, int]
 GridOf = Callable[[Mapping[str, Any]], Grid]
 
 
 @dataclass(frozen=True)
-class ModelSpec:
+class ModelSpec(metaclass=Checked):
     """Where a model's repeated video blocks are and how its tokens are laid out.
 
     Where the text sits and which arguments carry video tokens is not asked: capture finds it.
@@ -33,7 +36,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         """Refuse a pattern on its own, which would be read as one pattern a letter."""
         if isinstance(self.blocks, str):
-            raise TypeError(
+            raise OptionTypeError(
                 f"ModelSpec: blocks must be a tuple of patterns, got {self.blocks!r}; "
                 f"write blocks=({self.blocks!r},)"
             )

@@ -18,7 +18,7 @@ from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.codegen.flatten import flatten
-from fisopt.errors import ExportError
+from fisopt.errors import ExportError, OptionError
 from fisopt.files import check_free, written
 from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
@@ -66,7 +66,7 @@ def export(
         The path.
 
     Raises:
-        ValueError: an unknown format.
+        OptionError: an unknown format.
         ExportError: the path exists or is not that of an artefact, the format cannot hold the
             model, or writing failed; then nothing is left behind.
     """
@@ -149,11 +149,11 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
         The file that marks a folder as an artefact, None if the artefact is one file.
 
     Raises:
-        ValueError: an unknown format.
+        OptionError: an unknown format.
         ExportError: the path is not free or of another format, or packages are missing.
     """
     if format not in FORMATS:
-        raise ValueError(f"format must be one of {list(FORMATS)}, got {format!r}")
+        raise OptionError(f"format must be one of {list(FORMATS)}, got {format!r}")
     if path.suffix not in ("", SUFFIXES[format]):
         other = [name for name, end in SUFFIXES.items() if end == path.suffix]
         instead = f"; for this one pass format={other[0]!r} (--format {other[0]})" if other else ""

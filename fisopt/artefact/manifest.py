@@ -152,13 +152,15 @@ class Manifest:
             )
             how = Call(**_tuples(call), tensors=inputs, results=results)
             read = Manifest(**_tuples(said), call=how, variants=variants)
-            read._check()
+            wrong = read._wrong()
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ExportError(f"{where}: the manifest is malformed: {error}") from error
+        if wrong:
+            raise ExportError(f"{where}: the manifest is malformed: wanted that {wrong[0]}")
         return read
 
-    def _check(self) -> None:
-        """Insist on what a loader relies on; an error says what is not so."""
+    def _wrong(self) -> list[str]:
+        """What a loader relies on and is not so."""
         places = range(len(self.variants))
         kind = getattr(torch, self.model["dtype"], None)
         wanted = {
@@ -184,8 +186,7 @@ class Manifest:
                 v.file == PurePath(v.file).name for v in self.variants
             ),
         }
-        if wrong := [said for said, so in wanted.items() if not so]:
-            raise ValueError(f"wanted that {wrong[0]}")
+        return [said for said, so in wanted.items() if not so]
 
 
 def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:

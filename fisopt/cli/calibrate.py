@@ -18,6 +18,7 @@ from rich.table import Table
 
 from fisopt.calibration import Calibration, Target, calibrate
 from fisopt.cli.sources import Source
+from fisopt.errors import OptionError
 from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES
 from fisopt.rewrite.partition import Cells
@@ -42,11 +43,13 @@ def parse_stride(text: str) -> Cells:
     """Read ``2,2,2``.
 
     Raises:
-        ValueError: it is not three positive ints.
+        OptionError: it is not three positive ints.
     """
     parts = text.split(",")
     if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
-        raise ValueError(f"stride must be FRAMES,ROWS,COLUMNS, three ints like 2,2,2; got {text!r}")
+        raise OptionError(
+            f"stride must be FRAMES,ROWS,COLUMNS, three ints like 2,2,2; got {text!r}"
+        )
     frames, rows, columns = (int(part) for part in parts)
     return frames, rows, columns
 

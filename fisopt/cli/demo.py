@@ -23,6 +23,7 @@ from fisopt.cli.catalog import short
 from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
+from fisopt.errors import OptionError
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
 from fisopt.quality import Similarity, compare, mean_psnr
@@ -110,14 +111,14 @@ def choose_backend(name: str | None) -> Backend:
     """Return the backend of a name; without one, inductor where it can work.
 
     Raises:
-        ValueError: the name is not a backend's.
+        OptionError: the name is not a backend's.
     """
     if name is None:
         return "inductor" if torch.cuda.is_available() or has_compiler() else "eager"
     for backend in BACKENDS:
         if name == backend:
             return backend
-    raise ValueError(
+    raise OptionError(
         f"unknown backend {name!r}; {did_you_mean(name, BACKENDS)}"
         f"Backends are {', '.join(BACKENDS)}"
     )

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fisopt
+from fisopt.errors import OptionError
 from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
@@ -33,7 +34,7 @@ def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
     """Turn pass expressions into passes, in order.
 
     Raises:
-        ValueError: a name or an option is not known (the nearest are given), an option is not a
+        OptionError: a name or an option is not known (the nearest are given), an option is not a
             literal, or its value is refused by the pass.
     """
     return resolve([parse_pass(text) for text in texts])
@@ -53,7 +54,7 @@ def parse_pass(text: str) -> Pass | str:
         raise _unreadable(text, "it is neither a name nor a call")
     passes = known_passes()
     if name not in passes:
-        raise ValueError(
+        raise OptionError(
             f"unknown pass or preset {name!r}; {did_you_mean(name, [*passes, *PRESETS])}"
             f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
         )
@@ -66,12 +67,12 @@ def parse_mask(text: str) -> FrameMask:
     """Turn an int k or a call like ``SlidingWindow(radius=2)`` into a mask.
 
     Raises:
-        ValueError: it is neither, or its options are refused.
+        OptionError: it is neither, or its options are refused.
     """
     try:
         return frame_mask(_value(ast.parse(text.strip(), mode="eval").body))
     except (SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise OptionError(
             f"cannot read mask {text!r}: {error}; wanted a number of global frames, or one of "
             f"{', '.join(MASKS)} with its options by name"
         ) from error
@@ -108,7 +109,7 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
         if keyword.arg is None:
             raise _unreadable(text, "** is not allowed")
         if keyword.arg not in options:
-            raise ValueError(
+            raise OptionError(
                 f"{cls.__name__} has no option {keyword.arg!r}; "
                 f"{did_you_mean(keyword.arg, options)}Options are {', '.join(options)}"
             )
@@ -121,10 +122,10 @@ def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
     try:
         return cls(**values)
     except TypeError as error:
-        raise ValueError(f"{text}: {error}") from error
+        raise OptionError(f"{text}: {error}") from error
 
 
-def _unreadable(text: str, reason: str) -> ValueError:
-    return ValueError(
+def _unreadable(text: str, reason: str) -> OptionError:
+    return OptionError(
         f"cannot read pass {text!r}: {reason}; wanted a preset name or a call like {EXAMPLE}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fisopt.errors import OptionError
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
@@ -42,7 +43,7 @@ def plan_steps(
         rewrite: applies the passes that are active at a step.
     """
     if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+        raise OptionError(f"steps must be at least 1, got {steps}")
     active = [
         tuple(now for p in passes if (now := p.at(Step(index, steps))) is not None)
         for index in range(steps)

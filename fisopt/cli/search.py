@@ -21,7 +21,7 @@ from fisopt.attention_map import frame_maps
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.cli.pictures import write_json
 from fisopt.cli.sources import Source
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
@@ -178,13 +178,13 @@ class Runner:
 def run(settings: Settings, out: Console, err: Console) -> MaskTable:
     """Measure, choose, check, print the table, write the files."""
     if (settings.threshold is None) == (settings.target_ratio is None):
-        raise ValueError("give either --threshold or --target-ratio")
+        raise OptionError("give either --threshold or --target-ratio")
     for name, value, least in (
         ("threshold", settings.threshold, 0.0),
         ("target ratio", settings.target_ratio, 1.0),
     ):
         if value is not None and not value > least:
-            raise ValueError(f"{name} must be more than {least:g}, got {value}")
+            raise OptionError(f"{name} must be more than {least:g}, got {value}")
     runner, state = Runner(settings), State(settings)
     with _progress(err) as progress:
         _measure(settings, runner, state, progress)

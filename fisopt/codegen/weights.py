@@ -7,7 +7,12 @@ from typing import Any
 
 from torch import fx, nn
 
+<<<<<<< HEAD
 from fisopt.rewrite.weights import Place, place_of
+=======
+from fisopt.errors import VerifyError
+
+>>>>>>> main
 
 
 def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequence[Any]]:
@@ -53,4 +58,4 @@ def _place(module: nn.Module, model: nn.Module, path: str) -> Place:
     for held in own:
         if name in held:
             return held, name
-    raise AttributeError(f"{type(module).__name__} holds no {path}")
+    raise VerifyError(f"{type(module).__name__} holds no {path}")

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from fisopt.errors import PreconditionError
+from fisopt.errors import OptionError, PreconditionError
 from fisopt.rewrite.analysis import (
     Attention,
     residual_source,
@@ -105,16 +105,16 @@ class FrameInterleave(Pass):
 
     def __post_init__(self) -> None:
         if type(self.stride) is not int or self.stride < 1:
-            raise ValueError(
+            raise OptionError(
                 f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
             )
         for option in ("first_block", "last_block"):
             value = getattr(self, option)
             if type(value) is not int and not (value is None and option == "last_block"):
-                raise ValueError(f"FrameInterleave: {option} must be an int, got {value!r}")
+                raise OptionError(f"FrameInterleave: {option} must be an int, got {value!r}")
         steps: object = self.dense_steps
         if not isinstance(steps, (tuple, list)) or any(type(i) is not int for i in steps):
-            raise ValueError(f"FrameInterleave: dense_steps must hold ints, got {steps!r}")
+            raise OptionError(f"FrameInterleave: dense_steps must hold ints, got {steps!r}")
         object.__setattr__(self, "dense_steps", tuple(steps))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
@@ -122,7 +122,7 @@ class FrameInterleave(Pass):
             ("scope", self.scope, ("block", "attention")),
         ):
             if value not in allowed:
-                raise ValueError(
+                raise OptionError(
                     f"FrameInterleave: {option} must be one of {list(allowed)}, got {value!r}"
                 )
 

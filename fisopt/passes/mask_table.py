@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from fisopt.checked import Checked
+from fisopt.errors import OptionError, OptionTypeError
 from fisopt.files import replacing
 from fisopt.passes.masks import (
     FrameMask,
@@ -24,7 +26,7 @@ MASKS: dict[str, type[FrameMask]] = {
 
 
 @dataclass(frozen=True)
-class MaskTable:
+class MaskTable(metaclass=Checked):
     """A mask, or None for dense, for every video block of a model.
 
     Attributes:
@@ -70,13 +72,13 @@ class MaskTable:
         """Read a table.
 
         Raises:
-            ValueError: the file is not a table.
+            OptionError: the file is not a table.
             OSError: it cannot be read.
         """
         try:
             return MaskTable.from_plain(json.loads(Path(path).read_text()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(
+            raise OptionError(
                 f"{path} is not a mask table ({type(error).__name__}: {error}); wanted what "
                 "MaskTable.save or `fisopt search` writes"
             ) from error
@@ -86,14 +88,14 @@ def as_json(mask: FrameMask | None) -> Any:
     """A mask as JSON: k of a TileMask, null for dense, else its name and parameters.
 
     Raises:
-        TypeError: the mask is not one of those that come with fisopt.
+        OptionTypeError: the mask is not one of those that come with fisopt.
     """
     if mask is None:
         return None
     if isinstance(mask, TileMask):
         return mask.k
     if type(mask) not in MASKS.values():
-        raise TypeError(f"{mask!r} cannot be written; masks that can are {', '.join(MASKS)}")
+        raise OptionTypeError(f"{mask!r} cannot be written; masks that can are {', '.join(MASKS)}")
     return {"mask": type(mask).__name__, **{f.name: getattr(mask, f.name) for f in fields(mask)}}  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisopt.checked import Checked
+from fisopt.errors import OptionError, OptionTypeError
 
-class FrameMask(ABC):
+
+class FrameMask(metaclass=Checked):
     """A pattern of kept tiles; a tile is the attention of one frame's queries to one's keys.
 
     A subclass is a frozen dataclass whose fields are its parameters, and one function.
@@ -32,7 +35,7 @@ class FrameMask(ABC):
             says whether the queries of frame i see the keys of frame j.
 
         Raises:
-            ValueError: the mask does not exist at this number of frames.
+            OptionError: the mask does not exist at this number of frames.
         """
 
     @property
@@ -59,12 +62,12 @@ class TileMask(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.k) is not int or self.k < 1:
-            raise ValueError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
+            raise OptionError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
         if self.k > frames:
-            raise ValueError(
+            raise OptionError(
                 f"TileMask: k={self.k} is more than the {frames} frames; use 1 to {frames}"
             )
         whole = torch.arange(frames) % -(-frames // self.k) == 0
@@ -84,7 +87,7 @@ class SlidingWindow(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.radius) is not int or self.radius < 0:
-            raise ValueError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
+            raise OptionError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
@@ -105,7 +108,7 @@ class RadialDecay(FrameMask):
 
     def __post_init__(self) -> None:
         if type(self.near) is not int or self.near < 1:
-            raise ValueError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
+            raise OptionError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
@@ -131,9 +134,9 @@ class FrameTable(FrameMask):
         try:
             sizes = torch.tensor(self.rows).shape
         except (ValueError, TypeError) as error:
-            raise ValueError(f"FrameTable: rows are not a regular table: {error}") from error
+            raise OptionError(f"FrameTable: rows are not a regular table: {error}") from error
         if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
-            raise ValueError(
+            raise OptionError(
                 "FrameTable: rows must be [frames][frames] or [heads][frames][frames], got "
                 f"{list(sizes)}"
             )
@@ -142,7 +145,7 @@ class FrameTable(FrameMask):
         """See `FrameMask.table`."""
         result = torch.tensor(self.rows, dtype=torch.bool)
         if result.shape[-1] != frames:
-            raise ValueError(
+            raise OptionError(
                 f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
             )
         return result
@@ -157,13 +160,13 @@ def frame_mask(value: object) -> FrameMask:
     """Read a mask: itself, or an int k for ``TileMask(k)``.
 
     Raises:
-        TypeError: it is neither.
+        OptionTypeError: it is neither.
     """
     if isinstance(value, FrameMask):
         return value
     if type(value) is int:
         return TileMask(value)
-    raise TypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
+    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
 
 
 def _distance(frames: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fisopt.errors import OptionError, OptionTypeError
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.rewrite.pass_base import Pass
@@ -36,12 +37,12 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
     """Turn preset names into passes.
 
     Raises:
-        ValueError: an unknown name; the nearest known ones are given.
-        TypeError: something that is neither a pass nor a name.
+        OptionError: an unknown name; the nearest known ones are given.
+        OptionTypeError: something that is neither a pass nor a name.
     """
     result: list[Pass] = []
     if isinstance(passes, (str, Pass)):
-        raise TypeError(f"passes must be a list, got {passes!r}; write passes=[{passes!r}]")
+        raise OptionTypeError(f"passes must be a list, got {passes!r}; write passes=[{passes!r}]")
     for item in passes:
         if isinstance(item, Pass):
             result.append(item)
@@ -49,7 +50,7 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
             result += _preset(item)
         else:
             form = f"; write {item.__name__}()" if isinstance(item, type) else ""
-            raise TypeError(
+            raise OptionTypeError(
                 f"passes must hold Pass objects or preset names, got {item!r} "
                 f"({type(item).__name__}){form}"
             )
@@ -59,7 +60,7 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
 def _preset(name: str) -> tuple[Pass, ...]:
     if name in PRESETS:
         return PRESETS[name][1]
-    raise ValueError(
+    raise OptionError(
         f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}Presets are {sorted(PRESETS)}; "
         "a pass is given as an object, not as text: passes=[fisopt.FrameInterleave(stride=2)]"
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from fisopt.errors import ScheduleError
+from fisopt.errors import OptionError, ScheduleError
 from fisopt.nearest import did_you_mean
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
 from fisopt.passes.token_reduction import TokenReduction
@@ -93,16 +93,16 @@ def published_reduction(
         seed: of the choice of destinations.
 
     Raises:
-        ValueError: the name or the speed is not known.
+        OptionError: the name or the speed is not known.
         ScheduleError: the table is not complete, foreign, or of another number of steps.
     """
     if name not in PUBLISHED_REDUCTIONS:
-        raise ValueError(
+        raise OptionError(
             f"unknown published reduction {name!r}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
             f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
     if speed not in get_args(Speed):
-        raise ValueError(f"speed must be one of {list(get_args(Speed))}, got {speed!r}")
+        raise OptionError(f"speed must be one of {list(get_args(Speed))}, got {speed!r}")
     known = PUBLISHED_REDUCTIONS[name]
     tiers, measured = read_tiers(Path(table)), Measured(f"{name}, {speed}", grid=known.grid)
     schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)

@@ -24,6 +24,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from fisopt.checked import Checked
 from fisopt.errors import ScheduleError
 from fisopt.files import replacing
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
@@ -45,7 +46,7 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measured(metaclass=Checked):
     """What a schedule was measured on.
 
     Attributes:
@@ -77,7 +78,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(metaclass=Checked):
     """From feature, block and step to the dropped share.
 
     Attributes:

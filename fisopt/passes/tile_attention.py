@@ -16,7 +16,7 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fisopt.errors import PreconditionError
+from fisopt.errors import OptionError, PreconditionError
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
 from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
@@ -69,11 +69,11 @@ class TileAttention(Pass):
         try:
             object.__setattr__(self, "mask", frame_mask(self.mask))
         except (TypeError, ValueError) as error:
-            raise ValueError(f"TileAttention: {error}") from error
+            raise OptionError(f"TileAttention: {error}") from error
         for option in ("dense_blocks", "dense_steps"):
             value = tuple(getattr(self, option))
             if any(type(i) is not int for i in value):
-                raise ValueError(f"TileAttention: {option} must hold ints, got {value!r}")
+                raise OptionError(f"TileAttention: {option} must hold ints, got {value!r}")
             object.__setattr__(self, option, value)
         if isinstance(self.table, (str, Path)):
             object.__setattr__(self, "table", MaskTable.load(self.table))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, get_args
 
-from fisopt.errors import PreconditionError
+from fisopt.errors import OptionError, PreconditionError
 from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
 from fisopt.passes.schedule import FEATURES, Measured, Schedule
 from fisopt.rewrite.partition import Cells
@@ -166,25 +166,25 @@ class TokenReduction(Pass):
         stride: tuple[object, ...] = tuple(self.destination_stride)
         object.__setattr__(self, "destination_stride", stride)
         if len(stride) != 3 or any(type(s) is not int or s < 1 for s in stride):
-            raise ValueError(
+            raise OptionError(
                 "TokenReduction: destination_stride must be three ints of at least 1 (frames, "
                 f"rows, columns), got {stride!r}"
             )
         if type(self.cache_steps) is not int or self.cache_steps < 1:
-            raise ValueError(
+            raise OptionError(
                 "TokenReduction: cache_steps must be an int of at least 1 (1 matches at every "
                 f"step), got {self.cache_steps!r}"
             )
         if self.mode not in get_args(Mode):
-            raise ValueError(
+            raise OptionError(
                 f"TokenReduction: mode must be one of {list(get_args(Mode))}, got {self.mode!r}"
             )
         if type(self.seed) is not int:
-            raise ValueError(f"TokenReduction: seed must be an int, got {self.seed!r}")
+            raise OptionError(f"TokenReduction: seed must be an int, got {self.seed!r}")
         if isinstance(self.schedule, (str, Path)):
             object.__setattr__(self, "schedule", Schedule.load(self.schedule))
         if self.schedule is not None and (self.query or self.value):
-            raise ValueError(
+            raise OptionError(
                 "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
                 f"got {self.query} and {self.value}"
             )
@@ -228,6 +228,6 @@ class TokenReduction(Pass):
 
 def _check_ratio(name: str, ratio: object) -> None:
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
-        raise ValueError(
+        raise OptionError(
             f"TokenReduction: {name} is the dropped share and must be in [0, 1), got {ratio!r}"
         )

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fisopt.errors import RecipeError
+from fisopt.errors import OptionTypeError, RecipeError
 from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import as_json, from_json
 from fisopt.passes.masks import FrameMask
@@ -68,7 +68,7 @@ def _encoded(value: Any, store: Store) -> Any:
             return {kind: store.put(kind, value)}
     if isinstance(value, (list, tuple)):
         return [_encoded(item, store) for item in value]
-    raise TypeError(
+    raise OptionTypeError(
         f"{value!r} is a {type(value).__name__}; wanted numbers, strings, masks, schedules, mask "
         "tables, or lists of these"
     )

@@ -20,6 +20,7 @@ from typing import Any
 import yaml
 from torch import nn
 
+from fisopt.checked import Checked
 from fisopt.errors import RecipeError
 from fisopt.files import written
 from fisopt.recipe.identity import CONFIG_KEY, Identity
@@ -37,7 +38,7 @@ _FORM = f"wanted {{{', '.join(sorted(_KEYS))}}}"
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(metaclass=Checked):
     """What was done to a model.
 
     Attributes:

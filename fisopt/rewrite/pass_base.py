@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import ClassVar, Literal
 
+from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
@@ -57,7 +58,7 @@ class PassResult:
     skipped: tuple[str, ...] = ()
 
 
-class Pass(ABC):
+class Pass(metaclass=Checked):
     """One named transformation of a Program; options are the fields of a frozen dataclass.
 
     A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
@@ -106,10 +107,10 @@ class Pass(ABC):
     def run(self, rewriter: Rewriter) -> None:
         """Edit ``rewriter.program`` through the rewriter."""
 
-    def requires(self, program: Program) -> None:  # noqa: B027 - overriding is optional
+    def requires(self, program: Program) -> None:
         """Raise PreconditionError if the pass cannot run on this Program."""
 
-    def ensures(self, program: Program) -> None:  # noqa: B027 - overriding is optional
+    def ensures(self, program: Program) -> None:
         """Raise PostconditionError if the result breaks the pass's promise."""
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from fisopt.checked import Checked
 from fisopt.errors import PassError
 from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
@@ -20,7 +21,7 @@ class Applied:
 
 
 @dataclass(frozen=True)
-class PassManager:
+class PassManager(metaclass=Checked):
     """Run passes over a Program.
 
     Attributes:

@@ -10,8 +10,12 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+<<<<<<< HEAD
 from fisopt.errors import CaptureError, InputError
 from fisopt.lru import Lru
+=======
+from fisopt.errors import CaptureError, InputError, VerifyError
+>>>>>>> main
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
@@ -97,7 +101,7 @@ class Program:
         """The graph module that a call node calls."""
         module = self.graph_module.get_submodule(str(call.target))
         if not isinstance(module, fx.GraphModule):
-            raise TypeError(f"{call} does not call a graph module")
+            raise VerifyError(f"{call} does not call a graph module")
         return module
 
     def copy(self) -> Program:

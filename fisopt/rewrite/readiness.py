@@ -53,6 +53,12 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside of what torch.compile returned for it; any other as it is."""
+    inner = vars(model).get("_modules", {}).get("_orig_mod")
+    return inner if inner is not None and type(model).__module__.startswith("torch.") else model
+
+
 def unhooked(model: nn.Module) -> nn.Module:
     """The model without what runs around its forward call; everything else is shared.
 

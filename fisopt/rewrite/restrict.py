@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import FrameAxis, axes_of, set_axes
 from fisopt.rewrite.demand import Demand
@@ -187,7 +188,7 @@ class Restrict:
         want = self._sizes(node)
         got = tuple(new.meta["val"].shape) if isinstance(new.meta["val"], torch.Tensor) else want
         if want != got:
-            raise ValueError(f"{node.format_node()} has shape {got} where the demand says {want}")
+            raise VerifyError(f"{node.format_node()} has shape {got} where the demand says {want}")
         return self._filled(node, new) if node in self.exits else new
 
     def _filled(self, node: fx.Node, new: fx.Node) -> fx.Node:

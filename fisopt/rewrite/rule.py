@@ -22,7 +22,8 @@ import torch
 from torch import fx
 from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
-from fisopt.errors import PassError
+from fisopt.checked import Checked
+from fisopt.errors import OptionError, OptionTypeError, PassError
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.pass_base import Pass
@@ -50,7 +51,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Rule:
+class Rule(metaclass=Checked):
     """What to replace, by what, and where.
 
     Attributes:
@@ -69,7 +70,7 @@ class Rule:
     def __post_init__(self) -> None:
         wanted, given = _parameters(self._pattern), _parameters(self._replacement)
         if wanted != given:
-            raise ValueError(
+            raise OptionError(
                 f"rule {self.name!r}: the replacement takes {given}, the pattern {wanted}; "
                 "wanted the same names in the same order"
             )
@@ -79,15 +80,17 @@ class Rule:
                     node.op != "call_function" or isinstance(node.target, torch._ops.OpOverload)
                 ):
                     continue
-                raise ValueError(
+                raise OptionError(
                     f"rule {self.name!r}: the {what} calls {node.target}; Programs hold operators, "
                     "so write torch.ops.aten.add.Tensor(x, y) instead of x + y"
                 )
             idle = [n for n in graph.nodes if n.op != "output" and not n.users]
             if what == "pattern" and idle:
-                raise ValueError(f"rule {self.name!r}: the pattern does not use {idle}")
+                raise OptionError(f"rule {self.name!r}: the pattern does not use {idle}")
             if not isinstance(_returned(graph), fx.Node):
-                raise TypeError(f"rule {self.name!r}: the {what} must return one operator's value")
+                raise OptionTypeError(
+                    f"rule {self.name!r}: the {what} must return one operator's value"
+                )
 
     @cached_property
     def _pattern(self) -> fx.Graph:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from fisopt.errors import OptionError
 from fisopt.rewrite.axes import FrameAxis
 
 
@@ -45,17 +46,17 @@ def tile_plan(table: Tensor, queries: FrameAxis, keys: FrameAxis) -> TilePlan:
         keys: where the F' frames are in the key sequence.
 
     Raises:
-        ValueError: the table does not fit, or leaves the queries of a frame with no key.
+        OptionError: the table does not fit, or leaves the queries of a frame with no key.
     """
     shape = (queries.frames, keys.frames)
     if table.dtype != torch.bool or table.shape[-2:] != shape or table.ndim not in (2, 3):
-        raise ValueError(
+        raise OptionError(
             f"a table of {shape[0]} query and {shape[1]} key frames must be bool "
             f"[{shape[0]}, {shape[1]}] or [heads, {shape[0]}, {shape[1]}], got {table.dtype} "
             f"{list(table.shape)}"
         )
     if queries.outer != 1 or keys.outer != 1:
-        raise ValueError(
+        raise OptionError(
             f"frames of the sequence must be contiguous, got {queries} queries and {keys} keys"
         )
     kept = with_text(table if table.ndim == 3 else table[None], queries, keys)
@@ -63,7 +64,7 @@ def tile_plan(table: Tensor, queries: FrameAxis, keys: FrameAxis) -> TilePlan:
     if empty:
         head, group = empty[0]
         where = f"frame {group - (queries.before > 0)}" + (f" of head {head}" if head else "")
-        raise ValueError(f"the mask leaves the queries of {where} with no key")
+        raise OptionError(f"the mask leaves the queries of {where} with no key")
     rows = bounds(queries, table.device)
     columns = bounds(keys, table.device)
     pairs = int((kept.long() * rows.diff()[:, None] * columns.diff()).sum())

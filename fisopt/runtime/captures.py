@@ -83,6 +83,13 @@ class Captures:
                 self._held[key] = captured
             return captured.at(inputs)
 
+    def resize(self, size: int) -> None:
+        """Keep so many from now on."""
+        with self.lock:
+            self._size = self._held.size = size
+            for program in self._held.values():
+                program.source.bound(size)
+
     def clear(self) -> None:
         """Forget everything that was captured."""
         with self.lock:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from fisopt.runtime.layers import refusals
+
 
 class Forward:
     """The ``forward`` of an optimised module; it has the signature of the original's.
@@ -56,6 +58,7 @@ def instance(base: type, run: Any, model: nn.Module) -> Any:
         "__doc__": like.__doc__,
         "__slots__": (),
         "forward": Forward(run, like.forward),
+        **refusals(like),
     }
     made = types.new_class(like.__name__, (base, like), {}, lambda held: held.update(namespace))
     module = object.__new__(made)

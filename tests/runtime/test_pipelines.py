@@ -21,7 +21,7 @@ from diffusers import (
 
 import fisopt
 from fisopt import InputError
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -159,7 +159,7 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     pipe.register_to_config(boundary_ratio=0.7)
     pipe.set_progress_bar_config(disable=True)
     program = captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     passes = {
         "transformer": [fisopt.FrameInterleave(stride=3, dense_steps=(0,))],
         "transformer_2": [fisopt.FrameInterleave(stride=2, dense_steps=(-1,))],

@@ -17,7 +17,7 @@ import fisopt
 from fisopt import FrameInterleave, InputError, ModelSpec, OptimizedModule, TokenReduction
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.pass_base import Step
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -33,7 +33,7 @@ CACHED = TokenReduction(0.6, 0.4, cache_steps=3)
 def model(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
     """The optimised model, captured once for all tests."""
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     result: OptimizedModule = fisopt.optimize(
         original, [CACHED], plain_dit.inputs(FORM, *GRID), SPEC, "eager"
     )
@@ -195,7 +195,7 @@ def test_nan_names_block_and_step(model: OptimizedModule) -> None:
 
 def test_nan_without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     model = fisopt.optimize(original, [TokenReduction(0.5)], call(1, 0), SPEC, "eager")
     inputs = call(1, 0)
     inputs["video"][0, 7] = torch.inf

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.errors import LoweringError
+
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """Arguments of a call by the names of its schema; empty for what has no schema."""
@@ -29,7 +31,7 @@ def value(node: fx.Node) -> torch.Tensor:
     """A node's value, one tensor."""
     tensor = node.meta["val"]
     if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{node.format_node()} is not one tensor")
+        raise LoweringError(f"{node.format_node()} is not one tensor")
     return tensor
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.errors import OptionError, VerifyError
 from fisopt.rewrite.axes import FrameAxis
 
 
@@ -70,7 +71,7 @@ def relation_rule(*targets: Any) -> Callable[[Rule], Rule]:
     def register(rule: Rule) -> Rule:
         for target in targets:
             if target in RULES:
-                raise ValueError(f"{target} has a relation already")
+                raise OptionError(f"{target} has a relation already")
             RULES[target] = rule
         return rule
 
@@ -114,7 +115,7 @@ def operand_of(node: fx.Node, index: int) -> fx.Node:
     """An operator's argument that must be a value of the graph."""
     operand = node.args[index]
     if not isinstance(operand, fx.Node):
-        raise TypeError(f"{node.format_node()}: argument {index} is not a tensor")
+        raise VerifyError(f"{node.format_node()}: argument {index} is not a tensor")
     return operand
 
 
