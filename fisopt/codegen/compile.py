@@ -56,9 +56,9 @@ def compile_program(
             chosen += choose_operators(callee, KERNELS, refusal)
             callee = choose_stage(callee, chosen)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
-            if key not in known:
-                known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
-            setattr(module, name, known[key])
+            if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
+                stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
+            setattr(module, name, stage)
     return bind_weights(module, model)
 
 

@@ -7,12 +7,8 @@ from typing import Any
 
 from torch import fx, nn
 
-<<<<<<< HEAD
-from fisopt.rewrite.weights import Place, place_of
-=======
 from fisopt.errors import VerifyError
-
->>>>>>> main
+from fisopt.rewrite.weights import Place, place_of
 
 
 def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequence[Any]]:

@@ -10,12 +10,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-<<<<<<< HEAD
-from fisopt.errors import CaptureError, InputError
-from fisopt.lru import Lru
-=======
 from fisopt.errors import CaptureError, InputError, VerifyError
->>>>>>> main
+from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline

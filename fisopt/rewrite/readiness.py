@@ -1,4 +1,4 @@
-"""What keeps a model from being captured: training, hooks, forwards that are not its class's own."""
+"""What keeps a model from capture: training, hooks, forwards that its class does not define."""
 
 from __future__ import annotations
 
@@ -95,7 +95,11 @@ def foreign_forward(module: nn.Module) -> str | None:
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)):
         return None  # made from a graph, its forward is not written in a class
     held = vars(module).get("forward")
-    if held is not None and "_hf_hook" not in vars(module) and _bare(held) is not _bare(cls.forward):
+    if (
+        held is not None
+        and "_hf_hook" not in vars(module)
+        and _bare(held) is not _bare(cls.forward)
+    ):
         return f"{_name(held)} on the instance"
     owner = next((c for c in cls.__mro__ if "forward" in vars(c)), nn.Module)
     return None if owner is nn.Module else _foreign_on(owner, vars(owner)["forward"])

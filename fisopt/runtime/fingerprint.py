@@ -24,6 +24,7 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 _ATOMS = (nn.Module, type, FunctionType, MethodType, ModuleType, str, bytes, int, float, complex)
 _OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "weakref"}
 _DEPTH = 5
+_WRITTEN_BY_SAVING = {"_class_name", "_diffusers_version", "_name_or_path"}
 
 
 @dataclass
@@ -156,7 +157,11 @@ class Fingerprint:
                 self._live == self._kept
                 and self._root == self._root_kept
                 and not any(self._empty)
-                and all(map(operator.is_, map(operator.getitem, self._holders, self._keys), self._values))
+                and all(
+                    map(
+                        operator.is_, map(operator.getitem, self._holders, self._keys), self._values
+                    )
+                )
                 and [*map(tuple, self._weights)] == self._names
                 and [*map(self._mark, self._tensors())] == self._marks
             )
@@ -251,7 +256,7 @@ def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
         pairs: Iterable[Any] = dict.fromkeys((*old, *new))
         for key in pairs:
             was, now = old.get(key, _GONE), new.get(key, _GONE)
-            if not _equal(was, now):
+            if key not in _WRITTEN_BY_SAVING and not _equal(was, now):
                 yield f"{path}{'.' if path else ''}{key} was {_text(was)}, is {_text(now)}"
     elif not _equal(old, new):
         yield f"{path} was {_text(old)}, is {_text(new)}"

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import types
 from types import MethodType
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from fisopt.runtime.layers import refusals
+
+
+Made = TypeVar("Made", bound=nn.Module)
 
 
 class Forward:
@@ -40,7 +43,7 @@ class Forward:
         del vars(module)["forward"]
 
 
-def instance(base: type, run: Any, model: nn.Module) -> Any:
+def instance(base: type[Made], run: Any, model: nn.Module) -> Made:
     """Return an object of a class of its own under ``base`` and the model's class.
 
     It has the model's state, not a copy: the same layers, weights, hooks and attributes, so that
@@ -61,7 +64,7 @@ def instance(base: type, run: Any, model: nn.Module) -> Any:
         **refusals(like),
     }
     made = types.new_class(like.__name__, (base, like), {}, lambda held: held.update(namespace))
-    module = object.__new__(made)
+    module: Made = object.__new__(made)
     object.__setattr__(module, "__dict__", vars(model))
     return module
 
@@ -73,7 +76,7 @@ def of_original(module: Any, model: nn.Module, value: Any) -> Any:
     then the original's own.
     """
     if isinstance(value, MethodType) and value.__self__ is module and value == module.forward:
-        return MethodType(type(model).forward, model)
+        return MethodType(type(model).forward, model)  # type: ignore[attr-defined]
     if isinstance(value, functools.partial) and value.args[:1] == (module,):
         wrapped = functools.partial(value.func, model, *value.args[1:], **value.keywords)
         return functools.update_wrapper(wrapped, type(model).forward)

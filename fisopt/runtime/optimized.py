@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -41,9 +41,6 @@ class OptimizedModule(nn.Module):
     """
 
     __slots__ = (
-        "original",
-        "passes",
-        "report",
         "_backend",
         "_cache_size",
         "_captures",
@@ -52,6 +49,9 @@ class OptimizedModule(nn.Module):
         "_scheduler_steps",
         "_strict",
         "_watchers",
+        "original",
+        "passes",
+        "report",
     )
 
     original: nn.Module
@@ -66,9 +66,8 @@ class OptimizedModule(nn.Module):
     _strict: bool
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
-    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> OptimizedModule:
-        made: OptimizedModule = instance(cls, OptimizedModule._forward, model)
-        return made
+    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
+        return instance(cls, cls._forward, model)
 
     def __init__(
         self,
@@ -103,8 +102,8 @@ class OptimizedModule(nn.Module):
         """Run the model under its hooks; arguments and return value are the original's."""
         if not isinstance(vars(type(self)).get("forward"), Forward):
             raise InputError(
-                f"{type(self).__name__}: the forward of the optimised module's class was exchanged, "
-                "so the graph would not run; put it back, or optimise without fisopt"
+                f"{type(self).__name__}: the forward of the optimised module's class was "
+                "exchanged, so its graph would not run; put it back, or do without fisopt"
             )
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 

@@ -158,5 +158,3 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
             return x.contiguous().reshape(-1).reshape(x.shape)
         stride *= size
     return x
-
-

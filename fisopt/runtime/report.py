@@ -12,7 +12,6 @@ from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
-
 _NOTES = 100
 
 
@@ -82,7 +81,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
-        lines += [f"  {line}" + (f" ({n} times)" if n > 1 else "") for line, n in self.notes.items()]
+        lines += [
+            f"  {line}" + (f" ({n} times)" if n > 1 else "") for line, n in self.notes.items()
+        ]
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
         if not self.variants:

@@ -167,7 +167,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     few = TokenReduction(value=0.9, destination_stride=(4, 1, 1))
     frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimized, "capture", lambda *_: program)
+        patch.setattr(captures, "capture", lambda *_: program)
         runs: list[list[Tensor]] = []
         for cache_steps in (1, 3):
             passes = [replace(few, cache_steps=cache_steps), frames]
