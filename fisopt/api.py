@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from fisopt import models
+from fisopt.checked import choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.errors import InputError, OptionError
+from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
-from fisopt.pipelines import SchedulerSteps, by_component, transformers_of
+from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
@@ -49,12 +50,17 @@ def capture(
             allows.  Other sizes are exported when they are met.
 
     Raises:
+        OptionError: an unknown ``dynamic``, or something of a wrong type.
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
     model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         model = model.original
+    choice("dynamic", dynamic, get_args(Dynamic))
+    _check_spec(spec)
+    if not isinstance(model, nn.Module):
+        raise OptionTypeError(f"capture takes an nn.Module, got {shown(model)}")
     spec = spec if spec is not None else models.spec_of(model)
     if example_inputs is None:
         raise InputError(
@@ -108,10 +114,14 @@ def optimize(
         InputError: the model is in training mode or under hooks; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+    choice("backend", backend, BACKENDS)
+    flag("strict", strict)
+    count("cache_size", cache_size)
+    _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
+    if isinstance(passes, Mapping) and not passes:
+        raise OptionError("passes={} names no transformer; passes=[] runs every one dense")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
     if not isinstance(model_or_pipeline, nn.Module):
         modules = transformers_of(model_or_pipeline)
@@ -132,6 +142,11 @@ def optimize(
     )
 
 
+def _check_spec(spec: object) -> None:
+    if spec is not None and not isinstance(spec, ModelSpec):
+        raise OptionTypeError(f"spec must be a fisopt.ModelSpec, got {shown(spec)}")
+
+
 def _optimize_module(
     model: nn.Module,
     chosen: Chosen,
@@ -140,7 +155,7 @@ def _optimize_module(
     backend: Backend,
     strict: bool,
     cache_size: int,
-    scheduler_steps: Callable[[], Any] | None = None,
+    scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     model, captures = uncompiled(model), None
     if isinstance(model, OptimizedModule):
@@ -160,7 +175,7 @@ def _optimize_module(
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
     optimized = OptimizedModule(
-        model, passes, spec, backend, strict, scheduler_steps, captures, cache_size
+        model, passes, spec, backend, strict, scheduler, captures, cache_size
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -183,7 +198,7 @@ def _optimize_pipeline(
             f"it has {' and '.join(modules)}"
         )
 
-    scheduler_steps = SchedulerSteps(pipeline)
+    scheduler = SchedulerOf(pipeline)
     optimized = {
         name: _optimize_module(
             modules[name],
@@ -193,7 +208,7 @@ def _optimize_pipeline(
             backend,
             strict,
             cache_size,
-            scheduler_steps,
+            scheduler,
         )
         for name, part in chosen.items()
     }

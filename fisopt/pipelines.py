@@ -15,8 +15,8 @@ COMPONENTS = ("transformer", "transformer_2")
 """Names of the transformers of a pipeline; Wan 2.2 A14B has both."""
 
 
-class SchedulerSteps:
-    """The timesteps of a pipeline's scheduler, whichever it has when it is asked.
+class SchedulerOf:
+    """The scheduler of a pipeline, whichever it has when it is asked.
 
     A copy of the pipeline has its own; what is sent elsewhere without the pipeline takes the
     scheduler along.
@@ -29,15 +29,15 @@ class SchedulerSteps:
         self.pipeline = pipeline
 
     def __call__(self) -> Any:
-        """The timesteps, None if there are none."""
-        return getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
+        """The scheduler, None if there is none."""
+        return getattr(self.pipeline, "scheduler", None)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> SchedulerSteps:
-        return SchedulerSteps(memo.get(id(self.pipeline), self.pipeline))
+    def __deepcopy__(self, memo: dict[int, Any]) -> SchedulerOf:
+        return SchedulerOf(memo.get(id(self.pipeline), self.pipeline))
 
     def __reduce__(self) -> tuple[Any, ...]:
         holder = SimpleNamespace(scheduler=getattr(self.pipeline, "scheduler", None))
-        return SchedulerSteps, (holder,)
+        return SchedulerOf, (holder,)
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
@@ -83,4 +83,4 @@ def _parts(pipeline: Any) -> dict[str, Any]:
     held = getattr(pipeline, "components", None)
     if isinstance(held, Mapping):
         return dict(held)
-    return dict(inspect.getmembers(pipeline, lambda v: isinstance(v, nn.Module)))
+    return dict(inspect.getmembers_static(pipeline, lambda v: isinstance(v, nn.Module)))

@@ -94,6 +94,8 @@ def foreign_forward(module: nn.Module) -> str | None:
     cls = type(module)
     if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)):
         return None  # made from a graph, its forward is not written in a class
+    if uncompiled(module) is not module:
+        return None
     held = vars(module).get("forward")
     if (
         held is not None

@@ -75,9 +75,10 @@ def of_original(module: Any, model: nn.Module, value: Any) -> Any:
     Accelerate keeps the ``forward`` that it wraps and binds its wrapper to the module: both are
     then the original's own.
     """
+    own: Any = MethodType(type(model).forward, model)  # type: ignore[attr-defined]
     if isinstance(value, MethodType) and value.__self__ is module and value == module.forward:
-        return MethodType(type(model).forward, model)  # type: ignore[attr-defined]
+        return own
     if isinstance(value, functools.partial) and value.args[:1] == (module,):
         wrapped = functools.partial(value.func, model, *value.args[1:], **value.keywords)
-        return functools.update_wrapper(wrapped, type(model).forward)
+        return functools.update_wrapper(wrapped, own)
     return value

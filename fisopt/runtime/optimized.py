@@ -18,6 +18,7 @@ from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
+from fisopt.runtime.branches import conditioning
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.made_class import Forward, instance, of_original
@@ -46,7 +47,7 @@ class OptimizedModule(nn.Module):
         "_captures",
         "_generation",
         "_plans",
-        "_scheduler_steps",
+        "_scheduler",
         "_strict",
         "_watchers",
         "original",
@@ -62,7 +63,7 @@ class OptimizedModule(nn.Module):
     _captures: Captures
     _generation: Generation
     _plans: Plans
-    _scheduler_steps: Callable[[], Any] | None
+    _scheduler: Callable[[], Any] | None
     _strict: bool
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
@@ -76,13 +77,14 @@ class OptimizedModule(nn.Module):
         spec: ModelSpec,
         backend: Backend,
         strict: bool,
-        scheduler_steps: Callable[[], Any] | None = None,
+        scheduler: Callable[[], Any] | None = None,
         captures: Captures | None = None,
         cache_size: int = SIZE,
     ) -> None:
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
-        report = Report(type(model).__name__, backend)
+        generation = Generation(scheduler)
+        report = Report(type(model).__name__, backend, notes=generation.notes)
         for name, value in {
             "original": model,
             "passes": tuple(passes),
@@ -90,9 +92,9 @@ class OptimizedModule(nn.Module):
             "_backend": backend,
             "_cache_size": cache_size,
             "_captures": captures,
-            "_generation": Generation(scheduler_steps),
+            "_generation": generation,
             "_plans": Plans(captures, backend, strict, cache_size, report),
-            "_scheduler_steps": scheduler_steps,
+            "_scheduler": scheduler,
             "_strict": strict,
             "_watchers": [],
         }.items():
@@ -119,16 +121,40 @@ class OptimizedModule(nn.Module):
         inputs = Inputs.of(bind(self.original, args, kwargs))
         active = self._active(inputs)
         plan, held = self.plan(inputs, active), {}
-        if plan.program.loads or plan.program.stores:
-            held = self._generation.held(inputs.key())
-        if not plan.fits(held):
-            plan = self.plan(inputs, tuple(p.afresh() for p in active))
+        if plan.program.loads or plan.program.stores or self._generation.holds:
+            held = self._generation.held(
+                inputs.key(), lambda: conditioning(inputs, plan.program.framed)
+            )
+        if missing := plan.missing(held):
+            plan = self._afresh(inputs, active, missing, held)
         state = (held[name] for name in plan.program.loads)
         values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
         self._generation.keep(held, returned.state)
         return returned.output
+
+    def _afresh(
+        self,
+        inputs: Inputs,
+        active: tuple[Pass, ...],
+        missing: set[str],
+        held: Mapping[str, torch.Tensor],
+    ) -> Plan:
+        """What runs where state is missing: the passes that load it make it again."""
+        for these in (missing, {p.name for p in active}):
+            passes = tuple(p.afresh() if p.name in these else p for p in active)
+            plan = self.plan(inputs, passes)
+            if not plan.missing(held):
+                place = self._generation.place(inputs.kwargs())
+                for now, then in zip(passes, active, strict=True):
+                    if now != then:
+                        self._generation.note(f"{then.name} ran afresh at {place}")
+                return plan
+        raise ScheduleError(
+            f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
+            "let its `afresh` return a pass that makes it"
+        )
 
     def _measure(self, inputs: Inputs, gauges: Mapping[str, torch.Tensor]) -> None:
         """Refuse measurements that are not finite, with one look at the device; show the rest."""
@@ -278,14 +304,14 @@ class OptimizedModule(nn.Module):
         return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _again, (*self._recipe, self._scheduler_steps)
+        return _again, (*self._recipe, self._scheduler)
 
     @property
     def _recipe(self) -> tuple[Any, ...]:
         return self.original, self.passes, self.spec, self._backend, self._strict, self._cache_size
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        made = _again(*deepcopy((*self._recipe, self._scheduler_steps), memo))
+        made = _again(*deepcopy((*self._recipe, self._scheduler), memo))
         memo[id(self)] = made
         return made
 
@@ -303,11 +329,11 @@ def _again(
     backend: Backend,
     strict: bool,
     cache_size: int,
-    scheduler_steps: Any,
+    scheduler: Any,
 ) -> OptimizedModule:
     """Make a module that was copied or sent; its plans are made when they are needed."""
     return OptimizedModule(
-        model, passes, spec, backend, strict, scheduler_steps, cache_size=cache_size
+        model, passes, spec, backend, strict, scheduler, cache_size=cache_size
     )
 
 

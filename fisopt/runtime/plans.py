@@ -16,7 +16,7 @@ from fisopt.lru import Lru
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import PassManager
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, pass_of
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
@@ -44,16 +44,17 @@ class Plan:
         with torch.no_grad(), without_casts(values):
             return self.compiled(*map(_plain, values))
 
-    def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the state that it loads is there, in the shapes that it takes."""
+    def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
+        """The passes that load state which is not there in the shape that they take."""
         if not self.program.loads:
-            return True
+            return set()
         holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         taken = holders[len(holders) - len(self.program.loads) :]
-        return all(
-            name in held and held[name].shape == node.meta["val"].shape
+        return {
+            pass_of(name)
             for name, node in zip(self.program.loads, taken, strict=True)
-        )
+            if name not in held or held[name].shape != node.meta["val"].shape
+        }
 
 
 class Plans:

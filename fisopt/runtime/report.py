@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -12,7 +13,7 @@ from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
-_NOTES = 100
+_CHANGES = 100
 
 
 @dataclass(frozen=True)
@@ -62,22 +63,21 @@ class Report:
         backend: who compiles.
         variants: what is held, in the order in which it was made.
         dropped: how many variants have made room for others.
-        notes: what else was seen, and how often.
+        changes: what was seen to change in the model, and how often.
+        notes: what happened in generations, and how often.
     """
 
     model: str
     backend: str
     variants: list[Variant] = field(default_factory=list)
     dropped: int = 0
-    notes: Lru[str, int] = field(default_factory=lambda: Lru(_NOTES))
-
-    def note(self, line: str) -> None:
-        """Add a line, or count it once more."""
-        self.notes[line] = self.notes.get(line, 0) + 1
+    changes: Lru[str, int] = field(default_factory=lambda: Lru(_CHANGES))
+    notes: Counter[str] = field(default_factory=Counter)
 
     def recaptured(self, difference: str) -> None:
         """Say that the model is not in the state that it was captured in before."""
-        self.note(f"recaptured: {difference}")
+        line = f"recaptured: {difference}"
+        self.changes[line] = self.changes.get(line, 0) + 1
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]

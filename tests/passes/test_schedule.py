@@ -12,13 +12,20 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import fisopt
-from fisopt import PUBLISHED_REDUCTIONS, PreconditionError, Schedule, ScheduleError, TokenReduction
+from fisopt import (
+    PUBLISHED_REDUCTIONS,
+    FileError,
+    PreconditionError,
+    Schedule,
+    ScheduleError,
+    TokenReduction,
+)
 from fisopt.passes.schedule import Measured, read_tiers
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.partition import destination_count
 from fisopt.rewrite.pass_base import Step
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -122,7 +129,7 @@ def test_truncated_table(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="is not a complete safetensors file"):
         Schedule.load(path)
     table.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError, match="cannot be read: No such file"):
         Schedule.load(path)
     path.write_text("q: {3: .5}")
     with pytest.raises(ScheduleError, match="names no table; pass table="):
@@ -195,7 +202,7 @@ def _attention(step: Reduction, program: fisopt.Program) -> float:
 def test_a_run_equals_the_loops(monkeypatch: pytest.MonkeyPatch, cache_steps: int) -> None:
     """Ratios by block and step; within a period those of its first step."""
     model, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORM, *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     stride = (2, 1, 1)

@@ -107,7 +107,7 @@ def test_weights_under_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     for change in (assigned, parameter, data):
         change(pair)
         pair.check()
-    assert not pair.fast.report.notes
+    assert not pair.fast.report.changes
 
 
 def test_replaced_weights_are_not_captured_again_and_not_kept(pair: Pair) -> None:
@@ -115,7 +115,7 @@ def test_replaced_weights_are_not_captured_again_and_not_kept(pair: Pair) -> Non
     old = [weakref.ref(p) for p in pair.model.parameters()]
     assigned(pair)
     pair.check()
-    assert not pair.fast.report.notes
+    assert not pair.fast.report.changes
     gc.collect()
     assert not any(ref() is not None for ref in old)
 
@@ -195,7 +195,7 @@ def test_structure(pair: Pair, change: Callable[[Pair], None]) -> None:
     pair.check(changed=False)
     change(pair)
     pair.check()
-    seen = [line for line in pair.fast.report.notes if line.startswith("recaptured: ")]
+    seen = [line for line in pair.fast.report.changes if line.startswith("recaptured: ")]
     assert bool(seen) == (change is not root_hook), "a hook of the whole model runs around the graph"
 
 
