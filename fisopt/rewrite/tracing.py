@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.readiness import HOOKS
 from fisopt.rewrite.untouched import untouched
 
 
@@ -60,7 +61,11 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     leaves = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
     kwargs = inputs.replaced(leaves).kwargs()  # export marks the tensors that it is given
     try:
-        with untouched(model, inputs.leaves), torch.no_grad(), warnings.catch_warnings():
+        with (
+            untouched(model, inputs.leaves) as held,
+            torch.no_grad(),
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
@@ -76,7 +81,25 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             "Data-dependent control flow must leave the traced part: rewrite that line with "
             "tensor operations, or give ModelSpec a `prepare` function that does."
         ) from error
+    _warn_of_effects(model, list(held.changed))
     return module
+
+
+def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
+    """Say what calls of the model do beside computing, which calls of a graph do not."""
+    hooked = [
+        path
+        for path, module in model.named_modules()
+        if any(vars(module).get(name) for name in HOOKS)
+    ]
+    for names, what in (
+        (changed, "calls of the model change {}, calls of its graph do not: what a layer or a "
+         "processor records or keeps stays as it was"),
+        (hooked, "hooks run on {}: what they return is in the graph, what they record is not"),
+    ):
+        if names:
+            some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
+            warnings.warn(f"{type(model).__name__}: {what.format(some)}", stacklevel=2)
 
 
 @contextmanager

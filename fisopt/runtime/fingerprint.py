@@ -24,7 +24,10 @@ _GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 _ATOMS = (nn.Module, type, FunctionType, MethodType, ModuleType, str, bytes, int, float, complex)
 _OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "weakref"}
 _DEPTH = 5
-_WRITTEN_BY_SAVING = {"_class_name", "_diffusers_version", "_name_or_path"}
+_REGISTRY = "_diffusers_hook"
+"""Where diffusers keeps its hooks; a graph is captured only where it holds none."""
+_WITHOUT_EFFECT = {_REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
+"""The registry, and what saving writes into a config."""
 
 
 @dataclass
@@ -66,7 +69,7 @@ class _Seen:
             else:
                 self.empty.append(held[name])
         for name, value in held.items():
-            if name not in _OWN and not (is_root and name in ROOT_HOOK):
+            if name not in _OWN and name != _REGISTRY and not (is_root and name in ROOT_HOOK):
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 
     def kind(self, cls: type) -> None:
@@ -256,7 +259,7 @@ def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
         pairs: Iterable[Any] = dict.fromkeys((*old, *new))
         for key in pairs:
             was, now = old.get(key, _GONE), new.get(key, _GONE)
-            if key not in _WRITTEN_BY_SAVING and not _equal(was, now):
+            if key not in _WITHOUT_EFFECT and not _equal(was, now):
                 yield f"{path}{'.' if path else ''}{key} was {_text(was)}, is {_text(now)}"
     elif not _equal(old, new):
         yield f"{path} was {_text(old)}, is {_text(new)}"

@@ -120,6 +120,34 @@ def test_models_that_torch_compiled(pair: Pair) -> None:
         assert not fast(**pair.inputs)[..., 1:].allclose(pair.before[..., 1:])
 
 
+class Recorder:
+    """A processor that keeps what it has seen."""
+
+    def __init__(self) -> None:
+        self.seen: list[torch.Tensor] = []
+        self.gain = 1.0
+
+    def keep(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen.append(x)
+        return x
+
+
+@pytest.mark.parametrize("what", ["processor", "hook"])
+def test_what_records_is_warned_of(pair: Pair, what: str) -> None:
+    recorder, layer = Recorder(), pair.model.layers[0]
+    if what == "processor":
+        layer.options = recorder
+        layer.split = lambda x: recorder.keep(layer.qkv(x)).chunk(3, dim=-1)
+        match = r"change layers\.0\.options\.seen, calls of its graph do not"
+    else:
+        layer.mlp.register_forward_hook(lambda *call: recorder.seen.append(call[2]))
+        match = r"hooks run on layers\.0\.mlp: what they return is in the graph"
+    with pytest.warns(UserWarning, match=match):
+        got = pair.fast(**pair.inputs)
+    assert recorder.seen == [], "neither a traced tensor nor one of the graph's"
+    torch.testing.assert_close(got, pair.before, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("order", ["before", "after", "before and after", "twice"])
 def test_offloading_of_the_whole_model(pair: Pair, order: str) -> None:
     if order.startswith("before"):
