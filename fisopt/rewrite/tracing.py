@@ -16,19 +16,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
+from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.inputs import FrameDims, Inputs
 from fisopt.rewrite.readiness import HOOKS
 from fisopt.rewrite.untouched import untouched
 
 
 def user_line(error: BaseException) -> str:
-    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
+    """The last line of a traceback that is neither torch's nor ours, as ``file:line: text``."""
     own = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__)
-    theirs = [
-        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
-    ]
+    here = Path(__file__).parent
+    theirs = [f for f in frames if not {own, here} & {*Path(f.filename).parents}]
     if not theirs:
         return ""
     last = theirs[-1]
@@ -69,7 +68,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
-            ).run_decompositions({})
+            ).run_decompositions(decompositions())
             module: fx.GraphModule = program.module(check_guards=True)
     except Exception as error:
         line = user_line(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from fisopt.rewrite.outline import share
@@ -25,6 +26,14 @@ def place_of(model: nn.Module, path: str) -> Place | None:
         if held.get(name) is not None:
             return held, name
     return None
+
+
+def held_at(model: nn.Module, module: nn.Module, path: str) -> torch.Tensor:
+    """The tensor that a model holds under a path, else that of a graph of it."""
+    place = place_of(model, path)
+    held: Any = operator.attrgetter(path)(module) if place is None else place[0][place[1]]
+    tensor: torch.Tensor = held
+    return tensor
 
 
 def refresh(module: fx.GraphModule, model: nn.Module) -> None:

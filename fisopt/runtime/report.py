@@ -81,9 +81,8 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
-        lines += [
-            f"  {line}" + (f" ({n} times)" if n > 1 else "") for line, n in self.notes.items()
-        ]
+        for line, count in self.changes.items():
+            lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
         if not self.variants:
@@ -98,4 +97,5 @@ class Report:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
+        lines += [f"  {note}: {count} times" for note, count in self.notes.items()]
         return "\n".join(lines)

@@ -16,12 +16,15 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15Pipeline,
     LTXPipeline,
+    UniPCMultistepScheduler,
     WanPipeline,
+    WanVideoToVideoPipeline,
 )
 
 import fisopt
-from fisopt import InputError
+from fisopt import InputError, ScheduleError, Step
 from fisopt.runtime import captures
+from fisopt.runtime.generation import Generation
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -184,6 +187,80 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     assert densities[1] == 1.0, "the last step, which was dense, came last"
     fisopt.optimize(pipe, {"transformer_2": []}, backend="eager")
     assert (pipe.transformer.original, pipe.transformer_2.original) == (first, second)
+
+
+Clip = Callable[..., Any]
+
+
+@pytest.fixture
+def video_to_video(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any], Clip]:
+    """A pipeline of two calls a step that names no branch, its parts, and how a clip is made."""
+    model, program = zoo()["wan"].model, captured("wan")
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
+    pipe = WanVideoToVideoPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=9.0), **parts)
+    texts = torch.randn(2, 1, 12, model.config.text_dim)
+
+    def clip(on: Any, noise: int, strength: float = 1.0, cut: int | None = None) -> Any:
+        def stop(_: Any, index: int, *__: Any) -> dict[str, Any]:
+            if index + 1 == cut:
+                raise InterruptedError
+            return {}
+
+        on.set_progress_bar_config(disable=True)
+        return on(
+            latents=torch.randn(1, 4, 5, 6, 8, generator=torch.Generator().manual_seed(noise)),
+            prompt_embeds=texts[0],
+            negative_prompt_embeds=texts[1],
+            num_inference_steps=4,
+            strength=strength,
+            height=48,
+            width=64,
+            output_type="latent",
+            callback_on_step_end=stop,
+        ).frames
+
+    return pipe, parts, clip
+
+
+def test_a_clip_after_one_that_was_cut_is_the_clip_alone(video_to_video: Any) -> None:
+    pipe, _, clip = video_to_video
+    fisopt.optimize(pipe, [fisopt.TokenReduction(0.5, 0.4, cache_steps=3)], backend="eager")
+    alone = clip(pipe, 1)
+    for cut, strength in ((1, 1.0), (2, 0.75)):
+        with pytest.raises(InterruptedError):
+            clip(pipe, 2, strength, cut)
+        assert torch.equal(clip(pipe, 1), alone)
+    assert not pipe.transformer.report.notes, "no pass ran afresh: no branch lost its state"
+
+
+def test_pipelines_that_share_a_transformer_have_their_own_steps(
+    video_to_video: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is refused the last step until it is optimised itself."""
+    pipe, parts, clip = video_to_video
+    ends = [fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))]
+    fisopt.optimize(pipe, ends, backend="eager")
+    seen: list[Step] = []
+    step = Generation.step
+
+    def spy(self: Generation, inputs: Any) -> Step:
+        seen.append(step(self, inputs))
+        return seen[-1]
+
+    monkeypatch.setattr(Generation, "step", spy)
+    clip(pipe, 1, 0.5)
+    assert seen == [Step(i, 2, 2) for i in (0, 0, 1, 1)]
+    parts["transformer"] = pipe.transformer
+    other = WanVideoToVideoPipeline(scheduler=UniPCMultistepScheduler(flow_shift=3.0), **parts)
+    with pytest.raises(ScheduleError, match="or optimize the pipeline that calls it"):
+        clip(other, 1)
+    fisopt.optimize(other, ends, backend="eager")
+    for on, strength in ((other, 1.0), (pipe, 0.5), (other, 1.0)):
+        seen.clear()
+        clip(on, 1, strength)
+        count = int(4 * strength)
+        assert seen == [Step(i, count, 4 - count) for i in range(count) for _ in "ab"]
 
 
 def test_passes_by_transformer_are_for_pipelines_that_have_them() -> None:
