@@ -27,21 +27,27 @@ SPEC = ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1]
 
 
 class Layer(nn.Module):
+    """Attention and a linear map, with one residual."""
+
     def __init__(self) -> None:
         super().__init__()
         self.qkv, self.mlp = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Tokens in and out."""
         q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
         return x + self.mlp(functional.scaled_dot_product_attention(q, k, v)[:, 0])
 
 
 class Small(nn.Module):
+    """Two layers over tokens [B, 2 F, 16], a text [B, T, 16] and a timestep [B]."""
+
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer() for _ in range(2))
 
     def forward(self, video: Tensor, text: Tensor, timestep: Tensor) -> Tensor:
+        """Tokens out."""
         x = video + text.mean(1, keepdim=True) + timestep[:, None, None] / 1000
         for layer in self.layers:
             x = layer(x)
@@ -67,9 +73,7 @@ def resident_mib() -> float:
 def shapes(count: int) -> dict[str, Any]:
     """Memory over many shapes: the first half fills what is held and warms the process up."""
     model = Small().eval().requires_grad_(False)
-    fast = fisopt.optimize(
-        model, [], call(4, 3), SPEC, backend="eager", cache_size=ROOM
-    )
+    fast = fisopt.optimize(model, [], call(4, 3), SPEC, backend="eager", cache_size=ROOM)
     rows = []
     for i in range(count):
         inputs = call(3 + i % 20, 2 + i // 20)

@@ -92,8 +92,11 @@ def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
         if any(vars(module).get(name) for name in HOOKS)
     ]
     for names, what in (
-        (changed, "calls of the model change {}, calls of its graph do not: what a layer or a "
-         "processor records or keeps stays as it was"),
+        (
+            changed,
+            "calls of the model change {}, calls of its graph do not: what a layer or a "
+            "processor records or keeps stays as it was",
+        ),
         (hooked, "hooks run on {}: what they return is in the graph, what they record is not"),
     ):
         if names:

@@ -11,7 +11,6 @@ from torch import nn
 
 from fisopt.runtime.layers import refusals
 
-
 Made = TypeVar("Made", bound=nn.Module)
 
 
@@ -69,13 +68,13 @@ def instance(base: type[Made], run: Any, model: nn.Module) -> Made:
     return module
 
 
-def of_original(module: Any, model: nn.Module, value: Any) -> Any:
+def of_original(module: Any, model: Any, value: Any) -> Any:
     """What to put on the original in the place of something that is about the optimised module.
 
     Accelerate keeps the ``forward`` that it wraps and binds its wrapper to the module: both are
     then the original's own.
     """
-    own: Any = MethodType(type(model).forward, model)  # type: ignore[attr-defined]
+    own: Any = MethodType(type(model).forward, model)
     if isinstance(value, MethodType) and value.__self__ is module and value == module.forward:
         return own
     if isinstance(value, functools.partial) and value.args[:1] == (module,):

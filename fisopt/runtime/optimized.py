@@ -334,9 +334,7 @@ def _again(
     scheduler: Any,
 ) -> OptimizedModule:
     """Make a module that was copied or sent; its plans are made when they are needed."""
-    return OptimizedModule(
-        model, passes, spec, backend, strict, scheduler, cache_size=cache_size
-    )
+    return OptimizedModule(model, passes, spec, backend, strict, scheduler, cache_size=cache_size)
 
 
 def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:

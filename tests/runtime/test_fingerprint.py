@@ -196,7 +196,9 @@ def test_structure(pair: Pair, change: Callable[[Pair], None]) -> None:
     change(pair)
     pair.check()
     seen = [line for line in pair.fast.report.changes if line.startswith("recaptured: ")]
-    assert bool(seen) == (change is not root_hook), "a hook of the whole model runs around the graph"
+    assert bool(seen) == (change is not root_hook), (
+        "a hook of the whole model runs around the graph"
+    )
 
 
 def test_adapters() -> None:
@@ -281,6 +283,14 @@ def test_training_mode_is_refused_at_the_next_call(pair: Pair) -> None:
         pair.fast(**pair.inputs)
 
 
+def run(pair: Pair, before: bool) -> None:
+    """Optimise the model, or call what was optimised before."""
+    if before:
+        fisopt.optimize(pair.model, [], pair.inputs, pair.fast.spec)
+    else:
+        pair.fast(**pair.inputs)
+
+
 def cached(module: Any, *args: Any, **kwargs: Any) -> Any:
     return kwargs.get("video", *args)
 
@@ -293,10 +303,7 @@ def test_an_exchanged_forward_of_an_instance_is_refused(pair: Pair, when: str, w
         target = pair.fast if what == "model" else pair.fast.layers[0]
     target.forward = MethodType(cached, target)
     with pytest.raises(InputError, match=r"runs a forward .*test_fingerprint\.cached on the inst"):
-        if when == "before":
-            fisopt.optimize(pair.model, [], pair.inputs, pair.fast.spec)
-        else:
-            pair.fast(**pair.inputs)
+        run(pair, when == "before")
     del target.forward
     pair.check(changed=False)
 
@@ -309,10 +316,7 @@ def test_an_exchanged_forward_of_a_class_is_refused(
     forward = functools.wraps(Layer.forward)(cached) if wrapped else cached
     monkeypatch.setattr(Layer, "forward", forward)
     with pytest.raises(InputError, match="on the class Layer"):
-        if before:
-            fisopt.optimize(pair.model, [], pair.inputs, pair.fast.spec)
-        else:
-            pair.fast(**pair.inputs)
+        run(pair, before)
     monkeypatch.undo()
     pair.check(changed=False)
 
