@@ -74,8 +74,8 @@ def of_original(module: Any, model: Any, value: Any) -> Any:
     Accelerate keeps the ``forward`` that it wraps and binds its wrapper to the module: both are
     then the original's own.
     """
-    own: Any = MethodType(type(model).forward, model)
-    if isinstance(value, MethodType) and value.__self__ is module and value == module.forward:
+    own, wrapping = MethodType(type(model).forward, model), module.forward
+    if isinstance(value, MethodType) and value.__self__ is module and value == wrapping:
         return own
     if isinstance(value, functools.partial) and value.args[:1] == (module,):
         wrapped = functools.partial(value.func, model, *value.args[1:], **value.keywords)
