@@ -9,17 +9,18 @@ from typing import Any, get_args
 from torch import nn
 
 from fisopt import models
-from fisopt.checked import choice, flag
+from fisopt.checked import choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
+from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
-from fisopt.pipelines import by_component, transformers_of
+from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
-from fisopt.rewrite.inputs import check_model
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.readiness import check_model, uncompiled
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 
@@ -53,6 +54,7 @@ def capture(
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
+    model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         model = model.original
     choice("dynamic", dynamic, get_args(Dynamic))
@@ -77,6 +79,7 @@ def optimize(
     backend: Backend = "inductor",
     strict: bool = True,
     recipe: RecipeSource | None = None,
+    cache_size: int = SIZE,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -98,6 +101,9 @@ def optimize(
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
             values, or "config" for the ``fisopt`` entry of the model's configuration; of a
             pipeline also by transformer.
+        cache_size: how many variants (a shape and a set of active passes) are kept, each with
+            what was compiled for it; one more drops the one that was used least recently.
+            ``result.clear()`` drops all.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -111,6 +117,7 @@ def optimize(
     """
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
+    count("cache_size", cache_size)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -123,7 +130,7 @@ def optimize(
         parts: Any = dict.fromkeys(modules, given) if named is None else named
         chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
         return _optimize_pipeline(
-            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict
+            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict, cache_size
         )
     if named is not None:
         raise InputError(
@@ -131,7 +138,9 @@ def optimize(
         )
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
-    return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, backend, strict)
+    return _optimize_module(
+        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size
+    )
 
 
 def _check_spec(spec: object) -> None:
@@ -146,9 +155,10 @@ def _optimize_module(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
+    cache_size: int,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
-    captures: dict[Any, Program] = {}
+    model, captures = uncompiled(model), None
     if isinstance(model, OptimizedModule):
         if spec is None or spec == model.spec:
             captures, spec = model.captures, model.spec
@@ -166,7 +176,9 @@ def _optimize_module(
             "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
-    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler, captures)
+    optimized = OptimizedModule(
+        model, passes, spec, backend, strict, scheduler, captures, cache_size
+    )
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
@@ -180,6 +192,7 @@ def _optimize_pipeline(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
+    cache_size: int,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -187,9 +200,7 @@ def _optimize_pipeline(
             f"it has {' and '.join(modules)}"
         )
 
-    def scheduler() -> Any:
-        return getattr(pipeline, "scheduler", None)
-
+    scheduler = SchedulerOf(pipeline)
     optimized = {
         name: _optimize_module(
             modules[name],
@@ -198,6 +209,7 @@ def _optimize_pipeline(
             spec,
             backend,
             strict,
+            cache_size,
             scheduler,
         )
         for name, part in chosen.items()

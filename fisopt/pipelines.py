@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,31 @@ from fisopt.errors import InputError
 
 COMPONENTS = ("transformer", "transformer_2")
 """Names of the transformers of a pipeline; Wan 2.2 A14B has both."""
+
+
+class SchedulerOf:
+    """The scheduler of a pipeline, whichever it has when it is asked.
+
+    A copy of the pipeline has its own; what is sent elsewhere without the pipeline takes the
+    scheduler along.
+
+    Args:
+        pipeline: the pipeline.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+
+    def __call__(self) -> Any:
+        """The scheduler, None if there is none."""
+        return getattr(self.pipeline, "scheduler", None)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SchedulerOf:
+        return SchedulerOf(memo.get(id(self.pipeline), self.pipeline))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        holder = SimpleNamespace(scheduler=getattr(self.pipeline, "scheduler", None))
+        return SchedulerOf, (holder,)
 
 
 def transformers_of(pipeline: Any) -> dict[str, nn.Module]:

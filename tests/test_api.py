@@ -7,13 +7,13 @@ import torch
 
 import fisopt
 from fisopt import FrameInterleave, OptimizedModule, Program
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.zoo import zoo
 
 
 @pytest.fixture
 def model(wan: Program, monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
-    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
+    monkeypatch.setattr(captures, "capture", lambda *_: wan)
     result: OptimizedModule = fisopt.optimize(
         zoo()["wan"].model, passes=[FrameInterleave()], backend="eager"
     )

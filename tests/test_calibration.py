@@ -14,7 +14,7 @@ from fisopt import InputError, Schedule, ScheduleError
 from fisopt.calibration import Calibration, Target, calibrate
 from fisopt.rewrite.ops.match_tokens import reference
 from fisopt.rewrite.partition import destinations
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -41,7 +41,7 @@ class Pipeline:
 @pytest.fixture(autouse=True)
 def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     program = captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
 
 
 def made(target: Target, **more: Any) -> Calibration:

@@ -15,7 +15,7 @@ from fisopt import Schedule
 from fisopt.cli import app
 from fisopt.cli.calibrate import parse_stride
 from fisopt.cli.sources import Source
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -51,7 +51,7 @@ def test_writes_schedule_tables_and_heat_map(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     program, pipeline = captured("wan"), Pipeline()
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     monkeypatch.setattr(Source, "load", lambda _: pipeline)
     out = tmp_path / "new" / "s.yaml"
     result = invoke(

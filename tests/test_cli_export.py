@@ -14,7 +14,7 @@ import fisopt
 from fisopt import FrameInterleave, Recipe, models
 from fisopt.cli import app
 from fisopt.cli import export as command
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -27,7 +27,7 @@ def invoke(*args: str) -> Result:
 def wan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model in the place of the testbed."""
     case, program = zoo()["wan"], captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     monkeypatch.setattr(command, "load", lambda _: (case.model, case.inputs(5, 3, 4, batch=2)))
 
 

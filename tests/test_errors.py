@@ -227,10 +227,8 @@ def test_model_under_hooks() -> None:
 
 def test_optimized_module_refuses_what_it_would_not_see() -> None:
     optimized = fisopt.optimize(zoo()["wan"].model, backend="eager")
-    with pytest.raises(InputError, match=r"enable_cache changes the layers of Wan.*be combined"):
+    with pytest.raises(InputError, match=r"enable_cache of an optimised Wan.*be combined"):
         optimized.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(InputError, match=r"set_attention_backend .* call it on the model"):
-        optimized.set_attention_backend("native")
     assert not optimized.original.is_cache_enabled
 
 

@@ -41,8 +41,9 @@ def compile_program(
         compiled: the stages that other Programs have compiled, used again and added to.
         choices: takes which implementation was chosen for what, and why.
     """
+    model = program.source.model
     if backend == "eager":
-        return program.graph_module.forward
+        return bind_weights(program.copy().graph_module, model)
     if not torch.cuda.is_available() and not has_compiler():
         raise LoweringError(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
@@ -55,10 +56,10 @@ def compile_program(
             chosen += choose_operators(callee, KERNELS, refusal)
             callee = choose_stage(callee, chosen)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
-            if key not in known:
-                known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
-            setattr(module, name, known[key])
-    return bind_weights(module)
+            if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
+                stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
+            setattr(module, name, stage)
+    return bind_weights(module, model)
 
 
 def _holds_tensors(callee: fx.GraphModule) -> bool:

@@ -6,6 +6,7 @@ from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_contracts
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.weights import refresh
 
 
 def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
@@ -21,6 +22,7 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     """
     program = program.copy()
     module = program.graph_module
+    refresh(module, program.source.model)
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)

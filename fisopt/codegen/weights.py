@@ -1,4 +1,4 @@
-"""Weights: a graph's parameters and buffers found once, not by their paths at every call."""
+"""Weights: where a graph's parameters and buffers are is found once, not at every call."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from typing import Any
 from torch import fx, nn
 
 from fisopt.errors import VerifyError
+from fisopt.rewrite.weights import Place, place_of
 
 
-def bind_weights(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
+def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequence[Any]]:
     """Return a graph as a callable that is handed its weights.
 
     Looking up the parameters of forty blocks by path takes milliseconds a call.  What is kept is
-    where each is held, so that weights that are loaded, replaced or moved later are seen.
+    where the model holds each, so that weights that are loaded, replaced or moved later are seen,
+    and old ones are not kept.
 
     Args:
-        module: the graph; its weights become its first arguments.
+        module: the graph; its weights become its first arguments, and it lets go of those that
+            the model holds.
+        model: the model that it was captured from; a tensor that is not found there under its
+            path is the graph's own.
     """
     graph = module.graph
-    places: list[tuple[dict[str, Any], str]] = []
+    places: list[Place] = []
     for node in [n for n in graph.nodes if n.op == "get_attr"]:
-        places.insert(0, _place(module, str(node.target)))
+        places.insert(0, _place(module, model, str(node.target)))
         with graph.inserting_before():
             holder = graph.placeholder(f"weight_{node.name}")
         node.replace_all_uses_with(holder)
@@ -37,11 +42,16 @@ def bind_weights(module: fx.GraphModule) -> Callable[..., Sequence[Any]]:
     return run
 
 
-def _place(module: nn.Module, path: str) -> tuple[dict[str, Any], str]:
-    """The dictionary that holds what a path leads to, and its name in there."""
+def _place(module: nn.Module, model: nn.Module, path: str) -> Place:
+    """Where the tensor of a path is held: by the model, or else by the graph."""
     owner, _, name = path.rpartition(".")
     holder = module.get_submodule(owner)
-    for held in (holder._parameters, holder._buffers, holder.__dict__):
+    own = (holder._parameters, holder._buffers, holder.__dict__)
+    if (place := place_of(model, path)) is not None:
+        for held in own:
+            held.pop(name, None)
+        return place
+    for held in own:
         if name in held:
             return held, name
     raise VerifyError(f"{type(module).__name__} holds no {path}")

@@ -91,22 +91,22 @@ class Call:
 
 def video_size(layout: str) -> Callable[[Mapping[str, Any]], Grid]:
     """Return a function that reads (F, H, W) from ``hidden_states`` laid out as ``"BCFHW"``."""
+    return partial(_video_size, layout=layout)
 
-    def latent(inputs: Mapping[str, Any]) -> Grid:
-        video = inputs.get("hidden_states")
-        if not isinstance(video, Tensor) or video.ndim != len(layout):
-            got = f"shape {tuple(video.shape)}" if isinstance(video, Tensor) else repr(video)
-            raise InputError(
-                f"hidden_states: got {got}, wanted a tensor of rank {len(layout)}, "
-                f"[{', '.join(layout)}]"
-            )
-        return (
-            video.shape[layout.index("F")],
-            video.shape[layout.index("H")],
-            video.shape[layout.index("W")],
+
+def _video_size(inputs: Mapping[str, Any], layout: str) -> Grid:
+    video = inputs.get("hidden_states")
+    if not isinstance(video, Tensor) or video.ndim != len(layout):
+        got = f"shape {tuple(video.shape)}" if isinstance(video, Tensor) else repr(video)
+        raise InputError(
+            f"hidden_states: got {got}, wanted a tensor of rank {len(layout)}, "
+            f"[{', '.join(layout)}]"
         )
-
-    return latent
+    return (
+        video.shape[layout.index("F")],
+        video.shape[layout.index("H")],
+        video.shape[layout.index("W")],
+    )
 
 
 _BCFHW = video_size("BCFHW")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from fisopt.rewrite.follow import Followed, Search, said, shapes_of
 from fisopt.rewrite.frame_dims import Growth, size_of
 from fisopt.rewrite.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.readiness import has_hooks, unhooked
 from fisopt.rewrite.runs import check_runs
 from fisopt.rewrite.template import Template, matches
 from fisopt.rewrite.tracing import export, shape_trials
@@ -50,7 +52,8 @@ def capture(
     check_example(model, inputs)
     _check_blocks(model, spec)
     layout = layout_of(spec.grid_of(inputs.kwargs()))
-    traced = spec.prepare(model) if spec.prepare is not None else model
+    plain = unhooked(model)
+    traced = spec.prepare(plain) if spec.prepare is not None else plain
     notes: dict[str, None] = {}
 
     def follow(inputs: Inputs, layout: TokenLayout) -> Followed:
@@ -109,14 +112,31 @@ def _follow(
             "Rewrite that line with tensor operations, or give ModelSpec a `prepare` function "
             "that does"
         ) from refused
-    if changed:
-        notes[
-            f"forward sets {', '.join(list(changed)[:3])}{', ...' if len(changed) > 3 else ''}; "
-            "the captured graph does not: what one call leaves is not there at the next"
-        ] = None
+    for effect in _effects(model, list(changed)):
+        notes[effect] = None
+        warnings.warn(f"{type(model).__name__}: {effect}", stacklevel=4)
     if not found.step:
         notes[f"captured at {layout.frames} latent frames alone: {found.why_fixed}"] = None
     return found
+
+
+def _effects(model: nn.Module, changed: Sequence[str]) -> Iterator[str]:
+    """What calls of a model do beside computing, which calls of its graph do not."""
+    hooked = [path for path, module in model.named_modules() if has_hooks(module)]
+    if changed:
+        yield (
+            f"forward sets {_some(changed)}; the captured graph does not: what one call leaves "
+            "is not there at the next, what it records is not recorded"
+        )
+    if hooked:
+        yield (
+            f"hooks run on {_some(hooked)}: what they return is in the graph, what they record "
+            "is not"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
 
 
 def _grid_function(

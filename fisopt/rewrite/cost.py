@@ -130,8 +130,8 @@ def _flops(node: fx.Node) -> float | None:
         return float(2 * out.numel() * args[0].shape[-1])
     if target is aten.scaled_dot_product_attention.default:
         query, key, value = (a.shape for a in args[:3])
-        count: Any = flop_counter.sdpa_flop_count
-        return float(count(query, key, value))
+        rows = query[:-2].numel()  # any number of leading dimensions
+        return float(2 * rows * query[-2] * key[-2] * (query[-1] + value[-1]))
     if target is torch.ops.fisopt.tile_attention.default:
         query, value, keys, pairs = args[0].shape, args[2].shape, args[5].shape, args[6]
         rows = query[:-2].numel() // keys[0]

@@ -24,6 +24,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 
 _TRACED = (FakeTensor, FunctionalTensor, torch.SymInt, torch.SymFloat, torch.SymBool, fx.Proxy)
 _ATOMS = (str, bytes, int, float, complex, type(None), types.ModuleType, torch.Size, torch.dtype)
+_PLAIN = (str, bytes, int, float, complex)
 _LRU = type(functools.lru_cache(len))
 _WRAPPERS = (types.MethodType, functools.partial, staticmethod, classmethod, property)
 _WRAPPED = ("__self__", "__func__", "func", "args", "keywords", "fget")
@@ -65,7 +66,7 @@ class _Holder:
         return [
             f"{self.path}.{key}"
             for key in {**now, **self.before}
-            if now.get(key, self) is not self.before.get(key, self)
+            if not _equal(now.get(key, self), self.before.get(key, self))
         ]
 
     def _without_traces(self, now: Contents) -> Contents:
@@ -214,6 +215,13 @@ def _is_traced(value: Any, depth: int = _DEPTH) -> bool:
     else:
         held = list(getattr(value, "__dict__", {}).values())
     return any(_is_traced(part, depth - 1) for part in held)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are one, or plain values that are equal: tracing makes some anew."""
+    if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+        return all(map(_equal, a, b))
+    return a is b or (type(a) is type(b) and isinstance(a, _PLAIN) and a == b)
 
 
 def _put_dict(holder: dict[Any, Any], wanted: Contents) -> None:

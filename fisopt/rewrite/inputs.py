@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import InputError
+from fisopt.rewrite.readiness import check_model
 
 
 def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,30 +105,6 @@ def _leaf_key(leaf: Any) -> Any:
         f"an input of type {type(leaf).__name__} cannot be part of a captured call; "
         "wanted tensors, numbers, strings, booleans or None, or containers of these"
     )
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse a model in a state that a graph cannot be captured in.
-
-    Raises:
-        InputError: it is in training mode, or hooks replace the forward calls of its layers:
-            a step cache, parallelism, layerwise casting or offloading of single layers.
-    """
-    if model.training:
-        raise InputError(
-            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
-            "call model.eval() first"
-        )
-    for path, module in model.named_modules():
-        hooks = list(getattr(getattr(module, "_diffusers_hook", None), "hooks", ()))
-        if getattr(getattr(module, "_hf_hook", None), "offload", False):
-            hooks.append("offloading of single layers")
-        if hooks:
-            raise InputError(
-                f"{type(model).__name__}: {path or 'the model'} runs under hooks ({hooks}), which "
-                "do not reach a captured graph; remove them first (disable_cache() for a step "
-                "cache): the two cannot be combined"
-            )
 
 
 def check_example(model: nn.Module, inputs: Inputs) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
+from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.follow import Followed, at_frames
 from fisopt.rewrite.frame_dims import FrameDims, fits
@@ -21,6 +21,7 @@ from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK, Template
 from fisopt.rewrite.untouched import LOCK
+from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 from fisopt.spec import ModelSpec
 
@@ -50,7 +51,17 @@ class Source:
     followed: Followed
     follow: Callable[[Inputs, TokenLayout], Followed]
     notes: dict[str, None] = field(default_factory=dict)
-    cache: dict[Any, Program] = field(default_factory=dict)
+    cache: Lru[Any, Program] = field(default_factory=Lru)
+
+    def refresh(self) -> None:
+        """Let every graph that is held have the weights that the model holds now."""
+        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
+            refresh(module, self.model)
+
+    def bound(self, size: int) -> None:
+        """Hold at most so many Programs, and graphs that they are made from."""
+        self.cache.size = size
+        self.template.bound(size)
 
     @property
     def frame_dims(self) -> FrameDims:
@@ -199,6 +210,7 @@ class Program:
                 f"this Program reuses state of an earlier step ({', '.join(self.loads[:2])}, ...); "
                 "run it through `fisopt.optimize`, or at a step that makes the state"
             )
+        refresh(self.graph_module, self.source.model)
         inputs = self._bind(kwargs)
         self.check(inputs)
         with torch.no_grad():
@@ -216,7 +228,7 @@ class Program:
         """Copy what a run has made of the written inputs and buffers to where they are held."""
         if self.writes:
             targets = [
-                operator.attrgetter(w.name)(self.graph_module)
+                held_at(self.source.model, self.graph_module, w.name)
                 if w.leaf is None
                 else inputs.leaves[w.leaf]
                 for w in self.writes
@@ -273,13 +285,13 @@ def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
     with LOCK:
-        if key not in source.cache:
+        if (program := source.cache.get(key)) is None:
             try:
-                source.cache[key] = _build(source, inputs)
+                program = source.cache[key] = _build(source, inputs)
             except CaptureError:
                 check_runs(source.model, inputs)  # the inputs may be at fault
                 raise
-        return source.cache[key]
+        return program
 
 
 def _build(source: Source, inputs: Inputs) -> Program:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import operator
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
+from fisopt.lru import Lru
 from fisopt.rewrite.frame_dims import FrameDims
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.key_masks import Insert, separate_masks
@@ -28,6 +30,7 @@ aten = torch.ops.aten
 BLOCK = "fisopt.block"
 MODE = "fisopt.mode"
 _NO_END = 1 << 62
+_VALUES = 1 << 14
 
 
 def matches(path: str, patterns: tuple[str, ...]) -> bool:
@@ -92,7 +95,7 @@ class _Instantiate:
         traced: fx.GraphModule,
         mode: FakeTensorMode,
         attrs: dict[str, Any],
-        values: dict[Any, Any],
+        values: MutableMapping[Any, Any],
     ) -> None:
         self.traced = traced
         self.mode = mode
@@ -147,7 +150,8 @@ class _Instantiate:
         key = (target, _signature(values), tuple((k, _signature(v)) for k, v in options.items()))
         if key not in self.values:
             with self.mode, torch.no_grad():
-                self.values[key] = target(*values, **options)
+                value = self.values[key] = target(*values, **options)
+            return value
         return self.values[key]
 
     def _call(self, node: fx.Node, block: str | None) -> Any:
@@ -268,9 +272,17 @@ class Template:
     exports: int = 0
     mode: FakeTensorMode = field(default_factory=lambda: FakeTensorMode(allow_non_fake_inputs=True))
     _attrs: dict[str, Any] = field(default_factory=dict)
-    _values: dict[Any, Any] = field(default_factory=dict)
-    _static: dict[Any, fx.GraphModule] = field(default_factory=dict)
-    _tried: set[tuple[Any, ...]] = field(default_factory=set)
+    _values: Lru[Any, Any] = field(default_factory=lambda: Lru(_VALUES))
+    _static: Lru[Any, fx.GraphModule] = field(default_factory=Lru)
+    _tried: Lru[tuple[Any, ...], bool] = field(default_factory=Lru)
+
+    def graphs(self) -> list[fx.GraphModule]:
+        """Every export that is held."""
+        return [*(traced.module for traced in self.symbolic), *self._static.values()]
+
+    def bound(self, size: int) -> None:
+        """Hold at most so many exports of each kind."""
+        self._static.size = self._tried.size = size
 
     def instantiate(self, inputs: Inputs, traced: fx.GraphModule) -> fx.GraphModule:
         """Return the static graph of an export for inputs of these shapes, on fake tensors."""
@@ -288,7 +300,7 @@ class Template:
 
         A model that refuses open dimensions is left to be traced for each shape.
         """
-        self._tried.add(self._form(inputs, general))
+        self._tried[self._form(inputs, general)] = True
         shapes = symbolic_dims(inputs, None if general else self.frame_dims)
         self.exports += 1
         try:
@@ -296,6 +308,7 @@ class Template:
         except CaptureError:
             return
         self.symbolic.append(_Traced(module, _constants(inputs)))
+        del self.symbolic[: -self._static.size]
 
     def covers(self, module: fx.GraphModule, inputs: Inputs) -> bool:
         """Whether an export serves inputs of these shapes too."""
@@ -315,10 +328,10 @@ class Template:
                 self.trace(inputs, general=general)
                 return self.traced_for(inputs, wider)
         key = inputs.key()
-        if key not in self._static:
-            self._static[key] = export(self.model, inputs, None)
+        if (static := self._static.get(key)) is None:
+            static = self._static[key] = export(self.model, inputs, None)
             self.exports += 1
-        return self._static[key]
+        return static
 
     def _form(self, inputs: Inputs, general: bool) -> tuple[Any, ...]:
         """What all inputs share that one export with open dimensions could serve."""

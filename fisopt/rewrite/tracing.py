@@ -67,8 +67,8 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             untouched(model, inputs.leaves),
             torch.no_grad(),
             warnings.catch_warnings(),
+            _numbers_from_shapes(model),
         ):
-            model.forward = _with_numbers(model.forward)  # inside the modes of export
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
@@ -87,13 +87,24 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     return module
 
 
-def _with_numbers(forward: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def _numbers_from_shapes(model: nn.Module) -> Iterator[None]:
+    """Inside, calls of a model make numbers from shapes; it is a mode inside those of export."""
+    own, forward = vars(model).get("forward"), model.forward
+
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
         with shape_numbers():
             return forward(*args, **kwargs)
 
-    return call
+    model.forward = call
+    try:
+        yield
+    finally:
+        if own is None:
+            del model.forward
+        else:
+            model.forward = own
 
 
 @contextmanager

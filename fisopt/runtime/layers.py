@@ -1,4 +1,4 @@
-"""What changes the layers of a model, which a captured graph does not call."""
+"""Methods of a model that would not do for an optimised module what they say."""
 
 from __future__ import annotations
 
@@ -7,54 +7,26 @@ from typing import Any, NoReturn
 
 from fisopt.errors import InputError
 
-BEFORE = "call it on the model (here `.original`) and optimise that anew"
-NEVER = "it hooks layers and cannot be combined with fisopt"
-NEEDLESS = 'it is not needed: backend="inductor" compiles each distinct block once'
+NEVER = "hooks layers, which a captured graph does not call; it cannot be combined with fisopt"
+NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'
 
 ADVICE = {
-    **dict.fromkeys(
-        (
-            "add_adapter",
-            "delete_adapters",
-            "disable_adapters",
-            "disable_lora",
-            "enable_adapters",
-            "enable_lora",
-            "fuse_qkv_projections",
-            "load_lora_adapter",
-            "reset_attention_backend",
-            "set_adapter",
-            "set_adapters",
-            "set_attention_backend",
-            "set_attn_processor",
-            "unfuse_qkv_projections",
-            "unload_lora",
-        ),
-        BEFORE,
-    ),
     **dict.fromkeys(
         ("enable_cache", "enable_group_offload", "enable_layerwise_casting", "enable_parallelism"),
         NEVER,
     ),
-    "compile_repeated_blocks": NEEDLESS,
+    **dict.fromkeys(("compile", "compile_repeated_blocks"), NEEDLESS),
 }
-"""Methods of diffusers models that would have no effect on a captured graph, and what to do."""
+"""Methods that are refused at once, and why; all others reach the original."""
 
 
-def refusal(name: str, model: str) -> Callable[..., NoReturn] | None:
-    """For a method that would have no effect on an optimised module, one that says so.
+def refusals(like: type) -> dict[str, Callable[..., NoReturn]]:
+    """For each method of a class that would have no effect on a graph, one that says so."""
+    return {name: _refusal(name, like) for name in ADVICE if hasattr(like, name)}
 
-    Args:
-        name: the name of a method of the original.
-        model: the class of the original.
-    """
-    if name not in ADVICE:
-        return None
 
+def _refusal(name: str, like: type) -> Callable[..., NoReturn]:
     def refuse(*_: Any, **__: Any) -> NoReturn:
-        raise InputError(
-            f"{name} changes the layers of {model}, but an optimised module runs a graph that was "
-            f"captured before and would not see it; {ADVICE[name]}"
-        )
+        raise InputError(f"{name} of an optimised {like.__name__} {ADVICE[name]}")
 
     return refuse

@@ -4,50 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from copy import deepcopy
 from pathlib import Path
-from threading import RLock
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
 
-from fisopt.codegen.choose import Choice
-from fisopt.codegen.compile import Backend, Runnable, compile_program
+from fisopt.codegen.compile import Backend
 from fisopt.errors import InputError, ScheduleError
+from fisopt.lru import SIZE
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.capture import Dynamic, capture
 from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
-from fisopt.rewrite.pass_manager import PassManager
-from fisopt.rewrite.program import Program, pass_of
+from fisopt.rewrite.program import Program
 from fisopt.runtime.branches import conditioning
+from fisopt.runtime.captures import Captures
 from fisopt.runtime.generation import Generation
-from fisopt.runtime.layers import refusal
+from fisopt.runtime.made_class import Forward, instance, of_original
+from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
-from fisopt.runtime.report import Report, Variant
+from fisopt.runtime.report import Report
 from fisopt.spec import ModelSpec
-
-
-@dataclass(frozen=True, eq=False)
-class _Plan:
-    """What runs for one shape and one set of active passes, and what was compiled for it."""
-
-    program: Program
-    run: Runnable
-    stages: tuple[Runnable, ...] = ()
-
-    def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
-        """The passes that load state which is not there in the shape that they take."""
-        if not self.program.loads:
-            return set()
-        holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
-        taken = holders[len(holders) - len(self.program.loads) :]
-        return {
-            pass_of(name)
-            for name, node in zip(self.program.loads, taken, strict=True)
-            if name not in held or held[name].shape != node.meta["val"].shape
-        }
 
 
 class OptimizedModule(nn.Module):
@@ -63,11 +41,34 @@ class OptimizedModule(nn.Module):
         report: what each pass did to which block.
     """
 
+    __slots__ = (
+        "_backend",
+        "_cache_size",
+        "_captures",
+        "_generation",
+        "_plans",
+        "_scheduler",
+        "_strict",
+        "_watchers",
+        "original",
+        "passes",
+        "report",
+    )
+
     original: nn.Module
     passes: tuple[Pass, ...]
     report: Report
-    captures: dict[Any, Program]
+    _backend: Backend
+    _cache_size: int
+    _captures: Captures
     _generation: Generation
+    _plans: Plans
+    _scheduler: Callable[[], Any] | None
+    _strict: bool
+    _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
+
+    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
+        return instance(cls, cls._forward, model)
 
     def __init__(
         self,
@@ -77,23 +78,46 @@ class OptimizedModule(nn.Module):
         backend: Backend,
         strict: bool,
         scheduler: Callable[[], Any] | None = None,
-        captures: dict[Any, Program] | None = None,
+        captures: Captures | None = None,
+        cache_size: int = SIZE,
     ) -> None:
-        super().__init__()
-        held = self.__dict__
-        held["original"] = model
-        held["passes"] = tuple(passes)
-        held["_generation"] = Generation(scheduler)
-        held["report"] = Report(type(model).__name__, backend, notes=self._generation.notes)
-        held["_spec"], held["_backend"], held["_strict"] = spec, backend, strict
-        held["captures"] = {} if captures is None else captures
-        held["_plans"], held["_compiled"], held["_lock"] = {}, {}, RLock()
-        held["_watchers"] = []
-        held["training"] = False
-        held["_placed"] = _placed(model)
+        captures = Captures(model, spec) if captures is None else captures
+        captures.resize(cache_size)
+        generation = Generation(scheduler)
+        report = Report(type(model).__name__, backend, notes=generation.notes)
+        for name, value in {
+            "original": model,
+            "passes": tuple(passes),
+            "report": report,
+            "_backend": backend,
+            "_cache_size": cache_size,
+            "_captures": captures,
+            "_generation": generation,
+            "_plans": Plans(captures, backend, strict, cache_size, report),
+            "_scheduler": scheduler,
+            "_strict": strict,
+            "_watchers": [],
+        }.items():
+            object.__setattr__(self, name, value)  # a module's own would register the original
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; arguments and return value are the original's."""
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model under its hooks; arguments and return value are the original's."""
+        if not isinstance(vars(type(self)).get("forward"), Forward):
+            raise InputError(
+                f"{type(self).__name__}: the forward of the optimised module's class was "
+                "exchanged, so its graph would not run; put it back, or do without fisopt"
+            )
+        return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph, inside the hook of accelerate that moves the original if it has one."""
+        hook = vars(self.original).get("_hf_hook")
+        if hook is None:
+            return self._run(args, kwargs)
+        args, kwargs = hook.pre_forward(self.original, *args, **kwargs)
+        return hook.post_forward(self.original, self._run(args, kwargs))
+
+    def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
         active = self._active(inputs)
         plan, held = self.plan(inputs, active), {}
@@ -105,8 +129,7 @@ class OptimizedModule(nn.Module):
             plan = self._afresh(inputs, active, missing, held)
         plan.program.check(inputs)
         state = (held[name] for name in plan.program.loads)
-        with torch.no_grad():
-            values = plan.run(*(x for _, x in inputs.tensors()), *state)
+        values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
         plan.program.write_back(inputs, returned)
@@ -119,7 +142,7 @@ class OptimizedModule(nn.Module):
         active: tuple[Pass, ...],
         missing: set[str],
         held: Mapping[str, torch.Tensor],
-    ) -> _Plan:
+    ) -> Plan:
         """What runs where state is missing: the passes that load it make it again."""
         for these in (missing, {p.name for p in active}):
             passes = tuple(p.afresh() if p.name in these else p for p in active)
@@ -170,14 +193,9 @@ class OptimizedModule(nn.Module):
             return tuple(self.passes)
         return active_at(self.passes, self._generation.step(inputs.kwargs()))
 
-    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
-        """What runs for some inputs and active passes; made once per shape."""
-        key = (inputs.key(), self._placed, passes)
-        with self._lock:
-            if key not in self._plans:
-                self._plans[key] = self._make(inputs, passes)
-        plan: _Plan = self._plans[key]
-        return plan
+    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Plan:
+        """What runs for some inputs and active passes; made once for each state of the model."""
+        return self._plans.plan(inputs, passes)
 
     def rewritten(
         self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool = False
@@ -190,37 +208,12 @@ class OptimizedModule(nn.Module):
             general: make it from an export with every size open, so that Programs of different
                 sizes correspond node for node.
         """
-        plan: _Plan | None = self._plans.get((inputs.key(), self._placed, passes))
-        if plan is not None and not general:
-            return plan.program
-        dense = self._capture(inputs, "all" if general else "frames")
-        return PassManager(passes, strict=self._strict).run(dense)
+        return self._plans.rewritten(inputs, passes, general=general)
 
-    def _make(self, inputs: Inputs, passes: tuple[Pass, ...]) -> _Plan:
-        dense = self._capture(inputs)
-        manager = PassManager(passes, strict=self._strict)
-        program = manager.run(dense)
-        before = set(self._compiled)
-        choices: list[Choice] = []
-        run = compile_program(program, self._backend, self._compiled, choices)
-        names = tuple(p.name for p in passes)
-        stages = tuple(stage for key, stage in self._compiled.items() if key not in before)
-        self.report.variants.append(
-            Variant.of(dense, program, manager.applied, names, len(stages), choices)
-        )
-        return _Plan(program, run, stages)
-
-    def _capture(self, inputs: Inputs, dynamic: Dynamic = "frames") -> Program:
-        """The dense Program for some inputs; one export serves every shape it accepts."""
-        form = tuple(
-            (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
-            for x in inputs.leaves
-        )
-        key = (inputs.structure, form, self._placed, dynamic)
-        if key not in self.captures:
-            self.captures[key] = capture(self.original, inputs.kwargs(), self._spec, dynamic)
-        captured: Program = self.captures[key]
-        return captured.at(inputs)
+    def clear(self) -> None:
+        """Drop everything that was captured, rewritten and compiled; it is made again if needed."""
+        self._plans.clear()
+        self._captures.clear()
 
     @contextmanager
     def cache_context(self, name: str, **said: Any) -> Iterator[None]:
@@ -235,14 +228,18 @@ class OptimizedModule(nn.Module):
     @property
     def spec(self) -> ModelSpec:
         """Where the blocks of the original are, and its token grid."""
-        spec: ModelSpec = self._spec
-        return spec
+        return self._captures.spec
+
+    @property
+    def captures(self) -> Captures:
+        """What was captured of the original."""
+        return self._captures
 
     @property
     def last_inputs(self) -> Inputs | None:
         """The inputs of the newest shapes that it was prepared for, None if there are none."""
-        plans: list[_Plan] = list(self._plans.values())
-        return plans[-1].program.inputs if plans else None
+        newest = self._plans.newest()
+        return None if newest is None else newest.program.inputs
 
     @property
     def branch(self) -> str:
@@ -292,7 +289,7 @@ class OptimizedModule(nn.Module):
             raise ScheduleError(f"warmup: num_steps must be at least 1, got {num_steps}")
         inputs = bind_example(self.original, example_inputs)
         steps = [step] if num_steps is None else [Step(i, num_steps) for i in range(num_steps)]
-        plans: dict[_Plan, None] = {}
+        plans: dict[Plan, None] = {}
         for now in steps:
             passes = self.passes if now is None else active_at(self.passes, now)
             plan = self.plan(inputs, tuple(passes))
@@ -302,24 +299,23 @@ class OptimizedModule(nn.Module):
         stages = [stage for plan in plans for stage in plan.stages]
         warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
 
-    def __getattr__(self, name: str) -> Any:
-        if "original" not in self.__dict__:
-            raise AttributeError(name)
-        value = getattr(self.__dict__["original"], name)
-        return refusal(name, type(self.original).__name__) or value
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, of_original(self, self.original, value))
 
-    def to(self, *args: Any, **kwargs: Any) -> OptimizedModule:
-        """Move the original; what was made for its old device or dtype serves when it is back."""
-        return self._changed(lambda: self.original.to(*args, **kwargs))
+    def __repr__(self) -> str:
+        return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> OptimizedModule:
-        """What `half`, `cuda` and the like do, done to the original."""
-        return self._changed(lambda: self.original._apply(fn, recurse))  # type: ignore[no-untyped-call]
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        return _again, (*self._recipe, self._scheduler)
 
-    def _changed(self, change: Callable[[], Any]) -> OptimizedModule:
-        change()
-        self.__dict__["_placed"] = _placed(self.original)
-        return self
+    @property
+    def _recipe(self) -> tuple[Any, ...]:
+        return self.original, self.passes, self.spec, self._backend, self._strict, self._cache_size
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
+        made = _again(*deepcopy((*self._recipe, self._scheduler), memo))
+        memo[id(self)] = made
+        return made
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Stay in inference mode; optimised modules cannot train."""
@@ -327,30 +323,18 @@ class OptimizedModule(nn.Module):
             raise InputError("an optimised module cannot be trained; train `.original`")
         return self
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The original's state dict."""
-        return self.original.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """Load into the original; compiled graphs see the new values."""
-        return self.original.load_state_dict(*args, **kwargs)
-
-    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The original's parameters."""
-        return self.original.named_parameters(*args, **kwargs)
-
-    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, torch.Tensor]]:
-        """The original's buffers."""
-        return self.original.named_buffers(*args, **kwargs)
-
-    def extra_repr(self) -> str:
-        """Name the original and the passes."""
-        return f"{type(self.original).__name__}, passes={list(self.passes)}"
-
-
-def _placed(model: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
-    """The devices and dtypes of a model's weights: what is captured is captured for these."""
-    return frozenset((t.device, t.dtype) for t in (*model.parameters(), *model.buffers()))
+def _again(
+    model: nn.Module,
+    passes: tuple[Pass, ...],
+    spec: ModelSpec,
+    backend: Backend,
+    strict: bool,
+    cache_size: int,
+    scheduler: Any,
+) -> OptimizedModule:
+    """Make a module that was copied or sent; its plans are made when they are needed."""
+    return OptimizedModule(model, passes, spec, backend, strict, scheduler, cache_size=cache_size)
 
 
 def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:

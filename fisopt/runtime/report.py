@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fisopt.codegen.choose import Choice
+from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
+
+_CHANGES = 100
 
 
 @dataclass(frozen=True)
@@ -59,19 +62,32 @@ class Report:
     """What `optimize` made of a model, one variant per shape and set of active passes.
 
     Attributes:
-        model: class of the model.
-        backend: how the graphs run.
-        variants: what was made.
+        model: the class of the model.
+        backend: who compiles.
+        variants: what is held, in the order in which it was made.
+        dropped: how many variants have made room for others.
+        changes: what was seen to change in the model, and how often.
         notes: what happened in generations, and how often.
     """
 
     model: str
     backend: str
     variants: list[Variant] = field(default_factory=list)
+    dropped: int = 0
+    changes: Lru[str, int] = field(default_factory=lambda: Lru(_CHANGES))
     notes: Counter[str] = field(default_factory=Counter)
+
+    def recaptured(self, difference: str) -> None:
+        """Say that the model is not in the state that it was captured in before."""
+        line = f"recaptured: {difference}"
+        self.changes[line] = self.changes.get(line, 0) + 1
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
+        for line, count in self.changes.items():
+            lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
+        if self.dropped:
+            lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:

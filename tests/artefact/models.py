@@ -9,7 +9,7 @@ import pytest
 
 import fisopt
 from fisopt import ModelSpec, OptimizedModule, Pass
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
@@ -22,7 +22,7 @@ def plain(
 ) -> tuple[OptimizedModule, dict[str, Any]]:
     """A plain model with some passes, and the inputs of a call."""
     model, program = plain_captured(FORMS[form])
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORMS[form], *GRID, batch=2)
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
     made: OptimizedModule = fisopt.optimize(model, passes, inputs, spec, "eager")

@@ -13,7 +13,7 @@ import fisopt
 from fisopt import FrameInterleave, Pass, SlidingWindow, TileAttention, TokenReduction
 from fisopt.artefact import onnx
 from fisopt.artefact.onnx import said_for_onnx
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests.artefact.fresh import differences, keep_call, process
 from tests.artefact.models import plain
 from tests.conftest import captured
@@ -153,7 +153,7 @@ def test_every_family(
     if not exhaustive and case.name != "hunyuan_video":
         pytest.skip("--exhaustive")
     program, inputs = captured(case.name), case.inputs(5, 3, 4, batch=2)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     kinds = ["pt2 portable", "pt2 native", "onnx"] if exhaustive else ["onnx"]
     for kind in kinds:
         files = []

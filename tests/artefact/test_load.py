@@ -11,7 +11,7 @@ from torch import Tensor
 import fisopt
 from fisopt import FrameInterleave, InputError, OptimizedModule, ScheduleError, TokenReduction
 from fisopt.artefact.manifest import Format
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
 from tests.conftest import captured
@@ -78,7 +78,7 @@ def test_a_schedule_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_takes_the_original_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, program = zoo()["wan"], captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = case.inputs(5, 3, 4, batch=2)
     made = fisopt.optimize(case.model, [FrameInterleave()], inputs, backend="eager")
     loaded = fisopt.load(fisopt.export(made, tmp_path / "wan.pt2"))

@@ -17,7 +17,7 @@ from fisopt.codegen import lower as lowering
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
@@ -99,7 +99,7 @@ def test_one_compile_a_stage_and_no_recompile(
     case = zoo()["wan"]
     real = torch.compile
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
-    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
+    monkeypatch.setattr(captures, "capture", lambda *_: wan)
     model = fisopt.optimize(case.model, passes=[FrameInterleave(first_block=0, dense_steps=(0,))])
     inputs = case.inputs(5, 3, 4, batch=2)
     torch._dynamo.reset()

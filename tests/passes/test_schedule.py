@@ -19,7 +19,7 @@ from fisopt.passes.schedule import FEATURES, Measured
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_base import Step
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -279,7 +279,7 @@ def test_a_run_equals_the_loops(
 ) -> None:
     """Ratios by block and step; within a period those of its first step, and its destinations."""
     model, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORM, *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     stride = (2, 1, 1)

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 import fisopt
 from fisopt import FrameInterleave, ModelSpec
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 
 GRID = (4, 2, 2)
@@ -19,13 +19,13 @@ GRID = (4, 2, 2)
 def test_what_was_made_serves_when_the_model_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """As under offloading, which moves the model away after every generation."""
     made: list[torch.dtype] = []
-    real = optimized.capture
+    real = captures.capture
 
     def counted(model: Any, *more: Any) -> Any:
         made.append(next(model.parameters()).dtype)
         return real(model, *more)
 
-    monkeypatch.setattr(optimized, "capture", counted)
+    monkeypatch.setattr(captures, "capture", counted)
     form = plain_dit.FORMS["fused"]
     model, inputs = plain_dit.build(form), plain_dit.inputs(form, *GRID)
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)

@@ -23,7 +23,7 @@ from diffusers import (
 
 import fisopt
 from fisopt import InputError, ScheduleError, Step
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from fisopt.runtime.generation import Generation
 from tests.conftest import captured
 from tests.zoo import zoo
@@ -162,7 +162,7 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     pipe.register_to_config(boundary_ratio=0.7)
     pipe.set_progress_bar_config(disable=True)
     program = captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     passes = {
         "transformer": [fisopt.FrameInterleave(stride=3, dense_steps=(0,))],
         "transformer_2": [fisopt.FrameInterleave(stride=2, dense_steps=(-1,))],
@@ -196,7 +196,7 @@ Clip = Callable[..., Any]
 def video_to_video(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, dict[str, Any], Clip]:
     """A pipeline of two calls a step that names no branch, its parts, and how a clip is made."""
     model, program = zoo()["wan"].model, captured("wan")
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
     pipe = WanVideoToVideoPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=9.0), **parts)
     texts = torch.randn(2, 1, 12, model.config.text_dim)

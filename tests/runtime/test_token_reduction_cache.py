@@ -29,7 +29,7 @@ from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.pass_base import Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.runtime import optimized
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -45,7 +45,7 @@ CACHED = TokenReduction(0.6, 0.4, cache_steps=3, redraw=False)
 def model(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
     """The optimised model, captured once for all tests."""
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     result: OptimizedModule = fisopt.optimize(
         original, [CACHED], plain_dit.inputs(FORM, *GRID), SPEC, "eager"
     )
@@ -170,7 +170,7 @@ class HoldBlocks(Pass):
 def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
     """A match for three steps, and a result for two: neither wipes what the other holds."""
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     passes = [CACHED, HoldBlocks()]
     model, oracle = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager"), Oracle()
     for seed in (1, 2):
@@ -185,7 +185,7 @@ def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_every_pass_that_runs_afresh_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that starts at step 1 finds nothing; only the pass whose state is missing makes it."""
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     model = fisopt.optimize(original, [CACHED, HoldBlocks()], call(1, 0), SPEC, "eager")
     for _ in range(2):
         list(generate(model, 1, 7, first=1))
@@ -203,7 +203,7 @@ def test_state_that_nothing_makes_is_an_error(monkeypatch: pytest.MonkeyPatch) -
             return self
 
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     model = fisopt.optimize(original, [NeverStored()], call(1, 0), SPEC, "eager")
     with pytest.raises(
         ScheduleError, match=r"NeverStored: takes state that no earlier step.*afresh"
@@ -274,7 +274,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
     frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimized, "capture", lambda *_: program)
+        patch.setattr(captures, "capture", lambda *_: program)
         runs: list[list[Tensor]] = []
         for cache_steps in (1, 3):
             passes = [replace(few, cache_steps=cache_steps), frames]
@@ -302,7 +302,7 @@ def test_nan_names_block_and_step(model: OptimizedModule) -> None:
 
 def test_nan_without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     original, program = plain_captured(FORM)
-    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    monkeypatch.setattr(captures, "capture", lambda *_: program)
     model = fisopt.optimize(original, [TokenReduction(0.5)], call(1, 0), SPEC, "eager")
     inputs = call(1, 0)
     inputs["video"][0, 7] = torch.inf

@@ -11,16 +11,19 @@ from torch._dynamo.utils import counters
 
 import fisopt
 from fisopt import FrameInterleave, Program, ScheduleError
-from fisopt.runtime import optimized, progress
+from fisopt.runtime import captures, progress
 from tests.zoo import zoo
 
 CASE = zoo()["wan"]
 
 
-def model_of(wan: Program, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
+def model_of(
+    wan: Program, monkeypatch: pytest.MonkeyPatch, backend: Any = "inductor", **options: Any
+) -> Any:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(optimized, "capture", lambda *_: wan)
-    return fisopt.optimize(CASE.model, passes=[FrameInterleave(first_block=0, **options)])
+    monkeypatch.setattr(captures, "capture", lambda *_: wan)
+    passes = [FrameInterleave(first_block=0, **options)]
+    return fisopt.optimize(CASE.model, passes=passes, backend=backend)
 
 
 def test_a_generation_is_compiled_ahead_under_a_bar(
@@ -49,8 +52,7 @@ def test_a_generation_is_compiled_ahead_under_a_bar(
 def test_quiet_and_eager(
     wan: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_of(wan, monkeypatch)
-    model.__dict__["_backend"] = "eager"
+    model = model_of(wan, monkeypatch, backend="eager")
     model.warmup(CASE.inputs(5, 3, 4, batch=2), progress=False)
     assert capsys.readouterr().err == ""
     assert len(model.report.variants) == 1

@@ -1,0 +1,133 @@
+"""Two soaks: many shapes, which must not need ever more memory; two threads, which must agree.
+
+    python benchmarks/bench_soak.py [--shapes 200] [--generations 200]
+
+The first runs a small plain transformer at one shape after the other, with room for 16 variants.
+The second runs generations in two threads, through two optimised modules of one model, and
+compares every output with that of the model alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import threading
+from typing import Any
+
+import torch
+from harness import machine, write
+from torch import Tensor, nn
+from torch.nn import functional
+
+import fisopt
+from fisopt import FrameInterleave, ModelSpec
+
+WIDTH, ROOM, STEPS = 16, 16, 4
+SPEC = ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1] // 2, 1, 2))
+
+
+class Layer(nn.Module):
+    """Attention and a linear map, with one residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.mlp = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens in and out."""
+        q, k, v = self.qkv(x).unsqueeze(1).chunk(3, dim=-1)
+        return x + self.mlp(functional.scaled_dot_product_attention(q, k, v)[:, 0])
+
+
+class Small(nn.Module):
+    """Two layers over tokens [B, 2 F, 16], a text [B, T, 16] and a timestep [B]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Layer() for _ in range(2))
+
+    def forward(self, video: Tensor, text: Tensor, timestep: Tensor) -> Tensor:
+        """Tokens out."""
+        x = video + text.mean(1, keepdim=True) + timestep[:, None, None] / 1000
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def call(frames: int, text: int, time: float = 500.0) -> dict[str, Tensor]:
+    """Inputs of one call: a video of some frames, a text of some length."""
+    return {
+        "video": torch.randn(1, 2 * frames, WIDTH),
+        "text": torch.randn(1, text, WIDTH),
+        "timestep": torch.tensor([time]),
+    }
+
+
+def resident_mib() -> float:
+    """Memory of this process now."""
+    gc.collect()
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * 4096 / 2**20
+
+
+def shapes(count: int) -> dict[str, Any]:
+    """Memory over many shapes: the first half fills what is held and warms the process up."""
+    model = Small().eval().requires_grad_(False)
+    fast = fisopt.optimize(model, [], call(4, 3), SPEC, backend="eager", cache_size=ROOM)
+    rows = []
+    for i in range(count):
+        inputs = call(3 + i % 20, 2 + i // 20)
+        error = float((fast(**inputs) - model(**inputs)).abs().max())
+        if error > 1e-6:
+            raise SystemExit(f"shape {i} is off by {error:.1e}")
+        if (i + 1) % max(1, count // 20) == 0:
+            held = {"variants": len(fast.report.variants), "captures": len(fast.captures)}
+            rows.append({"shapes": i + 1, "resident_mib": round(resident_mib(), 1), **held})
+            print(rows[-1], flush=True)
+    middle, last = rows[len(rows) // 2]["resident_mib"], rows[-1]["resident_mib"]
+    return {"room": ROOM, "rows": rows, "grown_mib_in_second_half": round(last - middle, 1)}
+
+
+def generations(count: int) -> dict[str, Any]:
+    """Generations in two threads, of two modules that share a model; each step is compared."""
+    model = Small().eval().requires_grad_(False)
+    passes = [FrameInterleave(stride=2, first_block=0, dense_steps=(0, -1))]
+    first = fisopt.optimize(model, passes, call(5, 3), SPEC, backend="eager")
+    modules = [first, fisopt.optimize(first, passes, backend="eager")]
+    times = [900.0 - 200 * i for i in range(STEPS)]
+    given = [[call(5 + which, 3, time) for time in times] for which in range(2)]
+
+    def generate(which: int) -> list[Tensor]:
+        with modules[which].generation(STEPS):
+            return [modules[which](**inputs) for inputs in given[which]]
+
+    wanted = [generate(which) for which in range(2)]
+    unequal: list[str] = []
+
+    def run(which: int) -> None:
+        for i in range(count // 2):
+            got = generate(which)
+            if not all(map(torch.equal, got, wanted[which])):
+                unequal.append(f"thread {which}, generation {i}")
+
+    threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"threads": 2, "generations": count, "steps": STEPS, "unequal": unequal}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--shapes", type=int, default=200)
+    parser.add_argument("--generations", type=int, default=200)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    threads = generations(arguments.generations)
+    print(threads, flush=True)
+    write("soak", {"machine": machine(), "threads": threads, "shapes": shapes(arguments.shapes)})
+
+
+if __name__ == "__main__":
+    main()

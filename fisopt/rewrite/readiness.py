@@ -1,0 +1,160 @@
+"""What keeps a model from capture: training, hooks, forwards that its class does not define."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import sys
+import textwrap
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fisopt.errors import InputError
+
+ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
+"""What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Where torch keeps the hooks of a forward call."""
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model in a state that a graph cannot be captured in.
+
+    Raises:
+        InputError: it is in training mode; hooks that a graph does not run replace the forward
+            calls of its layers (a step cache, parallelism, layerwise casting, offloading of
+            single layers); or a ``forward`` was exchanged on a layer or on its class.
+    """
+    if model.training:
+        raise InputError(
+            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
+            "call model.eval() first"
+        )
+    for path, module in model.named_modules():
+        where = f"{type(model).__name__}: {path or 'the model'}"
+        if hooks := list(_hooks(module)):
+            raise InputError(
+                f"{where} runs under hooks ({hooks}), which do not reach a captured graph; remove "
+                "them first (disable_cache() for a step cache): the two cannot be combined"
+            )
+        if foreign := foreign_forward(module):
+            raise InputError(
+                f"{where} runs a forward that its class does not define: {foreign}. What it keeps "
+                "between calls would not reach a captured graph, so it cannot be combined with "
+                "fisopt; put the class's own forward back, or define this one in a subclass"
+            )
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module inside of what torch.compile returned for it; any other as it is."""
+    inner = vars(model).get("_modules", {}).get("_orig_mod")
+    return inner if inner is not None and type(model).__module__.startswith("torch.") else model
+
+
+def unhooked(model: nn.Module) -> nn.Module:
+    """The model without what runs around its forward call; everything else is shared.
+
+    Its hooks, and those of accelerate that move it, run at every call and are no part of a graph.
+    """
+    plain: nn.Module = object.__new__(type(model))
+    left_out = (*ROOT_HOOK, "_compiled_call_impl")
+    held = {name: value for name, value in vars(model).items() if name not in left_out}
+    held |= {name: OrderedDict() for name in HOOKS}
+    object.__setattr__(plain, "__dict__", held)
+    return plain
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether hooks of torch run around a module's forward call."""
+    return any(vars(module).get(name) for name in HOOKS)
+
+
+def _hooks(module: nn.Module) -> Iterator[str]:
+    """The hooks of diffusers and accelerate on one module that no graph can run."""
+    yield from getattr(vars(module).get("_diffusers_hook"), "hooks", ())
+    for hook in _accelerate_hooks(vars(module).get("_hf_hook")):
+        if getattr(hook, "offload", False) is True:
+            yield "offloading of single layers"
+
+
+def _accelerate_hooks(hook: Any) -> Iterable[Any]:
+    """A hook of accelerate, or those that a sequence of them holds."""
+    return hook.hooks if isinstance(getattr(hook, "hooks", None), (list, tuple)) else (hook,)
+
+
+def foreign_forward(module: nn.Module) -> str | None:
+    """Name the ``forward`` that a module runs if it is not the one that its class defines.
+
+    A hook of accelerate that moves what enters and what leaves is no other ``forward``, and
+    neither is a compiled one, nor one that its class decorates.
+    """
+    cls = type(module)
+    if isinstance(module, (fx.GraphModule, torch.jit.ScriptModule)):
+        return None  # made from a graph, its forward is not written in a class
+    if uncompiled(module) is not module:
+        return None
+    held = vars(module).get("forward")
+    if (
+        held is not None
+        and "_hf_hook" not in vars(module)
+        and _bare(held) is not _bare(cls.forward)
+    ):
+        return f"{_name(held)} on the instance"
+    owner = next((c for c in cls.__mro__ if "forward" in vars(c)), nn.Module)
+    return None if owner is nn.Module else _foreign_on(owner, vars(owner)["forward"])
+
+
+@lru_cache(maxsize=1024)
+def _foreign_on(owner: type, forward: Any) -> str | None:
+    """Name the ``forward`` of a class if the class does not define it."""
+    wrapped, layers = _bare(forward), 0
+    while hasattr(wrapped, "__wrapped__"):
+        layers += not _is_of_library(wrapped, owner)
+        wrapped = _bare(wrapped.__wrapped__)
+    own = (owner.__module__, f"{owner.__qualname__}.forward")
+    if (getattr(wrapped, "__module__", ""), getattr(wrapped, "__qualname__", "")) != own:
+        return f"{_name(wrapped)} on the class {owner.__name__}"
+    if layers and layers > _decorators(owner, wrapped):
+        return f"a wrapper of {_name(wrapped)} on the class {owner.__name__}"
+    return None
+
+
+def _is_of_library(wrapper: Any, owner: type) -> bool:
+    """Whether the library of a class wraps its forwards itself, from another module of its own."""
+    home = str(getattr(wrapper, "__globals__", {}).get("__name__", ""))
+    return home != owner.__module__ and home.split(".")[0] == owner.__module__.split(".")[0]
+
+
+def _decorators(*written: Any) -> int:
+    """How many decorators stand over a class and its function, as many as need be if unknown."""
+    try:
+        parsed = [ast.parse(textwrap.dedent(inspect.getsource(x))).body[0] for x in written]
+    except (OSError, TypeError, SyntaxError):
+        return sys.maxsize
+    return sum(len(getattr(statement, "decorator_list", ())) for statement in parsed)
+
+
+def _bare(function: Any) -> Any:
+    """The function under a binding and under compilation."""
+    while True:
+        if isinstance(function, MethodType):
+            function = function.__func__
+        elif hasattr(function, "_torchdynamo_orig_callable"):
+            function = function._torchdynamo_orig_callable
+        else:
+            return function
+
+
+def _name(function: Any) -> str:
+    if isinstance(function, functools.partial):
+        function = function.func
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '?')}.{name}"

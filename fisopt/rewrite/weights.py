@@ -1,0 +1,48 @@
+"""Weights: a graph's parameters and buffers are those that its model holds under the same paths."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fisopt.rewrite.outline import share
+
+Place = tuple[dict[str, Any], str]
+"""The dictionary that holds a tensor, and its name in there."""
+
+
+def place_of(model: nn.Module, path: str) -> Place | None:
+    """Where a model holds the parameter or buffer of a path, None if it has none there."""
+    owner, _, name = path.rpartition(".")
+    holder: Any = model
+    for part in owner.split(".") if owner else ():
+        holder = vars(holder).get("_modules", {}).get(part)
+        if holder is None:
+            return None
+    for held in (holder._parameters, holder._buffers):
+        if held.get(name) is not None:
+            return held, name
+    return None
+
+
+def held_at(model: nn.Module, module: nn.Module, path: str) -> torch.Tensor:
+    """The tensor that a model holds under a path, else that of a graph of it."""
+    place = place_of(model, path)
+    held: Any = operator.attrgetter(path)(module) if place is None else place[0][place[1]]
+    tensor: torch.Tensor = held
+    return tensor
+
+
+def refresh(module: fx.GraphModule, model: nn.Module) -> None:
+    """Give a graph the weights that its model holds now.
+
+    Tensors that the model does not hold under a path, such as constants that an export has lifted
+    and buffers of passes, stay the graph's own.
+    """
+    for path in {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}:
+        place = place_of(model, path)
+        if place is not None and place[0][place[1]] is not operator.attrgetter(path)(module):
+            share(module, model, path)

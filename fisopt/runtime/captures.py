@@ -1,0 +1,102 @@
+"""What was captured of one model, in each of the states that it was met in."""
+
+from __future__ import annotations
+
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import nn
+
+from fisopt.lru import SIZE, Lru
+from fisopt.rewrite.capture import Dynamic, capture
+from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.readiness import check_model
+from fisopt.runtime.fingerprint import Fingerprint
+from fisopt.spec import ModelSpec
+
+STATES = 8
+"""So many states of a model are remembered, such as with and without an adapter."""
+
+
+class Captures:
+    """The dense Programs of a model; threads and optimised modules may share them.
+
+    Args:
+        model: the model.
+        spec: where its blocks are, and its token grid.
+        size: how many are kept.
+    """
+
+    def __init__(self, model: nn.Module, spec: ModelSpec, size: int = SIZE) -> None:
+        self.model, self.spec = model, spec
+        self.lock = RLock()
+        self._size = size
+        self._held: Lru[Any, Program] = Lru(size)
+        self._states: Lru[int, Fingerprint] = Lru(STATES)
+        self._now: tuple[Fingerprint, Fingerprint] | None = None
+
+    def state(self) -> Fingerprint:
+        """The state that the model is in; equal states are one object.
+
+        Raises:
+            InputError: the model cannot be captured as it is, see `check_model`.
+        """
+        now = self._now
+        if now is not None and now[0].holds():
+            return now[1]
+        with self.lock:
+            check_model(self.model)
+            found = Fingerprint(self.model)
+            known = reversed([*self._states.values()])
+            state = next((before for before in known if found.same(before)), found)
+            self._states[id(state)] = state
+            self._now = (found, state)
+            for program in self._held.values():
+                program.source.refresh()
+        return state
+
+    def knows(self, state: Fingerprint) -> bool:
+        """Whether a state is remembered: what was made for another can serve no more."""
+        return id(state) in self._states
+
+    def dense(
+        self,
+        inputs: Inputs,
+        state: Fingerprint,
+        modes: tuple[Any, ...],
+        dynamic: Dynamic = "frames",
+    ) -> Program:
+        """The dense Program for some inputs; one export serves every shape it accepts."""
+        form = tuple(
+            (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
+            for x in inputs.leaves
+        )
+        key = (inputs.structure, form, state, modes, dynamic)
+        with self.lock:
+            if (captured := self._held.get(key)) is None:
+                for old in [k for k in self._held if not self.knows(k[2])]:
+                    del self._held[old]
+                captured = capture(self.model, inputs.kwargs(), self.spec, dynamic)
+                captured.source.bound(self._size)
+                self._held[key] = captured
+            return captured.at(inputs)
+
+    def resize(self, size: int) -> None:
+        """Keep so many from now on."""
+        with self.lock:
+            self._size = self._held.size = size
+            for program in self._held.values():
+                program.source.bound(size)
+
+    def clear(self) -> None:
+        """Forget everything that was captured."""
+        with self.lock:
+            self._held.clear()
+            self._states.clear()
+            self._now = None
+
+    def __len__(self) -> int:
+        """How many dense Programs are held, of all shapes."""
+        return sum(len(program.source.cache) for program in self._held.values())

@@ -1,0 +1,286 @@
+"""The state of a model that a captured graph depends on, compared at every call.
+
+Weights are not part of it: a graph reads them from the model.  Their names, shapes, types and
+devices are, and everything else that a module holds: its layers, hooks, adapters, attention
+processors, plain attributes, and what its classes define.
+"""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from typing import Any
+
+from torch import Tensor, nn
+
+from fisopt.rewrite.readiness import HOOKS, ROOT_HOOK
+
+_OWN = frozenset(vars(nn.Module()))
+_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+_ATOMS = (nn.Module, type, FunctionType, MethodType, ModuleType, str, bytes, int, float, complex)
+_OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "weakref"}
+_DEPTH = 5
+_REGISTRY = "_diffusers_hook"
+"""Where diffusers keeps its hooks; a graph is captured only where it holds none."""
+_WITHOUT_EFFECT = {_REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
+"""The registry, and what saving writes into a config."""
+
+
+@dataclass
+class _Seen:
+    """What was found on the way through a model: containers with copies, places, weights."""
+
+    containers: dict[str, Any] = field(default_factory=dict)
+    empty: list[Any] = field(default_factory=list)
+    places: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
+    weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    classes: dict[type, None] = field(default_factory=dict)
+    _ids: set[int] = field(default_factory=set)
+
+    def model(self, model: nn.Module) -> None:
+        """Look through a model, its classes and torch's hooks for every module."""
+        for path, module in model.named_modules():
+            self.module(path, module, is_root=module is model)
+        for cls in self.classes:
+            self.containers[f"class {cls.__module__}.{cls.__qualname__}"] = vars(cls)
+            if cls.__module__.partition(".")[0] != "torch":
+                self.globals(cls)
+        for name in _GLOBAL_HOOKS:
+            self.empty.append(getattr(nn.modules.module, name))
+        self.place("torch.nn.functional", vars(nn.functional), "scaled_dot_product_attention")
+
+    def module(self, path: str, module: nn.Module, *, is_root: bool) -> None:
+        """Look at one module; the hooks of the whole model run around the graph."""
+        held, prefix = vars(module), f"{path}." if path else ""
+        self.containers[path] = held
+        self.kind(type(module))
+        for name in ("_modules", *(() if is_root else HOOKS)):
+            if held[name]:
+                self.containers[f"{prefix}{name.strip('_')}"] = held[name]
+            else:
+                self.empty.append(held[name])
+        for name in ("_parameters", "_buffers"):
+            if held[name]:
+                self.weights[f"{prefix}{name}"] = held[name]
+            else:
+                self.empty.append(held[name])
+        for name, value in held.items():
+            if name not in _OWN and name != _REGISTRY and not (is_root and name in ROOT_HOOK):
+                self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
+
+    def kind(self, cls: type) -> None:
+        """Take note of a class and of those that it inherits from."""
+        for base in cls.__mro__:
+            if base is not object and base is not nn.Module:
+                self.classes[base] = None
+
+    def globals(self, cls: type) -> None:
+        """Take note of what the functions of a class read from their module."""
+        for function in vars(cls).values():
+            if isinstance(function, FunctionType):
+                for name in function.__code__.co_names:
+                    if name in function.__globals__:
+                        self.place(function.__module__ or "", function.__globals__, name)
+
+    def place(self, path: str, holder: Any, key: Any) -> None:
+        """Take note of the very object that a container holds at a key."""
+        self.places[f"{path}.{key}"] = (holder, key, holder[key])
+
+    def inside(self, path: str, holder: Any, key: Any, value: Any, depth: int) -> None:
+        """Look into what an attribute holds, as far as its contents can change."""
+        if isinstance(value, Tensor):
+            self.places[path] = (holder, key, value)
+        if value is None or depth == 0 or isinstance(value, (Tensor, *_ATOMS)):
+            return
+        if isinstance(value, (dict, list, tuple)):
+            self.places[path] = (holder, key, value)
+            pairs = value.items() if isinstance(value, dict) else enumerate(value)
+            if self.enter(path, value, contents=value):
+                for name, part in list(pairs):
+                    self.inside(f"{path}[{name!r}]", value, name, part, depth - 1)
+        elif isinstance(value, set):
+            self.places[path] = (holder, key, value)
+            self.enter(path, value, contents=value)
+        elif hasattr(value, "__dict__") and _root(type(value)) not in _OPAQUE:
+            self.kind(type(value))
+            if self.enter(path, value, contents=vars(value)):
+                for name, part in list(vars(value).items()):
+                    self.inside(f"{path}.{name}", vars(value), name, part, depth - 1)
+
+    def enter(self, path: str, value: Any, contents: Any) -> bool:
+        """Take note of a container, once."""
+        if id(value) in self._ids:
+            return False
+        self._ids.add(id(value))
+        if not isinstance(contents, tuple):
+            self.containers[path] = contents
+        return True
+
+
+class Fingerprint:
+    """The state of a model at one time.
+
+    Args:
+        model: the model; its state is read now.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        seen = _Seen()
+        if (registry := _attention_backends()) is not None:
+            seen.kind(registry)
+        seen.model(model)
+        self._root = seen.containers.pop("")
+        self._root_kept = dict(self._root)
+        self._paths = list(seen.containers)
+        self._live = list(seen.containers.values())
+        self._kept = [_copied(live) for live in self._live]
+        self._empty = seen.empty
+        self._places = list(seen.places)
+        self._holders, self._keys, self._values = (
+            [list(part) for part in zip(*seen.places.values(), strict=True)]
+            if seen.places
+            else ([], [], [])
+        )
+        self._weights = list(seen.weights.values())
+        self._names = [*map(tuple, self._weights)]
+        tensors = self._tensors()
+        plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
+        self._mark: Any = Tensor.data_ptr if plain else _mark
+        self._marks = [*map(self._mark, tensors)]
+        self._forms = _forms(seen.weights)
+
+    def holds(self) -> bool:
+        """Whether nothing has changed since; not to be trusted for weights on the meta device."""
+        try:
+            return (
+                self._live == self._kept
+                and self._root == self._root_kept
+                and not any(self._empty)
+                and all(
+                    map(
+                        operator.is_, map(operator.getitem, self._holders, self._keys), self._values
+                    )
+                )
+                and [*map(tuple, self._weights)] == self._names
+                and [*map(self._mark, self._tensors())] == self._marks
+            )
+        except Exception:  # whatever an exchanged object answers, it is another one
+            return False
+
+    def _tensors(self) -> list[Any]:
+        return [x for x in chain.from_iterable(map(dict.values, self._weights)) if x is not None]
+
+    def same(self, other: Fingerprint) -> bool:
+        """Whether a graph that was captured in one state is that of the other."""
+        if self._forms != other._forms or self._paths != other._paths:
+            return False
+        return next(self._differences(other), None) is None
+
+    def difference(self, before: Fingerprint) -> str:
+        """What is not as it was, in words."""
+        found = list(dict.fromkeys(self._differences(before)))
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        return ("; ".join(found[:3]) or "nothing") + more
+
+    def _differences(self, before: Fingerprint) -> Iterator[str]:
+        mine = dict(zip(self._paths, self._kept, strict=True)) | {"": self._core}
+        theirs = dict(zip(before._paths, before._kept, strict=True)) | {"": before._core}
+        for path in dict.fromkeys((*theirs, *mine)):
+            if path in theirs and path in mine:
+                yield from _changes(path, theirs[path], mine[path])
+            elif not path.startswith("class "):
+                yield f"{path} is {'new' if path in mine else 'gone'}"
+        for path in dict.fromkeys((*before._forms, *self._forms)):
+            old, new = before._forms.get(path), self._forms.get(path)
+            if old != new:
+                yield f"{path} was {_form_text(old)}, is {_form_text(new)}"
+        held = dict(zip(before._places, before._values, strict=True))
+        for path, value in zip(self._places, self._values, strict=True):
+            old = held.get(path, value)
+            if old is not value and not isinstance(value, (dict, list, tuple, set)):
+                yield f"{path} was exchanged"
+
+    @property
+    def _core(self) -> dict[str, Any]:
+        """What the model itself holds, without the hook that runs around the graph."""
+        return {k: v for k, v in self._root_kept.items() if k not in ROOT_HOOK}
+
+
+def _root(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
+
+
+def _attention_backends() -> type | None:
+    """Where diffusers keeps the attention backend of the moment, once it is imported."""
+    module = sys.modules.get("diffusers.models.attention_dispatch")
+    registry = getattr(module, "_AttentionBackendRegistry", None)
+    return registry if isinstance(registry, type) else None
+
+
+def _copied(container: Any) -> Any:
+    """A shallow copy that compares equal."""
+    if isinstance(container, (Mapping, MappingProxyType)):
+        return dict(container)
+    return set(container) if isinstance(container, set) else list(container)
+
+
+def _mark(tensor: Tensor) -> int:
+    """What changes when a tensor gets other storage or is another one."""
+    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor)
+
+
+def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Type, shape, dtype and device of each weight by path, and which are one tensor."""
+    first: dict[int, str] = {}
+    forms: dict[str, Any] = {}
+    for place, held in weights.items():
+        owner = place.rpartition("_parameters" if place.endswith("_parameters") else "_buffers")[0]
+        for name, x in held.items():
+            path = owner + name
+            alias = first.setdefault(id(x), path)
+            forms[path] = None if x is None else (type(x), x.shape, x.dtype, x.device, alias)
+    return forms
+
+
+def _form_text(form: Any) -> str:
+    if form is None:
+        return "none"
+    kind, shape, dtype, device, alias = form
+    return f"{kind.__name__}{tuple(shape)} {dtype} on {device} ({alias})"
+
+
+def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
+    """Entries of a container that differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        pairs: Iterable[Any] = dict.fromkeys((*old, *new))
+        for key in pairs:
+            was, now = old.get(key, _GONE), new.get(key, _GONE)
+            if key not in _WITHOUT_EFFECT and not _equal(was, now):
+                yield f"{path}{'.' if path else ''}{key} was {_text(was)}, is {_text(now)}"
+    elif not _equal(old, new):
+        yield f"{path} was {_text(old)}, is {_text(new)}"
+
+
+def _equal(old: Any, new: Any) -> bool:
+    try:
+        return bool(old is new or old == new)
+    except Exception:  # tensors of several values
+        return False
+
+
+_GONE = object()
+
+
+def _text(value: Any) -> str:
+    if value is _GONE:
+        return "absent"
+    if isinstance(value, nn.Module):
+        return type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a tensor {tuple(value.shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"a {type(value).__name__}"

@@ -1,0 +1,161 @@
+"""Plans: what runs for one shape, one set of active passes and one state of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from threading import RLock
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+
+from fisopt.codegen.choose import Choice
+from fisopt.codegen.compile import Backend, Runnable, compile_program
+from fisopt.lru import Lru
+from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.program import Program, pass_of
+from fisopt.runtime.ambient import ambient, without_casts
+from fisopt.runtime.captures import Captures
+from fisopt.runtime.fingerprint import Fingerprint
+from fisopt.runtime.report import Report, Variant
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A rewritten Program, what runs it, and what was compiled for it.
+
+    Attributes:
+        program: the Program.
+        compiled: runs it, handed tensors of the form that it was compiled for.
+        stages: what was compiled for it and not for one before.
+        variant: its part of the report.
+    """
+
+    program: Program
+    compiled: Runnable
+    stages: tuple[Runnable, ...]
+    variant: Variant
+
+    def run(self, *values: torch.Tensor) -> Any:
+        """Run it on tensors of the captured shapes, strided in any way."""
+        with torch.no_grad(), without_casts(values):
+            return self.compiled(*map(_plain, values))
+
+    def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
+        """The passes that load state which is not there in the shape that they take."""
+        if not self.program.loads:
+            return set()
+        holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
+        taken = holders[len(holders) - len(self.program.loads) :]
+        return {
+            pass_of(name)
+            for name, node in zip(self.program.loads, taken, strict=True)
+            if name not in held or held[name].shape != node.meta["val"].shape
+        }
+
+
+class Plans:
+    """The plans of one optimised module, the newest ones; threads may share them.
+
+    Args:
+        captures: what was captured of its model.
+        backend: who compiles.
+        strict: whether what a pass cannot be applied to is an error.
+        size: how many plans are kept.
+        report: takes what is made, exchanged and dropped.
+    """
+
+    def __init__(
+        self, captures: Captures, backend: Backend, strict: bool, size: int, report: Report
+    ) -> None:
+        self._captures, self._backend, self._strict = captures, backend, strict
+        self._report, self._lock = report, RLock()
+        self._held: Lru[Any, Plan] = Lru(size, self._dropped)
+        self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+        self._state: Fingerprint | None = None
+
+    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Plan:
+        """What runs for some inputs and active passes; made once for each state of the model."""
+        key = self._key(inputs, passes)
+        if (plan := self._held.get(key)) is None:
+            with self._lock:
+                if (plan := self._held.get(key)) is None:
+                    for old in [k for k in self._held if not self._captures.knows(k[1])]:
+                        self._drop(old)
+                    plan = self._held[key] = self._make(inputs, passes, key)
+                    self._report.variants.append(plan.variant)
+        return plan
+
+    def rewritten(self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool) -> Program:
+        """The Program for some inputs and active passes, which is not compiled for it."""
+        key = self._key(inputs, passes)
+        if not general and (plan := self._held.get(key)) is not None:
+            return plan.program
+        dense = self._captures.dense(inputs, key[1], key[2], "all" if general else "frames")
+        return PassManager(passes, strict=self._strict).run(dense)
+
+    def newest(self) -> Plan | None:
+        """The plan that was used last, None if there is none."""
+        plans = [*self._held.values()]
+        return plans[-1] if plans else None
+
+    def clear(self) -> None:
+        """Drop every plan."""
+        with self._lock:
+            for key in list(self._held):
+                self._drop(key)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @property
+    def stages(self) -> int:
+        """How many compiled graphs are held."""
+        return len(self._compiled)
+
+    def _key(self, inputs: Inputs, passes: tuple[Pass, ...]) -> tuple[Any, ...]:
+        state, before = self._captures.state(), self._state
+        if before is not None and state is not before:
+            self._report.recaptured(state.difference(before))
+        self._state = state
+        return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), passes)
+
+    def _make(self, inputs: Inputs, passes: tuple[Pass, ...], key: tuple[Any, ...]) -> Plan:
+        with torch.inference_mode(False), torch.no_grad():
+            dense = self._captures.dense(inputs, key[1], key[2])
+            manager = PassManager(passes, strict=self._strict)
+            program = manager.run(dense)
+            before = set(self._compiled)
+            choices: list[Choice] = []
+            run = compile_program(program, self._backend, self._compiled, choices)
+        names = tuple(p.name for p in passes)
+        stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
+        variant = Variant.of(dense, program, manager.applied, names, len(stages), choices)
+        return Plan(program, run, stages, variant)
+
+    def _drop(self, key: Any) -> None:
+        self._forget(self._held.pop(key))
+
+    def _dropped(self, plan: Plan) -> None:
+        self._forget(plan)
+        self._report.dropped += 1
+
+    def _forget(self, plan: Plan) -> None:
+        self._report.variants = [v for v in self._report.variants if v is not plan.variant]
+
+
+def _plain(x: torch.Tensor) -> torch.Tensor:
+    """A tensor as graphs are compiled for: row-major, without gradients or lazy conjugation.
+
+    Compiled code is bound to strides, also to those of dimensions of size one.
+    """
+    x = x.detach().resolve_conj().resolve_neg() if x.requires_grad or x.is_complex() else x
+    stride = 1
+    for size, got in zip(reversed(x.shape), reversed(x.stride()), strict=True):
+        if got != stride:
+            return x.contiguous().reshape(-1).reshape(x.shape)
+        stride *= size
+    return x
