@@ -1,0 +1,230 @@
+"""One random program: a model, the shapes it is called with, and lists of passes; and its check."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import re
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fisopt
+from fisopt import FrameInterleave, ModelSpec, Pass, SlidingWindow, TileAttention, TokenReduction
+from fisopt.errors import FisoptError
+from tests.fuzz.form import Form, draw
+from tests.fuzz.model import Shape, build, grid_of, inputs, sample
+from tests.fuzz.oracle import Oracle
+from tests.fuzz.untouched import differences, snapshot
+
+Passes = tuple[Pass, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A random program.
+
+    Attributes:
+        seed: of the weights and inputs.
+        form: what the model is made of.
+        shapes: of the calls, in order.
+        passes: lists of passes; each list optimises the model anew.
+        fixed: whether the spec gives the grid of the first call as numbers.
+        warm: whether the model has run before it is captured.
+        double: whether numbers have 64 bits.
+    """
+
+    seed: int
+    form: Form
+    shapes: tuple[Shape, ...]
+    passes: tuple[Passes, ...]
+    fixed: bool = False
+    warm: bool = False
+    double: bool = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float64 if self.double else torch.float32
+
+    @property
+    def digest(self) -> str:
+        """Tells a case from one that an earlier generator made of the same seed."""
+        return hashlib.blake2b(repr(self).encode(), digest_size=6).hexdigest()
+
+
+def case(seed: int) -> Case:
+    """The random program of a seed."""
+    source = random.Random(seed)
+    form = draw(source)
+    shapes = tuple(draw_shapes(source, form))
+    passes = tuple(draw_passes(source, form, shapes[0]) for _ in range(3))
+    fixed, warm = source.random() < 0.2, source.random() < 0.3
+    reduces = any(isinstance(p, TokenReduction) for each in passes for p in each)
+    return Case(seed, form, shapes, passes, fixed, warm, reduces or source.random() < 0.5)
+
+
+def draw_shapes(source: random.Random, form: Form) -> Iterator[Shape]:
+    """One to three shapes; sizes that happen to be equal are likely."""
+    del form
+    sides = [1, 2, 2, 3, 4]
+    first = Shape(
+        source.choice([1, 2, 3, 4, 5, 5, 6, 7]),
+        source.choice(sides),
+        source.choice(sides),
+        source.choice([1, 1, 2, 3]),
+        source.choice([1, 4, 5, 6, 7, 12]),
+    )
+    yield first
+    for _ in range(source.choice([0, 1, 1])):
+        frames, height, width, batch, text = (
+            first.frames, first.height, first.width, first.batch, first.text
+        )  # fmt: skip
+        change = source.choice(["frames", "frames", "frames", "grid", "batch", "text", "all"])
+        if change in ("frames", "all"):
+            frames = source.choice([1, 3, 4, 5, 6, 7, 9])
+        if change in ("grid", "all"):
+            height, width = source.choice(sides), source.choice(sides)
+        if change in ("batch", "all"):
+            batch = source.choice([1, 2, 3, 4])
+        if change in ("text", "all"):
+            text = source.choice([2, 3, 5, 8])
+        yield Shape(frames, height, width, batch, text)
+
+
+def draw_passes(source: random.Random, form: Form, shape: Shape) -> Passes:
+    """A random list of passes."""
+    kinds = source.choices(
+        ["", "f", "t", "r", "ft", "tf", "fr", "rf", "tr"], [2, 6, 3, 3, 1, 1, 1, 1, 0.3]
+    )[0]
+    if form.loops:  # every frame is an attention of its own, with destinations of its own
+        kinds = kinds.replace("r", "")
+    made = {"f": draw_interleave, "t": draw_tiles, "r": draw_reduction}
+    return tuple(made[kind](source, form, shape) for kind in kinds)
+
+
+def draw_interleave(source: random.Random, form: Form, shape: Shape) -> Pass:
+    """Frame-interleaved sparsity with random options."""
+    return FrameInterleave(
+        stride=source.choice([2, 2, 3, min(4, max(shape.frames, 2))]),
+        first_block=source.choice([0, 0, 1, -1]),
+        last_block=source.choice([None, None, form.layers]),
+        fill=source.choice(["residual", "residual", "state", "carry"]),
+        kv=source.choice(["anchors", "anchors", "all"]),
+        scope=source.choice(["block", "block", "attention"]),
+    )
+
+
+def draw_tiles(source: random.Random, form: Form, shape: Shape) -> Pass:
+    """Tile-sparse attention with random options."""
+    masks = [1, min(2, shape.frames), SlidingWindow(1), fisopt.RadialDecay(1)]
+    return TileAttention(source.choice(masks), dense_blocks=source.choice([(), (), (0,), (-1,)]))
+
+
+def draw_reduction(source: random.Random, form: Form, shape: Shape) -> Pass:
+    """Token reduction with random options."""
+    del form
+    cells = [
+        tuple(min(a, b) for a, b in zip(stride, shape.grid, strict=True))
+        for stride in ((2, 2, 2), (1, 2, 2), (3, 1, 1), (2, 1, 2))
+    ]
+    return TokenReduction(
+        query=source.choice([0.0, 0.1, 0.5, 0.8]),
+        value=source.choice([0.0, 0.3, 0.6]),
+        destination_stride=source.choice(cells),  # type: ignore[arg-type]
+        mode=source.choice(["replace", "replace", "mean"]),
+        seed=source.choice([0, 1]),
+    )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one call, or of the model.
+
+    Attributes:
+        kind: "equal", "refused", "wrong", "raw error", or "touched" (the model was changed).
+        what: the reason of a refusal, names and numbers masked, or what is wrong.
+        passes: which list of passes, by number.
+        shape: which call, by number.
+    """
+
+    kind: str
+    what: str
+    passes: int
+    shape: int
+
+
+def check(case: Case) -> list[Outcome]:
+    """Run a program and compare every call with the oracle."""
+    model = build(case.form, case.seed, case.dtype)
+    untrained = build(case.form, case.seed, case.dtype)
+    given = [inputs(case.form, s, case.seed + i, case.dtype) for i, s in enumerate(case.shapes)]
+    if case.warm:
+        with torch.no_grad():
+            model(**given[0])
+    grid = grid_of(case.form)
+    spec = ModelSpec(model.patterns, grid(given[0]) if case.fixed else grid)
+    outcomes: list[Outcome] = []
+    before = snapshot(model, given)
+    current: Any = model
+    for p, passes in enumerate(case.passes):
+        for i, shape in enumerate(case.shapes):
+            try:
+                if i == 0:
+                    fast = fisopt.optimize(
+                        current, passes, example_inputs=given[0], spec=spec, backend="eager"
+                    )
+                got = sample(fast(**given[i]))
+            except FisoptError as error:
+                outcomes.append(Outcome("refused", reason(error), p, i))
+                if i == 0:
+                    break
+                continue
+            except Exception as error:
+                outcomes.append(Outcome("raw error", raw(error), p, i))
+                if i == 0:
+                    break
+                continue
+            current = fast
+            want = Oracle(untrained, shape, passes)(given[i])
+            outcomes.append(Outcome(*compared(case, got, want, dense=not passes), p, i))
+    changed = differences(before, snapshot(model, given))
+    with torch.no_grad():
+        if not changed and not torch.equal(
+            sample(model(**given[0])), sample(untrained(**given[0]))
+        ):
+            changed = ["it computes something else"]
+    return [*outcomes, *(Outcome("touched", what, 0, 0) for what in changed[:1])]
+
+
+def compared(case: Case, got: Tensor, want: Tensor, *, dense: bool) -> tuple[str, str]:
+    """Whether two results are equal, and what is different."""
+    if type(got) is not type(want) or got.shape != want.shape or got.dtype != want.dtype:
+        return "wrong", f"{type(got).__name__} {tuple(got.shape)} {got.dtype}"
+    if not bool(want.isfinite().all()):
+        return "wrong", "the oracle's result is not finite"
+    difference = float((got - want).abs().max())
+    tolerance = (2e-6 if case.double else 5e-5) * max(1.0, float(want.abs().max()))
+    if dense:
+        tolerance /= 10
+    return ("equal", "") if difference <= tolerance else ("wrong", f"by {difference:.1e}")
+
+
+def reason(error: FisoptError) -> str:
+    """The class and the message of a refusal without what differs from model to model."""
+    text = re.sub(r"(?s)\n.*", "", str(error))
+    text = re.sub(r"(layers|blocks)(\.\w+)+(, (layers|blocks)(\.\w+)+)*", "BLOCKS", text)
+    text = re.sub(r"-?\d[\dx.]*", "#", text)
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+def raw(error: Exception) -> str:
+    """An error that is none of fisopt's, and where it came from."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    own = [t for t in traceback.extract_tb(error.__traceback__) if "/fisopt/" in t.filename]
+    place = own[-1] if own else last
+    name = place.filename.rsplit("/fisopt/", 1)[-1]
+    return f"{type(error).__name__}: {str(error)[:200]} ({name}:{place.lineno})"
