@@ -12,7 +12,9 @@ that a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import io
 import json
 import logging
 import multiprocessing
@@ -58,7 +60,8 @@ def quiet() -> None:
 def run(seed: int) -> Row:
     """All programs of one seed."""
     try:
-        outcomes = check(case(seed))
+        with contextlib.redirect_stderr(io.StringIO()):  # torch prints what it cannot trace
+            outcomes = check(case(seed))
     except Exception as error:
         outcomes = [Outcome("raw error", f"in the generator: {error!r}"[:300], 0, 0)]
     return {"seed": seed, "outcomes": [[o.kind, o.what, o.passes, o.shape] for o in outcomes]}

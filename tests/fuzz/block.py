@@ -18,7 +18,8 @@ class Block(nn.Module):
 
     Arguments of `forward`, each only where the form has it: ``x`` the video (and the joined
     text), ``text``, ``emb`` the time, ``rope`` tables, ``mask``, ``size`` frames, rows and
-    columns, ``length`` of the joined text, ``skip`` what an earlier block took.
+    columns, ``length`` of the joined text, ``skip`` what an earlier block took, ``hint`` a second stream,
+    ``cache`` earlier keys and values.
     """
 
     def __init__(self, form: Form, kind: str, *, skip: bool = False) -> None:
@@ -41,6 +42,8 @@ class Block(nn.Module):
             self.text_attention, self.text_out = Attention(form, width), nn.Linear(width, width)
             self.text_norms = nn.ModuleList(norm(form.norm, width) for _ in range(4))
             self.text_mlp = FeedForward(form, width) if form.mlp != "none" else None
+        if form.hint != "none":
+            self.hints = nn.ModuleList(nn.Linear(width, width) for _ in range(2))
         self.merge = nn.Linear(2 * width, width) if skip else None
         self.kept: Any = None
 
@@ -54,8 +57,12 @@ class Block(nn.Module):
         size: Size | None = None,
         length: int = 0,
         skip: Tensor | None = None,
+        hint: Tensor | None = None,
+        cache: tuple[Tensor, Tensor] | None = None,
     ) -> Any:
         h, size = self.enter(x, size)
+        if hint is not None:
+            h = h + self.hints[0](hint)
         if self.merge is not None and skip is not None:
             h = self.merge(torch.cat([h, self.enter(skip, size)[0]], dim=-1))
         shift, scale, gate, shift2, scale2, gate2 = self.modulation(emb, h, length)
@@ -64,7 +71,7 @@ class Block(nn.Module):
             rope = self.tables(size, h)
         y = self.before(0, h, shift, scale)
         told = text if self.form.text == "streams" else None
-        z, told = self.mixed(y, told, rope, mask, size, length)
+        z, told = self.mixed(y, told, rope, mask, size, length, cache)
         h = self.add(h, self.out(z), gate, 0)
         if self.form.text == "tuned":
             text = text + self.tune_out(self.plain(self.tune, text, h, None))
@@ -74,7 +81,9 @@ class Block(nn.Module):
             h = self.add(h, self.fed(self.before(1, h, shift2, scale2), size, length), gate2, 1)
         if self.form.text == "streams":
             text = self.told(text, told)
-        return self.leave(self.written(h, length), x, text)
+        if hint is not None:
+            hint = self.hints[1](hint) if self.form.hint == "projected" else hint + self.hints[1](h)
+        return self.leave(self.written(h, length), x, text, hint)
 
     # sequences
 
@@ -88,18 +97,22 @@ class Block(nn.Module):
             return x.flatten(2).transpose(1, 2), (x.shape[2], x.shape[3], x.shape[4])
         return x, size
 
-    def leave(self, h: Tensor, x: Tensor, text: Tensor | None) -> Any:
+    def leave(self, h: Tensor, x: Tensor, text: Tensor | None, hint: Tensor | None) -> Any:
         """The results, in the form in which the block was given them."""
         if self.form.hidden == "channels":
             h = h.transpose(1, 2)
         result = h if h.shape == x.shape else h.reshape(x.shape)
-        values = [result, text] if self.form.text in ("streams", "tuned") else [result]
+        values = {"x": result}
+        if self.form.text in ("streams", "tuned"):
+            values["text"] = text
+        if hint is not None:
+            values["hint"] = hint
         if self.form.returns == "dict":
-            return dict(zip(("x", "text"), values, strict=False))
-        if self.form.returns == "list":
             return values
-        if self.form.returns == "tuple" or len(values) == 2:
-            return tuple(values)
+        if self.form.returns == "list":
+            return list(values.values())
+        if self.form.returns == "tuple" or len(values) > 1:
+            return tuple(values.values())
         return result
 
     # modulation and norms
@@ -178,7 +191,14 @@ class Block(nn.Module):
         return attention.core(q, k, v, mask).transpose(1, 2).flatten(2)
 
     def mixed(
-        self, y: Tensor, text: Tensor | None, rope: Any, mask: Any, size: Any, length: int
+        self,
+        y: Tensor,
+        text: Tensor | None,
+        rope: Any,
+        mask: Any,
+        size: Any,
+        length: int,
+        cache: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Self-attention of the tokens; of the text too where it has a stream."""
         q, k, v = (t.transpose(1, 2) for t in self.attention.heads_of(y, y))
@@ -191,6 +211,8 @@ class Block(nn.Module):
             length = text.shape[1]
         elif rope is not None:
             q, k = (self.turned(t, rope, length) for t in (q, k))
+        if cache is not None:
+            k, v = (self.kept_behind(t, held) for t, held in zip((k, v), cache, strict=True))
         if self.form.folded or self.kind == "full":
             if not self.form.joined:
                 mask = None
@@ -205,6 +227,11 @@ class Block(nn.Module):
         if text is None:
             return z, None
         return z[:, :-length], z[:, -length:]
+
+    def kept_behind(self, t: Tensor, held: Tensor) -> Tensor:
+        """Keys or values written into the end of what is held [B, S, h, D], and all of that."""
+        held[:, held.shape[1] - t.shape[2] :] = t.transpose(1, 2)
+        return held.transpose(1, 2)
 
     def refolded(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """Attention over one frame, one place or one row at a time."""

@@ -29,12 +29,14 @@ CHOICES: dict[str, dict[Any, int]] = {
     "mlp": {"plain": 2, "gated": 1, "chunked": 1, "none": 1},
     "convolution": {"none": 5, "space": 1, "time": 1},
     "mask": {"none": 3, "keys": 1, "pairs": 1, "bias": 1, "inside": 1},
-    "loops": {False: 4, True: 1},
+    "loops": {False: 12, True: 1},
     "skips": {False: 6, True: 1},
+    "hint": {"none": 8, "projected": 1, "added": 1},
+    "cache": {False: 8, True: 1},
     "returns": {"value": 3, "tuple": 1, "dict": 1, "list": 1},
     "passing": {"names": 1, "order": 1},
     "writes": {"none": 5, "inside": 1, "stream": 1, "buffer": 1},
-    "numbers": {"shape": 4, "tensor": 1, "product": 1, "given": 1},
+    "numbers": {"shape": 6, "tensor": 1, "product": 1, "given": 1},
     "container": {"list": 3, "nested": 1, "dict": 1},
     "shared": {"no": 8, "block": 1, "norm": 1},
     "remembers": {False: 6, True: 1},
@@ -77,6 +79,9 @@ class Form:
             the blocks make longer.
         loops: whether attention over frames is a loop.
         skips: whether later blocks read what earlier ones took, concatenated.
+        hint: a second stream over the video's tokens: none, one that blocks return projected, or
+            one that they add to.
+        cache: whether blocks write keys and values behind those of earlier clips in an input.
         returns: how blocks return their results.
         passing: how blocks are given their arguments.
         writes: what is written in place: nothing, values of the block's own, the stream
@@ -112,6 +117,8 @@ class Form:
     mask: str
     loops: bool
     skips: bool
+    hint: str
+    cache: bool
     returns: str
     passing: str
     writes: str
@@ -185,6 +192,8 @@ def possible(form: Form) -> Form:
     unless(form.positions == "inside", "remembers")
     unless(form.positions != "input" or not form.folded, "positions")
     unless(form.modulation != "all" or form.text in ("front", "behind"), "modulation")
+    unless(form.hidden == "tokens" and form.text in ("none", "cross"), "hint", "cache")
+    unless(form.mix == ("full",) or not form.cache, "cache")
     unless("space" in form.mix and not form.folded, "loops")
     unless(form.mlp != "none", "convolution")
     unless(form.place == "pre" or form.writes != "stream", "writes")

@@ -17,6 +17,8 @@ from tests.fuzz.parts import HEAD, table
 CHANNELS = 3
 WORDS = 10
 """Features of the text."""
+PAST = 5
+"""Keys and values of earlier clips in a cache."""
 ROOM = 700
 """Tokens for which there are learned positions."""
 
@@ -103,6 +105,8 @@ class Model(nn.Module):
         width: int = 0,
         tokens: int = 0,
         rope: Any = None,
+        hint: Tensor | None = None,
+        cache: Any = None,
     ) -> Any:
         form = self.form
         size = self.sizes(video) if form.video != "tokens" else (num_frames, height, width)
@@ -121,7 +125,7 @@ class Model(nn.Module):
             words = None
         if mask is not None:
             mask = self.masked(mask, x.shape[1], size)
-        x = self.run(x, words, emb, rope, mask, size, length)
+        x = self.run(x, words, emb, rope, mask, size, length, hint, cache)
         if length:
             x = x[:, length:] if form.text == "front" else x[:, :-length]
         return self.returned(self.pixels(self.unembed(x), video, size))
@@ -205,6 +209,8 @@ class Model(nn.Module):
         mask: Any,
         size: tuple[int, int, int],
         length: int,
+        hint: Any,
+        cache: Any,
     ) -> Tensor:
         """All blocks on tokens [B, S, W]."""
         form, batch = self.form, x.shape[0]
@@ -223,6 +229,8 @@ class Model(nn.Module):
                 "size": size if self.sized(i) else None,
                 "length": length,
                 "skip": None,
+                "hint": hint,
+                "cache": cache[i] if cache is not None else None,
             }
             if form.folded and form.mask == "pairs" and mask is not None:
                 rows = size[1] * size[2] if space else size[0]
@@ -235,7 +243,7 @@ class Model(nn.Module):
                 result = block(**{n: v for n, v in given.items() if v is not None})
             else:
                 result = block(*given.values())
-            x, text = self.parts(result, text)
+            x, text, hint = self.parts(result, text, hint)
         if form.folded:
             x = x if form.kind(form.layers - 1) == "space" else self.turn(x, batch)
             return x.unflatten(0, (batch, -1)).flatten(1, 2)
@@ -283,13 +291,17 @@ class Model(nn.Module):
         known = form.hidden in ("grid", "channels")
         return not known and (inside or refolds or form.convolution != "none")
 
-    def parts(self, result: Any, text: Any) -> tuple[Tensor, Any]:
-        """The video and the text of a block's result."""
+    def parts(self, result: Any, text: Any, hint: Any) -> tuple[Tensor, Any, Any]:
+        """The video, the text and the hint of a block's result."""
         if isinstance(result, dict):
-            return result["x"], result.get("text", text)
+            return result["x"], result.get("text", text), result.get("hint", hint)
         if isinstance(result, (tuple, list)):
-            return result[0], result[1] if len(result) > 1 else text
-        return result, text
+            if len(result) == 1:
+                return result[0], text, hint
+            if self.form.hint == "none":
+                return result[0], result[1], hint
+            return result[0], text, result[1]
+        return result, text, hint
 
     def returned(self, x: Tensor) -> Any:
         """The model's result."""
@@ -344,6 +356,12 @@ def inputs(form: Form, shape: Shape, seed: int, dtype: torch.dtype) -> dict[str,
         given |= {"num_frames": f, "height": h, "width": w}
     if form.numbers == "given":
         given["tokens"] = shape.tokens
+    width = form.heads * HEAD
+    if form.hint != "none":
+        given["hint"] = normal(shape.batch, shape.tokens, width)
+    if form.cache:
+        held = (shape.batch, PAST + shape.tokens, form.heads // form.shared_heads, HEAD)
+        given["cache"] = [(normal(*held), normal(*held)) for _ in range(form.layers)]
     if form.positions == "input":
         given["rope"] = table(form.rotary, shape.grid, torch.zeros((), dtype=dtype))
     return given

@@ -19,7 +19,7 @@ from fisopt import FrameInterleave, Pass, TileAttention, TokenReduction
 from fisopt.rewrite.axes import FrameAxis
 from tests.fuzz.block import Block
 from tests.fuzz.form import Form
-from tests.fuzz.model import Model, Shape, sample
+from tests.fuzz.model import PAST, Model, Shape, sample
 from tests.fuzz.parts import attend
 from tests.passes.dense_reduction import Attend, Options
 from tests.tiles import explicit
@@ -101,6 +101,8 @@ def places(form: Form, kind: str, shape: Shape) -> dict[str, tuple[Place, ...]]:
     found = {"x": (x or tokens,), "skip": (x or tokens,), "rope": (Place(0, 1, inner),)}
     if form.modulation in ("frame", "token", "all"):
         found["emb"] = (Place(1) if form.modulation == "frame" else tokens,)
+    found["hint"] = (tokens,)
+    found["cache"] = (Place(1, 1, inner, PAST),)
     if form.joined and form.mask not in ("none", "inside"):
         after = shape.text - front
         dims = (2, 3) if form.mask == "pairs" else (3,)
@@ -115,6 +117,7 @@ class Seen:
     """What the attention of one block sees: which of its operands' frames, and how many."""
 
     place: Place
+    keys: Place
     mixes: bool
     frames: int
     grid: Grid
@@ -145,7 +148,9 @@ class Oracle:
 
     def wrap(self, block: Block) -> None:
         """Put the oracle's own forward and attention into a block."""
-        names = ("x", "text", "emb", "rope", "mask", "size", "length", "skip")
+        names = (
+            "x", "text", "emb", "rope", "mask", "size", "length", "skip", "hint", "cache"
+        )  # fmt: skip
         forward, made = block.forward, block.tables
 
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -179,6 +184,7 @@ class Oracle:
         """A block on some frames, the others filled in."""
         assert self.interleave is not None
         frames, whole = self.shape.frames, given["x"]
+        given = given | {"x": whole.clone()}  # the block may write into it
         found = places(self.form, block.kind, self.shape)
         if self.exact(block):
             result = forward(**given)
@@ -194,9 +200,20 @@ class Oracle:
             block.tables = with_tables
             result = forward(**few)
             block.tables = made
+            if given.get("cache") is not None:
+                forward(**given)  # what is written is of every frame
             cut = self.video(result)
-        source = whole if self.residual(block, given) else None
-        video = found["x"][0].spread(source, cut, kept, frames, self.interleave.fill)
+        fill = self.interleave.fill
+        added = self.form.place != "post" and given.get("skip") is None
+        place = found["x"][0]
+        video = place.spread(whole, cut, kept, frames, fill if added else "state")
+        if self.form.hint != "none":
+            hint, before = self.model.parts(result, None, None)[2], given["hint"]
+            if self.exact(block):
+                hint = place.take(hint, kept, frames)
+            added = self.form.hint == "added"
+            hint = place.spread(before, hint, kept, frames, fill if added else "state")
+            result = self.with_hint(result, hint)
         if self.form.writes == "stream" and given.get("skip") is None:
             whole.copy_(video)
             video = whole
@@ -207,12 +224,14 @@ class Oracle:
         assert self.interleave is not None
         return self.interleave.kv == "all"
 
-    def residual(self, block: Block, given: Any) -> bool:
-        """Whether the block's result is what it was given and something added."""
-        return self.form.place != "post" and given.get("skip") is None
-
     def video(self, result: Any) -> Tensor:
-        return self.model.parts(result, None)[0]
+        return self.model.parts(result, None, None)[0]
+
+    def with_hint(self, result: Any, hint: Tensor) -> Any:
+        """A block's result with another hint in it."""
+        if isinstance(result, dict):
+            return result | {"hint": hint}
+        return type(result)([result[0], hint])
 
     def with_video(self, result: Any, video: Tensor) -> Any:
         """A block's result with another video in it."""
@@ -240,15 +259,18 @@ class Oracle:
         """What a block's self-attention runs over, for some number of frames."""
         form, s = self.form, self.shape
         if block.kind == "time":
-            return Seen(Place(2), True, frames, (frames, 1, 1))
+            return Seen(Place(2), Place(2), True, frames, (frames, 1, 1))
         if form.folded or block.kind == "space":
-            return Seen(Place(0, outer=s.batch), False, frames, (1, s.height, s.width))
+            rows = Place(0, outer=s.batch)
+            return Seen(rows, rows, False, frames, (1, s.height, s.width))
         if block.kind == "rows":
-            return Seen(Place(0, s.batch, s.height), False, frames, (1, 1, s.width))
+            rows = Place(0, s.batch, s.height)
+            return Seen(rows, rows, False, frames, (1, 1, s.width))
         front = s.text if form.text == "front" else 0
         after = s.text - front if form.joined else 0
         place = Place(2, 1, s.height * s.width, front, after)
-        return Seen(place, True, frames, (frames, s.height, s.width))
+        keys = replace(place, before=PAST) if form.cache else place
+        return Seen(place, keys, True, frames, (frames, s.height, s.width))
 
     def core(self, block: Block, index: int, kept: list[int] | None) -> Any:
         """The self-attention of one block."""
@@ -267,7 +289,7 @@ class Oracle:
             narrow = own.kv == "anchors" or not seen.mixes
             q = seen.place.take(q, few, frames)
             if narrow:
-                k, v = (seen.place.take(t, few, frames) for t in (k, v))
+                k, v = (seen.keys.take(t, few, frames) for t in (k, v))
             if mask is not None and seen.mixes:
                 mask = self.masked(mask, seen.place, few, narrow)
             n = len(few)
@@ -301,9 +323,12 @@ class Oracle:
         if tiles is not None and self.seen(block, queries).mixes:
             if queries != keys:
                 return torch.full_like(q, torch.nan)  # no such mask: the pass must refuse it
-            place = self.seen(block, queries).place
-            axis = FrameAxis(queries, 1, place.inner, place.before, place.after)
-            kept = explicit(tiles.table(queries), axis, axis)
+            seen = self.seen(block, queries)
+            rows, columns = (
+                FrameAxis(queries, 1, place.inner, place.before, place.after)
+                for place in (seen.place, seen.keys)
+            )
+            kept = explicit(tiles.table(queries), rows, columns)
             if mask is None:
                 mask = kept
             elif mask.dtype == torch.bool:
@@ -341,7 +366,10 @@ def reduced(
         reduction.query, reduction.value, reduction.destination_stride, reduction.mode,
         reduction.seed,
     )  # fmt: skip
-    attend = Attend(options, lambda _: grids[0].grid, front=grids[0].place.before > 0, block=index)
+    places = (grids[0].place, grids[1].keys)
+    queries, values = (
+        Attend(options, lambda _: (0, 0, 0), front=p.before > 0, block=index) for p in places
+    )
     if mask is None:
         mask = torch.zeros((), dtype=q.dtype)
     elif mask.dtype == torch.bool:
@@ -352,8 +380,8 @@ def reduced(
     for b in range(q.shape[0]):
         for h in range(q.shape[1]):
             row = b * q.shape[1] + h
-            few = attend.choose(q[b, h], grids[0].grid, cells[0], "query", row)
-            kept = attend.choose(v[b, h], grids[1].grid, cells[1], "value", row)
+            few = queries.choose(q[b, h], grids[0].grid, cells[0], "query", row)
+            kept = values.choose(v[b, h], grids[1].grid, cells[1], "value", row)
             seen = kept.stay(few.stay(mask[b, h], 0), 1)
             own = few.reduce(q[b, h], reduction.mode)
             others = (kept.reduce(t[b, h], reduction.mode) for t in (k, v))

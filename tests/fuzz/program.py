@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import fisopt
 from fisopt import FrameInterleave, ModelSpec, Pass, SlidingWindow, TileAttention, TokenReduction
 from fisopt.errors import FisoptError
 from tests.fuzz.form import Form, draw
-from tests.fuzz.model import Shape, build, grid_of, inputs, sample
+from tests.fuzz.model import Model, Shape, build, grid_of, inputs, sample
 from tests.fuzz.oracle import Oracle
 from tests.fuzz.untouched import differences, snapshot
 
@@ -159,58 +161,77 @@ class Outcome:
 
 def check(case: Case) -> list[Outcome]:
     """Run a program and compare every call with the oracle."""
-    model = build(case.form, case.seed, case.dtype)
-    untrained = build(case.form, case.seed, case.dtype)
+    model, pristine = (build(case.form, case.seed, case.dtype) for _ in range(2))
     given = [inputs(case.form, s, case.seed + i, case.dtype) for i, s in enumerate(case.shapes)]
     if case.warm:
-        with torch.no_grad():
-            model(**given[0])
-    grid = grid_of(case.form)
-    spec = ModelSpec(model.patterns, grid(given[0]) if case.fixed else grid)
-    outcomes: list[Outcome] = []
+        dense(model, given[0])
     before = snapshot(model, given)
-    current: Any = model
-    for p, passes in enumerate(case.passes):
-        for i, shape in enumerate(case.shapes):
-            try:
-                if i == 0:
-                    fast = fisopt.optimize(
-                        current, passes, example_inputs=given[0], spec=spec, backend="eager"
-                    )
-                got = sample(fast(**given[i]))
-            except FisoptError as error:
-                outcomes.append(Outcome("refused", reason(error), p, i))
-                if i == 0:
-                    break
-                continue
-            except Exception as error:
-                outcomes.append(Outcome("raw error", raw(error), p, i))
-                if i == 0:
-                    break
-                continue
-            current = fast
-            want = Oracle(untrained, shape, passes)(given[i])
-            outcomes.append(Outcome(*compared(case, got, want, dense=not passes), p, i))
+    outcomes = list(calls(case, model, pristine, given))
     changed = differences(before, snapshot(model, given))
-    with torch.no_grad():
-        if not changed and not torch.equal(
-            sample(model(**given[0])), sample(untrained(**given[0]))
-        ):
-            changed = ["it computes something else"]
+    if not changed and not torch.equal(dense(model, given[0]), dense(pristine, given[0])):
+        changed = ["it computes something else"]
     return [*outcomes, *(Outcome("touched", what, 0, 0) for what in changed[:1])]
 
 
-def compared(case: Case, got: Tensor, want: Tensor, *, dense: bool) -> tuple[str, str]:
-    """Whether two results are equal, and what is different."""
-    if type(got) is not type(want) or got.shape != want.shape or got.dtype != want.dtype:
-        return "wrong", f"{type(got).__name__} {tuple(got.shape)} {got.dtype}"
-    if not bool(want.isfinite().all()):
-        return "wrong", "the oracle's result is not finite"
-    difference = float((got - want).abs().max())
-    tolerance = (2e-6 if case.double else 5e-5) * max(1.0, float(want.abs().max()))
-    if dense:
-        tolerance /= 10
-    return ("equal", "") if difference <= tolerance else ("wrong", f"by {difference:.1e}")
+def dense(model: Model, given: dict[str, Any]) -> Tensor:
+    """The video that a model makes; what it writes into its arguments is lost."""
+    with torch.no_grad():
+        return sample(model(**copy.deepcopy(given)))
+
+
+def calls(
+    case: Case, model: Model, pristine: Model, given: Sequence[dict[str, Any]]
+) -> Iterator[Outcome]:
+    """What becomes of every call under every list of passes."""
+    grid = grid_of(case.form)
+    spec = ModelSpec(model.patterns, grid(given[0]) if case.fixed else grid)
+    current: Any = model
+    for p, passes in enumerate(case.passes):
+        fast: Any = None
+        for i, shape in enumerate(case.shapes):
+            mine, theirs = copy.deepcopy(given[i]), copy.deepcopy(given[i])
+            try:
+                if fast is None:
+                    fast = fisopt.optimize(
+                        current, passes, example_inputs=given[i], spec=spec, backend="eager"
+                    )
+                    current = fast  # what was captured serves the next list of passes
+                got = [sample(fast(**mine)), *tensors(mine)]
+            except FisoptError as error:
+                yield Outcome("refused", reason(error), p, i)
+            except Exception as error:
+                yield Outcome("raw error", raw(error), p, i)
+            else:
+                want = [Oracle(pristine, shape, passes)(theirs), *tensors(theirs)]
+                yield Outcome(*compared(case, got, want, dense=not passes), p, i)
+            if fast is None:
+                break
+
+
+def tensors(given: Any) -> list[Tensor]:
+    """The tensors among the arguments of a call: what a model has written into them counts."""
+    return [x for x in pytree.tree_leaves(given) if isinstance(x, Tensor)]
+
+
+def compared(
+    case: Case, got: Sequence[Tensor], want: Sequence[Tensor], *, dense: bool
+) -> tuple[str, str]:
+    """Whether results and arguments after a call are equal, and what is different."""
+    for i, (a, b) in enumerate(zip(got, want, strict=True)):
+        where = "" if i == 0 else f" in argument {i - 1}"
+        if type(a) is not type(b) or a.shape != b.shape or a.dtype != b.dtype:
+            return "wrong", f"{type(a).__name__} {tuple(a.shape)} {a.dtype}{where}"
+        if not a.is_floating_point():
+            if not torch.equal(a, b):
+                return "wrong", f"changed{where}"
+            continue
+        if not bool(b.isfinite().all()):
+            return "wrong", f"the oracle's result is not finite{where}"
+        difference = float((a - b).abs().max())
+        tolerance = (2e-6 if case.double else 5e-5) * max(1.0, float(b.abs().max()))
+        if difference > (tolerance / 10 if dense else tolerance):
+            return "wrong", f"by {difference:.1e}{where}"
+    return "equal", ""
 
 
 def reason(error: FisoptError) -> str:
