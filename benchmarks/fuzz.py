@@ -1,9 +1,9 @@
 """Random video transformers under random passes, each compared with a plain oracle.
 
     python benchmarks/fuzz.py [--programs N] [--seed S] [--workers W]
-    python benchmarks/fuzz.py --show SEED
+    python benchmarks/fuzz.py --show SEED [--shrink]
 
-A seed is a random model, called with one to three random shapes under three random lists of
+A seed is a random model, called with one or two random shapes under five random lists of
 passes; a model under one list is a program.  Every call equals the oracle or is refused by name.
 What is done is kept beside the results as long as the package and the generator are the same, so
 that a run that was stopped goes on.
@@ -32,11 +32,11 @@ from tqdm import tqdm
 import fisopt
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from tests.fuzz.program import Outcome, case, check
+from tests.fuzz.program import LISTS, Outcome, case, check
+from tests.fuzz.shrink import smallest
 
 ROOT = Path(__file__).parent.parent
 ROWS = RESULTS / "fuzz.partial.jsonl"
-LISTS = 3
 FAULTS = ("wrong", "raw error", "touched")
 Row = dict[str, Any]
 
@@ -121,16 +121,15 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     }
 
 
-def show(seed: int) -> None:
-    """One seed in words."""
+def show(seed: int, shrink: bool) -> None:
+    """One seed, or the smallest case that fails as it does, and what becomes of it."""
     random = case(seed)
-    print(random.form)
-    for i, shape in enumerate(random.shapes):
-        print(f"  call {i}: {shape}")
-    for i, passes in enumerate(random.passes):
-        print(f"  passes {i}: {list(passes)}")
-    print(f"  fixed={random.fixed} warm={random.warm} double={random.double}")
-    for outcome in check(random):
+    outcomes = check(random)
+    if shrink:
+        kinds = {o.kind for o in outcomes} & set(FAULTS)
+        random, outcomes = smallest(random, outcomes, kinds)
+    print(random)
+    for outcome in outcomes:
         print(f"  passes {outcome.passes}, call {outcome.shape}: {outcome.kind} {outcome.what}")
 
 
@@ -139,11 +138,12 @@ def main() -> None:
     parser.add_argument("--programs", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--show", type=int, metavar="SEED")
+    parser.add_argument("--show", type=int, metavar="SEED", help="what becomes of one seed")
+    parser.add_argument("--shrink", action="store_true", help="show the smallest that fails so")
     options = parser.parse_args()
     quiet()
     if options.show is not None:
-        show(options.show)
+        show(options.show, options.shrink)
         return
     version = code()
     rows = kept(version)

@@ -29,7 +29,7 @@ CHOICES: dict[str, dict[Any, int]] = {
     "mlp": {"plain": 2, "gated": 1, "chunked": 1, "none": 1},
     "convolution": {"none": 5, "space": 1, "time": 1},
     "mask": {"none": 3, "keys": 1, "pairs": 1, "bias": 1, "inside": 1},
-    "loops": {False: 12, True: 1},
+    "loops": {False: 20, True: 1},
     "skips": {False: 6, True: 1},
     "hint": {"none": 8, "projected": 1, "added": 1},
     "cache": {False: 8, True: 1},
@@ -45,7 +45,7 @@ CHOICES: dict[str, dict[Any, int]] = {
 """The choices of every field and how often each is drawn; the first is the plainest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Form:
     """One random video transformer; every field is something in which published models differ.
 
@@ -142,7 +142,7 @@ class Form:
         """What a block attends over."""
         return self.mix[block % len(self.mix)]
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         """The choices that are not the plainest."""
         plain = plainest()
         said = [
