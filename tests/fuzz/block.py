@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fuzz.form import Form
-from tests.fuzz.parts import HEAD, Attention, FeedForward, norm, rotate, table
+from tests.fuzz.parts import HEAD, PAST, Attention, FeedForward, norm, rotate, table
 
 Size = tuple[int, int, int]
 
@@ -229,9 +229,10 @@ class Block(nn.Module):
         return z[:, :-length], z[:, -length:]
 
     def kept_behind(self, t: Tensor, held: Tensor) -> Tensor:
-        """Keys or values written into the end of what is held [B, S, h, D], and all of that."""
-        held[:, held.shape[1] - t.shape[2] :] = t.transpose(1, 2)
-        return held.transpose(1, 2)
+        """Keys or values written behind those of earlier clips in [B, ROOM, h, D], and all."""
+        end = PAST + t.shape[2]
+        held[:, PAST:end] = t.transpose(1, 2)
+        return held[:, :end].transpose(1, 2)
 
     def refolded(self, q: Tensor, k: Tensor, v: Tensor, size: Size) -> Tensor:
         """Attention over one frame, one place or one row at a time."""

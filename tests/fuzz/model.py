@@ -17,10 +17,8 @@ from tests.fuzz.parts import HEAD, table
 CHANNELS = 3
 WORDS = 10
 """Features of the text."""
-PAST = 5
-"""Keys and values of earlier clips in a cache."""
-ROOM = 700
-"""Tokens for which there are learned positions."""
+ROOM = 200
+"""Tokens for which there are learned positions, and places in a cache."""
 
 
 @dataclass(frozen=True)
@@ -360,7 +358,7 @@ def inputs(form: Form, shape: Shape, seed: int, dtype: torch.dtype) -> dict[str,
     if form.hint != "none":
         given["hint"] = normal(shape.batch, shape.tokens, width)
     if form.cache:
-        held = (shape.batch, PAST + shape.tokens, form.heads // form.shared_heads, HEAD)
+        held = (shape.batch, ROOM, form.heads // form.shared_heads, HEAD)
         given["cache"] = [(normal(*held), normal(*held)) for _ in range(form.layers)]
     if form.positions == "input":
         given["rope"] = table(form.rotary, shape.grid, torch.zeros((), dtype=dtype))

@@ -19,8 +19,8 @@ from fisopt import FrameInterleave, Pass, TileAttention, TokenReduction
 from fisopt.rewrite.axes import FrameAxis
 from tests.fuzz.block import Block
 from tests.fuzz.form import Form
-from tests.fuzz.model import PAST, Model, Shape, sample
-from tests.fuzz.parts import attend
+from tests.fuzz.model import ROOM, Model, Shape, sample
+from tests.fuzz.parts import PAST, attend
 from tests.passes.dense_reduction import Attend, Options
 from tests.tiles import explicit
 
@@ -102,7 +102,7 @@ def places(form: Form, kind: str, shape: Shape) -> dict[str, tuple[Place, ...]]:
     if form.modulation in ("frame", "token", "all"):
         found["emb"] = (Place(1) if form.modulation == "frame" else tokens,)
     found["hint"] = (tokens,)
-    found["cache"] = (Place(1, 1, inner, PAST),)
+    found["cache"] = (Place(1, 1, inner, PAST, ROOM - PAST - shape.tokens),)
     if form.joined and form.mask not in ("none", "inside"):
         after = shape.text - front
         dims = (2, 3) if form.mask == "pairs" else (3,)
@@ -204,7 +204,7 @@ class Oracle:
                 forward(**given)  # what is written is of every frame
             cut = self.video(result)
         fill = self.interleave.fill
-        added = self.form.place != "post" and given.get("skip") is None
+        added = self.added(given)
         place = found["x"][0]
         video = place.spread(whole, cut, kept, frames, fill if added else "state")
         if self.form.hint != "none":
@@ -223,6 +223,11 @@ class Oracle:
         """Whether the kept frames are what they are in the dense block."""
         assert self.interleave is not None
         return self.interleave.kv == "all"
+
+    def added(self, given: Any) -> bool:
+        """Whether a block adds to what it is given, or to a norm of that, and does no more."""
+        normed = self.form.place != "post" or self.form.norm != "written"
+        return normed and given.get("skip") is None
 
     def video(self, result: Any) -> Tensor:
         return self.model.parts(result, None, None)[0]
@@ -283,7 +288,7 @@ class Oracle:
                 return self.inner(block, index, frames, frames, *given)
             if own.scope == "block" and own.kv == "anchors":
                 return self.inner(block, index, len(few), len(few), *given)
-            if own.scope == "block" and self.form.convolution == "time":
+            if own.scope == "block" and self.read_whole():
                 return self.inner(block, index, frames, frames, *given)
             seen = self.seen(block, frames)
             narrow = own.kv == "anchors" or not seen.mixes
@@ -302,6 +307,10 @@ class Oracle:
             return seen.place.joined(first, all_frames, last)
 
         return core
+
+    def read_whole(self) -> bool:
+        """Whether something in a block behind the attention reads every frame of it."""
+        return self.form.convolution == "time" or self.form.text == "tuned"
 
     def masked(self, mask: Tensor, place: Place, few: list[int], narrow: bool) -> Tensor:
         """A mask [B, 1, 1 or S, S] of some frames' queries, and keys."""

@@ -13,6 +13,8 @@ from tests.fuzz.form import Form
 
 HEAD = 8
 """Features of one head."""
+PAST = 5
+"""Keys and values of earlier clips in a cache."""
 
 
 class Written(nn.Module):
