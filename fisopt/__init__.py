@@ -7,6 +7,7 @@ from fisopt.artefact.loader import LoadedModule, load
 from fisopt.errors import (
     CaptureError,
     ExportError,
+    FileError,
     FisoptError,
     InputError,
     LoweringError,
@@ -49,6 +50,7 @@ __all__ = [
     "CaptureError",
     "Cost",
     "ExportError",
+    "FileError",
     "FisoptError",
     "FrameAxis",
     "FrameInterleave",

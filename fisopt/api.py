@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from fisopt import models
+from fisopt.checked import choice, flag
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.errors import InputError, OptionError
+from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
@@ -48,11 +49,16 @@ def capture(
             allows.  Other sizes are exported when they are met.
 
     Raises:
+        OptionError: an unknown ``dynamic``, or something of a wrong type.
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
     if isinstance(model, OptimizedModule):
         model = model.original
+    choice("dynamic", dynamic, get_args(Dynamic))
+    _check_spec(spec)
+    if not isinstance(model, nn.Module):
+        raise OptionTypeError(f"capture takes an nn.Module, got {shown(model)}")
     spec = spec if spec is not None else models.spec_of(model)
     if example_inputs is None:
         raise InputError(
@@ -102,10 +108,13 @@ def optimize(
         InputError: the model is in training mode or under hooks; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
     """
-    if backend not in BACKENDS:
-        raise OptionError(f"backend must be one of {list(BACKENDS)}, got {backend!r}")
+    choice("backend", backend, BACKENDS)
+    flag("strict", strict)
+    _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
+    if isinstance(passes, Mapping) and not passes:
+        raise OptionError("passes={} names no transformer; passes=[] runs every one dense")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
     if not isinstance(model_or_pipeline, nn.Module):
         modules = transformers_of(model_or_pipeline)
@@ -124,6 +133,11 @@ def optimize(
     return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, backend, strict)
 
 
+def _check_spec(spec: object) -> None:
+    if spec is not None and not isinstance(spec, ModelSpec):
+        raise OptionTypeError(f"spec must be a fisopt.ModelSpec, got {shown(spec)}")
+
+
 def _optimize_module(
     model: nn.Module,
     chosen: Chosen,
@@ -131,7 +145,7 @@ def _optimize_module(
     spec: ModelSpec | None,
     backend: Backend,
     strict: bool,
-    scheduler_steps: Callable[[], Any] | None = None,
+    scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures: dict[Any, Program] = {}
     if isinstance(model, OptimizedModule):
@@ -150,7 +164,7 @@ def _optimize_module(
             "keyword arguments of one forward call"
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
-    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler_steps, captures)
+    optimized = OptimizedModule(model, passes, spec, backend, strict, scheduler, captures)
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
@@ -171,8 +185,8 @@ def _optimize_pipeline(
             f"it has {' and '.join(modules)}"
         )
 
-    def scheduler_steps() -> Any:
-        return getattr(getattr(pipeline, "scheduler", None), "timesteps", None)
+    def scheduler() -> Any:
+        return getattr(pipeline, "scheduler", None)
 
     optimized = {
         name: _optimize_module(
@@ -182,7 +196,7 @@ def _optimize_pipeline(
             spec,
             backend,
             strict,
-            scheduler_steps,
+            scheduler,
         )
         for name, part in chosen.items()
     }

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.api import optimize
 from fisopt.checked import Checked
-from fisopt.errors import InputError, ScheduleError
+from fisopt.errors import InputError, ScheduleError, shown
 from fisopt.files import replacing
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
@@ -57,11 +57,12 @@ class Target(metaclass=Checked):
 
     def __post_init__(self) -> None:
         given = [v for v in (self.ratio, self.error) if v is not None]
-        if len(given) != 1 or not 0 < given[0] < 1:
+        number = len(given) == 1 and isinstance(given[0], (int, float))
+        if not number or not 0 < given[0] < 1:
             raise InputError(
                 "calibrate: wanted a target ratio or a target error, one of the two "
                 "(--target-ratio, --target-error), in (0, 1); "
-                f"got ratio {self.ratio} and error {self.error}"
+                f"got ratio {shown(self.ratio)} and error {shown(self.error)}"
             )
 
     def __str__(self) -> str:

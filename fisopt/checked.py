@@ -1,12 +1,14 @@
-"""Constructors that name what they do not take: `Checked`, the metaclass of what users build."""
+"""Options: constructors that name what they do not take, and checks that several of them make."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABCMeta
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fisopt.errors import OptionTypeError
+from fisopt.errors import FisoptError, OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 
 
@@ -45,3 +47,60 @@ def _unfit(cls: type, options: dict[str, Any], error: TypeError) -> str:
         return f"{cls.__name__}: {error}; {takes}"
     near = did_you_mean(unknown, known)
     return f"{cls.__name__} has no option {unknown!r}; {near}{takes[0].upper()}{takes[1:]}"
+
+
+def ints(owner: object, option: str) -> tuple[int, ...]:
+    """An option of an object that holds ints, as a tuple.
+
+    Raises:
+        OptionError: it is no list of ints.
+    """
+    value = getattr(owner, option)
+    if not isinstance(value, (tuple, list)) or any(type(i) is not int for i in value):
+        raise OptionError(f"{type(owner).__name__}: {option} must hold ints, got {shown(value)}")
+    return tuple(value)
+
+
+def choice(where: str, value: object, allowed: Sequence[str]) -> None:
+    """Insist on one of some words.
+
+    Raises:
+        OptionError: it is another; the nearest are given.
+    """
+    if not isinstance(value, str) or value not in allowed:
+        near = did_you_mean(value, allowed).rstrip()
+        raise OptionError(
+            f"{where} must be one of {list(allowed)}, got {shown(value)}{near and '; '}{near}"
+        )
+
+
+def flag(where: str, value: object) -> None:
+    """Insist on True or False: a word such as "no" would count as True.
+
+    Raises:
+        OptionTypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise OptionTypeError(f"{where} must be True or False, got {shown(value)}")
+
+
+def count(where: str, value: object, least: int = 1, error: type[FisoptError] = OptionError) -> int:
+    """Insist on an int, at least ``least`` and of 63 bits, which is what torch takes.
+
+    Raises:
+        OptionError: it is no int, or is less; or ``error``.
+    """
+    if type(value) is not int or not least <= value < 1 << 63:
+        raise error(f"{where}: got {shown(value)}, wanted {least} or more")
+    return value
+
+
+def path_of(where: str, value: object) -> Path:
+    """Insist on a path.
+
+    Raises:
+        OptionTypeError: it is neither text nor a path.
+    """
+    if not isinstance(value, (str, Path)):
+        raise OptionTypeError(f"{where}: got {shown(value)}, wanted a path")
+    return Path(value)

@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+LONGEST = 120
+
+
+def shown(value: object) -> str:
+    """A value in an error: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # of a number with too many digits, or of an object that is half made
+        return f"one {type(value).__name__}"
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
 
 class FisoptError(Exception):
     """Base of all errors raised by fisopt."""
@@ -13,6 +24,10 @@ class OptionError(FisoptError, ValueError):
 
 class OptionTypeError(OptionError, TypeError):
     """An option or an argument is of a wrong type, is missing, or does not exist."""
+
+
+class FileError(FisoptError, OSError):
+    """A file cannot be read or written."""
 
 
 class CaptureError(FisoptError):

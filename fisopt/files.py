@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fisopt.errors import ExportError
+from fisopt.errors import ExportError, FileError
 
 
 @contextmanager
@@ -18,15 +18,34 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
     Yields:
         A path of its own with the same suffix, so that two processes may write at once.
+
+    Raises:
+        FileError: it cannot be written; what was there is unchanged.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
     try:
-        yield beside
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield beside
+            beside.replace(path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error}") from error
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Name the file that cannot be read.
+
+    Raises:
+        FileError: the file is not there, is a folder, or may not be read.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
 @contextmanager

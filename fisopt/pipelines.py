@@ -57,4 +57,4 @@ def _parts(pipeline: Any) -> dict[str, Any]:
     held = getattr(pipeline, "components", None)
     if isinstance(held, Mapping):
         return dict(held)
-    return dict(inspect.getmembers(pipeline, lambda v: isinstance(v, nn.Module)))
+    return dict(inspect.getmembers_static(pipeline, lambda v: isinstance(v, nn.Module)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -65,13 +65,17 @@ def mean_psnr(values: Iterable[float]) -> float:
 
 def _frames(clip: Clip, reference: Clip) -> tuple[Tensor, Tensor]:
     """Both clips as float tensors [frames, 3, height, width]."""
-    if type(clip) is not type(reference) or clip.shape != reference.shape or clip.ndim != 4:
+    if not _are_clips(clip, reference) or clip.shape != reference.shape or clip.ndim != 4:
         got = [f"{type(x).__name__} {list(getattr(x, 'shape', ()))}" for x in (clip, reference)]
         raise InputError(
             f"compare: got {' and '.join(got)}, wanted two clips of one shape, arrays "
             "[frames, height, width, 3] or tensors [frames, 3, height, width]"
         )
     return _channels_first(clip), _channels_first(reference)
+
+
+def _are_clips(clip: object, reference: object) -> bool:
+    return any(isinstance(clip, kind) and isinstance(reference, kind) for kind in get_args(Clip))
 
 
 def _channels_first(clip: Clip) -> Tensor:

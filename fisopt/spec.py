@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionTypeError
+from fisopt.errors import OptionTypeError, shown
 
 Grid = tuple[int, int, int]
 GridOf = Callable[[Mapping[str, Any]], Grid]
@@ -34,12 +34,25 @@ class ModelSpec(metaclass=Checked):
     prepare: Callable[[Any], Any] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a pattern on its own, which would be read as one pattern a letter."""
+        """Refuse wrong types; a pattern on its own would be read as one pattern a letter."""
         if isinstance(self.blocks, str):
             raise OptionTypeError(
                 f"ModelSpec: blocks must be a tuple of patterns, got {self.blocks!r}; "
                 f"write blocks=({self.blocks!r},)"
             )
+        if not isinstance(self.blocks, (tuple, list)) or any(
+            not isinstance(pattern, str) for pattern in self.blocks
+        ):
+            raise OptionTypeError(
+                f"ModelSpec: blocks must be a tuple of patterns, got {shown(self.blocks)}"
+            )
+        if not isinstance(self.grid, (tuple, list)) and not callable(self.grid):
+            raise OptionTypeError(
+                "ModelSpec: grid must be (frames, rows, columns) or a function of the inputs that "
+                f"returns it, got {shown(self.grid)}"
+            )
+        if self.prepare is not None and not callable(self.prepare):
+            raise OptionTypeError(f"ModelSpec: prepare must be a function, got {self.prepare!r}")
 
     def grid_of(self, inputs: Mapping[str, Any]) -> Grid:
         """Return (F, H, W) in tokens for one forward call's keyword arguments."""

@@ -7,17 +7,25 @@ import builtins
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import fisopt
 from fisopt import FisoptError, Pass, Rewriter, Schedule
 from fisopt.calibration import Target
+from fisopt.passes.presets import PASSES
 from fisopt.passes.schedule import Measured
+from fisopt.quality import compare
+from tests.zoo import zoo
 
+GRID = (5, 2, 3)
 PACKAGE = Path(fisopt.__file__).parent
 
 
@@ -96,3 +104,176 @@ def test_constructors_are_as_they_were() -> None:
     for made in (fisopt.SlidingWindow(2), fisopt.TileAttention(table={"a": 2}), Users(3)):
         assert copy.deepcopy(made) == made
         assert pickle.loads(pickle.dumps(made)) == made
+
+
+WRONG: tuple[Any, ...] = (
+    2.0, float("nan"), float("inf"), b"x", object(), np.int64(2), torch.tensor(2), len,
+    fisopt.FrameInterleave, {1: object()}, [[[[]]]],
+)  # fmt: skip
+"""Values that no option takes."""
+OPTIONS: dict[Any, tuple[str, ...]] = {
+    fisopt.FrameInterleave: (
+        "stride", "first_block", "last_block", "dense_steps", "fill", "kv", "scope"
+    ),
+    fisopt.TokenReduction: (
+        "query", "value", "destination_stride", "cache_steps", "mode", "seed", "schedule"
+    ),
+    fisopt.TileAttention: ("mask", "dense_blocks", "dense_steps", "table"),
+    fisopt.TileMask: ("k",),
+    fisopt.SlidingWindow: ("radius",),
+    fisopt.RadialDecay: ("near",),
+    fisopt.FrameTable: ("rows",),
+    fisopt.MaskTable: ("masks",),
+    fisopt.RulePass: ("rules",),
+    fisopt.PassManager: ("passes",),
+    Target: ("ratio", "error"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "option"), [(make, option) for make, each in OPTIONS.items() for option in each]
+)
+def test_an_option_of_a_wrong_type(make: Any, option: str) -> None:
+    for value in WRONG:
+        with pytest.raises(FisoptError) as error:
+            make(**{option: value})
+        assert option in str(error.value) or "mask must be" in str(error.value)
+        assert len(str(error.value)) < 400, "no value floods the screen"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: fisopt.TokenReduction(schedule=3), "schedule must be a Schedule or .* got 3"),
+        (lambda: fisopt.TileAttention(table=3), "table must be a MaskTable.* got 3"),
+        (lambda: fisopt.TileAttention(dense_steps=0), "dense_steps must hold ints, got 0"),
+        (lambda: fisopt.TileAttention(mask=fisopt.TileMask), r"a FrameMask, got .* write TileMask"),
+        (lambda: fisopt.TileAttention(table="no.json"), r"no\.json cannot be read: No such file"),
+        (lambda: fisopt.TokenReduction(schedule="no.yaml"), r"no\.yaml cannot be read: No such"),
+        (lambda: fisopt.TokenReduction(destination_stride=2), "must be three ints .* got 2"),
+        (lambda: fisopt.FrameInterleave(kv="anchor"), "one of .*got 'anchor'; did you mean anch"),
+        (lambda: fisopt.FrameInterleave(fill=10**5000), "fill must be one of .* got one int"),
+        (lambda: fisopt.ModelSpec(blocks=None, grid=GRID), "blocks must be a tuple .* got None"),
+        (lambda: fisopt.ModelSpec(blocks=(1,), grid=GRID), r"blocks must be .* got \(1,\)"),
+        (lambda: fisopt.ModelSpec(blocks=("a",), grid=5), "grid must be .* got 5"),
+        (lambda: fisopt.ModelSpec(("a",), GRID, "no"), "prepare must be a function, got 'no'"),
+        (lambda: fisopt.MaskTable({}, measured=3), "measured must be a mapping, got 3"),
+        (lambda: fisopt.MaskTable(("a", 2)), r"masks must be a mapping .* got \('a', 2\)"),
+        (lambda: Schedule(3, 3, (), ()), r"got query=3, wanted ints \[blocks\]\[steps\]"),
+        (lambda: Schedule(((1,),), (("1",),), (), ()), "got value="),
+        (lambda: Schedule(((1,),), ((1,),), {6: 0.4}, ()), "got query_thresholds="),
+        (lambda: Schedule(((1,),), ((1,),), (), (), "here"), "measured: got 'here'"),
+        (lambda: fisopt.RulePass(rules=["x"]), r"rules must be a list of Rule, got \['x'\]"),
+        (lambda: fisopt.Rule("r", len, "x", bool), "rule 'r': replacement must be a function"),
+        (lambda: fisopt.PassManager(["fis-a"]), "Pass objects, got .'fis-a'"),
+        (lambda: fisopt.PassManager(fisopt.FrameInterleave()), "must be a list of Pass objects"),
+        (lambda: fisopt.published_reduction(["mochi-1"], "t"), "unknown published reduction .'moc"),
+        (lambda: fisopt.published_reduction("mochi-1", None), "table: got None, wanted a path"),
+        (lambda: fisopt.load(None), "load: path: got None, wanted a path"),
+        (lambda: Schedule.load(3), r"Schedule\.load: path: got 3, wanted a path"),
+        (lambda: fisopt.MaskTable.load(None), r"MaskTable\.load: path: got None"),
+        (lambda: fisopt.Recipe.load(b"x"), r"Recipe\.load: path: got b'x'"),
+        (lambda: fisopt.Recipe.load("no.yaml"), r"no\.yaml cannot be read: No such file"),
+        (lambda: fisopt.verify(3), "got int, wanted a Program"),
+        (lambda: fisopt.format_graph(None), "got NoneType, wanted a Program"),
+        (lambda: fisopt.program_cost(nn.Linear(1, 1)), "got Linear, wanted a Program"),
+        (lambda: fisopt.FrameInterleave()(nn.Linear(1, 1)), "got Linear, wanted a Program"),
+        (lambda: compare(None, None), "compare: got NoneType .* wanted two clips"),
+        (lambda: fisopt.models.build(3), "unknown model 3; the nearest names are"),
+        (lambda: inputs(height="64"), "height: got '64', wanted 1 or more"),
+        (lambda: inputs(num_frames=5.0), r"frames: got 5\.0, wanted 1 or more"),
+        (lambda: inputs(batch=1.5), r"batch: got 1\.5, wanted 1 or more"),
+        (lambda: inputs(seed="a"), "seed: got 'a', wanted 0 or more"),
+        (lambda: inputs(device="gpu0"), "device: got 'gpu0', wanted one such as"),
+        (lambda: inputs(dtype="fp16"), "dtype: got 'fp16', wanted one of torch's"),
+        (lambda: inputs(context=5), "context: got 5, wanted lengths by stream"),
+        (lambda: inputs(context={"text": "5"}), "context: text: got '5'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(FisoptError, match=message):
+        make()
+
+
+def inputs(**given: Any) -> dict[str, Any]:
+    """Example inputs of a published model, small."""
+    size: dict[str, Any] = {"height": 64, "width": 64, "num_frames": 5}
+    return fisopt.models.example_inputs("wan2.1-1.3b", **{**size, **given})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"passes": None}, "passes must be a list, got None"),
+        ({"passes": iter([])}, r"must be a list, got <list_iterator"),
+        ({"passes": {fisopt.FrameInterleave()}}, r"must be a list, got \{FrameInterleave"),
+        ({"passes": {}}, "names no transformer"),
+        ({"passes": [None]}, r"got None \(NoneType\)"),
+        ({"passes": [[fisopt.FrameInterleave()]]}, r"\(list\); write one list"),
+        ({"passes": ["FrameInterlaeve"]}, "'FrameInterlaeve'; did you mean FrameInterleave"),
+        ({"passes": ["tokenreduction"]}, "did you mean TokenReduction"),
+        ({"passes": ["FrameInterlaeve(stride=2)"]}, "did you mean FrameInterleave"),
+        ({"passes": ["fis-balance"]}, "'fis-balance'; did you mean fis-balanced"),
+        ({"passes": ["FIS_FAST"]}, "did you mean fis-fast"),
+        ({"passes": ["TileAttention"]}, r"write passes=\[fisopt.TileAttention\(\)\]"),
+        ({"passes": ["TileAttention(mask=3)"]}, r"\[fisopt.TileAttention\(mask=3\)\]"),
+        ({"passes": ["x" * 9999]}, r"unknown pass or preset 'x+\.\.\."),
+        ({"passes": ["fis-fast", "fis-fast"]}, "stride=3.* is given twice"),
+        ({"passes": ["fis-fast", fisopt.FrameInterleave(3)]}, "is given twice"),
+        ({"backend": "inducter"}, "got 'inducter'; did you mean inductor"),
+        ({"backend": None}, "backend must be one of .* got None"),
+        ({"strict": "no"}, "strict must be True or False, got 'no'"),
+        ({"spec": ("layers.*",)}, r"spec must be a fisopt\.ModelSpec, got \('layers"),
+        ({"recipe": 3}, "recipe: got 3, wanted a Recipe, its path"),
+        ({"recipe": "confg"}, "confg cannot be read"),
+        ({"example_inputs": [1]}, "got list, wanted the dict"),
+    ],
+)
+def test_optimize_refuses(given: dict[str, Any], message: str) -> None:
+    """Nothing is captured for it."""
+    model = zoo()["wan"].model
+    with pytest.raises(FisoptError, match=message):
+        fisopt.optimize(model, **{"backend": "eager", **given})
+
+
+def test_other_verbs_refuse(tmp_path: Path) -> None:
+    model = zoo()["wan"].model
+    with pytest.raises(FisoptError, match=r"dynamic must be one of .* got 'frame'; did you mean"):
+        fisopt.capture(model, inputs(), dynamic="frame")  # type: ignore[arg-type]
+    with pytest.raises(FisoptError, match=r"capture takes an nn\.Module, got 3"):
+        fisopt.capture(3, inputs())  # type: ignore[arg-type]
+    optimised = fisopt.optimize(model, backend="eager")
+    with pytest.raises(FisoptError, match="force must be True or False, got 'no'"):
+        fisopt.export(optimised, tmp_path / "a.pt2", force="no")  # type: ignore[arg-type]
+    with pytest.raises(FisoptError, match="export: path: got None"):
+        fisopt.export(optimised, None)  # type: ignore[arg-type]
+    with pytest.raises(FisoptError, match="no transformer"):
+        fisopt.optimize(torch.zeros(2))
+
+
+def test_recipes_name_the_nearest_pass_and_preset() -> None:
+    """And refuse what a pass refuses, in the name of the recipe."""
+    model = zoo()["wan"].model
+    plain = fisopt.Recipe.of(model, ["fis-fast"]).plain()
+    assert fisopt.Recipe.from_plain(plain, "here").passes == fisopt.PRESETS["fis-fast"][1]
+    for name, options, message in (
+        ("FrameInterlaeve", {}, "'FrameInterlaeve' is not known here; did you mean FrameInterl"),
+        ("fis-balance", {}, "did you mean fis-balanced .*a preset is written as its passes"),
+        ("FrameInterleave", {"strid": 2}, "FrameInterleave .* no option 'strid'; did you mean"),
+        ("FrameInterleave", {"stride": "2"}, "refuses its options: .* got '2'"),
+        ("TokenReduction", {"schedule": 3}, "refuses its options: .* got 3"),
+        ("TileAttention", {"mask": {"mask": "TileMsk", "k": 2}}, "no mask: .* mean TileMask"),
+    ):
+        plain["passes"] = [{"name": name, "options": options}]
+        with pytest.raises(fisopt.RecipeError, match=message):
+            fisopt.optimize(model, recipe=plain)
+    with pytest.raises(FisoptError, match="did you mean FrameInterleave"):
+        fisopt.Recipe.of(model, ["FrameInterlaeve"])
+    with pytest.raises(FisoptError, match=r"got 3 \(int\)"):
+        fisopt.Recipe.of(model, [3])  # type: ignore[list-item]
+
+
+def test_text_can_name_every_pass_that_comes_with_fisopt() -> None:
+    exported = {name: getattr(fisopt, name) for name in fisopt.__all__}
+    passes = {n for n, v in exported.items() if isinstance(v, type) and issubclass(v, Pass)}
+    assert passes - {"Pass", "RulePass"} == set(PASSES), "text cannot say a function"

@@ -121,6 +121,7 @@ def _call(
             tensor_info(node, shapes, name)
             for name, node in results_of(program, program.graph).items()
         ),
+        framed=program.framed,
     )
 
 

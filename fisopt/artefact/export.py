@@ -17,8 +17,9 @@ from fisopt.artefact.sizes import SIZES
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
+from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
-from fisopt.errors import ExportError, OptionError
+from fisopt.errors import ExportError
 from fisopt.files import check_free, written
 from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
@@ -66,11 +67,13 @@ def export(
         The path.
 
     Raises:
-        OptionError: an unknown format.
+        OptionError: an unknown format, or something of a wrong type.
         ExportError: the path exists or is not that of an artefact, the format cannot hold the
             model, or writing failed; then nothing is left behind.
     """
-    path = Path(path)
+    for option, given in (("portable", portable), ("dynamic", dynamic), ("force", force)):
+        flag(option, given)
+    path = path_of("export: path", path)
     mark = check_target(path, format, portable, force=force)
     _check_module(optimized)
     inputs = _inputs(optimized, example_inputs)
@@ -152,8 +155,7 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
         OptionError: an unknown format.
         ExportError: the path is not free or of another format, or packages are missing.
     """
-    if format not in FORMATS:
-        raise OptionError(f"format must be one of {list(FORMATS)}, got {format!r}")
+    choice("format", format, FORMATS)
     if path.suffix not in ("", SUFFIXES[format]):
         other = [name for name, end in SUFFIXES.items() if end == path.suffix]
         instead = f"; for this one pass format={other[0]!r} (--format {other[0]})" if other else ""

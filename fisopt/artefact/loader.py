@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -13,12 +14,15 @@ from torch.utils import _pytree as pytree
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import arranged, structure_text
-from fisopt.artefact.manifest import FILE, Manifest, VariantInfo
+from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
+from fisopt.checked import path_of
 from fisopt.errors import ExportError, InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.program import pass_of
+from fisopt.runtime.branches import conditioning
 from fisopt.runtime.generation import Generation
 
 
@@ -43,12 +47,12 @@ class LoadedModule(nn.Module):
         manifest: Manifest,
         runners: Mapping[int, Runner],
         modules: Mapping[int, nn.Module],
-        scheduler_steps: Callable[[], Any] | None,
+        scheduler: Callable[[], Any],
     ) -> None:
         super().__init__()
         held = self.__dict__
         held["manifest"], held["_runners"] = manifest, dict(runners)
-        held["_generation"] = Generation(scheduler_steps)
+        held["_generation"] = Generation(scheduler)
         held["_output"] = _structure(manifest)
         for index, module in modules.items():
             self.add_module(f"variant_{index}", module)
@@ -69,9 +73,13 @@ class LoadedModule(nn.Module):
         index = self._variant(inputs)
         variant = self.manifest.variants[index]
         held: dict[str, Tensor] = {}
-        if variant.loads or variant.stores:
-            held = self._generation.held(tuple(tuple(x.shape) for x in values))
-        if not _fits(variant, held):
+        if variant.loads or variant.stores or self._generation.holds:
+            shapes = tuple(tuple(x.shape) for x in values)
+            held = self._generation.held(shapes, lambda: conditioning(inputs, call.framed))
+        if missing := [name for name in variant.loads if name not in held]:
+            place = self._generation.place(inputs.kwargs())
+            for name in dict.fromkeys(map(pass_of, missing)):
+                self._generation.note(f"{name} ran afresh at {place}")
             index, variant = variant.afresh, self.manifest.variants[variant.afresh]
         named = {t.name: x for t, x in zip(call.tensors, values, strict=True)}
         named |= {t.name: held[n] for t, n in zip(variant.state, variant.loads, strict=True)}
@@ -124,6 +132,11 @@ class LoadedModule(nn.Module):
                 "export with steps= for this run"
             )
         return manifest.schedule[step.index]
+
+    @property
+    def notes(self) -> Counter[str]:
+        """What happened in generations, and how often: passes that ran afresh and where."""
+        return self._generation.notes
 
     @property
     def config(self) -> Any:
@@ -204,7 +217,7 @@ def load(path: Path | str, scheduler: Any = None) -> LoadedModule:
     Raises:
         ExportError: it is not complete, not an artefact, or needs what is not installed.
     """
-    path = Path(path)
+    path = path_of("load: path", path)
     manifest, folder = read_manifest(path)
     if manifest.format == "text":
         raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")
@@ -223,12 +236,7 @@ def load(path: Path | str, scheduler: Any = None) -> LoadedModule:
             modules[i] = pt2.read(file)
             runners[i] = pt2.runner(modules[i])
 
-    def scheduler_steps() -> Any:
-        return getattr(scheduler, "timesteps", None)
-
-    return LoadedModule(
-        manifest, runners, modules, scheduler_steps if scheduler is not None else None
-    )
+    return LoadedModule(manifest, runners, modules, lambda: scheduler)
 
 
 def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
@@ -254,11 +262,6 @@ def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
             "export it again"
         )
     return Manifest.read(text, str(path)), None
-
-
-def _fits(variant: VariantInfo, held: Mapping[str, Tensor]) -> bool:
-    """Whether the state that a variant loads is there."""
-    return all(name in held for name in variant.loads)
 
 
 def _structure(manifest: Manifest) -> pytree.TreeSpec:

@@ -50,6 +50,7 @@ class Call:
         tensors: the leaves that are tensors, as the graphs take them.
         output: the nesting of what is returned.
         results: what is returned, in order.
+        framed: names of the leaves that carry frames.
     """
 
     parameters: tuple[str, ...]
@@ -59,6 +60,7 @@ class Call:
     tensors: tuple[TensorInfo, ...]
     output: str
     results: tuple[TensorInfo, ...]
+    framed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

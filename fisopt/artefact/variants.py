@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fisopt.checked import count
 from fisopt.errors import ExportError
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_base import Pass, Step
@@ -51,6 +52,7 @@ def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -
         steps: number of denoising steps, needed if a pass differs between steps.
 
     Raises:
+        OptionError: the number of steps is no number of steps.
         ExportError: a pass differs between steps and their number is not given.
     """
     stepwise = [p.name for p in optimized.passes if p.stepwise]
@@ -59,8 +61,8 @@ def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -
             f"{', '.join(stepwise)} differs between denoising steps: pass steps=, their number "
             "(--steps), so that every step finds its variant"
         )
-    if steps is not None and steps < 1:
-        raise ExportError(f"steps must be at least 1, got {steps}")
+    if steps is not None:
+        count("export: steps", steps)
     counted = steps if stepwise else None
     active = (
         [tuple(optimized.passes)]

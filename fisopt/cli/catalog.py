@@ -13,9 +13,8 @@ from rich.text import Text
 from torch import nn
 
 from fisopt import models
-from fisopt.cli.expressions import known_passes
 from fisopt.models import Family, Published
-from fisopt.passes.presets import PRESETS
+from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.template import matches
 
@@ -88,7 +87,7 @@ def _passes() -> Table:
     table.add_column("name", no_wrap=True, style="cyan")
     table.add_column("what it does")
     table.add_column("forms")
-    for name, cls in known_passes().items():
+    for name, cls in PASSES.items():
         forms = [
             f"{option}: {', '.join(map(repr, get_args(kind)))}"
             for option, kind in get_type_hints(cls).items()

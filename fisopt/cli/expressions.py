@@ -7,27 +7,16 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-import fisopt
-from fisopt.errors import OptionError
+from fisopt.errors import FisoptError, OptionError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
-from fisopt.passes.presets import PRESETS, resolve
+from fisopt.passes.presets import PASSES, PRESETS, resolve, unknown
 from fisopt.rewrite.pass_base import Pass
 
 EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
-
-
-def known_passes() -> dict[str, type[Pass]]:
-    """Return every pass of fisopt's own that can be said in text, by name."""
-    exported = {name: getattr(fisopt, name) for name in fisopt.__all__}
-    return {
-        name: value
-        for name, value in exported.items()
-        if isinstance(value, type)
-        and issubclass(value, Pass)
-        and value.__module__.startswith("fisopt.passes.")
-    }
+_NO_EXPRESSION = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)
+"""What `ast` raises for a text that is no expression, or no literal."""
 
 
 def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
@@ -45,22 +34,23 @@ def parse_pass(text: str) -> Pass | str:
     text = text.strip()
     if text in PRESETS:
         return text
+    if (called := text.partition("(")[0].strip()) in PRESETS:
+        raise _unreadable(text, f"a preset has no options; write {called}")
     try:
         expression = ast.parse(text, mode="eval").body
-    except SyntaxError as error:
-        raise _unreadable(text, error.msg) from error
+    except _NO_EXPRESSION as error:
+        raise _unreadable(text, str(error)) from error
     name = _name(expression)
     if name is None:
         raise _unreadable(text, "it is neither a name nor a call")
-    passes = known_passes()
-    if name not in passes:
-        raise OptionError(
-            f"unknown pass or preset {name!r}; {did_you_mean(name, [*passes, *PRESETS])}"
-            f"Passes are {', '.join(passes)}; presets are {', '.join(PRESETS)}"
-        )
+    if name not in PASSES:
+        raise OptionError(unknown(name))
     if not isinstance(expression, ast.Call):
-        return passes[name]()
-    return _construct(passes[name], expression, text)
+        return PASSES[name]()
+    try:
+        return PASSES[name](**_options(PASSES[name], expression))
+    except FisoptError as error:
+        raise OptionError(f"cannot read pass {shown(text)}: {error}") from error
 
 
 def parse_mask(text: str) -> FrameMask:
@@ -71,20 +61,44 @@ def parse_mask(text: str) -> FrameMask:
     """
     try:
         return frame_mask(_value(ast.parse(text.strip(), mode="eval").body))
-    except (SyntaxError, TypeError, ValueError) as error:
+    except _NO_EXPRESSION as error:
         raise OptionError(
-            f"cannot read mask {text!r}: {error}; wanted a number of global frames, or one of "
+            f"cannot read mask {shown(text)}: {error}; wanted a number of global frames, or one of "
             f"{', '.join(MASKS)} with its options by name"
         ) from error
 
 
 def _value(expression: ast.expr) -> Any:
     """A literal, or a mask with literal options."""
-    if isinstance(expression, ast.Call) and isinstance(expression.func, ast.Name):
-        options = {str(k.arg): ast.literal_eval(k.value) for k in expression.keywords}
-        if expression.func.id in MASKS and not expression.args:
-            return MASKS[expression.func.id](**options)
-    return ast.literal_eval(expression)
+    if not isinstance(expression, ast.Call):
+        try:
+            return ast.literal_eval(expression)
+        except _NO_EXPRESSION as error:
+            raise OptionError(f"{shown(ast.unparse(expression))} is not a literal") from error
+    name = _name(expression)
+    if name not in MASKS:
+        raise OptionError(
+            f"{shown(ast.unparse(expression))} is not a literal and no mask; "
+            f"{did_you_mean(name, MASKS)}Masks are {', '.join(MASKS)}"
+        )
+    return MASKS[name](**_options(MASKS[name], expression))
+
+
+def _options(cls: type, call: ast.Call) -> dict[str, Any]:
+    """The options of a call, each said once and by name."""
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        known = ", ".join(inspect.signature(cls).parameters)
+        raise OptionError(f"options of {cls.__name__} are given by name ({known})")
+    names = [str(keyword.arg) for keyword in call.keywords]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise OptionError(f"{cls.__name__} has {' and '.join(sorted(twice))} twice")
+    values = {}
+    for name, keyword in zip(names, call.keywords, strict=True):
+        try:
+            values[name] = _value(keyword.value)
+        except OptionError as error:
+            raise OptionError(f"{name}: {error}") from error
+    return values
 
 
 def _name(expression: ast.expr) -> str | None:
@@ -100,32 +114,7 @@ def _name(expression: ast.expr) -> str | None:
     return ast.unparse(expression).replace(" ", "") if is_word else None
 
 
-def _construct(cls: type[Pass], call: ast.Call, text: str) -> Pass:
-    options = list(inspect.signature(cls).parameters)
-    if call.args:
-        raise _unreadable(text, f"options are given by name ({', '.join(options)})")
-    values: dict[str, Any] = {}
-    for keyword in call.keywords:
-        if keyword.arg is None:
-            raise _unreadable(text, "** is not allowed")
-        if keyword.arg not in options:
-            raise OptionError(
-                f"{cls.__name__} has no option {keyword.arg!r}; "
-                f"{did_you_mean(keyword.arg, options)}Options are {', '.join(options)}"
-            )
-        try:
-            values[keyword.arg] = _value(keyword.value)
-        except ValueError as error:
-            raise _unreadable(
-                text, f"{keyword.arg}={ast.unparse(keyword.value)} is not a literal"
-            ) from error
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise OptionError(f"{text}: {error}") from error
-
-
 def _unreadable(text: str, reason: str) -> OptionError:
     return OptionError(
-        f"cannot read pass {text!r}: {reason}; wanted a preset name or a call like {EXAMPLE}"
+        f"cannot read pass {shown(text)}: {reason}; wanted a preset name or a call like {EXAMPLE}"
     )

@@ -192,7 +192,7 @@ def _cells(flops: Sequence[float], costs: Sequence[Cost]) -> Iterator[str]:
         yield f"{value / 1e12:,.3f}"
         yield f"{value / cost.total:.1%}"
     if len(flops) > 1:
-        yield f"{flops[1] / flops[0]:.1%}"
+        yield f"{flops[1] / flops[0]:.1%}" if flops[0] else "new"
 
 
 def _verdict(found: Inspection) -> Table:

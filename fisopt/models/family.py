@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisopt.errors import InputError
+from fisopt.checked import count
+from fisopt.errors import InputError, shown
 from fisopt.spec import Grid, ModelSpec
 
 Config = Mapping[str, Any]
@@ -167,8 +168,7 @@ class Family:
             InputError: The video does not divide into latent cells and tokens.
         """
         for axis, pixels in zip(AXES, (num_frames, height, width), strict=True):
-            if pixels < 1:
-                raise InputError(f"{self.name}: {axis}: got {pixels}, wanted 1 or more")
+            count(f"{self.name}: {axis}", pixels, error=InputError)
         frame_step, row_step, column_step = self.compression(config)
         patch_frames, patch_rows, patch_columns = self.patch(config)
         self._check_divides("height", height, row_step * patch_rows)
@@ -222,18 +222,37 @@ class Family:
         Raises:
             InputError: The size does not divide into tokens, or the model cannot take it.
         """
-        if batch < 1:
-            raise InputError(f"{self.name}: batch: got {batch}, wanted 1 or more")
+        count(f"{self.name}: batch", batch, error=InputError)
+        for stream, length in self._streams(context).items():
+            count(f"{self.name}: context: {stream}", length, error=InputError)
+        seed = count(f"{self.name}: seed", seed, least=0, error=InputError)
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(f"{self.name}: dtype: got {shown(dtype)}, wanted one of torch's")
         latent = self.latent_size(config, num_frames=num_frames, height=height, width=width)
         call = Call(
             latent=latent,
             batch=batch,
             dtype=dtype,
-            device=torch.device(device),
+            device=self._device(device),
             generator=torch.Generator().manual_seed(seed),
-            context=context or {},
+            context=self._streams(context),
         )
         return self.inputs(config, call) | {"return_dict": False}
+
+    def _streams(self, context: Mapping[str, int] | None) -> Mapping[str, int]:
+        if context is not None and not isinstance(context, Mapping):
+            raise InputError(
+                f"{self.name}: context: got {shown(context)}, wanted lengths by stream"
+            )
+        return context or {}
+
+    def _device(self, device: torch.device | str) -> torch.device:
+        try:
+            return torch.device(device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{self.name}: device: got {shown(device)}, wanted one such as cpu, cuda, meta"
+            ) from error
 
     def _check_divides(self, axis: str, pixels: int, step: int, *, rest: int = 0) -> None:
         """Raise an error that names the nearest sizes if ``pixels % step != rest``."""

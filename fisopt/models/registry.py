@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import fisopt.models
-from fisopt.errors import InputError
+from fisopt.errors import InputError, shown
 from fisopt.models.family import Config, Family, Published
 from fisopt.spec import ModelSpec
 
@@ -159,7 +159,7 @@ def _likeness(family: Family, model: Published, config: Config) -> int:
 
 def _find(name: str) -> tuple[Family, Published]:
     """Return the family and the published model of a name."""
-    wanted = name.lower()
+    wanted = name.lower() if isinstance(name, str) else ""
     for family in families().values():
         if wanted == family.name:
             return family, family.published[0]
@@ -167,7 +167,7 @@ def _find(name: str) -> tuple[Family, Published]:
             if wanted == model.name:
                 return family, model
     raise InputError(
-        f"unknown model {name!r}; the nearest names are "
+        f"unknown model {shown(name)}; the nearest names are "
         f"{', '.join(_nearest(wanted, [*published(), *families()]))}"
     )
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
+from fisopt.checked import choice, ints
 from fisopt.errors import OptionError, PreconditionError
 from fisopt.rewrite.analysis import (
     Attention,
@@ -112,19 +113,13 @@ class FrameInterleave(Pass):
             value = getattr(self, option)
             if type(value) is not int and not (value is None and option == "last_block"):
                 raise OptionError(f"FrameInterleave: {option} must be an int, got {value!r}")
-        steps: object = self.dense_steps
-        if not isinstance(steps, (tuple, list)) or any(type(i) is not int for i in steps):
-            raise OptionError(f"FrameInterleave: dense_steps must hold ints, got {steps!r}")
-        object.__setattr__(self, "dense_steps", tuple(steps))
+        object.__setattr__(self, "dense_steps", ints(self, "dense_steps"))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
             ("kv", self.kv, ("anchors", "all")),
             ("scope", self.scope, ("block", "attention")),
         ):
-            if value not in allowed:
-                raise OptionError(
-                    f"FrameInterleave: {option} must be one of {list(allowed)}, got {value!r}"
-                )
+            choice(f"FrameInterleave: {option}", value, allowed)
 
     @property
     def stepwise(self) -> bool:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from fisopt.checked import Checked
-from fisopt.errors import OptionError, OptionTypeError
-from fisopt.files import replacing
+from fisopt.checked import Checked, path_of
+from fisopt.errors import OptionError, OptionTypeError, shown
+from fisopt.files import reading, replacing
+from fisopt.nearest import did_you_mean
 from fisopt.passes.masks import (
     FrameMask,
     FrameTable,
@@ -23,6 +24,8 @@ from fisopt.passes.masks import (
 MASKS: dict[str, type[FrameMask]] = {
     cls.__name__: cls for cls in (TileMask, SlidingWindow, RadialDecay, FrameTable)
 }
+
+_ALL = f"Masks are {', '.join(MASKS)}"
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,24 @@ class MaskTable(metaclass=Checked):
 
     def __post_init__(self) -> None:
         pairs = self.masks.items() if isinstance(self.masks, Mapping) else self.masks
-        masks = tuple((str(n), None if m is None else frame_mask(m)) for n, m in pairs)
+        try:
+            masks = tuple((str(n), None if m is None else frame_mask(m)) for n, m in pairs)
+        except OptionError as error:
+            raise OptionTypeError(f"MaskTable: {error}") from error
+        except (TypeError, ValueError) as error:
+            raise OptionTypeError(
+                "MaskTable: masks must be a mapping from block paths to masks, or pairs of them, "
+                f"got {shown(self.masks)}"
+            ) from error
+        if not isinstance(self.measured, Mapping):
+            raise OptionTypeError(
+                f"MaskTable: measured must be a mapping, got {shown(self.measured)}"
+            )
         object.__setattr__(self, "masks", masks)
+
+    def __repr__(self) -> str:
+        """Brief: a pass prints its options, and there are many blocks."""
+        return f"<mask table of {len(self.masks)} blocks>"
 
     def items(self) -> tuple[tuple[str, FrameMask | None], ...]:
         """The (block path, mask) pairs."""
@@ -73,11 +92,14 @@ class MaskTable(metaclass=Checked):
 
         Raises:
             OptionError: the file is not a table.
-            OSError: it cannot be read.
+            FileError: it cannot be read.
         """
+        path = path_of("MaskTable.load: path", path)
         try:
-            return MaskTable.from_plain(json.loads(Path(path).read_text()))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            with reading(path):
+                text = path.read_text()
+            return MaskTable.from_plain(json.loads(text))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(
                 f"{path} is not a mask table ({type(error).__name__}: {error}); wanted what "
                 "MaskTable.save or `fisopt search` writes"
@@ -100,10 +122,17 @@ def as_json(mask: FrameMask | None) -> Any:
 
 
 def from_json(value: Any) -> FrameMask | None:
-    """The inverse of `as_json`."""
+    """The inverse of `as_json`.
+
+    Raises:
+        OptionError: there is no such mask, or it has no such option or value.
+    """
     if value is None:
         return None
     if isinstance(value, Mapping):
-        options = dict(value)
-        return MASKS[options.pop("mask")](**options)
+        options = {str(name): option for name, option in value.items()}
+        name = options.pop("mask", None)
+        if not isinstance(name, str) or name not in MASKS:
+            raise OptionError(f"unknown mask {shown(name)}; {did_you_mean(name, MASKS)}{_ALL}")
+        return MASKS[name](**options)
     return frame_mask(value)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionError, OptionTypeError
+from fisopt.errors import OptionError, OptionTypeError, shown
 
 
 class FrameMask(metaclass=Checked):
@@ -91,7 +91,7 @@ class SlidingWindow(FrameMask):
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
-        return _distance(frames) <= self.radius
+        return _distance(frames) <= min(self.radius, frames)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class RadialDecay(FrameMask):
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
         distance = _distance(frames)
-        octave = (distance // self.near).clamp(min=1).double().log2().floor()
+        octave = (distance // min(self.near, frames)).clamp(min=1).double().log2().floor()
         return distance % (2**octave).long() == 0
 
 
@@ -132,8 +132,8 @@ class FrameTable(FrameMask):
         given = self.rows.tolist() if isinstance(self.rows, Tensor) else self.rows
         object.__setattr__(self, "rows", _frozen(given))
         try:
-            sizes = torch.tensor(self.rows).shape
-        except (ValueError, TypeError) as error:
+            sizes = torch.tensor(self.rows, dtype=torch.bool).shape
+        except (ValueError, TypeError, RuntimeError) as error:
             raise OptionError(f"FrameTable: rows are not a regular table: {error}") from error
         if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
             raise OptionError(
@@ -149,6 +149,10 @@ class FrameTable(FrameMask):
                 f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
             )
         return result
+
+    def __repr__(self) -> str:
+        """Brief: a pass prints its mask, and a table is long."""
+        return f"FrameTable({len(self.rows[-1])} frames, {self.label})"
 
     @property
     def label(self) -> str:
@@ -166,7 +170,8 @@ def frame_mask(value: object) -> FrameMask:
         return value
     if type(value) is int:
         return TileMask(value)
-    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {value!r}")
+    form = f"; write {value.__name__}(...)" if isinstance(value, type) else ""
+    raise OptionTypeError(f"a mask must be an int k or a FrameMask, got {shown(value)}{form}")
 
 
 def _distance(frames: int) -> Tensor:

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from fisopt.errors import OptionError, OptionTypeError
+from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.tile_attention import TileAttention
+from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass
+
+PASSES: dict[str, type[Pass]] = {
+    cls.__name__: cls for cls in (FrameInterleave, TokenReduction, TileAttention)
+}
+"""The passes that text can name."""
 
 PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
     "fis-a": (
@@ -37,30 +45,57 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
     """Turn preset names into passes.
 
     Raises:
-        OptionError: an unknown name; the nearest known ones are given.
-        OptionTypeError: something that is neither a pass nor a name.
+        OptionError: an unknown name, of which the nearest known ones are given, or a pass twice.
+        OptionTypeError: something that is neither a pass nor a name, or no list of these.
     """
+    if not isinstance(passes, Sequence) or isinstance(passes, (str, bytes)):
+        one = f"; write passes=[{shown(passes)}]" if isinstance(passes, (str, Pass)) else ""
+        raise OptionTypeError(f"passes must be a list, got {_typed(passes)}{one}")
     result: list[Pass] = []
-    if isinstance(passes, (str, Pass)):
-        raise OptionTypeError(f"passes must be a list, got {passes!r}; write passes=[{passes!r}]")
     for item in passes:
         if isinstance(item, Pass):
             result.append(item)
         elif isinstance(item, str):
             result += _preset(item)
         else:
-            form = f"; write {item.__name__}()" if isinstance(item, type) else ""
             raise OptionTypeError(
-                f"passes must hold Pass objects or preset names, got {item!r} "
-                f"({type(item).__name__}){form}"
+                f"passes must hold Pass objects or preset names, got {_typed(item)}{_form(item)}"
             )
+    for each in result:
+        if each.stage is not None and result.count(each) > 1:
+            raise OptionError(f"{shown(each)} is given twice: it edits a block once; give it once")
     return tuple(result)
+
+
+def unknown(name: str) -> str:
+    """What an error says of a name that is neither a pass nor a preset."""
+    return (
+        f"unknown pass or preset {shown(name)}; {did_you_mean(name, [*PASSES, *PRESETS])}"
+        f"Passes are {', '.join(PASSES)}; presets are {', '.join(PRESETS)}"
+    )
 
 
 def _preset(name: str) -> tuple[Pass, ...]:
     if name in PRESETS:
         return PRESETS[name][1]
+    called, _, options = name.strip().partition("(")
+    if called in PASSES:
+        form = f"fisopt.{called}({options or ')'}"
+        raise OptionError(
+            f"got {name!r}: a pass is given as an object, not as text; write passes=[{form}]"
+        )
     raise OptionError(
-        f"unknown preset {name!r}; {did_you_mean(name, PRESETS)}Presets are {sorted(PRESETS)}; "
-        "a pass is given as an object, not as text: passes=[fisopt.FrameInterleave(stride=2)]"
+        f"{unknown(called)}. A pass is given as an object, not as text: "
+        "passes=[fisopt.FrameInterleave(stride=2)]"
     )
+
+
+def _form(item: Any) -> str:
+    """How to write what was meant, where that is plain."""
+    if isinstance(item, type) and issubclass(item, Pass):
+        return f"; write {item.__name__}()"
+    return "; write one list" if isinstance(item, (list, tuple)) else ""
+
+
+def _typed(value: object) -> str:
+    return f"{shown(value)} ({type(value).__name__})"

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-from fisopt.errors import OptionError, ScheduleError
+from fisopt.checked import choice, path_of
+from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
 from fisopt.passes.token_reduction import TokenReduction
@@ -96,15 +97,15 @@ def published_reduction(
         OptionError: the name or the speed is not known.
         ScheduleError: the table is not complete, foreign, or of another number of steps.
     """
-    if name not in PUBLISHED_REDUCTIONS:
+    if not isinstance(name, str) or name not in PUBLISHED_REDUCTIONS:
         raise OptionError(
-            f"unknown published reduction {name!r}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
+            f"unknown published reduction {shown(name)}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
             f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
-    if speed not in get_args(Speed):
-        raise OptionError(f"speed must be one of {list(get_args(Speed))}, got {speed!r}")
+    choice("published_reduction: speed", speed, get_args(Speed))
     known = PUBLISHED_REDUCTIONS[name]
-    tiers, measured = read_tiers(Path(table)), Measured(f"{name}, {speed}", grid=known.grid)
+    tiers = read_tiers(path_of("published_reduction: table", table))
+    measured = Measured(f"{name}, {speed}", grid=known.grid)
     schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)
     if schedule.steps != known.steps:
         raise ScheduleError(

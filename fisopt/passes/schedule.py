@@ -14,19 +14,19 @@ The schedules that the authors of AsymRnR have published are of this form and lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from fisopt.checked import Checked
-from fisopt.errors import ScheduleError
-from fisopt.files import replacing
+from fisopt.checked import Checked, path_of
+from fisopt.errors import ScheduleError, shown
+from fisopt.files import reading, replacing
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
 
@@ -96,6 +96,9 @@ class Schedule(metaclass=Checked):
     measured: Measured = Measured()
 
     def __post_init__(self) -> None:
+        if not isinstance(self.measured, Measured):
+            raise ScheduleError(f"measured: got {shown(self.measured)}, wanted a Measured")
+        _check_form(self)
         shapes = {f: _shape_of(getattr(self, f)) for f in FEATURES}
         if shapes["query"] != shapes["value"] or 0 in shapes["query"]:
             raise ScheduleError(
@@ -113,6 +116,10 @@ class Schedule(metaclass=Checked):
 
     def __str__(self) -> str:
         return f"schedule {self.measured.source or '(no name)'}"
+
+    def __repr__(self) -> str:
+        """Brief: passes print their options, and tables of tiers are long."""
+        return f"<{self}: {self.blocks} blocks x {self.steps} steps>"
 
     @property
     def blocks(self) -> int:
@@ -214,11 +221,12 @@ class Schedule(metaclass=Checked):
 
         Raises:
             ScheduleError: a file is not complete, or not of a schedule's form.
-            OSError: a file is not there.
+            FileError: a file cannot be read.
         """
-        path = Path(path)
+        path = path_of("Schedule.load: path", path)
         try:
-            said = yaml.safe_load(path.read_text())
+            with reading(path):
+                said = yaml.safe_load(path.read_text())
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ScheduleError(f"{path} is not YAML: {error}; {_FORM}") from error
         if not isinstance(said, Mapping) or not set(said) <= _KEYS:
@@ -267,9 +275,10 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
 
     Raises:
         ScheduleError: the file is not complete, or has no integer table for a feature.
+        FileError: it cannot be read.
     """
     try:
-        with safe_open(path, framework="pt") as held:
+        with reading(path), safe_open(path, framework="pt") as held:
             names = sorted(held.keys())
             found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
     except SafetensorError as error:
@@ -287,6 +296,25 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
                 "integers [blocks, steps]"
             )
     return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
+
+
+def _check_form(schedule: Schedule) -> None:
+    for feature in FEATURES:
+        tiers: object = getattr(schedule, feature)
+        limits: object = schedule.thresholds(feature)
+        if not _are_rows(tiers) or any(type(tier) is not int for row in tiers for tier in row):
+            raise ScheduleError(
+                f"{schedule}: got {feature}={shown(tiers)}, wanted ints [blocks][steps]"
+            )
+        if not _are_rows(limits) or any(len(pair) != 2 for pair in limits):
+            raise ScheduleError(
+                f"{schedule}: got {feature}_thresholds={shown(limits)}, wanted (tier, ratio) pairs"
+            )
+
+
+def _are_rows(value: object) -> TypeGuard[Sequence[Sequence[object]]]:
+    rows = (tuple, list)
+    return isinstance(value, rows) and all(isinstance(row, rows) for row in value)
 
 
 def _shape_of(tiers: Tiers) -> tuple[int, ...]:

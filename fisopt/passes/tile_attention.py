@@ -16,7 +16,8 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fisopt.errors import OptionError, PreconditionError
+from fisopt.checked import ints
+from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
 from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
@@ -71,14 +72,16 @@ class TileAttention(Pass):
         except (TypeError, ValueError) as error:
             raise OptionError(f"TileAttention: {error}") from error
         for option in ("dense_blocks", "dense_steps"):
-            value = tuple(getattr(self, option))
-            if any(type(i) is not int for i in value):
-                raise OptionError(f"TileAttention: {option} must hold ints, got {value!r}")
-            object.__setattr__(self, option, value)
+            object.__setattr__(self, option, ints(self, option))
         if isinstance(self.table, (str, Path)):
             object.__setattr__(self, "table", MaskTable.load(self.table))
         elif isinstance(self.table, Mapping):
             object.__setattr__(self, "table", MaskTable(self.table))
+        elif self.table is not None and not isinstance(self.table, MaskTable):
+            raise OptionTypeError(
+                "TileAttention: table must be a MaskTable, a mapping from block paths to masks or "
+                f"the path of a file, got {shown(self.table)}"
+            )
 
     @property
     def stepwise(self) -> bool:

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, get_args
 
-from fisopt.errors import OptionError, PreconditionError
+from fisopt.checked import choice
+from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
 from fisopt.passes.schedule import FEATURES, Measured, Schedule
 from fisopt.rewrite.partition import Cells
@@ -163,26 +164,32 @@ class TokenReduction(Pass):
     def __post_init__(self) -> None:
         for feature in FEATURES:
             _check_ratio(feature, getattr(self, feature))
-        stride: tuple[object, ...] = tuple(self.destination_stride)
-        object.__setattr__(self, "destination_stride", stride)
-        if len(stride) != 3 or any(type(s) is not int or s < 1 for s in stride):
+        stride: object = self.destination_stride
+        if (
+            not isinstance(stride, (tuple, list))
+            or len(stride) != 3
+            or any(type(s) is not int or s < 1 for s in stride)
+        ):
             raise OptionError(
                 "TokenReduction: destination_stride must be three ints of at least 1 (frames, "
-                f"rows, columns), got {stride!r}"
+                f"rows, columns), got {shown(stride)}"
             )
+        object.__setattr__(self, "destination_stride", tuple(stride))
         if type(self.cache_steps) is not int or self.cache_steps < 1:
             raise OptionError(
                 "TokenReduction: cache_steps must be an int of at least 1 (1 matches at every "
                 f"step), got {self.cache_steps!r}"
             )
-        if self.mode not in get_args(Mode):
-            raise OptionError(
-                f"TokenReduction: mode must be one of {list(get_args(Mode))}, got {self.mode!r}"
-            )
+        choice("TokenReduction: mode", self.mode, get_args(Mode))
         if type(self.seed) is not int:
             raise OptionError(f"TokenReduction: seed must be an int, got {self.seed!r}")
         if isinstance(self.schedule, (str, Path)):
             object.__setattr__(self, "schedule", Schedule.load(self.schedule))
+        elif self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise OptionTypeError(
+                "TokenReduction: schedule must be a Schedule or the path of its file, got "
+                f"{shown(self.schedule)}"
+            )
         if self.schedule is not None and (self.query or self.value):
             raise OptionError(
                 "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
@@ -229,5 +236,5 @@ class TokenReduction(Pass):
 def _check_ratio(name: str, ratio: object) -> None:
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise OptionError(
-            f"TokenReduction: {name} is the dropped share and must be in [0, 1), got {ratio!r}"
+            f"TokenReduction: {name} is the dropped share and must be in [0, 1), got {shown(ratio)}"
         )

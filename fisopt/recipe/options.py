@@ -7,10 +7,11 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fisopt.errors import OptionTypeError, RecipeError
+from fisopt.errors import FisoptError, OptionTypeError, RecipeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import as_json, from_json
 from fisopt.passes.masks import FrameMask
+from fisopt.passes.presets import PRESETS
 from fisopt.recipe.stores import KINDS, Store, stored
 from fisopt.rewrite.pass_base import Pass
 
@@ -69,8 +70,8 @@ def _encoded(value: Any, store: Store) -> Any:
     if isinstance(value, (list, tuple)):
         return [_encoded(item, store) for item in value]
     raise OptionTypeError(
-        f"{value!r} is a {type(value).__name__}; wanted numbers, strings, masks, schedules, mask "
-        "tables, or lists of these"
+        f"{shown(value)} is a {type(value).__name__}; wanted numbers, strings, masks, schedules, "
+        "mask tables, or lists of these"
     )
 
 
@@ -81,21 +82,24 @@ def decode(said: Any, store: Store, where: str) -> Pass:
         RecipeError: the pass is not known here, or has no such option or value.
     """
     if not isinstance(said, Mapping) or set(said) != {"name", "options"}:
-        raise RecipeError(f"{where}: got pass {said!r}, wanted {{name: NAME, options: {{...}}}}")
+        raise RecipeError(
+            f"{where}: got pass {shown(said)}, wanted {{name: NAME, options: {{...}}}}"
+        )
     name, options = said["name"], said["options"]
     known = known_passes()
     if not isinstance(name, str) or name not in known:
         raise RecipeError(
-            f"{where}: pass {name!r} is not known here; {did_you_mean(name, known)}"
-            "a recipe imports nothing: import the module that defines the pass first. Known "
-            f"are {', '.join(sorted(known))}"
+            f"{where}: pass {shown(name)} is not known here; "
+            f"{did_you_mean(name, [*known, *PRESETS])}a recipe imports nothing: import the module "
+            "that defines the pass first; a preset is written as its passes. Known are "
+            f"{', '.join(sorted(known))}"
         )
     if not isinstance(options, Mapping):
-        raise RecipeError(f"{where}: got options {options!r} of {name}, wanted them by name")
+        raise RecipeError(f"{where}: got options {shown(options)} of {name}, wanted them by name")
     values = {str(k): _decoded(v, store, f"{where}, {name}.{k}") for k, v in options.items()}
     try:
         return known[name](**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, FisoptError) as error:
         raise RecipeError(f"{where}: {name} refuses its options: {error}") from error
 
 
@@ -109,5 +113,5 @@ def _decoded(said: Any, store: Store, where: str) -> Any:
             return stored(kind, said[kind], store, where)
     try:
         return from_json(said)
-    except (KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: {said!r} is no mask: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {shown(said)} is no mask: {error}") from error

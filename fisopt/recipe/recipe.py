@@ -20,9 +20,10 @@ from typing import Any
 import yaml
 from torch import nn
 
-from fisopt.checked import Checked
-from fisopt.errors import RecipeError
-from fisopt.files import written
+from fisopt.checked import Checked, path_of
+from fisopt.errors import RecipeError, shown
+from fisopt.files import reading, written
+from fisopt.passes.presets import resolve
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Inside, Store
@@ -33,6 +34,7 @@ FORMAT = 1
 """The newest form of recipe that this version reads."""
 FROM_CONFIG = "config"
 """In the place of a path: read the recipe from the model's own configuration."""
+_SOURCES = 'a Recipe, its path, its plain values or "config"'
 _KEYS = {"fisopt_recipe", "model", "versions", "passes"}
 _FORM = f"wanted {{{', '.join(sorted(_KEYS))}}}"
 
@@ -53,10 +55,17 @@ class Recipe(metaclass=Checked):
     versions: Mapping[str, str] = field(default_factory=versions, compare=False)
     source: str = field(default="the recipe", compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "passes", resolve(self.passes))
+
     @staticmethod
-    def of(model: nn.Module, passes: Sequence[Pass]) -> Recipe:
-        """The recipe of a model and its passes."""
-        return Recipe(tuple(passes), Identity.of(model))
+    def of(model: nn.Module, passes: Sequence[Pass | str]) -> Recipe:
+        """The recipe of a model and its passes, or presets.
+
+        Raises:
+            OptionError: see `fisopt.optimize`.
+        """
+        return Recipe(resolve(passes), Identity.of(model))
 
     def plain(self, store: Store | None = None) -> dict[str, Any]:
         """The recipe as plain values, complete in itself unless a store keeps parts of it.
@@ -118,11 +127,13 @@ class Recipe(metaclass=Checked):
         Raises:
             RecipeError: it is no recipe, of a newer form, a file of it is missing or has other
                 content, or it names what is not known here.
-            OSError: it cannot be read.
+            FileError: it cannot be read.
         """
-        path = Path(path)
+        path = path_of("Recipe.load: path", path)
         try:
-            return Recipe.from_plain(yaml.safe_load(path.read_text()), str(path), Beside(path))
+            with reading(path):
+                text = path.read_text()
+            return Recipe.from_plain(yaml.safe_load(text), str(path), Beside(path))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
         except RecursionError as error:
@@ -152,7 +163,9 @@ class Recipe(metaclass=Checked):
             recipe = Recipe.from_plain(config[CONFIG_KEY], f"config[{CONFIG_KEY!r}]")
         elif isinstance(source, Mapping):
             recipe = Recipe.from_plain(source, "the recipe")
-        else:
+        elif isinstance(source, (str, Path)):
             recipe = Recipe.load(source)
+        else:
+            raise RecipeError(f"recipe: got {shown(source)}, wanted {_SOURCES}")
         recipe.model.check(model, recipe.source)
         return recipe

@@ -21,7 +21,8 @@ from fisopt.rewrite.inputs import (
 )
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
 from fisopt.rewrite.template import Template, matches
-from fisopt.rewrite.tracing import accepts_shapes, export, user_line
+from fisopt.rewrite.tracing import export, shape_trials, user_line
+from fisopt.rewrite.untouched import untouched
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]
@@ -82,15 +83,16 @@ def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
 
 
 def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameDims:
-    runs = accepts_shapes(model)
-    dims = find_frame_dims(inputs, layout, runs)
+    with shape_trials(model, inputs) as runs:
+        dims = find_frame_dims(inputs, layout, runs)
+        fails = dims is None and not runs(inputs)
     if dims is not None:
         return dims
     shapes = {
         name: tuple(x.shape) if isinstance(x, torch.Tensor) else x
         for name, x in zip(inputs.names, inputs.leaves, strict=True)
     }
-    if not runs(inputs):
+    if fails:
         _check_runs(model, inputs, shapes)
         export(model, inputs, None)
     raise CaptureError(
@@ -104,7 +106,7 @@ def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameD
 def _check_runs(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> None:
     """Refuse inputs on which the model itself fails."""
     try:
-        with torch.no_grad():
+        with untouched(model, inputs.leaves, real=True), torch.no_grad():
             model(**inputs.kwargs())
     except Exception as error:
         raise InputError(

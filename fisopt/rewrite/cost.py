@@ -16,7 +16,7 @@ from torch import fx
 
 from fisopt.rewrite.analysis import PRODUCTS, self_attentions
 from fisopt.rewrite.ops import match_tokens
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 
 aten = torch.ops.aten
 _MATCH = torch.ops.fisopt.match_tokens.default
@@ -62,6 +62,7 @@ class Cost:
 
 def program_cost(program: Program) -> Cost:
     """Cost of one forward call of a Program."""
+    check_program(program)
     total = Cost()
     blocks: dict[str, Cost] = {}
     for node in program.graph.nodes:

@@ -51,7 +51,8 @@ def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
     for node in region.inputs:
         name = node.name
         if node.op == "get_attr":
-            name = str(node.target).removeprefix(region.name + ".").replace(".", "_")
+            block, _, _ = region.name.partition("@")  # called more than once
+            name = str(node.target).removeprefix(block + ".").replace(".", "_")
         env[node] = graph.placeholder(name)
         env[node].meta = {k: v for k, v in node.meta.items() if k != "nn_module_stack"}
         env[node].meta["fisopt.parameter"] = node.op == "get_attr" or bool(

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 
 Stage = Literal["frames", "attention"]
@@ -20,10 +20,26 @@ STAGES: tuple[Stage, ...] = ("frames", "attention")
 
 @dataclass(frozen=True)
 class Step:
-    """One denoising step: its index and, where it is known, the number of steps."""
+    """One denoising step of a run.
+
+    A scheduler that calls the model twice a step has a step for each call.
+
+    Attributes:
+        index: its place in the run, from 0.
+        count: the number of steps of the run, where it is known.
+        skipped: steps of the scheduler that come before the run: it starts between noise and
+            video, as under ``strength``.
+    """
 
     index: int
     count: int | None = None
+    skipped: int = 0
+
+    @property
+    def from_noise(self) -> Step:
+        """The same step counted from pure noise."""
+        count = None if self.count is None else self.count + self.skipped
+        return Step(self.index + self.skipped, count)
 
     def among(self, dense_steps: Collection[int], name: str) -> bool:
         """Whether this is one of the dense steps of a pass; negative counts from the last step.
@@ -82,6 +98,7 @@ class Pass(metaclass=Checked):
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
+        check_program(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)

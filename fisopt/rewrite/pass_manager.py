@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fisopt.checked import Checked
-from fisopt.errors import PassError
+from fisopt.errors import OptionTypeError, PassError, shown
 from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.verify import verify
@@ -36,6 +36,13 @@ class PassManager(metaclass=Checked):
     stop_after: int | None = None
     on_pass: Callable[[Pass, PassResult], None] | None = None
     applied: list[Applied] = field(default_factory=list, compare=False)
+
+    def __post_init__(self) -> None:
+        passes: object = self.passes
+        if not isinstance(passes, Sequence) or any(not isinstance(p, Pass) for p in passes):
+            raise OptionTypeError(
+                f"PassManager: passes must be a list of Pass objects, got {shown(passes)}"
+            )
 
     def run(self, program: Program) -> Program:
         """Apply the passes.

@@ -10,12 +10,13 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError, InputError, VerifyError
+from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.untouched import LOCK
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -57,7 +58,7 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model and its template.
         out_structure: the pytree of the return value.
-        loads: names of the state that it takes after its inputs, in order.
+        loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after the model's own results, in order.
         gauges: names of the measurements that it returns after the state, in order.
     """
@@ -75,6 +76,11 @@ class Program:
     def graph(self) -> fx.Graph:
         """The graph of block calls."""
         return self.graph_module.graph
+
+    @property
+    def framed(self) -> tuple[str, ...]:
+        """Names of the inputs that carry frames."""
+        return tuple(self.inputs.names[i] for i in self.source.frame_dims)
 
     @property
     def blocks(self) -> list[fx.Node]:
@@ -143,6 +149,24 @@ class Program:
         return bind_example(self.source.model, kwargs)
 
 
+def check_program(value: object) -> None:
+    """Insist on a Program.
+
+    Raises:
+        OptionTypeError: it is something else, such as a model or what `fisopt.optimize` returned.
+    """
+    if not isinstance(value, Program):
+        raise OptionTypeError(
+            f"got {type(value).__name__}, wanted a Program: fisopt.capture(model, inputs) makes "
+            "one, and .program(inputs) of an optimised module"
+        )
+
+
+def pass_of(state: str) -> str:
+    """The pass that a tensor of the state belongs to: the first part of its name."""
+    return state.partition("/")[0]
+
+
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
     """A token layout from a (frames, height, width) triple, checked."""
     if len(grid) != 3 or any(not isinstance(g, int) or g < 1 for g in grid):
@@ -155,9 +179,10 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    if key not in source.cache:
-        source.cache[key] = _build(source, inputs)
-    return source.cache[key]
+    with LOCK:
+        if key not in source.cache:
+            source.cache[key] = _build(source, inputs)
+        return source.cache[key]
 
 
 def _build(source: Source, inputs: Inputs) -> Program:

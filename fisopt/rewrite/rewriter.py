@@ -210,15 +210,26 @@ class Rewriter:
     def load(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> fx.Node:
-        """Take a tensor that an earlier step stored under a name."""
-        self.program.loads += (name,)
+        """Take a tensor that an earlier step of the same pass stored under a name."""
+        self.program.loads += (f"{self.pass_name}/{name}",)
         return self.argument(f"state_{len(self.program.loads)}", shape, dtype, device)
 
     def store(self, name: str, node: fx.Node) -> None:
-        """Return a tensor for a later step to load."""
-        program = self.program
+        """Return a tensor for a later step of the same pass to load.
+
+        Raises:
+            PassError: the pass, or another of its name, stores one under this name already.
+        """
+        program, stored = self.program, f"{self.pass_name}/{name}"
+        if stored in program.stores:
+            raise PassError(
+                f"{stored} is stored twice; give every tensor, and passes that are used together, "
+                "names of their own",
+                pass_name=self.pass_name,
+                node=node,
+            )
         self.also_return(node, program.out_structure.num_leaves + len(program.stores))
-        program.stores += (name,)
+        program.stores += (stored,)
 
     def gauge(self, name: str, node: fx.Node) -> None:
         """Return a measurement: a tensor that is not finite stops the run by this name."""

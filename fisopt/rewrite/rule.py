@@ -23,7 +23,7 @@ from torch import fx
 from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionError, OptionTypeError, PassError
+from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.pass_base import Pass
@@ -68,6 +68,11 @@ class Rule(metaclass=Checked):
     where: Callable[[Match], bool]
 
     def __post_init__(self) -> None:
+        for option in ("pattern", "replacement", "where"):
+            if not callable(held := getattr(self, option)):
+                raise OptionTypeError(
+                    f"rule {self.name!r}: {option} must be a function, got {shown(held)}"
+                )
         wanted, given = _parameters(self._pattern), _parameters(self._replacement)
         if wanted != given:
             raise OptionError(
@@ -154,7 +159,10 @@ class RulePass(Pass):
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rules", tuple(self.rules))
+        rules: object = self.rules
+        if not isinstance(rules, (tuple, list)) or any(not isinstance(r, Rule) for r in rules):
+            raise OptionTypeError(f"RulePass: rules must be a list of Rule, got {shown(rules)}")
+        object.__setattr__(self, "rules", tuple(rules))
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite every distinct block graph once, then the graph that calls them."""

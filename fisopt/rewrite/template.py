@@ -35,10 +35,11 @@ def matches(path: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _block_of(node: fx.Node, patterns: tuple[str, ...]) -> str | None:
-    """Path of the outermost block that a node was traced in."""
-    for path, _ in (node.meta.get("nn_module_stack") or {}).values():
+    """Path of the outermost block that a node was traced in; ``path@n`` at its n-th call again."""
+    for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items():
         if matches(path, patterns):
-            return str(path)
+            again = str(key).rpartition("@")[2] if "@" in str(key) else ""
+            return f"{path}@{again}" if again else str(path)
     return None
 
 

@@ -10,7 +10,7 @@ from torch import fx
 
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import axes_of
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 
 
 def format_graph(program: Program, *, blocks: bool = True, parameters: bool = False) -> str:
@@ -24,6 +24,7 @@ def format_graph(program: Program, *, blocks: bool = True, parameters: bool = Fa
         blocks: also print the graph of each distinct block.
         parameters: also print the parameters among a block's arguments.
     """
+    check_program(program)
     lines = [f"program {program.layout} tokens", *_lines(program.graph, "  ", parameters)]
     if blocks:
         seen: dict[str, fx.GraphModule] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.untouched import untouched
 
 
 def user_line(error: BaseException) -> str:
@@ -55,9 +57,11 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     Raises:
         CaptureError: export cannot trace the model; the message shows the model's own line.
     """
-    kwargs = inputs.kwargs()
+    leaves = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+    kwargs = inputs.replaced(leaves).kwargs()  # export marks the tensors that it is given
     try:
-        with torch.no_grad():
+        with untouched(model, inputs.leaves), torch.no_grad(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions({})
@@ -89,21 +93,37 @@ def _silent(name: str) -> Iterator[None]:
 Runs = Callable[[Inputs], bool]
 
 
-def accepts_shapes(model: nn.Module) -> Runs:
-    """Return a test of whether a model runs on inputs of some shapes, on fake tensors."""
+@contextmanager
+def shape_trials(model: nn.Module, inputs: Inputs) -> Iterator[Runs]:
+    """Inside, tests of whether a model runs on inputs of some shapes, on fake tensors.
 
-    def runs(inputs: Inputs) -> bool:
-        mode = FakeTensorMode(allow_non_fake_inputs=True)
-        leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
-        params: dict[str, torch.Tensor] = {
-            name: mode.from_tensor(x)
-            for name, x in [*model.named_parameters(), *model.named_buffers()]
-        }
-        try:
-            with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
-                torch.func.functional_call(model, params, (), inputs.replaced(leaves).kwargs())
-        except Exception:
-            return False
-        return True
+    Args:
+        model: the model.
+        inputs: the user's inputs, whose tensors are left as they are.
+    """
+    with untouched(model, inputs.leaves) as held:
 
-    return runs
+        def runs(resized: Inputs) -> bool:
+            try:
+                _run_fake(model, resized)
+            except Exception:
+                return False
+            finally:
+                held.restore()
+            return True
+
+        yield runs
+
+
+def _run_fake(model: nn.Module, inputs: Inputs) -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+    tensors = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    fakes: dict[str, torch.Tensor] = {name: mode.from_tensor(x) for name, x in tensors}
+    with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
+        torch.func.functional_call(
+            model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
+        )

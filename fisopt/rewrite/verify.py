@@ -10,7 +10,7 @@ from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.ops.registry import CONTRACTS
 from fisopt.rewrite.outline import value_key
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
 
 
@@ -21,6 +21,7 @@ def verify(program: Program) -> None:
         VerifyError: the graph is malformed, a value or an axis is missing or wrong, a block is
             called with arguments it does not take, an operator mutates or has no contract.
     """
+    check_program(program)
     module = program.graph_module
     _check_graph(module, "program")
     names = {str(n.target) for n in program.graph.nodes if n.op == "call_module"}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,61 +13,77 @@ import torch
 
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.pass_base import Step
+from fisopt.runtime.branches import TIMESTEPS, Branches, Held, replace
+from fisopt.runtime.timetable import Reader, Reading, Run, Time, Timetable
 
-
-@dataclass(frozen=True)
-class _Reached:
-    """Where one branch is: the step, which of its calls, and how many the step before had."""
-
-    index: int
-    call: int = 0
-    calls_before: int | None = None
+NOTES = 64
+"""So many different lines are counted for the report."""
 
 
 @dataclass
 class _State:
-    """What one thread knows about the generation it is in."""
+    """What one thread knows about the generation it is in.
+
+    Attributes:
+        branch: the branch that is open, as the pipeline names it.
+        index: its step and the number of steps, where the pipeline says them.
+        count: see ``index``.
+        told_count: the number of steps that `Generation.generation` was told.
+        table: the scheduler's list that was seen last.
+        run: the way through it, None if calls do not belong to it.
+        seen: the step that was counted last, -1 before the first.
+        time: its timestep.
+        rises: how often in a row the timestep rose.
+        last: entry of the list that each branch has reached.
+        current: the step that was entered last.
+        branches: what the branches hold.
+    """
 
     branch: str = ""
     index: int | None = None
     count: int | None = None
     told_count: int | None = None
+    table: Timetable | None = None
+    run: Run | None = None
     seen: int = -1
     time: float | None = None
+    rises: int = 0
     last: dict[str, int] = field(default_factory=dict)
     current: Step | None = None
-    reached: dict[str, _Reached] = field(default_factory=dict)
-    held: dict[Hashable, dict[str, torch.Tensor]] = field(default_factory=dict)
+    branches: Branches = field(default_factory=Branches)
 
     def restart(self) -> None:
         """Forget what belongs to the generation before."""
-        self.current = None
-        self.reached.clear()
-        self.held.clear()
-
-
-UNNAMED_BRANCHES = 4
-"""Up to this many calls of one step under one name are guidance branches without names."""
+        self.current, self.seen, self.time, self.rises = None, -1, None, 0
+        self.last.clear()
+        self.branches.clear()
 
 
 class Generation:
     """Tell the step and the guidance branch of every forward call of one module.
 
-    The step is what the pipeline says when it opens ``cache_context(name, step_index=...,
-    num_inference_steps=...)``; where it says only the name, it is counted: the timestep falls
-    within a generation and jumps back up when the next one starts.  Each thread has its own
-    state, so two pipelines may run at once.
+    What the caller says comes first: `generation` with the number of steps, and the step with
+    which the pipeline opens ``cache_context(name, step_index=..., num_inference_steps=...)``.
+    Else the scheduler of the pipeline tells it, as long as the calls follow its list.  Else steps
+    are counted: the timestep falls within a generation and jumps back up when the next one starts.
+    Each thread has its own state, so two pipelines may run at once.
 
-    What a step leaves for later ones is held here for each guidance branch, and forgotten when
-    a generation starts: when a step is neither the one before again nor the next.
+    What a step leaves for later ones is held here for each guidance branch.  It is forgotten when
+    another generation starts: the scheduler has made another list, the step is neither the one
+    before again nor the next, or a branch is called again at its step.
 
     Args:
-        scheduler_steps: returns the timesteps of the pipeline's scheduler, if there is one.
+        scheduler: returns the pipeline's scheduler or its timesteps, None if there is none.
+
+    Attributes:
+        notes: lines for the report, and how often each applied.
     """
 
-    def __init__(self, scheduler_steps: Any = None) -> None:
+    def __init__(self, scheduler: Callable[[], Any] | None = None) -> None:
         self._local = threading.local()
-        self._scheduler_steps = scheduler_steps
+        self._lock = threading.Lock()
+        self._reader = Reader(scheduler or (lambda: None))
+        self.notes: Counter[str] = Counter()
 
     @property
     def _state(self) -> _State:
@@ -99,42 +116,78 @@ class Generation:
             raise ScheduleError(f"generation: num_steps must be at least 1, got {num_steps}")
         state = self._state
         before = state.told_count
-        state.told_count, state.seen, state.time = num_steps, -1, None
-        state.last.clear()
+        state.told_count = num_steps
         state.restart()
         try:
             yield
+            if 0 <= state.seen < num_steps - 1:
+                self.note(
+                    f"generation(num_steps={num_steps}) was left after {state.seen + 1} steps "
+                    "(calls with one timestep are one step)"
+                )
         finally:
-            state.told_count, state.seen, state.time = before, -1, None
+            state.told_count = before
             state.restart()
 
     def step(self, inputs: Mapping[str, Any]) -> Step:
         """Enter the step of the forward call with these inputs.
 
         Raises:
-            ScheduleError: the pipeline does not tell it and no input tells the timestep.
+            ScheduleError: nothing tells the step, or what is told does not agree.
         """
-        state, step = self._state, self._find(inputs)
-        branch = state.branch
-        if (now := _advance(state.reached.get(branch), step.index, named=bool(branch))) is None:
-            state.restart()
-            now = _Reached(step.index)
-        state.reached[branch], state.current = now, step
+        state, reading = self._state, self._reader.read()
+        table = reading.table if reading is not None else None
+        if begins := table is not None and table is not state.table:
+            state.table, state.run = table, None
+            if state.told_count is None:
+                state.restart()
+        step = self._said() or self._found(inputs, reading, begins)
+        before = state.current
+        if before is not None and (
+            step.count != before.count or step.index - before.index not in (0, 1)
+        ):
+            state.branches.clear()
+        state.current = step
         return step
 
-    def held(self, shape: Hashable) -> dict[str, torch.Tensor]:
-        """What earlier steps of this branch left, for inputs of one shape."""
-        state = self._state
-        call = state.reached[state.branch].call
-        return state.held.setdefault((state.branch, call, shape), {})
+    def held(self, shape: Hashable, conditions: Callable[[], Hashable] = tuple) -> Held:
+        """What earlier steps of this branch left.
 
-    def keep(self, held: dict[str, torch.Tensor], left: Mapping[str, torch.Tensor]) -> None:
-        """Hold what a step has left in the place of what was held; nothing after the last step."""
-        if left:
-            held.clear()
-            held.update(left)
+        Args:
+            shape: of the inputs; what was left for others does not fit.
+            conditions: tells a branch that has no name.
+
+        Raises:
+            ScheduleError: no step was entered.
+        """
+        state = self._state
+        if state.current is None:
+            raise ScheduleError(
+                "a pass keeps state from one denoising step to the next, and no pass depends on "
+                "the step; let its `stepwise` say True"
+            )
+        key = state.branch or conditions()
+        return state.branches.enter(key, state.current.index, shape)
+
+    def keep(self, held: Held, left: Mapping[str, torch.Tensor]) -> None:
+        """Hold what a step has left in the place of what the same passes left before.
+
+        Nothing is held after the last step.
+        """
+        replace(held, left)
         if self.ends:
             held.clear()
+
+    def note(self, line: str) -> None:
+        """Count a line for the report; of more than `NOTES` different ones the rest are one."""
+        with self._lock:
+            known = line in self.notes or len(self.notes) < NOTES
+            self.notes[line if known else "more of the same kind at other steps"] += 1
+
+    @property
+    def holds(self) -> bool:
+        """Whether a branch of this generation holds anything."""
+        return bool(self._state.branches)
 
     @property
     def current(self) -> Step | None:
@@ -155,75 +208,84 @@ class Generation:
         if known is not None:
             return f"step {known}{branch}"
         time = _timestep(inputs)
-        return ("an unknown step" if time is None else f"timestep {time:g}") + branch
+        return ("an unknown step" if time is None else f"timestep {time.value:g}") + branch
 
-    def _find(self, inputs: Mapping[str, Any]) -> Step:
+    def _said(self) -> Step | None:
+        """The step that the pipeline says."""
         state = self._state
-        if state.index is not None:
-            return Step(state.index, state.told_count or state.count)
-        time = _timestep(inputs)
+        if state.index is None:
+            return None
+        if None not in (state.count, state.told_count) and state.count != state.told_count:
+            raise ScheduleError(
+                f"generation(num_steps={state.told_count}) and cache_context("
+                f"num_inference_steps={state.count}) disagree; say one number of steps (a "
+                "scheduler that calls the model twice a step has one for each call)"
+            )
+        count = state.told_count or state.count
+        if state.index < 0 or (count is not None and state.index >= count):
+            wanted = "0 or more" if count is None else f"0 to {count - 1}"
+            raise ScheduleError(f"cache_context says step {state.index}; wanted {wanted}")
+        return Step(state.index, count)
+
+    def _found(self, inputs: Mapping[str, Any], reading: Reading | None, begins: bool) -> Step:
+        """The step that the scheduler's list tells, or the next that is counted."""
+        state, time = self._state, _timestep(inputs)
         if time is None:
             raise ScheduleError(
                 "the denoising step is not known: the call has no `timestep` and no "
                 "cache_context(step_index=...) is open; options that depend on the step "
                 "(dense_steps) need one of the two"
             )
-        if state.time is None or time > state.time:
-            state.last.clear()
-        times = self._scheduler_times() or []
-        expected = state.last.get(state.branch, -1) + 1
-        if near := _near(times, time):
-            index = min(near, key=lambda i: (abs(i - expected), i))
-            state.time, state.last[state.branch] = time, index
-            return Step(index, state.told_count or len(times))
-        told = state.told_count is not None
-        if state.time is None or (time > state.time and not told):
-            state.seen = 0
-        elif time != state.time:  # told where a generation starts, the timestep may also rise
+        step = self._listed(reading, time, begins) if reading is not None else None
+        if step is not None and state.told_count in (None, step.count):
+            state.seen, state.time = step.index, time.value
+            return step
+        return self._counted(time.value)
+
+    def _listed(self, reading: Reading, time: Time, begins: bool) -> Step | None:
+        """The step in the scheduler's list, None if the calls do not follow it."""
+        state = self._state
+        if begins:
+            state.run = Run.begin(reading, time)
+        elif state.run is not None:
+            try:
+                follows = state.run.follow(reading, time, state.last.get(state.branch, -1))
+            except ScheduleError:
+                if state.told_count is None:
+                    raise
+                follows = False
+            if not follows and not state.run.scaled and state.told_count is None:
+                state.restart()  # it was followed until here: these are another clip's calls
+            state.run = state.run if follows else None
+        if (run := state.run) is None:
+            return None
+        state.last[state.branch] = run.entry
+        return Step(run.entry - run.start, len(run.table.times) - run.start, run.start)
+
+    def _counted(self, time: float) -> Step:
+        """The step by counting timesteps that differ."""
+        state, told = self._state, self._state.told_count
+        if state.time is not None and time > state.time and told is None:
+            rises = state.rises + 1
+            state.restart()
+            state.rises = rises
+            if rises > 1:
+                raise ScheduleError(
+                    f"the timestep rises, to {time:g} now, so steps cannot be counted; open "
+                    "generation(num_steps) for every clip"
+                )
+        elif time != state.time:
+            state.rises = 0
+        if time != state.time:  # told where a generation starts, the timestep may also rise
             state.seen += 1
         state.time = time
-        if state.told_count is not None and state.seen >= state.told_count:
+        if told is not None and state.seen >= told:
             raise ScheduleError(
-                f"generation(num_steps={state.told_count}): this is step {state.seen + 1}; open a "
+                f"generation(num_steps={told}): this is step {state.seen + 1}; open a "
                 "new generation() for every clip, with its number of steps"
             )
-        return Step(state.seen, state.told_count)
-
-    def _scheduler_times(self) -> list[float] | None:
-        if self._scheduler_steps is None:
-            return None
-        times = self._scheduler_steps()
-        return None if times is None else [float(t) for t in times]
+        return Step(state.seen, told)
 
 
-def _advance(before: _Reached | None, index: int, *, named: bool) -> _Reached | None:
-    """Where a branch is after one more call, None if that call starts another generation.
-
-    A step that is called again is another branch without a name, unless the step before was not.
-    A branch with a name is called once a step: called again, it starts over.
-    """
-    if before is None:
-        return _Reached(index)
-    if index == before.index + 1:
-        return _Reached(index, 0, before.call + 1)
-    most = 1 if named else UNNAMED_BRANCHES
-    most = most if before.calls_before is None else min(most, before.calls_before)
-    if index == before.index and before.call + 1 < most:
-        return _Reached(index, before.call + 1, before.calls_before)
-    return None
-
-
-def _timestep(inputs: Mapping[str, Any]) -> float | None:
-    """The noise level of a call: the largest timestep (a conditioned frame has none)."""
-    value = inputs.get("timestep", inputs.get("timesteps", inputs.get("t")))
-    if isinstance(value, torch.Tensor):
-        return float(value.max()) if value.numel() else None
-    return float(value) if isinstance(value, (int, float)) else None
-
-
-def _near(times: list[float], time: float) -> list[int]:
-    """Positions in the scheduler's list that a timestep may be, rounded to bfloat16 or not."""
-    exact = [i for i, known in enumerate(times) if abs(known - time) <= 1e-6 * max(1.0, abs(known))]
-    return exact or [
-        i for i, known in enumerate(times) if abs(known - time) <= 4e-3 * max(1.0, abs(known))
-    ]
+def _timestep(inputs: Mapping[str, Any]) -> Time | None:
+    return Time.of(next((inputs[n] for n in TIMESTEPS if n in inputs), None))

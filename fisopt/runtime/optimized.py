@@ -20,7 +20,8 @@ from fisopt.rewrite.capture import Dynamic, capture
 from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, pass_of
+from fisopt.runtime.branches import conditioning
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.layers import refusal
 from fisopt.runtime.progress import warm_up
@@ -36,16 +37,17 @@ class _Plan:
     run: Runnable
     stages: tuple[Runnable, ...] = ()
 
-    def fits(self, held: Mapping[str, torch.Tensor]) -> bool:
-        """Whether the state that it loads is there, in the shapes that it takes."""
+    def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
+        """The passes that load state which is not there in the shape that they take."""
         if not self.program.loads:
-            return True
+            return set()
         holders = [n for n in self.program.graph.nodes if n.op == "placeholder"]
         taken = holders[len(holders) - len(self.program.loads) :]
-        return all(
-            name in held and held[name].shape == node.meta["val"].shape
+        return {
+            pass_of(name)
             for name, node in zip(self.program.loads, taken, strict=True)
-        )
+            if name not in held or held[name].shape != node.meta["val"].shape
+        }
 
 
 class OptimizedModule(nn.Module):
@@ -74,19 +76,19 @@ class OptimizedModule(nn.Module):
         spec: ModelSpec,
         backend: Backend,
         strict: bool,
-        scheduler_steps: Callable[[], Any] | None = None,
+        scheduler: Callable[[], Any] | None = None,
         captures: dict[Any, Program] | None = None,
     ) -> None:
         super().__init__()
         held = self.__dict__
         held["original"] = model
         held["passes"] = tuple(passes)
-        held["report"] = Report(type(model).__name__, backend)
+        held["_generation"] = Generation(scheduler)
+        held["report"] = Report(type(model).__name__, backend, notes=self._generation.notes)
         held["_spec"], held["_backend"], held["_strict"] = spec, backend, strict
         held["captures"] = {} if captures is None else captures
         held["_plans"], held["_compiled"], held["_lock"] = {}, {}, RLock()
         held["_watchers"] = []
-        held["_generation"] = Generation(scheduler_steps)
         held["training"] = False
         held["_placed"] = _placed(model)
 
@@ -95,10 +97,12 @@ class OptimizedModule(nn.Module):
         inputs = Inputs.of(bind(self.original, args, kwargs))
         active = self._active(inputs)
         plan, held = self.plan(inputs, active), {}
-        if plan.program.loads or plan.program.stores:
-            held = self._generation.held(inputs.key())
-        if not plan.fits(held):
-            plan = self.plan(inputs, tuple(p.afresh() for p in active))
+        if plan.program.loads or plan.program.stores or self._generation.holds:
+            held = self._generation.held(
+                inputs.key(), lambda: conditioning(inputs, plan.program.framed)
+            )
+        if missing := plan.missing(held):
+            plan = self._afresh(inputs, active, missing, held)
         state = (held[name] for name in plan.program.loads)
         with torch.no_grad():
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
@@ -106,6 +110,28 @@ class OptimizedModule(nn.Module):
         self._measure(inputs, returned.gauges)
         self._generation.keep(held, returned.state)
         return returned.output
+
+    def _afresh(
+        self,
+        inputs: Inputs,
+        active: tuple[Pass, ...],
+        missing: set[str],
+        held: Mapping[str, torch.Tensor],
+    ) -> _Plan:
+        """What runs where state is missing: the passes that load it make it again."""
+        for these in (missing, {p.name for p in active}):
+            passes = tuple(p.afresh() if p.name in these else p for p in active)
+            plan = self.plan(inputs, passes)
+            if not plan.missing(held):
+                place = self._generation.place(inputs.kwargs())
+                for now, then in zip(passes, active, strict=True):
+                    if now != then:
+                        self._generation.note(f"{then.name} ran afresh at {place}")
+                return plan
+        raise ScheduleError(
+            f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
+            "let its `afresh` return a pass that makes it"
+        )
 
     def _measure(self, inputs: Inputs, gauges: Mapping[str, torch.Tensor]) -> None:
         """Refuse measurements that are not finite, with one look at the device; show the rest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -52,11 +53,19 @@ class Variant:
 
 @dataclass
 class Report:
-    """What `optimize` made of a model, one variant per shape and set of active passes."""
+    """What `optimize` made of a model, one variant per shape and set of active passes.
+
+    Attributes:
+        model: class of the model.
+        backend: how the graphs run.
+        variants: what was made.
+        notes: what happened in generations, and how often.
+    """
 
     model: str
     backend: str
     variants: list[Variant] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
@@ -72,4 +81,5 @@ class Report:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
+        lines += [f"  {note}: {count} times" for note, count in self.notes.items()]
         return "\n".join(lines)

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import fisopt
-from fisopt import PUBLISHED_REDUCTIONS, PreconditionError, Schedule, ScheduleError, TokenReduction
+from fisopt import (
+    PUBLISHED_REDUCTIONS,
+    FileError,
+    PreconditionError,
+    Schedule,
+    ScheduleError,
+    TokenReduction,
+)
 from fisopt.passes.schedule import Measured, read_tiers
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
@@ -122,7 +129,7 @@ def test_truncated_table(tmp_path: Path) -> None:
     with pytest.raises(ScheduleError, match="is not a complete safetensors file"):
         Schedule.load(path)
     table.unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileError, match="cannot be read: No such file"):
         Schedule.load(path)
     path.write_text("q: {3: .5}")
     with pytest.raises(ScheduleError, match="names no table; pass table="):

@@ -9,7 +9,9 @@ import torch
 
 import fisopt
 from fisopt import FrameInterleave, ScheduleError
-from fisopt.runtime.generation import Generation
+from fisopt.rewrite.inputs import Inputs
+from fisopt.runtime.branches import conditioning
+from fisopt.runtime.generation import NOTES, Generation
 from tests.zoo import zoo
 
 
@@ -54,12 +56,124 @@ def test_a_named_branch_that_calls_a_step_again_starts_over() -> None:
 def test_unnamed_branches_of_one_step_hold_their_own() -> None:
     generation = Generation()
     for step, time in enumerate((900, 600)):
-        for branch in range(2):
-            generation.step(at(time))
-            held = generation.held("shape")
-            if step == 0:
-                held["match"] = torch.tensor(branch)
-            assert held["match"] == branch
+        for text in ("a boat", ""):
+            found = visit(generation, time, text)
+            assert found == (text if step else None)
+
+
+def visit(generation: Generation, time: float, text: str, shape: str = "") -> str | None:
+    """Call once without a name: leave the text, return what was left."""
+    generation.step(at(time))
+    held: dict[str, Any] = generation.held(shape, lambda: text)
+    left = held.get("pass/text")
+    generation.keep(held, {"pass/text": text})  # type: ignore[dict-item]
+    return left
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("first", ["boat", "heron"])
+def test_a_clip_that_was_cut_leaves_nothing(cut: int, first: str) -> None:
+    """The same prompt and times again, or another prompt: no scheduler, no name, no step."""
+    generation, times = Generation(), (900, 600, 300)
+    for time in times[:cut]:
+        visit(generation, time, first)
+    assert visit(generation, times[0], "boat") is None
+    assert [visit(generation, t, "boat") for t in times[1:]] == ["boat", "boat"]
+
+
+def test_a_clip_that_was_cut_between_its_branches_leaves_nothing() -> None:
+    generation = Generation()
+    calls = [(900, "boat"), (900, ""), (600, "boat"), (900, "boat"), (900, "")]
+    assert [visit(generation, *c) for c in calls] == [None, None, "boat", None, None]
+    assert [visit(generation, 600, text) for text in ("boat", "")] == ["boat", ""]
+
+
+def test_guidance_that_begins_later_takes_no_other_branch_s_state() -> None:
+    generation = Generation()
+    calls = [(900, "boat"), (600, ""), (600, "boat"), (300, ""), (300, "boat")]
+    assert [visit(generation, *c) for c in calls] == [None, None, "boat", "", "boat"]
+
+
+def test_a_branch_that_paused_holds_nothing() -> None:
+    generation = Generation()
+    calls = [(900, "boat"), (900, ""), (600, "boat"), (300, "boat"), (300, "")]
+    assert [visit(generation, *c) for c in calls] == [None, None, "boat", "boat", None]
+
+
+def test_another_shape_or_another_number_of_steps_holds_nothing() -> None:
+    generation = Generation()
+    visit(generation, 900, "boat", "wide")
+    assert visit(generation, 600, "boat", "tall") is None
+    for index, count in ((0, 4), (1, 9)):
+        with generation.context("cond", step_index=index, num_inference_steps=count):
+            assert visit(generation, 900, "boat") is None
+
+
+def test_passes_keep_what_others_leave() -> None:
+    generation, one = Generation(), torch.ones(1)
+    held: dict[str, torch.Tensor] = {}
+    generation.keep(held, {"first/a": one, "first/b": one, "second/a": one})
+    generation.keep(held, {"first/c": one})
+    assert list(held) == ["second/a", "first/c"], "what a pass left before is replaced whole"
+    generation.keep(held, {})
+    assert len(held) == 2
+
+
+def test_conditioning_is_what_does_not_change_with_the_step() -> None:
+    def of(**more: Any) -> Any:
+        base = {
+            "video": torch.randn(1, 4, 6),
+            "timestep": torch.randint(1000, (1,)),
+            "guidance": torch.rand(1),
+            "text": torch.ones(1, 3, 2),
+            "mask": torch.ones(1, 3, dtype=torch.bool),
+        }
+        return conditioning(Inputs.of(base | more), ["video"])
+
+    assert of() == of()
+    other = torch.ones(1, 3, 2)
+    other[0, 0], other[0, 1] = 0.0, 2.0
+    assert of() != of(text=other)
+    assert of(text=other) != of(text=other.flip(1)), "the order of tokens counts"
+    assert of(text=torch.ones(2, 3, 2)) == of(text=torch.ones(2, 3, 2).clone())
+    assert of() != of(mask=torch.tensor([[True, True, False]]))
+    assert of(label=torch.tensor([3])) != of(label=torch.tensor([4]))
+
+
+def test_what_is_said_must_agree() -> None:
+    generation = Generation()
+    said = {"step_index": 0, "num_inference_steps": 7}
+    disagree = pytest.raises(ScheduleError, match=r"num_steps=4.*num_inference_steps=7.*disagree")
+    with generation.generation(4), generation.context("cond", **said), disagree:
+        generation.step(at(900))
+    late = pytest.raises(ScheduleError, match="says step 7; wanted 0 to 6")
+    with generation.context("cond", step_index=7, num_inference_steps=7), late:
+        generation.step(at(900))
+
+
+def test_a_timestep_that_rises_is_not_counted_in_silence() -> None:
+    generation = Generation()
+    generation.step(at(0.0))
+    generation.step(at(0.3))  # one rise is another clip
+    with pytest.raises(ScheduleError, match=r"rises, to 0\.6 now.*open generation\(num_steps\)"):
+        generation.step(at(0.6))
+
+
+def test_steps_that_were_told_and_not_counted_are_a_line() -> None:
+    generation = Generation()
+    with generation.generation(4):
+        steps(generation, [900, 900, 300])
+    assert dict(generation.notes) == {
+        "generation(num_steps=4) was left after 2 steps (calls with one timestep are one step)": 1
+    }
+
+
+def test_notes_are_bounded() -> None:
+    generation = Generation()
+    for i in range(2 * NOTES):
+        generation.note(f"ran afresh at step {i}")
+    assert len(generation.notes) == NOTES + 1
+    assert sum(generation.notes.values()) == 2 * NOTES
 
 
 class Pipe:

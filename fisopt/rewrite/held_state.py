@@ -1,0 +1,269 @@
+"""What a model holds in Python: found, remembered, and put back.
+
+From a model one comes to the dicts, lists and objects that hang on its modules, to their classes,
+and to the source files of these.  What hangs on the model is put back whole.  Classes and files
+are shared with the rest of the program, which may change them meanwhile: there, what tracing left
+is taken out and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+
+_TRACED = (FakeTensor, FunctionalTensor, torch.SymInt, torch.SymFloat, torch.SymBool, fx.Proxy)
+_ATOMS = (str, bytes, int, float, complex, type(None), types.ModuleType, torch.Size, torch.dtype)
+_LRU = type(functools.lru_cache(len))
+_WRAPPERS = (types.MethodType, functools.partial, staticmethod, classmethod, property)
+_WRAPPED = ("__self__", "__func__", "func", "args", "keywords", "fget")
+_FOREIGN = {"torch", "numpy", "fisopt", *sys.stdlib_module_names} - {"__main__"}
+"""Packages whose own state is not a model's."""
+_CONTAINERS = {"collections", "types", "weakref"}
+"""Modules of the standard library whose objects hold what others put there."""
+_DEPTH = 5
+"""How deep in an entry something traced is looked for."""
+
+Contents = dict[Any, Any]
+Parts = Iterable[tuple[Any, Any]]
+
+
+@dataclass(frozen=True)
+class _Holder:
+    """One thing that holds others, and what it held.
+
+    Attributes:
+        path: its name, as it hangs on the model; empty for what is shared.
+        read: what it holds now, by key.
+        write: make it hold something else.
+        before: what it held.
+    """
+
+    path: str
+    read: Callable[[], Contents]
+    write: Callable[[Contents], None]
+    before: Contents
+
+    def restore(self) -> bool:
+        """Put back what it held; say whether anything had changed."""
+        now = self.read()
+        if _same(now, self.before):
+            return False
+        wanted = self.before if self.path else self._without_traces(now)
+        if not _same(now, wanted):
+            self.write(wanted)
+        return True
+
+    def _without_traces(self, now: Contents) -> Contents:
+        wanted = dict(now)
+        for key, value in now.items():
+            if value is not self.before.get(key) and (_is_traced(value) or _is_traced(key)):
+                del wanted[key]
+                wanted |= {k: self.before[k] for k in (key,) if k in self.before}
+        return wanted
+
+
+class HeldState:
+    """What a model and the tensors of a call hold when this is made.
+
+    Attributes:
+        tensors: every tensor that was found.
+        changed: names of what hung on the model and had changed when it was put back.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Iterable[Any] = ()) -> None:
+        self.tensors: list[torch.Tensor] = []
+        self.changed: dict[str, None] = {}
+        self._names = {id(m): path or type(model).__name__ for path, m in model.named_modules()}
+        self._packages: set[str] = set()
+        self._holders: list[_Holder] = []
+        self._caches: list[tuple[Any, Any]] = []
+        self._seen: dict[int, Any] = {}
+        self._shared: list[Any] = []
+        self._visit(model, "model")
+        for leaf in inputs:
+            self._visit(leaf, "an input")
+        while self._shared:
+            self._visit(self._shared.pop(), "")
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for cache, info in self._caches:
+            if cache.cache_info() != info and _is_traced(gc.get_referents(cache)):
+                cache.cache_clear()
+        for holder in self._holders:
+            if holder.restore() and holder.path:
+                self.changed[holder.path] = None
+
+    def _visit(self, start: Any, path: str) -> None:
+        """Remember all that is reached from a value; what is shared waits for the model's own."""
+        todo = [(start, path)]
+        while todo:
+            value, path = todo.pop()
+            if isinstance(value, _ATOMS) or id(value) in self._seen:
+                continue
+            if path and isinstance(value, (type, types.FunctionType, _LRU)):
+                self._shared.append(value)
+                continue
+            self._seen[id(value)] = value
+            path = self._names.get(id(value), path)
+            todo += [(part, path and f"{path}.{key}") for key, part in self._parts(value, path)]
+
+    def _parts(self, value: Any, path: str) -> Parts:
+        """Remember what one value holds; return it by name."""
+        match value:
+            case dict():
+                return self._hold(path, lambda: dict(value), lambda c: _put_dict(value, c))
+            case list() | deque():
+                return self._hold(
+                    path, lambda: dict(enumerate(value)), lambda c: _put_list(value, c)
+                )
+            case set():
+                return self._hold(path, lambda: dict.fromkeys(value), lambda c: _put_set(value, c))
+            case tuple() | frozenset():
+                return enumerate(value)
+            case types.CellType():
+                return self._hold("", lambda: _cell(value), lambda c: _put_cell(value, c))
+            case types.FunctionType():
+                return self._function(value)
+            case type():
+                return self._class(value)
+        if isinstance(value, _LRU):
+            self._caches.append((value, value.cache_info()))
+            return [("", value.__wrapped__)]
+        if isinstance(value, _WRAPPERS):
+            return [(n, getattr(value, n)) for n in _WRAPPED if hasattr(value, n)]
+        return self._object(value, path)
+
+    def _hold(
+        self, path: str, read: Callable[[], Contents], write: Callable[[Contents], None]
+    ) -> Parts:
+        before = read()
+        self._holders.append(_Holder(path, read, write, before))
+        return before.items()
+
+    def _function(self, value: types.FunctionType) -> Parts:
+        if _package(value) not in self._packages:
+            return []
+        held = (value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__)
+        return [("", part) for part in (*held, value.__globals__)]
+
+    def _class(self, value: type) -> Parts:
+        if _package(value) not in self._packages:
+            return []
+        source = sys.modules.get(value.__module__)
+        self._hold("", lambda: dict(vars(value)), lambda c: _put_class(value, c))
+        held = [*vars(value).values(), *value.__bases__, vars(source) if source else None]
+        return [("", part) for part in held]
+
+    def _object(self, value: Any, path: str) -> Parts:
+        kind = type(value)
+        if isinstance(value, torch.Tensor):
+            self.tensors.append(value)
+            self._hold(path, lambda: {0: value.requires_grad}, lambda c: _require(value, c[0]))
+        elif not isinstance(value, nn.Module) and _package(kind) in _FOREIGN - _CONTAINERS:
+            return []
+        if path:
+            self._packages |= {_package(kind)} - _FOREIGN
+            self._shared.append(kind)
+        parts: Contents = {}
+        if slots := _slots(kind):
+            read = lambda: {n: getattr(value, n) for n in slots if hasattr(value, n)}  # noqa: E731
+            parts |= self._hold(path, read, lambda c: _put_slots(value, c))
+        if isinstance(held := getattr(value, "__dict__", None), dict):
+            parts |= self._hold(path, lambda: dict(held), lambda c: _put_dict(held, c))
+        return parts.items()
+
+
+def _package(value: Any) -> str:
+    """The top package that a class or a function is of."""
+    return str(value.__module__).partition(".")[0]
+
+
+def _same(a: Contents, b: Contents) -> bool:
+    return len(a) == len(b) and all(
+        x is y and v is w for (x, v), (y, w) in zip(a.items(), b.items(), strict=True)
+    )
+
+
+def _is_traced(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether a value is, or holds, something that only a traced call knows."""
+    if isinstance(value, _TRACED):
+        return True
+    if depth == 0 or isinstance(value, (*_ATOMS, type, types.FunctionType)):
+        return False
+    if isinstance(value, dict):
+        held: Iterable[Any] = [*value.keys(), *value.values()]
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        held = list(value)
+    else:
+        held = list(getattr(value, "__dict__", {}).values())
+    return any(_is_traced(part, depth - 1) for part in held)
+
+
+def _put_dict(holder: dict[Any, Any], wanted: Contents) -> None:
+    for key in [k for k in holder if k not in wanted]:
+        del holder[key]
+    for key, value in wanted.items():
+        if key not in holder or holder[key] is not value:
+            holder[key] = value
+    if list(holder) != list(wanted):
+        holder.clear()
+        holder.update(wanted)
+
+
+def _put_list(holder: Any, wanted: Contents) -> None:
+    holder.clear()
+    holder.extend(wanted.values())
+
+
+def _put_set(holder: set[Any], wanted: Contents) -> None:
+    holder.clear()
+    holder.update(wanted)
+
+
+def _cell(holder: types.CellType) -> Contents:
+    try:
+        return {0: holder.cell_contents}
+    except ValueError:  # not filled yet
+        return {}
+
+
+def _put_cell(holder: types.CellType, wanted: Contents) -> None:
+    if wanted:
+        holder.cell_contents = wanted[0]
+    else:
+        del holder.cell_contents
+
+
+def _put_class(holder: type, wanted: Contents) -> None:
+    for name in set(vars(holder)) - set(wanted):
+        delattr(holder, name)
+    for name, value in wanted.items():
+        if vars(holder).get(name) is not value:
+            setattr(holder, name, value)
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    names = {n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)}
+    return tuple(names - {"__dict__", "__weakref__"})
+
+
+def _put_slots(holder: Any, wanted: Contents) -> None:
+    for name, value in wanted.items():
+        object.__setattr__(holder, name, value)
+
+
+def _require(tensor: torch.Tensor, grad: bool) -> None:
+    tensor.requires_grad_(grad)

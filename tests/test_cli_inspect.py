@@ -1,0 +1,124 @@
+"""`fisopt inspect` with every pass and preset, on a published model of few layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+import fisopt
+from fisopt import models
+from fisopt.cli import app
+from fisopt.passes.presets import PASSES, PRESETS
+from fisopt.passes.schedule import Measured, Schedule
+
+MODEL = ("wan2.1-1.3b", "--height", "64", "--width", "64", "--frames", "17")
+LAYERS = 5
+
+
+@cache
+def captured() -> tuple[torch.nn.Module, fisopt.Program]:
+    """The model that the command builds, captured once: what differs is what passes make of it."""
+    model = models.build(MODEL[0], num_layers=LAYERS, ffn_dim=64)
+    inputs = models.example_inputs(model, height=64, width=64, num_frames=17)
+    return model, fisopt.capture(model, inputs)
+
+
+@pytest.fixture(autouse=True)
+def once() -> Iterator[None]:
+    model, program = captured()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models, "build", lambda name: model)
+        patch.setattr(fisopt, "capture", lambda model, inputs: program)
+        yield
+
+
+def inspect(*args: str) -> Result:
+    return CliRunner().invoke(
+        app, ["inspect", *MODEL, *args], env={"COLUMNS": "140", "TERM": "dumb"}
+    )
+
+
+def shown(*args: str) -> str:
+    """What is printed; it is a table and a text, and no value of a pass floods it."""
+    result = inspect(*args)
+    assert result.exit_code == 0, result.output
+    for line in ("One forward call", "predicted speed-up", "program after the passes"):
+        assert line in result.output
+    assert len(result.output) < 20_000
+    return result.output
+
+
+@pytest.mark.parametrize("name", [*PRESETS, *PASSES])
+def test_every_pass_and_preset(name: str) -> None:
+    assert f"{PASSES[name].__name__}()" in shown("--pass", name) if name in PASSES else True
+    shown("--pass", name, "--steps", "1")
+
+
+@pytest.mark.parametrize(
+    ("passes", "lines"),
+    [
+        (["TokenReduction(query=.5)"], ["matching", "new", "TokenReduction(query=0.5)"]),
+        (["TokenReduction(value=.5, cache_steps=2)"], ["over 4 denoising steps (dense: none)"]),
+        (["TokenReduction"], ["dense: nothing is dropped", "predicted speed-up 1.00x"]),
+        (["FrameInterleave(stride=1)"], ["stride 1", "predicted speed-up 1.00x"]),
+        (["TileAttention(mask=5)"], ["every tile is kept", "predicted speed-up 1.00x"]),
+        (["TileAttention(mask=SlidingWindow(radius=1))"], ["SlidingWindow(radius=1)"]),
+        (["fis-fast", "TokenReduction(query=.4)"], ["blocks sparse", "blocks reduced"]),
+        (["fis-fast", "TileAttention"], ["blocks sparse", "tile-sparse"]),
+        (["TokenReduction(query=.5, destination_stride=(2, 2, 2))"], ["5 of 5 blocks reduced"]),
+    ],
+)
+def test_forms_of_passes(passes: list[str], lines: list[str]) -> None:
+    output = shown(*(word for text in passes for word in ("--pass", text)))
+    for line in lines:
+        assert line in output
+
+
+def test_passes_that_read_files(tmp_path: Path) -> None:
+    """Their tables are named and not printed."""
+    tiers = tuple(tuple(range(4)) for _ in range(LAYERS))
+    Schedule(tiers, tiers, ((0, 0.5),), ((0, 0.25),), Measured("mine")).save(tmp_path / "s.yaml")
+    output = shown("--pass", f'TokenReduction(schedule="{tmp_path / "s.yaml"}")')
+    assert "s.yaml: 5 blocks x 4 steps>" in output
+    paths = [f"blocks.{i}" for i in range(LAYERS)]
+    rows = [[i <= j for i in range(5)] for j in range(5)]
+    masks: dict[str, Any] = dict.fromkeys(paths, fisopt.FrameTable(rows))
+    fisopt.MaskTable(masks).save(tmp_path / "m.json")
+    output = shown("--pass", f'TileAttention(table="{tmp_path / "m.json"}")')
+    assert "<mask table of 5 blocks>" in output
+    assert "False" not in output.split("program as captured")[0]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--pass", "fis-balance"), "'fis-balance'; did you mean fis-balanced"),
+        (("--pass", "FrameInterlaeve(stride=2)"), "did you mean FrameInterleave"),
+        (("--pass", "fis-a(stride=2)"), "a preset has no options; write fis-a"),
+        (("--pass", "FrameInterleave(stride=2, stride=3)"), "has stride twice"),
+        (("--pass", "TokenReduction(query='.5')"), "must be in [0, 1), got '.5'"),
+        (("--pass", "TokenReduction(schedule=3)"), "schedule must be a Schedule or"),
+        (("--pass", "TokenReduction(schedule='no.yaml')"), "no.yaml cannot be read"),
+        (("--pass", "TileAttention(mask=SlidingWindw(radius=1))"), "did you mean SlidingWindow"),
+        (("--pass", "TileAttention(mask=SlidingWindow(radios=1))"), "did you mean radius"),
+        (("--pass", "TileAttention(mask=SlidingWindow(1))"), "given by name (radius)"),
+        (("--pass", "fis-fast", "--pass", "fis-fast"), "is given twice"),
+        (("--pass", "fis-a", "--pass", "fis-b"), "has edited this block"),
+        (("--pass", "((" * 200), "cannot read pass"),
+        (("--pass", "FrameInterleave(stride=" + "-" * 9999 + "1)"), "cannot read pass"),
+        (("--pass", "FrameInterleave(stride={[]: 1})"), "is not a literal"),
+    ],
+)
+def test_a_mistake_is_one_short_message(args: tuple[str, ...], message: str) -> None:
+    result = inspect(*args)
+    assert result.exit_code == 2, result.output
+    assert message in result.stderr
+    assert "Traceback" not in result.output
+    assert len(result.stderr) < 1500
