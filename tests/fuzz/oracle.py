@@ -344,7 +344,7 @@ class Oracle:
                 mask = mask & kept
             else:
                 mask = mask.masked_fill(~kept, -torch.inf)
-        return attend("written", q, k, v, mask)
+        return attend(self.form.attention, q, k, v, mask)
 
     def tile_mask(self, index: int) -> Any:
         """The mask of a block, None if its attention stays dense."""

@@ -231,8 +231,8 @@ def compared(
         if not bool(b.isfinite().all()):
             return "wrong", f"the oracle's result is not finite{where}"
         difference = float((a - b).abs().max())
-        tolerance = (2e-6 if case.double else 5e-5) * max(1.0, float(b.abs().max()))
-        if difference > (tolerance / 10 if dense else tolerance):
+        tolerances = (1e-12, 2e-6) if case.double else (1e-6, 5e-5)
+        if difference > tolerances[not dense] * max(1.0, float(b.abs().max())):
             return "wrong", f"by {difference:.1e}{where}"
     return "equal", ""
 
