@@ -1,12 +1,17 @@
 """What matching costs beside the attention that it shortens: in FLOPs, and timed on this machine.
 
-    python benchmarks/bench_matching.py [--rounds 5] [--table NAME=FILE ...]
+    python benchmarks/bench_matching.py [--rounds 5] [--tables DIR] [--only costs graphs precision]
 
 FLOPs are counted at the four published shapes: matching of queries and of values against one dense
 attention, at every step and once in the published number of steps.  The clock runs at a size that
 fits: one head of each grid, shrunk alike in rows and columns.  Memory is that of one head at the
-published shape, in a process of its own.  With ``--table``, the tiers that the
-authors give, also the mean cost of a visual attention under the published thresholds.
+published shape, in a process of its own.
+
+With the folder of the authors' tables (``--tables``, or FISOPT_ASYMRNR_DATA), also what the eight
+published schedules leave of a visual attention: from the tables (costs), and counted in the models'
+own graphs at the published sizes on the meta device, text included (graphs).  And how many of the
+testbed's tokens have the same nearest destination if distances are taken in bfloat16 (precision).
+Parts that are not asked for keep what the result file says of them.
 """
 
 from __future__ import annotations
@@ -14,18 +19,23 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from harness import interleaved, machine, write
+from bench_quality import fixed_latents
+from harness import RESULTS, interleaved, machine, write
+from published_costs import VIDEOS, Graphs, from_table, neighbours, schedule_of
 
 import fisopt
+from fisopt.models import testbed
 from fisopt.passes.published_reductions import PublishedReduction
-from fisopt.passes.schedule import Schedule
 from fisopt.rewrite.ops import match_tokens, reduce_tokens, restore_tokens
 from fisopt.rewrite.partition import destinations, sources_to_keep
 
@@ -123,33 +133,88 @@ def measure_peak(name: str) -> dict[str, Any]:
     return {"peak_mib": round(grown / 1024, 1), "of_which_results_mib": round(results / 2**20, 2)}
 
 
+def precision() -> list[dict[str, Any]]:
+    """Per block of the testbed: tokens with the same nearest destination in bfloat16."""
+    pipe = testbed.load_testbed()
+    real, seen = torch.nn.functional.scaled_dot_product_attention, []
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **kw: Any) -> Any:
+        if query.shape == key.shape:  # to itself, not to the text
+            seen.append((query, value))
+        return real(query, key, value, **kw)
+
+    call = fixed_latents([str(p) for p in testbed.sample_prompts(2, seed=11)])[1]
+    with torch.no_grad(), mock.patch("torch.nn.functional.scaled_dot_product_attention", attend):
+        pipe.transformer(**call)
+    chosen = destinations((16, 8, 8), (2, 2, 2), 0)
+    return [
+        {
+            "block": block,
+            **{
+                feature: round(neighbours(x.flatten(0, 1), chosen), 4)
+                for feature, x in zip(("query", "value"), both, strict=True)
+            },
+        }
+        for block, both in enumerate(seen)
+    ]
+
+
+def measured(rounds: int) -> list[dict[str, Any]]:
+    """FLOPs, seconds and memory of matching, by published shape."""
+    rows = []
+    for name, known in fisopt.PUBLISHED_REDUCTIONS.items():
+        with torch.no_grad():
+            row = {"name": name, "flops": counted(name, known)}
+            row["clock"] = timed(name, known, rounds)
+        row["memory"] = peak(name)
+        rows.append(row)
+        print(row, flush=True)
+    return rows
+
+
+def published(tables: Path, known: dict[str, Any], *, graphs: bool) -> Iterator[dict[str, Any]]:
+    """What the published schedules leave of a visual attention, by name and speed.
+
+    Yields all that is known after every configuration; one whose graph was counted is not again.
+    """
+    for name, reduction in fisopt.PUBLISHED_REDUCTIONS.items():
+        rows = {speed: known.get(f"{name}, {speed}", {}) for speed in reduction.thresholds}
+        held = None
+        if graphs and not all("cost_in_graph" in row for row in rows.values()):
+            held = Graphs(name)
+        for speed, row in rows.items():
+            schedule = schedule_of(name, speed, tables)
+            row = {**row, **from_table(name, schedule)}
+            if held is not None:
+                row["cost_in_graph"] = round(held.cost(schedule), 4)
+            known = {**known, f"{name}, {speed}": row}
+            print(name, speed, row, flush=True)
+        yield known
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peak", metavar="NAME", help="only the memory of one, in this process")
-    parser.add_argument("--table", action="append", default=[], metavar="NAME=FILE")
+    parser.add_argument("--tables", type=Path, default=os.environ.get("FISOPT_ASYMRNR_DATA"))
+    parts = ("clock", "costs", "graphs", "precision")
+    parser.add_argument("--only", nargs="+", choices=parts, default=parts)
     options = parser.parse_args()
     if options.peak:
         print(json.dumps(measure_peak(options.peak)))
         return
-    result: dict[str, Any] = {"machine": machine(), "ratio": RATIO, "rows": []}
-    for name, known in fisopt.PUBLISHED_REDUCTIONS.items():
-        with torch.no_grad():
-            row = {"name": name, "flops": counted(name, known)}
-            row["clock"] = timed(name, known, options.rounds)
-        row["memory"] = peak(name)
-        result["rows"].append(row)
-        print(row, flush=True)
-    result["published_cost"] = {}
-    for name, _, path in (text.partition("=") for text in options.table):
-        known = fisopt.PUBLISHED_REDUCTIONS[name]
-        for speed in known.thresholds:
-            schedule = fisopt.published_reduction(name, path, speed).schedule
-            assert isinstance(schedule, Schedule)
-            cost = schedule.attention_cost(
-                known.grid, known.destination_stride, cache_steps=known.cache_steps
-            )
-            result["published_cost"][f"{name}, {speed}"] = round(cost, 4)
+    path = RESULTS / "matching.json"
+    result: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    if "clock" in options.only:
+        result |= {"machine": machine(), "ratio": RATIO, "rows": measured(options.rounds)}
+    if options.tables is not None and {"costs", "graphs"} & set(options.only):
+        result["published_shapes"] = {n: vars(video) for n, video in VIDEOS.items()}
+        known, graphs = result.get("published_cost", {}), "graphs" in options.only
+        for costs in published(Path(options.tables), known, graphs=graphs):
+            result["published_cost"] = costs
+            write("matching", result)
+    if "precision" in options.only:
+        result["same_neighbours_in_bfloat16"] = precision()
     print(f"wrote {write('matching', result)}")
 
 

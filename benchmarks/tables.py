@@ -95,6 +95,40 @@ def reduction_table(rows: list[Result]) -> str:
     )
 
 
+def redraw_table(rows: list[Result]) -> str:
+    """Destinations drawn once beside those drawn in every cache window."""
+    head = ["steps", "cache", "queries dropped", "values dropped", "seeds", "gain dB"]
+    return markdown(
+        [*head, "better clips", "all three %"],
+        [
+            [
+                *(r["steps"], r["cache_steps"], r["query"], r["value"], len(r["seeds"])),
+                f"{r['gain_db']:+.2f} ± {r['standard_error_db']:.2f}",
+                f"{r['better_clips']} of {r['clips']}",
+                f"{r['right_once']:.0f}, {r['right_redrawn']:.0f}",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def published_table(rows: dict[str, Result]) -> str:
+    """Cells that drop something, mean shares, and the mean cost of a visual attention."""
+    head = ["published", "query cells", "mean share", "value cells", "mean share", "cost"]
+    names = ("query_cells", "query_mean", "value_cells", "value_mean", "cost")
+    return markdown(
+        [*head, "cost with text"],
+        [
+            [
+                name,
+                *(f"{row[n]:.3f}" for n in names),
+                f"{row['cost_in_graph']:.3f}" if "cost_in_graph" in row else "",
+            ]
+            for name, row in rows.items()
+        ],
+    )
+
+
 def masks_table(rows: list[Result]) -> str:
     """Searched mask tables beside one mask for every block, at equal cost."""
     return markdown(

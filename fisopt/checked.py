@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import inspect
 from abc import ABCMeta
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from fisopt.errors import FisoptError, OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 
 class Checked(ABCMeta):
@@ -39,7 +43,22 @@ class Checked(ABCMeta):
             return whole.replace(parameters=list(whole.parameters.values())[1:])
 
 
-def _unfit(cls: type, options: dict[str, Any], error: TypeError) -> str:
+def checked(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Of a function that raises OptionTypeError for arguments that it does not take."""
+    takes = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: Given.args, **options: Given.kwargs) -> Made:
+        try:
+            takes.bind(*args, **options)
+        except TypeError as error:
+            raise OptionTypeError(_unfit(function, options, error)) from None
+        return function(*args, **options)
+
+    return call
+
+
+def _unfit(cls: Callable[..., object], options: dict[str, Any], error: TypeError) -> str:
     known = list(inspect.signature(cls).parameters)
     unknown = next((name for name in options if name not in known), None)
     takes = f"options are {', '.join(known)}" if known else "it takes no options"

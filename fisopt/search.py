@@ -5,7 +5,7 @@ dense and once under every candidate.  Two ways to choose follow, by a bound on 
 cost, and a check of the chosen masks together in the whole model.
 
 Source: the layer-wise search is Efficient-vDiT's, arXiv:2502.06155; what is measured, its
-normalisation and the choice by cost are ours.
+normalisation and the choice by cost are ours.  The paper's threshold r is on another scale.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from fisopt.cli import app
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.passes.schedule import Measured, Schedule
 
+pytestmark = pytest.mark.xdist_group("inspect")  # captured in one process
 MODEL = ("wan2.1-1.3b", "--height", "64", "--width", "64", "--frames", "17")
 LAYERS = 5
 

@@ -50,6 +50,12 @@ def test_mode_and_seed() -> None:
         TokenReduction(seed=1.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("redraw", [0, 1, "yes", 0.0])
+def test_redraw(redraw: Any) -> None:
+    with pytest.raises(ValueError, match="redraw must be True or False, got"):
+        TokenReduction(redraw=redraw)
+
+
 def test_ratios_of_too_few_blocks(wan: Program) -> None:
     step = Reduction((0.5, 0.5), 0.0, (2, 2, 2), "replace", 0)
     with pytest.raises(PreconditionError, match=r"given for 2 blocks, the model has 4 video"):

@@ -11,7 +11,7 @@ from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
-from fisopt.artefact.graph import exported, refuse_meta
+from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
 from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
 from fisopt.artefact.sizes import SIZES
 from fisopt.artefact.symbolic import Opened, open_sizes
@@ -78,6 +78,7 @@ def export(
     _check_module(optimized)
     inputs = _inputs(optimized, example_inputs)
     variants = variants_of(optimized, inputs, steps)
+    refuse_writes(variants.all[0].program)
     if format != "text":
         refuse_meta(variants.all[0].program)
     files = _files(path, format, len(variants.all))

@@ -71,6 +71,18 @@ def refuse_meta(program: Program) -> None:
         )
 
 
+def refuse_writes(program: Program) -> None:
+    """Raise for a model that changes its inputs or buffers, which no artefact gives back."""
+    if program.writes:
+        names = ", ".join(repr(w.name) for w in program.writes[:4])
+        raise ExportError(
+            f"{type(program.source.model).__name__} changes {names}"
+            + (", ..." if len(program.writes) > 4 else "")
+            + " in place, and an artefact returns results only: let the model return the new "
+            "values instead, or run it through fisopt.optimize, which writes them back"
+        )
+
+
 def _example(node: fx.Node) -> torch.Tensor:
     value = node.meta["val"]
     return torch.zeros(value.shape, dtype=value.dtype, device=value.device)

@@ -241,7 +241,9 @@ def search_command(
     model: Pipeline,
     threshold: Annotated[
         float | None,
-        typer.Option(help="How far a mask may move what its block returns, relative L2."),
+        typer.Option(
+            help="How far a mask may move what its block returns, relative L2; not the paper's r."
+        ),
     ] = None,
     target_ratio: Annotated[
         float | None,

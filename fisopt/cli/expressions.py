@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from fisopt.errors import FisoptError, OptionError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
-from fisopt.passes.presets import PASSES, PRESETS, resolve, unknown
+from fisopt.passes.presets import MAKERS, PRESETS, resolve, unknown
 from fisopt.rewrite.pass_base import Pass
 
 EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
@@ -43,12 +43,11 @@ def parse_pass(text: str) -> Pass | str:
     name = _name(expression)
     if name is None:
         raise _unreadable(text, "it is neither a name nor a call")
-    if name not in PASSES:
+    if name not in MAKERS:
         raise OptionError(unknown(name))
-    if not isinstance(expression, ast.Call):
-        return PASSES[name]()
+    call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
     try:
-        return PASSES[name](**_options(PASSES[name], expression))
+        return MAKERS[name](**_options(MAKERS[name], call))
     except FisoptError as error:
         raise OptionError(f"cannot read pass {shown(text)}: {error}") from error
 
@@ -84,18 +83,21 @@ def _value(expression: ast.expr) -> Any:
     return MASKS[name](**_options(MASKS[name], expression))
 
 
-def _options(cls: type, call: ast.Call) -> dict[str, Any]:
-    """The options of a call, each said once and by name."""
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
-        known = ", ".join(inspect.signature(cls).parameters)
-        raise OptionError(f"options of {cls.__name__} are given by name ({known})")
-    names = [str(keyword.arg) for keyword in call.keywords]
+def _options(cls: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
+    """The options of a call, each said once and by name; those of a function also in order."""
+    known = list(inspect.signature(cls).parameters)
+    in_order = 0 if isinstance(cls, type) else len(known)
+    if len(call.args) > in_order or any(keyword.arg is None for keyword in call.keywords):
+        raise OptionError(f"options of {cls.__name__} are given by name ({', '.join(known)})")
+    given = [*zip(known, call.args, strict=False)]
+    given += [(str(keyword.arg), keyword.value) for keyword in call.keywords]
+    names = [name for name, _ in given]
     if twice := {name for name in names if names.count(name) > 1}:
         raise OptionError(f"{cls.__name__} has {' and '.join(sorted(twice))} twice")
     values = {}
-    for name, keyword in zip(names, call.keywords, strict=True):
+    for name, value in given:
         try:
-            values[name] = _value(keyword.value)
+            values[name] = _value(value)
         except OptionError as error:
             raise OptionError(f"{name}: {error}") from error
     return values

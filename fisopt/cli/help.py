@@ -98,11 +98,12 @@ SEARCH = """Find a mask for the self-attention of every layer, on a pipeline's o
 
 Each block runs dense and under every candidate mask, at every step of some
 clips.  Chosen are the sparsest masks within an error (--threshold, the
-relative L2 distance that they move the video that a block returns), or the
-best ones for a cost (--target-ratio).  Then all are checked together.  A
-search that was stopped goes on from there.  Writes masks.json, which
-TileAttention takes as its table, and pictures of the masks, of the attention
-under them and of the density by layer (PNG).
+relative L2 distance that they move the video that a block returns; the r of
+the paper, Efficient-vDiT, is on another scale), or the best ones for a cost
+(--target-ratio).  Then all are checked together.  A search that was stopped
+goes on from there.  Writes masks.json, which TileAttention takes as its
+table, and pictures of the masks, of the attention under them and of the
+density by layer (PNG).
 
 \b
 Examples:

@@ -46,6 +46,8 @@ TABLE = {
 """What runs where nothing was measured, and why; by what is chosen for."""
 
 ON_CPU = "emitted kernels need an NVIDIA GPU; on a CPU the compiled reference runs"
+_UNKEPT: dict[Path, dict[str, dict[str, float]]] = {}
+"""Timings that could not be written, by file."""
 _ERROR = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 
 
@@ -273,12 +275,21 @@ def device_name(device: torch.device) -> str:
 
 
 def remembered(file: Path) -> dict[str, dict[str, float]]:
-    """Every timing in a file; none, with a warning, if it is not one."""
+    """Every timing in a file, none, with a warning, if it is not one; and what was not kept."""
+    return _read(file) | _UNKEPT.get(file, {})
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        disk.rebuilt(file, str(error))
         return {}
-    except (OSError, ValueError) as error:
+    except OSError:  # none yet, or none that can be read, which writing will say
+        return {}
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
         disk.rebuilt(file, str(error))
         return {}
     if not isinstance(found, dict) or not all(map(_are_times, found.values())):
@@ -288,9 +299,10 @@ def remembered(file: Path) -> dict[str, dict[str, float]]:
 
 
 def remember(file: Path, key: str, times: Mapping[str, float]) -> None:
-    """Add timings to a file."""
+    """Add timings to a file, or keep them for this process where it cannot be written."""
     known = remembered(file) | {key: dict(times)}
-    disk.write(file, json.dumps(known, indent=1, sort_keys=True))
+    if not disk.write(file, json.dumps(known, indent=1, sort_keys=True)):
+        _UNKEPT[file] = known
 
 
 def _file(device: torch.device) -> Path:

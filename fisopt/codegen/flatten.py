@@ -22,7 +22,7 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     program = program.copy()
     module = program.graph_module
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    count = program.out_structure.num_leaves + len(program.stores)
+    count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)
     inline_calls(module, module)
     if portable:

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.relations.table import argument
+from fisopt.rewrite.writes import mutates
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _REDUCE = torch.ops.fisopt.reduce_tokens.default
@@ -45,7 +46,9 @@ def fuse_reduction(graph: fx.Graph, device: str = "cuda") -> int:
         node.replace_all_uses_with(fused)
         count += 1
     if count:
-        graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        graph.eliminate_dead_code(
+            lambda node: node.op in ("placeholder", "output") or mutates(node)
+        )
     return count
 
 

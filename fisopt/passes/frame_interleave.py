@@ -86,7 +86,8 @@ class FrameInterleave(Pass):
         last_block: end of the sparse blocks as in a slice; negative counts from the end.
         dense_steps: denoising steps that stay dense; negative counts from the last step.
         fill: what skipped frames get: the interpolated update ("residual"), nothing
-            ("carry"), or the interpolated output ("state").
+            ("carry"), or the interpolated output ("state").  A result that no residual stream
+            leads to is interpolated itself, and the report says so.
         kv: keys and values of the anchor frames or of all frames.
         scope: whole blocks, or only their self-attention (its output is interpolated).
 
@@ -145,6 +146,13 @@ class FrameInterleave(Pass):
                     f"{option}={value} is outside the model's {blocks} video blocks",
                     pass_name=self.name,
                 )
+        if blocks == 1 and self.first_block == 1:
+            raise PreconditionError(
+                "the model has one video block, and the first block is dense by default "
+                "(first_block=1), so none can be sparse; pass first_block=0 to make it sparse, "
+                "which costs quality",
+                pass_name=self.name,
+            )
         if not program.blocks[self.first_block : self.last_block]:
             raise PreconditionError(
                 f"blocks[{self.first_block}:{self.last_block}] is empty; the model has {blocks} "
@@ -157,7 +165,8 @@ class FrameInterleave(Pass):
         program = rewriter.program
         frames = program.layout.frames
         if frames <= BOUNDARIES or self.stride == 1:
-            rewriter.note(f"dense: {frames} latent frames, stride {self.stride}")
+            boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
+            rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
         original = program.at(program.inputs)
         every = program.blocks
@@ -193,17 +202,21 @@ class _Interleaver:
             return
         body = program.callee(call)
         outputs = results(body.graph)
-        framed = [n for n in outputs if carries_frames(n)]
-        sources = {n: residual_source(body.graph, n) for n in framed}
+        sources = self._sources(call, outputs)
         found = self_attentions(body.graph) if self.options.scope == "attention" else []
         if reason := self._refusal(index, body, sources, found):
             self.rewriter.skip(where, reason)
             return
-        restricted = self._restrict(index, call, body, len(anchors), framed, found)
+        restricted = self._restrict(index, call, body, len(anchors), list(sources), found)
         if not restricted.tables and not restricted.narrowed:
             reason = "every value in it is needed on every frame"
             self.rewriter.skip(where, "; ".join([reason, *restricted.barriers]))
             return
+        for name in self._without_stream(sources) if self.options.scope == "block" else ():
+            self.rewriter.note(
+                f"{where}: result {name} has no residual stream among the block's arguments, so "
+                "it is interpolated itself"
+            )
         for barrier in restricted.barriers:
             self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
         self._rewrite(call, restricted, anchors, outputs, sources)
@@ -221,17 +234,30 @@ class _Interleaver:
             self.original.callee(self.original.blocks[index]).graph
         ):
             return "another pass has edited this block; put FrameInterleave first"
-        if not sources:
-            return "no result carries frames"
         if self.options.scope == "attention":
             return None if found else "no self-attention was found in it"
-        lost = [n.name for n, source in sources.items() if source is None]
-        if lost and self.options.fill != "state":
-            return (
-                f"result {lost[0]} has no residual stream among the block's arguments, so its "
-                f"update is undefined; fill='state' needs none"
-            )
-        return None
+        return None if sources else "no result carries frames"
+
+    def _sources(self, call: fx.Node, outputs: list[fx.Node]) -> dict[fx.Node, fx.Node | None]:
+        """The residual stream of every result that is filled.
+
+        What the model writes into an input or a buffer, such as the keys of a cache, is read again
+        at later calls, so it is computed on every frame unless it is a stream.
+        """
+        body, written = self.rewriter.program.callee(call), self.rewriter.program.written
+        found: dict[fx.Node, fx.Node | None] = {}
+        for output, result in zip(outputs, result_nodes(call, len(outputs)), strict=True):
+            if carries_frames(output):
+                source = residual_source(body.graph, output)
+                if source is not None or result not in written:
+                    found[output] = source
+        return found
+
+    def _without_stream(self, sources: dict[fx.Node, fx.Node | None]) -> list[str]:
+        """The results that are interpolated themselves though the fill wants their update."""
+        if self.options.fill == "state":
+            return []
+        return [n.name for n, source in sources.items() if source is None]
 
     def _restrict(
         self,
@@ -334,11 +360,12 @@ class _Interleaver:
     def _fill(
         self, output: fx.Node, full: object, piece: fx.Node, tables: dict[str, fx.Node]
     ) -> fx.Node:
+        fill: Fill = self.options.fill if full is not None else "state"
         for d, axis in enumerate(axes_of(output)):
             if axis is not None:
                 piece = self.rewriter.call(
                     torch.ops.fisopt.fill_frames.default,
-                    full if self.options.fill != "state" else None,
+                    None if fill == "state" else full,
                     piece,
                     d,
                     *(tables[name] for name in TABLES),
@@ -346,7 +373,7 @@ class _Interleaver:
                     axis.inner,
                     axis.before,
                     axis.after,
-                    self.options.fill,
+                    fill,
                 )
         return piece
 

@@ -38,6 +38,11 @@ class FrameMask(metaclass=Checked):
             OptionError: the mask does not exist at this number of frames.
         """
 
+    def at(self, frames: int) -> str:
+        """The mask in words, as it is at some number of frames."""
+        del frames
+        return str(self)
+
     @property
     def label(self) -> str:
         """A short name, unique to the mask: part of the names of its buffers."""
@@ -49,11 +54,12 @@ class FrameMask(metaclass=Checked):
 class TileMask(FrameMask):
     """``k:(F-k)``: each frame sees itself and about k global frames, which see every frame.
 
-    With stride ``s = ceil(F / k)`` the frames 0, s, 2s, ... are global.  The cost is linear in F;
-    k = F is dense.
+    With stride ``s = ceil(F / k)`` the frames 0, s, 2s, ... are global: ``ceil(F / s)`` of them,
+    which is k or fewer (of 21 frames, k = 8, 9 and 10 all make 7 global).  The cost is linear in
+    F; k = F is dense.
 
     Attributes:
-        k: wanted number of global frames, 1 to F.
+        k: most global frames, 1 to F.
 
     Source: Efficient-vDiT, arXiv:2502.06155.
     """
@@ -72,6 +78,11 @@ class TileMask(FrameMask):
             )
         whole = torch.arange(frames) % -(-frames // self.k) == 0
         return torch.eye(frames, dtype=torch.bool) | whole | whole[:, None]
+
+    def at(self, frames: int) -> str:
+        """See `FrameMask.at`."""
+        count = -(-frames // -(-frames // self.k))
+        return f"{self} ({count} of {frames} frames global)"
 
     @property
     def label(self) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.published_reductions import published_reduction
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass
@@ -16,6 +17,8 @@ PASSES: dict[str, type[Pass]] = {
     cls.__name__: cls for cls in (FrameInterleave, TokenReduction, TileAttention)
 }
 """The passes that text can name."""
+MAKERS: Mapping[str, Callable[..., Pass]] = {**PASSES, "published_reduction": published_reduction}
+"""The passes, and the functions that make one, that text can call."""
 
 PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
     "fis-a": (
@@ -70,8 +73,8 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
 def unknown(name: str) -> str:
     """What an error says of a name that is neither a pass nor a preset."""
     return (
-        f"unknown pass or preset {shown(name)}; {did_you_mean(name, [*PASSES, *PRESETS])}"
-        f"Passes are {', '.join(PASSES)}; presets are {', '.join(PRESETS)}"
+        f"unknown pass or preset {shown(name)}; {did_you_mean(name, [*MAKERS, *PRESETS])}"
+        f"Passes are {', '.join(MAKERS)}; presets are {', '.join(PRESETS)}"
     )
 
 
@@ -79,7 +82,7 @@ def _preset(name: str) -> tuple[Pass, ...]:
     if name in PRESETS:
         return PRESETS[name][1]
     called, _, options = name.strip().partition("(")
-    if called in PASSES:
+    if called in MAKERS:
         form = f"fisopt.{called}({options or ')'}"
         raise OptionError(
             f"got {name!r}: a pass is given as an object, not as text; write passes=[{form}]"

@@ -1,18 +1,22 @@
 """The token reductions that AsymRnR has published, by name: thresholds, cells and cache.
 
-The tiers themselves are files of the authors; `published_reduction` puts the two together.
+The tiers themselves are files of the authors; `published_reduction` puts the two together.  A
+table has a row for each block and a column for each step and says nothing of the tokens, so it is
+used at any size of the video, as the authors' code does; at another than the published one the
+report says so.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
-from fisopt.checked import choice, path_of
+from fisopt.checked import checked, choice, path_of
 from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
+from fisopt.passes.tier_files import AUTHORS, table_in
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.partition import Cells
 
@@ -24,6 +28,8 @@ class PublishedReduction:
     """One published configuration.
 
     Attributes:
+        table: name of the authors' file of tiers.
+        blocks: video blocks of the model.
         grid: frames, rows and columns of the tokens at the published size.
         steps: denoising steps.
         destination_stride: frames, rows and columns of a cell.
@@ -31,6 +37,8 @@ class PublishedReduction:
         thresholds: of the queries and of the values, by speed.
     """
 
+    table: str
+    blocks: int
     grid: Cells
     steps: int
     destination_stride: Cells
@@ -40,6 +48,8 @@ class PublishedReduction:
 
 PUBLISHED_REDUCTIONS = {
     "cogvideox-2b": PublishedReduction(
+        "euclidean_cogvideox-2b_cache5.safetensors",
+        30,
         (13, 30, 45),
         50,
         (2, 2, 2),
@@ -50,6 +60,8 @@ PUBLISHED_REDUCTIONS = {
         },
     ),
     "hunyuanvideo": PublishedReduction(
+        "euclidean_hyvideo_cache3.safetensors",
+        60,
         (33, 34, 60),
         30,
         (6, 2, 2),
@@ -60,6 +72,8 @@ PUBLISHED_REDUCTIONS = {
         },
     ),
     "fasthunyuan": PublishedReduction(
+        "euclidean_fast-hyvideo_cache1.safetensors",
+        60,
         (17, 45, 80),
         6,
         (6, 2, 2),
@@ -70,6 +84,8 @@ PUBLISHED_REDUCTIONS = {
         },
     ),
     "mochi-1": PublishedReduction(
+        "euclidean_mochi_cache3.safetensors",
+        48,
         (15, 30, 53),
         30,
         (6, 2, 2),
@@ -82,36 +98,59 @@ PUBLISHED_REDUCTIONS = {
 }
 
 
+@checked
 def published_reduction(
-    name: str, table: str | Path, speed: Speed = "base", seed: int = 0
+    name: str,
+    table: str | Path | None = None,
+    speed: Speed = "base",
+    seed: int = 0,
+    *,
+    tables: str | Path | None = None,
 ) -> TokenReduction:
     """A published configuration with its table of tiers.
 
+    ``published_reduction("mochi-1", "fast", tables="schedulers")`` takes the table by its name
+    from a folder, ``published_reduction("mochi-1", "tiers.safetensors", "fast")`` from a file.
+
     Args:
         name: one of `PUBLISHED_REDUCTIONS`.
-        table: the safetensors file of tiers that the authors give for it.
+        table: the safetensors file of tiers that the authors give for it; or the speed.
         speed: "base" or "fast".
         seed: of the choice of destinations.
+        tables: in the place of ``table``, the folder of the authors' tables.
 
     Raises:
-        OptionError: the name or the speed is not known.
-        ScheduleError: the table is not complete, foreign, or of another number of steps.
+        OptionError: the name or the speed is not known, or no table is given, or two are.
+        ScheduleError: the table is not complete, or is that of another model.
+        FileError: the table cannot be read.
     """
     if not isinstance(name, str) or name not in PUBLISHED_REDUCTIONS:
         raise OptionError(
             f"unknown published reduction {shown(name)}; {did_you_mean(name, PUBLISHED_REDUCTIONS)}"
             f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
+    if table in get_args(Speed):
+        table, speed = None, cast(Speed, table)
     choice("published_reduction: speed", speed, get_args(Speed))
     known = PUBLISHED_REDUCTIONS[name]
-    tiers = read_tiers(path_of("published_reduction: table", table))
-    measured = Measured(f"{name}, {speed}", grid=known.grid)
-    schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)
-    if schedule.steps != known.steps:
-        raise ScheduleError(
-            f"{table}: got tiers for {schedule.steps} steps, {name} is published with "
-            f"{known.steps}; give the table of {name}"
+    if (table is None) == (tables is None):
+        raise OptionError(
+            f"published_reduction: table: got {shown(table)}, wanted a path of {known.table}, or "
+            f"tables=, the folder that has it ({AUTHORS}), and not both; got {shown(tables)}"
         )
+    if table is not None:
+        path = path_of("published_reduction: table", table)
+    else:
+        path = table_in(path_of("published_reduction: tables", tables), known.table)
+    tiers = read_tiers(path)
+    measured = Measured(f"{name}, {speed}", grid=known.grid, any_grid=True)
+    schedule = Schedule(tiers["query"], tiers["value"], *known.thresholds[speed], measured)
+    for what in ("steps", "blocks"):
+        if (got := getattr(schedule, what)) != (wanted := getattr(known, what)):
+            raise ScheduleError(
+                f"{path}: got tiers for {got} {what}, {name} is published with {wanted}; give "
+                f"the table of {name}, {known.table}"
+            )
     return TokenReduction(
         destination_stride=known.destination_stride,
         cache_steps=known.cache_steps,

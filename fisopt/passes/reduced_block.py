@@ -11,9 +11,15 @@ from torch import fx
 
 from fisopt.passes.reduced_side import Side, grid_of
 from fisopt.passes.schedule import Feature
-from fisopt.rewrite.analysis import Attention, result_nodes, results, self_attentions
-from fisopt.rewrite.axes import axes_of
-from fisopt.rewrite.operands import Operands, operands_of
+from fisopt.rewrite.analysis import (
+    Attention,
+    attentions,
+    result_nodes,
+    results,
+    self_attentions,
+)
+from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.operands import Operands, of_one_sequence, operands_of
 from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.shorten import Index, cannot_shorten, shorten
@@ -41,6 +47,7 @@ class Matching:
     mode: Mode
     seed: int
     state: State
+    draw: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ class Reducer:
         """Reduce the attentions of one block."""
         where = str(call.meta["fisopt.region"])
         body = self.rewriter.program.callee(call)
-        found = self_attentions(body.graph)
+        found = self._found(body.graph)
         if not found:
             self.rewriter.skip(where, "no self-attention was found in it")
             return
@@ -97,6 +104,13 @@ class Reducer:
                 for f, node in (("query", operands.query), ("value", operands.value))
             ]
             self.shapes.add((lengths[0], lengths[1]))
+
+    def _found(self, graph: fx.Graph) -> list[Attention]:
+        """The attentions of the video to itself; one frame may have no axis to know them by."""
+        if self.rewriter.program.layout.frames > 1 or any(map(carries_frames, graph.nodes)):
+            return self_attentions(graph)
+        read = {a: operands_of(a) for a in attentions(graph)}
+        return [a for a, r in read.items() if isinstance(r, str) or of_one_sequence(r)]
 
     def _sides(self, operands: Operands, ratios: dict[Feature, float]) -> dict[Feature, Side] | str:
         """What stays of the queries and of the values; a side that loses nothing is left out."""
@@ -191,7 +205,8 @@ class Reducer:
 
     def _chosen(self, index: int, number: int, side: Side, device: torch.device) -> fx.Node:
         """The destinations of one attention's queries or values: a constant of the Program."""
-        key = (self.options.seed, index, number, side.feature)
+        draw = (self.options.draw,) if self.options.draw else ()
+        key = (self.options.seed, index, number, side.feature, *draw)
         chosen = destinations(side.grid, side.stride, *key)
         name = f"destinations_block{index}_attention{number}_{side.feature}"
         return self.rewriter.buffer(name, chosen.to(device))

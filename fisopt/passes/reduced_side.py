@@ -58,11 +58,15 @@ def grid_of(
     axis = axes[-2] if len(axes) >= 2 else None
     if axis is None:
         if size != layout.tokens_per_frame:
-            return f"its sequence of {size} is neither the video's tokens nor one frame's"
+            return (
+                f"its sequence of {size} is neither the video's tokens nor one frame's: which of "
+                f"them are the {layout} tokens cannot be told"
+            )
         return (1, layout.height, layout.width), (1, *stride[1:]), 0, 0, 0
     frames, before, after = axis.frames, axis.before, axis.after
     if axis.outer == 1 and axis.inner == layout.tokens_per_frame:
-        return (frames, layout.height, layout.width), stride, frames, before, after
+        cells = stride if frames > 1 else (1, *stride[1:])
+        return (frames, layout.height, layout.width), cells, frames, before, after
     if axis.outer == axis.inner == 1:
         return (frames, 1, 1), (stride[0], 1, 1), frames, before, after
     return f"its sequence is {axis}, not the tokens of {layout} frame by frame"

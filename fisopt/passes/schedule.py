@@ -9,7 +9,8 @@ YAML file holds the thresholds, and in ours also the table's name and what it wa
     table: schedule.safetensors
     measured: {model: WanTransformer3DModel, grid: [16, 8, 8], prompts: 4, seed: 0}
 
-The schedules that the authors of AsymRnR have published are of this form and load as they are.
+The schedules that the authors of AsymRnR have published are of this form and load as they are:
+where a file of thresholds names no table, `table_beside` finds it by its name.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from safetensors.torch import save_file
 from fisopt.checked import Checked, path_of
 from fisopt.errors import ScheduleError, shown
 from fisopt.files import reading, replacing
+from fisopt.passes.tier_files import table_beside
+from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
 
@@ -56,6 +59,7 @@ class Measured(metaclass=Checked):
         prompts: how many prompts.
         seed: of the choice of destinations.
         target: what the thresholds were chosen for.
+        any_grid: whether it may be used at another grid than its own, which the report then says.
     """
 
     source: str = field(default="", compare=False)
@@ -64,6 +68,12 @@ class Measured(metaclass=Checked):
     prompts: int = 0
     seed: int = 0
     target: str = ""
+    any_grid: bool = False
+
+    def other_grid(self, layout: TokenLayout) -> str:
+        """The grid in words, if one is told and it is not that of a layout."""
+        here = (layout.frames, layout.height, layout.width)
+        return "" if self.grid in (None, here) else "x".join(map(str, self.grid or ()))
 
     def plain(self) -> dict[str, Any]:
         """What is told, as plain values."""
@@ -217,7 +227,8 @@ class Schedule(metaclass=Checked):
 
         Args:
             path: the YAML file of thresholds.
-            table: the safetensors file of tiers, if the YAML file does not name it.
+            table: the safetensors file of tiers; by default the one that the YAML file names, or
+                the one beside it that `table_beside` finds.
 
         Raises:
             ScheduleError: a file is not complete, or not of a schedule's form.
@@ -238,9 +249,10 @@ class Schedule(metaclass=Checked):
                     f"{path}: got shares for {name!r}; wanted q (queries) and v (keys and values "
                     "together), nothing else can be dropped"
                 )
-        if table is None and "table" not in said:
-            raise ScheduleError(f"{path} names no table; pass table=, a safetensors file of tiers")
-        tiers = read_tiers(Path(table) if table is not None else path.parent / str(said["table"]))
+        if table is None:
+            named = said.get("table")
+            table = table_beside(path) if named is None else path.parent / str(named)
+        tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
         return Schedule(
             tiers["query"],

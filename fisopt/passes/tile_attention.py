@@ -8,7 +8,7 @@ layer to layer but not from prompt to prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,9 +44,10 @@ class TileAttention(Pass):
 
         %y = fisopt::tile_attention(%q, %k, %v, %mask, @rows, @keys, pairs, None)
 
-    Text that is joined to the sequence sees everything and is seen by all; the model's own masks
-    hold as before.  Attention to text, and attention inside one frame, stay as they are.  In a
-    block that runs on some frames only, the mask is that of their number.
+    Text that is joined to the sequence sees everything and is seen by all, and so are keys of the
+    past that a cache holds; the model's own masks hold as before.  Attention to text, and
+    attention inside one frame, stay as they are.  In a block that runs on some frames only, the
+    mask is that of their number.
 
     Attributes:
         mask: which tiles are kept; an int is the k of ``TileMask``.
@@ -163,10 +164,10 @@ class TileAttention(Pass):
         if not tiler.densities:
             return
         density = sum(tiler.densities) / len(tiler.densities)
-        used = dict.fromkeys(str(m) for m in masks if m is not None)
         rewriter.note(
             f"{len(tiler.densities)} of {tiler.attending} blocks tile-sparse, density "
-            f"{density:.3f} (sparsity {1 - density:.3f}) of their self-attention: {', '.join(used)}"
+            f"{density:.3f} (sparsity {1 - density:.3f}) of their self-attention: "
+            + ", ".join(tiler.used)
         )
 
 
@@ -177,6 +178,7 @@ class _Tiler:
         self.rewriter = rewriter
         self.graphs: dict[object, fx.GraphModule] = {}
         self.densities: list[float] = []
+        self.used: dict[str, None] = {}
         self.attending = self.within = 0
 
     def block(self, call: fx.Node, mask: FrameMask | None, *, named: bool) -> None:
@@ -206,6 +208,8 @@ class _Tiler:
             return
         kept = [each for each in read if not isinstance(each, str)]
         self._rewrite(call, found, kept, plans, mask)
+        seen = (axis.frames for each in kept if (axis := sequence_axis(each.query)))
+        self.used |= dict.fromkeys(mask.at(frames) for frames in seen)
         self.densities.append(sum(plan.density for plan in plans) / len(plans))
 
     def _rewrite(
@@ -239,11 +243,14 @@ class _Tiler:
         self, read: PlainAttention, plan: TilePlan, mask: FrameMask
     ) -> tuple[fx.Node, fx.Node]:
         """The plan as buffers; equal plans are the same buffers."""
-        axis = sequence_axis(read.query)
-        assert axis is not None
+        queries, keys = sequence_axis(read.query), sequence_axis(read.value)
+        assert queries is not None
+        assert keys is not None
         device = read.query.meta["val"].device
-        form = f"f{axis.frames}x{axis.inner}_{axis.before}_{axis.after}"
+        form = _form(queries)
         rows = self.rewriter.buffer(f"rows_{form}", plan.rows.to(device))
+        if keys != queries:
+            form += f"_of_{_form(keys)}"
         return rows, self.rewriter.buffer(f"keys_{mask.label}_{form}", plan.keys.to(device))
 
     def _graph(
@@ -290,6 +297,15 @@ def sequence_axis(node: fx.Node, dim: int = -2) -> FrameAxis | None:
     """The frames of a query, key or value along its sequence, None if it holds none."""
     axes = axes_of(node)
     return axes[dim] if len(axes) >= -dim else None
+
+
+def _form(axis: FrameAxis) -> str:
+    return f"f{axis.frames}x{axis.inner}_{axis.before}_{axis.after}"
+
+
+def _frames(axis: FrameAxis) -> FrameAxis:
+    """The frames of a sequence, without what is before and after them: both are global."""
+    return replace(axis, before=0, after=0)
 
 
 def _path(call: fx.Node) -> str:
@@ -347,7 +363,7 @@ def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
     """The plan of a mask for an attention, or why there is none."""
     queries = sequence_axis(read.query)
     keys = sequence_axis(read.value)
-    if queries is None or keys is None or queries != keys:
+    if queries is None or keys is None or _frames(queries) != _frames(keys):
         return (
             f"its queries are {queries} and its keys {keys}: a mask over frames wants the same "
             "frames of both (FrameInterleave: kv='anchors')"

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, get_args
 
-from fisopt.checked import choice
+from fisopt.checked import choice, flag
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
 from fisopt.passes.schedule import FEATURES, Measured, Schedule
@@ -39,6 +39,7 @@ class Reduction(Pass):
         state: whether the match is made and forgotten, made and stored, or that of an earlier
             step; "measure" matches every block and leaves attention dense.
         measured: what the ratios were measured on, if they come from a schedule.
+        draw: which choice of destinations of the seed it is: 0 in the first cache window.
     """
 
     stage: ClassVar[Stage] = "attention"
@@ -50,6 +51,7 @@ class Reduction(Pass):
     seed: int
     state: State = "none"
     measured: Measured | None = None
+    draw: int = 0
 
     @property
     def name(self) -> str:
@@ -77,14 +79,12 @@ class Reduction(Pass):
                     pass_name=self.name,
                 )
         layout, model = program.layout, type(program.source.model).__name__
-        here = (layout.frames, layout.height, layout.width)
         if measured.model not in ("", model):
             raise PreconditionError(
                 f"{schedule}measured on {measured.model}, this is {model}; calibrate for this one",
                 pass_name=self.name,
             )
-        if measured.grid not in (None, here):
-            size = "x".join(map(str, measured.grid or ()))
+        if (size := measured.other_grid(layout)) and not measured.any_grid:
             raise PreconditionError(
                 f"{schedule}measured on {size} tokens, these are {layout}; calibrate for these",
                 pass_name=self.name,
@@ -92,10 +92,10 @@ class Reduction(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attention of every block that drops something."""
-        if (frames := rewriter.program.layout.frames) <= BOUNDARIES:
+        if 1 < (frames := rewriter.program.layout.frames) <= BOUNDARIES:
             rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
             return
-        how = Matching(self.destination_stride, self.mode, self.seed, self.state)
+        how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
         reducer, every = Reducer(how, rewriter), rewriter.program.blocks
         for index, call in enumerate(every):
             ratios = {f: _of_block(getattr(self, f), index) for f in FEATURES}
@@ -106,11 +106,16 @@ class Reduction(Pass):
             rewriter.note(f"{reducer.reduced} of {len(every)} blocks measured, attention is dense")
             return
         matched = "matched at an earlier step" if self.state == "load" else "matched at this step"
+        cells = "x".join(map(str, self.destination_stride))
+        drawn = f"seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")
         rewriter.note(
-            f"{reducer.reduced} of {len(every)} blocks reduced, {matched}; seed {self.seed}; "
-            f"{len(reducer.shapes)} attention shapes (queries x keys)"
+            f"{reducer.reduced} of {len(every)} blocks reduced, {matched}; {drawn}, cells "
+            f"of {cells}; {len(reducer.shapes)} attention shapes (queries x keys)"
             + (f": {shapes}" if shapes else "")
         )
+        measured, layout = self.measured or Measured(), rewriter.program.layout
+        if size := measured.other_grid(layout):
+            rewriter.note(f"schedule {measured.source} is for {size} tokens, these are {layout}")
 
 
 def _of_block(ratios: Ratios, index: int) -> float:
@@ -140,15 +145,19 @@ class TokenReduction(Pass):
             the share is capped at 1 - destinations / tokens.
         value: dropped share of the keys and values.
         destination_stride: frames, rows and columns of a cell, one random token of which always
-            stays and stands for tokens that are left out.  With two latent frames or fewer
-            every block is dense.
+            stays and stands for tokens that are left out.  Of one frame, as an image has, a cell
+            is rows and columns; with two frames every block is dense.
         cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
             those of the step at which the match is made.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
         seed: of the choice of destinations; the same seed gives the same output.
         schedule: ratios by block and step in the place of ``query`` and ``value``, or its file.
+        table: the file of tiers of a ``schedule`` that is a file; see `Schedule.load`.
+        redraw: choose the destinations anew in every cache window, rather than once for all
+            steps; then every window runs a Program of its own.  None: where steps differ anyway,
+            because of ``cache_steps`` or a schedule.
 
-    Source: AsymRnR, arXiv:2412.11706, and its code; ``mode="mean"`` is ours.
+    Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
 
     stage: ClassVar[Stage] = "attention"
@@ -160,6 +169,8 @@ class TokenReduction(Pass):
     mode: Mode = "replace"
     seed: int = 0
     schedule: Schedule | str | Path | None = None
+    table: str | Path | None = None
+    redraw: bool | None = None
 
     def __post_init__(self) -> None:
         for feature in FEATURES:
@@ -183,23 +194,35 @@ class TokenReduction(Pass):
         choice("TokenReduction: mode", self.mode, get_args(Mode))
         if type(self.seed) is not int:
             raise OptionError(f"TokenReduction: seed must be an int, got {self.seed!r}")
-        if isinstance(self.schedule, (str, Path)):
-            object.__setattr__(self, "schedule", Schedule.load(self.schedule))
-        elif self.schedule is not None and not isinstance(self.schedule, Schedule):
-            raise OptionTypeError(
-                "TokenReduction: schedule must be a Schedule or the path of its file, got "
-                f"{shown(self.schedule)}"
-            )
+        if self.redraw is not None:
+            flag("TokenReduction: redraw", self.redraw)
+        self._load()
         if self.schedule is not None and (self.query or self.value):
             raise OptionError(
                 "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
                 f"got {self.query} and {self.value}"
             )
 
+    def _load(self) -> None:
+        """Read the files of the schedule; what is read takes the place of their names."""
+        if isinstance(self.schedule, (str, Path)):
+            object.__setattr__(self, "schedule", Schedule.load(self.schedule, self.table))
+        elif self.schedule is not None and not isinstance(self.schedule, Schedule):
+            raise OptionTypeError(
+                "TokenReduction: schedule must be a Schedule or the path of its file, got "
+                f"{shown(self.schedule)}"
+            )
+        elif self.table is not None:
+            raise OptionError(
+                f"TokenReduction: table={shown(self.table)} holds tiers without thresholds; give "
+                f"schedule= the YAML file of thresholds, got {shown(self.schedule)}"
+            )
+        object.__setattr__(self, "table", None)
+
     @property
     def stepwise(self) -> bool:
-        """Whether ratios differ between steps, or steps reuse the match of others."""
-        return self.cache_steps > 1 or self.schedule is not None
+        """Whether ratios or destinations differ between steps, or steps reuse an older match."""
+        return self.cache_steps > 1 or self.schedule is not None or self.redraw is True
 
     def at(self, step: Step) -> Reduction | None:
         """What is done at a step; None where nothing is dropped."""
@@ -208,8 +231,8 @@ class TokenReduction(Pass):
         value: Ratios = self.value
         measured = None
         if isinstance(self.schedule, Schedule):
-            column = self.schedule.column(Step(step.index - since, step.count))
-            self.schedule.column(step)
+            column = self.schedule.column(replace(step, index=step.index - since).from_noise)
+            self.schedule.column(step.from_noise)
             query, value = (self.schedule.ratios(f, column) for f in FEATURES)
             measured = self.schedule.measured
             if not any(query) and not any(value):
@@ -217,8 +240,10 @@ class TokenReduction(Pass):
         elif not query and not value:
             return None
         state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
+        redraw = self.stepwise if self.redraw is None else self.redraw
+        draw = step.index // self.cache_steps if redraw and not since else 0
         return Reduction(
-            query, value, self.destination_stride, self.mode, self.seed, state, measured
+            query, value, self.destination_stride, self.mode, self.seed, state, measured, draw
         )
 
     def run(self, rewriter: Rewriter) -> None:

@@ -10,9 +10,17 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import fill_frames, gather_frames, restore_tokens, tile_attention
+from fisopt.rewrite.ops import (
+    fill_frames,
+    gather_frames,
+    reduce_tokens,
+    restore_tokens,
+    tile_attention,
+)
 from fisopt.rewrite.outline import structure, value_key
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.relations import relation
+from fisopt.rewrite.relations.table import operand_of, shape
 
 aten = torch.ops.aten
 
@@ -35,12 +43,15 @@ _MOVES = {
     operator.getitem,
 }
 _RESTORE = restore_tokens.restore_tokens._opoverload
+_REDUCE = reduce_tokens.reduce_tokens._opoverload
 _ADDS = {aten.add.Tensor}
+_NORMS = {aten.layer_norm.default, aten.rms_norm.default}
 _FUSED = {
     aten.scaled_dot_product_attention.default,
     tile_attention.tile_attention._opoverload,
 }
-PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default}
+_WITH_BIAS = {aten.baddbmm.default, aten.addmm.default}
+PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default, *_WITH_BIAS}
 SOFTMAXES = {aten.softmax.int, aten._softmax.default}
 
 
@@ -68,19 +79,38 @@ def _residual_edges(graph: fx.Graph) -> nx.DiGraph:
 
 
 def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
-    """The argument that reaches a result through additions alone: its residual stream.
+    """The argument that reaches a result as its residual stream, None if none or several do.
 
-    A block without a residual path to ``output`` has the one argument of the result's shape,
-    if there is exactly one.  The argument may hold more frames than the result.
+    It is moved and added to, and nothing else, or its sum with a branch is normalised (a block
+    with norms behind its branches).  The argument may hold more frames than the result.
     """
+    for edges in (_residual_edges(graph), _post_norm_edges(graph)):
+        reached = [n for n in nx.ancestors(edges, output) if _fits(n, output)]
+        if reached:
+            return reached[0] if len(reached) == 1 else None
+    return None
 
-    def fits(node: fx.Node) -> bool:
-        return node.op == "placeholder" and _form(node) == _form(output)
 
-    reached = [n for n in nx.ancestors(_residual_edges(graph), output) if fits(n)]
-    alike = [n for n in graph.nodes if fits(n) and not n.meta.get("fisopt.parameter")]
-    found: list[fx.Node] = reached or alike
-    return found[0] if len(found) == 1 else None
+def _post_norm_edges(graph: fx.Graph) -> nx.DiGraph:
+    """The residual edges, with those through a norm of a sum and what scales its result."""
+    result = _residual_edges(graph)
+    normalised: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.target in _NORMS and _moved_from(node.args[0]).target in _ADDS:
+            normalised.add(node)
+            result.add_edge(node.args[0], node)
+        elif node.target is aten.mul.Tensor:
+            scaled = [n for n in node.all_input_nodes if n in normalised]
+            result.add_edges_from((n, node) for n in scaled)
+            normalised |= {node} if scaled else set()
+        elif node.target in _MOVES and normalised.intersection(node.all_input_nodes):
+            normalised.add(node)
+    return result
+
+
+def _fits(node: fx.Node, output: fx.Node) -> bool:
+    """Whether a node is an argument of the form of a result, frames not counted."""
+    return node.op == "placeholder" and _form(node) == _form(output)
 
 
 def _form(node: fx.Node) -> tuple[object, ...]:
@@ -157,11 +187,30 @@ def attentions(graph: fx.Graph) -> list[Attention]:
     for node in graph.nodes:
         if node.target in _FUSED:
             found.append(Attention(node, frozenset([node]), node.args[2]))
-        elif node.target in PRODUCTS:
-            weights = _moved_from(node.args[0])
+        elif node.target in PRODUCTS and (bias_of(node) is None):
+            left, right = factors(node)
+            weights = _moved_from(left)
             if weights.target in SOFTMAXES:
-                found.append(Attention(node, frozenset([node, weights]), node.args[1]))
+                found.append(Attention(node, frozenset([node, weights]), right))
     return found
+
+
+def factors(product: fx.Node) -> tuple[fx.Node, fx.Node]:
+    """The two operands that a product multiplies."""
+    first = int(product.target in _WITH_BIAS)
+    left, right = product.args[first : first + 2]
+    assert isinstance(left, fx.Node)
+    assert isinstance(right, fx.Node)
+    return left, right
+
+
+def bias_of(product: fx.Node) -> fx.Node | None:
+    """What a product adds to its result, None if nothing."""
+    if product.target not in _WITH_BIAS or not product.kwargs.get("beta", 1):
+        return None
+    bias = product.args[0]
+    assert isinstance(bias, fx.Node)
+    return bias
 
 
 def _moved_from(node: fx.Node) -> fx.Node:
@@ -171,13 +220,18 @@ def _moved_from(node: fx.Node) -> fx.Node:
 
 
 def self_attentions(graph: fx.Graph) -> list[Attention]:
-    """The attentions whose queries and values both depend on the block's video stream."""
+    """The attentions of frames to the block's own video: queries and values are tokens of it.
+
+    Values that only depend on the video, such as text that has attended to it, are no tokens.
+    """
     streams = _streams(graph)
     edges = dependences(graph)
     return [
         a
         for a in attentions(graph)
-        if _is_visual(a.result) and streams & nx.ancestors(edges, a.value)
+        if _is_visual(a.result)
+        and streams & nx.ancestors(edges, a.value)
+        and _holds_video(a.value, streams)
     ]
 
 
@@ -186,13 +240,52 @@ def _is_visual(result: fx.Node) -> bool:
     return carries_frames(result) or any(user.target is _RESTORE for user in result.users)
 
 
+def _holds_video(value: fx.Node, streams: set[fx.Node]) -> bool:
+    """Whether the sequence of a value [..., M, D] is of frames, or of a stream's own entries.
+
+    Attention inside one frame has no frames along its sequence: its entries are followed back.
+    """
+    return any(
+        node in streams or (dim < len(axes_of(node)) and axes_of(node)[dim] is not None)
+        for node, dim in made_of(value, len(shape(value)) - 2)
+    )
+
+
+def made_of(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:
+    """The dimensions, this one among them, whose entries a dimension is made of in place."""
+    open_places = [(node, dim)]
+    seen = set(open_places)
+    while open_places:
+        new = _followed(*open_places.pop()) - seen
+        seen |= new
+        open_places += new
+    return seen
+
+
+def _followed(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:
+    """The dimensions of operands whose entries a dimension of a value is made of, in place."""
+    if node.op != "call_function":
+        return set()
+    if node.target is _REDUCE:
+        return {(operand_of(node, 0), dim)}
+    found = relation(node)
+    kept = {(n, d) for n, d in found.mixed if d == dim and dim in found.kept}
+    return {(link.operand, link.dim) for link in found.links if link.out == dim} | kept
+
+
 def _streams(graph: fx.Graph) -> set[fx.Node]:
-    """The arguments that hold the block's video."""
-    return {
-        source
-        for output in results(graph)
-        if carries_frames(output) and (source := residual_source(graph, output)) is not None
-    }
+    """The arguments that hold the block's video.
+
+    A result without a residual path has all arguments of its form; a block whose results have
+    neither (long skips that are joined to the channels) has all arguments with frames.
+    """
+    holders = [n for n in graph.nodes if n.op == "placeholder" and carries_frames(n)]
+    found: set[fx.Node] = set()
+    for output in results(graph):
+        if carries_frames(output):
+            source = residual_source(graph, output)
+            found |= {n for n in holders if _fits(n, output)} if source is None else {source}
+    return found or set(holders)
 
 
 def results(graph: fx.Graph) -> list[fx.Node]:

@@ -93,3 +93,17 @@ def set_axes(node: fx.Node, axes: Axes) -> None:
 def carries_frames(node: fx.Node) -> bool:
     """Whether any dimension of the node's value carries frames."""
     return any(axis is not None for axis in axes_of(node))
+
+
+def same_axes(one: Axes, other: Axes) -> bool:
+    """Whether two values carry frames in the same places; no axes at all say that none does."""
+    longer = max(len(one), len(other))
+    return all(
+        (one[d] if d < len(one) else None) == (other[d] if d < len(other) else None)
+        for d in range(longer)
+    )
+
+
+def axes_text(axes: Axes) -> str:
+    """Axes for a message, such as ``[-, f5*12, -]``."""
+    return f"[{', '.join('-' if axis is None else str(axis) for axis in axes)}]"

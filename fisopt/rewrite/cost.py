@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS, self_attentions
+from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
 from fisopt.rewrite.ops import match_tokens
 from fisopt.rewrite.program import Program, check_program
 
@@ -109,8 +109,8 @@ def _scores(result: fx.Node) -> Iterator[fx.Node]:
     """The product that made the attention weights of a written-out attention."""
     if result.target not in PRODUCTS:
         return
-    node = result.args[0]
-    while isinstance(node, fx.Node) and node.all_input_nodes:
+    node = factors(result)[0]
+    while node.all_input_nodes:
         if node.target in PRODUCTS:
             yield node
             return

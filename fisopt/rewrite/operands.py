@@ -1,7 +1,7 @@
 """What an attention reads: its operands, and if it is a plain one, its mask and scale.
 
 An attention is either one fused operator, or a product of queries and keys, operators that keep
-each score in its place, and a product with the values.
+each score in its place or only give it another index, and a product with the values.
 """
 
 from __future__ import annotations
@@ -12,7 +12,16 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS, SOFTMAXES, Attention
+from fisopt.rewrite.analysis import (
+    PRODUCTS,
+    SOFTMAXES,
+    Attention,
+    bias_of,
+    factors,
+    made_of,
+)
+from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.table import argument, operand_of, shape
 from fisopt.rewrite.rewriter import BY
 
@@ -21,6 +30,15 @@ _CASTS = {aten._to_copy.default, aten.alias.default, aten.clone.default}
 _PRODUCTS_BY_NUMBER = {aten.mul.Tensor, aten.mul.Scalar}
 _QUOTIENTS_BY_NUMBER = {aten.div.Tensor, aten.div.Scalar}
 _IN_PLACE = {*_CASTS, aten.dropout.default, *SOFTMAXES}
+BY_SIZES = {aten.reshape.default, aten.view.default, aten.expand.default}
+_VIEWS = {
+    *BY_SIZES,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.unsqueeze.default,
+    aten.squeeze.dim,
+}
+Place = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -76,11 +94,55 @@ def operands_of(attention: Attention) -> Operands | str:
             f"{made} has replaced the attention of this block ({result.target}), which wants whole "
             "frames, so no token can be left out; keep one of the two passes out of the block"
         )
-    path = _from_scores(result.args[0]) if result.target in PRODUCTS else None
+    path = _from_scores(factors(result)[0]) if result.target in PRODUCTS else None
     if path is None:
         return "no product of queries and keys leads to its softmax entry by entry"
-    query, key = (operand_of(path[0], i) for i in range(2))
-    return Operands(query, key, attention.value, len(shape(key)) - 1, (*path, result))
+    query, key = factors(path[0])
+    read = Operands(query, key, attention.value, len(shape(key)) - 1, (*path, result))
+    weights = len(shape(path[-1])) - 2, len(shape(path[-1])) - 1
+    if (places := score_places(read)) is None or places[-1] != weights:
+        return "its scores are not the rows and columns of its softmax's product with the values"
+    return read
+
+
+def score_places(read: Operands) -> tuple[Place, ...] | None:
+    """The dimensions of queries and keys in every value from the scores to the weights.
+
+    None if a view joins one of them with another dimension; none if the attention is fused.
+    """
+    if len(read.path) == 1:
+        return ()
+    first, *rest = read.path[:-1]
+    places = [(len(shape(first)) - 2, len(shape(first)) - 1)]
+    for before, node in zip(read.path, rest, strict=False):
+        rows, columns = (
+            _moved(before, node, d) if node.target in _VIEWS else d for d in places[-1]
+        )
+        if rows is None or columns is None or rows == columns:
+            return None
+        places.append((rows, columns))
+    return tuple(places)
+
+
+def _moved(operand: fx.Node, view: fx.Node, dim: int) -> int | None:
+    """The dimension of a view that is one of its operand, whole and alone."""
+    size, axes = shape(operand)[dim], axes_of(operand)
+    axis = (axes[dim] if dim < len(axes) else None) or FrameAxis(size)
+    for link in relation(view).links:
+        if (link.operand, link.dim) == (operand, dim) and shape(view)[link.out] == size:
+            found = link.convert(axis)
+            if found is not None and found.size == size:
+                return link.out
+    return None
+
+
+def of_one_sequence(read: Operands) -> bool:
+    """Whether the values are of the arguments' entries of which the queries are, and no others."""
+    queries, values = (
+        {p for p in made_of(n, len(shape(n)) - 2) if p[0].op == "placeholder"}
+        for n in (read.query, read.value)
+    )
+    return bool(values) and values <= queries
 
 
 def plain_attention(attention: Attention) -> PlainAttention | str:
@@ -104,17 +166,20 @@ def plain_attention(attention: Attention) -> PlainAttention | str:
 
 def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float] | str:
     """What the operators between the two products do to the scores."""
-    scale, mask, weights = 1.0, None, False
+    scores, weights = read.path[0], False
+    scale, beta = (float(_number(scores, name)) for name in ("alpha", "beta"))
+    if (mask := bias_of(scores)) is not None and beta != 1:
+        return f"{scores.format_node()} scales its bias"
     for before, node in zip(read.path, read.path[1:-1], strict=False):
         left, right = (*node.args, None)[:2]
         other = right if left is before else left
-        if node.target in _CASTS:
+        if node.target in _CASTS or node.target in _VIEWS:
             continue
         if weights:
             return f"{node.format_node()} stands between the softmax and the values"
         if node.target in SOFTMAXES:
             dim = argument(node, 1, "dim")
-            if dim not in (-1, len(shape(node)) - 1):
+            if dim % len(shape(node)) != _columns(read, node):
                 return f"its softmax runs over dimension {dim}, not over the keys"
             weights = True
         elif (
@@ -127,10 +192,23 @@ def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float] | str:
             mask = other
         else:
             return f"{node.format_node()} stands between the scores and the softmax"
+    if mask is not None and len(shape(mask)) > len(shape(read.query)):
+        return f"its mask has shape {shape(mask)}, its queries have {shape(read.query)}"
     kinds = [n.meta["val"].dtype for n in (read.query, mask) if n is not None]
     if len(set(kinds)) > 1:
         return f"its mask is {kinds[1]}, its queries {kinds[0]}"
     return mask, scale
+
+
+def _number(product: fx.Node, name: str) -> Any:
+    return product.kwargs.get(name, 1)
+
+
+def _columns(read: Operands, node: fx.Node) -> int:
+    """The dimension of the keys in a value on the way from the scores."""
+    places = score_places(read)
+    assert places is not None
+    return places[read.path.index(node)][1]
 
 
 def _adds(node: fx.Node) -> bool:
@@ -141,6 +219,9 @@ def _from_scores(node: Any) -> tuple[fx.Node, ...] | None:
     """The operators from the product that makes the scores to a node, each entry in its place."""
     if node.target in PRODUCTS:
         return (node,)
+    if node.target in _VIEWS:
+        path = _from_scores(node.args[0])
+        return None if path is None else (*path, node)
     if torch.Tag.pointwise not in getattr(node.target, "tags", ()) and node.target not in _IN_PLACE:
         return None
     alike = (n for n in node.all_input_nodes if shape(n) == shape(node))

@@ -53,6 +53,7 @@ def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
         if node.op == "get_attr":
             block, _, _ = region.name.partition("@")  # called more than once
             name = str(node.target).removeprefix(block + ".").replace(".", "_")
+            name = name if name.isidentifier() else f"_{name}"  # a layer of a Sequential
         env[node] = graph.placeholder(name)
         env[node].meta = {k: v for k, v in node.meta.items() if k != "nn_module_stack"}
         env[node].meta["fisopt.parameter"] = node.op == "get_attr" or bool(

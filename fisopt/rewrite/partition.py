@@ -18,7 +18,8 @@ def destination_count(grid: Cells, stride: Cells) -> int:
 def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
     """Choose one random token of every cell.
 
-    The rim that fills no cell is split randomly between both ends of its dimension.
+    The rim of ``size % step`` entries that fills no cell is split randomly between both ends of its
+    dimension: 0 to ``size % step - 1`` of them lie before the first cell, as in AsymRnR's code.
 
     Args:
         grid: frames, rows and columns of the tokens.
@@ -39,12 +40,15 @@ def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
     for d, (size, step) in enumerate(zip(grid, stride, strict=True)):
         along = [1, 1, 1]
         along[d] = cells[d]
-        start = draw(size % step + 1, 1) + step * torch.arange(cells[d])
+        start = draw(max(1, size % step), 1) + step * torch.arange(cells[d])
         position = position * size + start.reshape(along) + draw(step, *cells)
     return position.flatten().sort().values
 
 
 def sources_to_keep(tokens: int, destinations: int, ratio: float) -> int:
-    """How many sources stay at a dropped share; the destinations stay whatever the share is."""
-    kept = math.floor(tokens * (1 - ratio) + 1e-6)
-    return max(0, kept - destinations)
+    """How many sources stay at a dropped share; the destinations stay whatever the share is.
+
+    The product is taken in doubles and truncated, as in AsymRnR's code: of 100 tokens a share of
+    0.8 leaves 19, because ``1 - 0.8`` is a little less than 0.2.
+    """
+    return max(0, int(tokens * (1 - ratio)) - destinations)

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
+from fisopt.rewrite.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -51,7 +52,8 @@ class Step:
             raise ScheduleError(
                 f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
                 "but the number of steps is not known; run the model inside "
-                "`with optimized.generation(num_steps=...):`"
+                "`with optimized.generation(num_steps=...):`, or optimize the pipeline that calls "
+                "it, whose scheduler knows"
             )
         last = self.count or 0
         return self.index in {index + last if index < 0 else index for index in dense_steps}
@@ -99,6 +101,7 @@ class Pass(metaclass=Checked):
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
         check_program(program)
+        self._refuse_dropout(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)
         self.run(rewriter)
@@ -119,6 +122,21 @@ class Pass(metaclass=Checked):
         result = PassResult(rewriter.program, True, tuple(rewriter.notes), skipped)
         self.ensures(result.program)
         return result
+
+    def _refuse_dropout(self, program: Program) -> None:
+        callees = {str(c.target): (c, program.callee(c).graph) for c in program.blocks}
+        for call, graph in [(None, program.graph), *callees.values()]:
+            if (found := active_dropout(graph)) is not None:
+                node, probability = found
+                where = call.meta["fisopt.region"] if call is not None else "the model"
+                what = "its attention" if "attention" in str(node.target) else str(node.target)
+                raise PreconditionError(
+                    f"{what} has dropout ({probability}), so every run draws other numbers and "
+                    "nothing can be left out of it; pass a probability of 0 outside of training "
+                    "(`dropout_p=self.p if self.training else 0.0`)",
+                    pass_name=self.name,
+                    node=where,
+                )
 
     @abstractmethod
     def run(self, rewriter: Rewriter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -17,6 +18,7 @@ from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.template import BLOCK, Template
 from fisopt.rewrite.untouched import LOCK
+from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -39,11 +41,13 @@ class Returned:
 
     Attributes:
         output: the model's own return value.
+        written: the new values of what the model changes in place, in the order of `writes`.
         state: tensors for later steps by name.
         gauges: measurements by name.
     """
 
     output: Any
+    written: tuple[torch.Tensor, ...]
     state: dict[str, torch.Tensor]
     gauges: dict[str, torch.Tensor]
 
@@ -58,8 +62,10 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model and its template.
         out_structure: the pytree of the return value.
+        writes: the inputs and buffers that the model changes in place: the graph returns their
+            new values after the model's own results, in order.
         loads: names of the state that it takes after its inputs, in order; the pass comes first.
-        stores: names of the state that it returns after the model's own results, in order.
+        stores: names of the state that it returns after what it writes, in order.
         gauges: names of the measurements that it returns after the state, in order.
     """
 
@@ -68,6 +74,7 @@ class Program:
     inputs: Inputs
     source: Source
     out_structure: pytree.TreeSpec
+    writes: tuple[Write, ...] = ()
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     gauges: tuple[str, ...] = ()
@@ -79,13 +86,32 @@ class Program:
 
     @property
     def framed(self) -> tuple[str, ...]:
-        """Names of the inputs that carry frames."""
-        return tuple(self.inputs.names[i] for i in self.source.frame_dims)
+        """Names of the inputs that carry frames or are written: no two steps share their values."""
+        written = (w.name for w in self.writes if w.leaf is not None)
+        return (*(self.inputs.names[i] for i in self.source.frame_dims), *written)
 
     @property
     def blocks(self) -> list[fx.Node]:
         """Calls of the video blocks, in execution order."""
         return [n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta]
+
+    @property
+    def own_results(self) -> int:
+        """How many values it returns before any state: the model's results and its writes."""
+        return self.out_structure.num_leaves + len(self.writes)
+
+    @property
+    def written(self) -> set[fx.Node]:
+        """The nodes outside of the video blocks that end in a write, results of blocks included."""
+        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        open_nodes = list(output.args[0])[self.out_structure.num_leaves : self.own_results]
+        found: set[fx.Node] = set()
+        while open_nodes:
+            node = open_nodes.pop()
+            if node not in found:
+                found.add(node)
+                open_nodes += [] if node.op == "call_module" else node.all_input_nodes
+        return found
 
     def callee(self, call: fx.Node) -> fx.GraphModule:
         """The graph module that a call node calls."""
@@ -127,17 +153,38 @@ class Program:
                 f"this Program reuses state of an earlier step ({', '.join(self.loads[:2])}, ...); "
                 "run it through `fisopt.optimize`, or at a step that makes the state"
             )
+        inputs = self._bind(kwargs)
+        self.check(inputs)
         with torch.no_grad():
-            values = self.graph_module(*self.values(kwargs))
-        return self.split(values).output
+            values = self.graph_module(*(x for _, x in inputs.tensors()))
+        returned = self.split(values)
+        self.write_back(inputs, returned)
+        return returned.output
+
+    def check(self, inputs: Inputs) -> None:
+        """Refuse inputs that lie in memory that the model writes into as another input."""
+        if self.writes:
+            check_apart(inputs, self.writes)
+
+    def write_back(self, inputs: Inputs, returned: Returned) -> None:
+        """Copy what a run has made of the written inputs and buffers to where they are held."""
+        if self.writes:
+            targets = [
+                operator.attrgetter(w.name)(self.graph_module)
+                if w.leaf is None
+                else inputs.leaves[w.leaf]
+                for w in self.writes
+            ]
+            write_back(targets, returned.written)
 
     def split(self, values: Sequence[Any]) -> Returned:
         """Sort what the graph returns: the model's own return value, state, measurements."""
-        count = self.out_structure.num_leaves
-        end = count + len(self.stores)
+        count, own = self.out_structure.num_leaves, self.own_results
+        end = own + len(self.stores)
         return Returned(
             pytree.tree_unflatten(list(values[:count]), self.out_structure),
-            dict(zip(self.stores, values[count:end], strict=True)),
+            tuple(values[count:own]),
+            dict(zip(self.stores, values[own:end], strict=True)),
             dict(zip(self.gauges, values[end:], strict=True)),
         )
 
@@ -203,15 +250,18 @@ def _build(source: Source, inputs: Inputs) -> Program:
     module, calls = outline(flat, regions, "block")
     for name, call in calls.items():
         call.meta[BLOCK] = name
-    structure = flatten_output(module, traced)
-    return Program(module, layout, inputs, source, structure)
+    writes, values = take_writes(module.graph, inputs)
+    structure = flatten_output(module, traced, values)
+    return Program(module, layout, inputs, source, structure, writes)
 
 
-def flatten_output(module: fx.GraphModule, traced: fx.GraphModule) -> pytree.TreeSpec:
-    """Make the graph return a flat list of leaves; return the structure they came from."""
+def flatten_output(
+    module: fx.GraphModule, traced: fx.GraphModule, written: Sequence[fx.Node]
+) -> pytree.TreeSpec:
+    """Make the graph return its leaves, then what it writes; return the structure of the leaves."""
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
-    output.args = (list(leaves),)
+    output.args = ([*leaves, *written],)
     module.recompile()
     structure = traced._out_spec
     if structure is None:

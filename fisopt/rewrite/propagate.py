@@ -58,7 +58,7 @@ class _Propagation:
         found = relation(node)
         if found.barrier or dim in found.kept:
             return False
-        from_operands = [link for link in found.links if link.out == dim]
+        from_operands = [link for link in (*found.links, *found.placed) if link.out == dim]
         return not any(
             (link.operand, link.dim) in self.axes or (link.operand, link.dim) in self.unknown
             for link in from_operands
@@ -87,6 +87,10 @@ class _Propagation:
                     changed |= self._set(*there, link.convert(self.axes[here]))
                 elif there in self.axes and here in self.unknown:
                     changed |= self._set(*here, link.invert(self.axes[there]))
+            for link in found.placed:
+                here, there = (link.operand, link.dim), (node, link.out)
+                if here in self.axes and there in self.unknown:
+                    changed |= self._set(*there, link.convert(self.axes[here]))
             for a, b in found.ties:
                 for here, there in ((a, b), (b, a)):
                     if here in self.axes and there in self.unknown:

@@ -17,8 +17,9 @@ from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_ax
 from fisopt.rewrite.ops.registry import AXIS_RULES
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.relations import relation
+from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.template import MODE
+from fisopt.rewrite.writes import mutates
 
 BY = "fisopt.by"
 
@@ -87,10 +88,7 @@ class Rewriter:
 
     def _follow(self, node: fx.Node) -> Axes:
         """Axes of a new ATen node: those its relation hands on."""
-        value = node.meta["val"]
-        axes: list[FrameAxis | None] = [None] * (
-            value.ndim if isinstance(value, torch.Tensor) else 0
-        )
+        axes: list[FrameAxis | None] = [None] * len(virtual_shape(node))
         found = relation(node)
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
@@ -228,7 +226,7 @@ class Rewriter:
                 pass_name=self.pass_name,
                 node=node,
             )
-        self.also_return(node, program.out_structure.num_leaves + len(program.stores))
+        self.also_return(node, program.own_results + len(program.stores))
         program.stores += (stored,)
 
     def gauge(self, name: str, node: fx.Node) -> None:
@@ -255,7 +253,9 @@ class Rewriter:
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses and callees that nobody calls."""
         # fx keeps what may draw random numbers, attention with dropout among them
-        self.graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))
+        self.graph.eliminate_dead_code(
+            lambda node: node.op in ("placeholder", "output") or mutates(node)
+        )
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

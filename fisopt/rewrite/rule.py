@@ -25,7 +25,7 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 from fisopt.checked import Checked
 from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.analysis import result_nodes, results
-from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -129,10 +129,11 @@ class Rule(metaclass=Checked):
                     made[node] = rewriter.call(node.target, *args, **kwargs)
         new: fx.Node = made[_returned(self._replacement)]
         was, now = match.result.meta["val"], new.meta["val"]
-        if was.dtype != now.dtype or axes_of(match.result) != axes_of(new):
+        if was.dtype != now.dtype or not same_axes(axes_of(match.result), axes_of(new)):
             raise PassError(
-                f"rule {self.name!r} replaces {was.dtype} with frames {axes_of(match.result)} by "
-                f"{now.dtype} with frames {axes_of(new)}; wanted the same of both",
+                f"rule {self.name!r} replaces {was.dtype} with frames "
+                f"{axes_text(axes_of(match.result))} by {now.dtype} with frames "
+                f"{axes_text(axes_of(new))}; wanted the same of both",
                 pass_name=rewriter.pass_name,
                 node=match.result,
             )

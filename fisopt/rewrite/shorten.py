@@ -6,14 +6,14 @@ columns of the queries and keys that are gone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx
 
-from fisopt.rewrite.analysis import PRODUCTS
-from fisopt.rewrite.operands import Operands
+from fisopt.rewrite.operands import BY_SIZES, Operands, score_places
 from fisopt.rewrite.relations.table import argument, shape
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -38,12 +38,12 @@ class Index:
 def cannot_shorten(operands: Operands) -> str | None:
     """Why an attention cannot run on some of its queries and keys, None if it can."""
     node = operands.path[-1]
+    if math.prod(shape(operands.query)[:-2]) != math.prod(shape(operands.value)[:-2]):
+        return "its queries are grouped: queries and values have different heads"
     if node.target is not aten.scaled_dot_product_attention.default:
         return None
     if argument(node, 5, "is_causal", False):
         return "its attention is causal, so a token's place in the sequence says what it sees"
-    if shape(operands.query)[:-2] != shape(operands.value)[:-2]:
-        return "its queries are grouped: queries and values have different heads"
     return None
 
 
@@ -58,39 +58,73 @@ def shorten(
     env: dict[fx.Node, fx.Node] = {}
     query, key, value = operands.query, operands.key, operands.value
     rows = len(shape(query)) - 2
-    parts = ((query, queries, rows), (key, keys, operands.key_dim), (value, keys, rows))
+    parts = ((query, queries, rows), (key, keys, operands.key_dim), (value, keys, rows_of(value)))
     short = [
-        node if index is None else rewriter.call(REDUCE, node, index.kept, index.origin, dim)
+        node
+        if index is None
+        else rewriter.call(REDUCE, node, *_for(rewriter, index, shape(node)[:-2]), dim)
         for node, index, dim in parts
     ]
-    first = operands.path[0]
+    first, last = operands.path[0], operands.path[-1]
+    places = dict(zip(operands.path, score_places(operands) or (), strict=False))
     whole = set(short)
-
-    def follow(operand: fx.Node) -> fx.Node:
-        if operand in env or operand in whole:
-            return env.get(operand, operand)
-        return _mask(rewriter, operand, operands, queries, keys)
 
     for node in operands.path:
         given: list[Any] = list(node.args)
         if node is first:
-            given[:2] = short[:2]
-        if node is operands.path[-1]:
-            given[1 if node.target in PRODUCTS else 2] = short[2]
+            start = node.args.index(query)
+            given[start : start + 2] = short[:2]
+        if node is last:
+            given[node.args.index(value) if len(operands.path) > 1 else 2] = short[2]
+        if node in places and node.target in BY_SIZES:
+            given[1] = _shorter(given[1], places[node], queries, keys)
+
+        def follow(operand: fx.Node, node: fx.Node = node) -> fx.Node:
+            if operand in env or operand in whole:
+                return env.get(operand, operand)
+            lead = shape(node if node in places else query)[:-2]
+            return _mask(rewriter, operand, lead, queries, keys)
+
         args, kwargs = fx.node.map_arg((tuple(given), node.kwargs), follow)
         env[node] = rewriter.call(node.target, *args, **kwargs)
-    return env[operands.path[-1]]
+    return env[last]
+
+
+def rows_of(node: fx.Node) -> int:
+    """The dimension of a query, key or value that holds the sequence."""
+    return len(shape(node)) - 2
+
+
+def _shorter(
+    sizes: list[int], place: tuple[int, int], queries: Index | None, keys: Index | None
+) -> list[int]:
+    """The sizes of a view of the scores, with as many queries and keys as stay."""
+    result = list(sizes)
+    for dim, index in zip(place, (queries, keys), strict=True):
+        if index is not None:
+            result[dim] = shape(index.kept)[-1]
+    return result
+
+
+def _for(rewriter: Rewriter, index: Index, lead: tuple[int, ...]) -> tuple[fx.Node, fx.Node | None]:
+    """What stays, for an operand whose heads and batch items are indexed by other dimensions."""
+
+    def viewed(node: fx.Node) -> fx.Node:
+        if shape(node)[:-1] == lead:
+            return node
+        return rewriter.call(aten.reshape.default, node, [*lead, shape(node)[-1]])
+
+    return viewed(index.kept), None if index.origin is None else viewed(index.origin)
 
 
 def _mask(
     rewriter: Rewriter,
     mask: fx.Node,
-    operands: Operands,
+    lead: tuple[int, ...],
     queries: Index | None,
     keys: Index | None,
 ) -> fx.Node:
     """Rows and columns of a mask or bias that belong to the kept queries and keys."""
-    lead = shape(operands.query)[:-2]
     sizes = (*[1] * (2 - len(shape(mask))), *shape(mask))
     cuts = [
         (index, len(lead) + d)
@@ -101,5 +135,5 @@ def _mask(
         return mask
     mask = rewriter.call(aten.expand.default, mask, [*lead, *sizes[-2:]])
     for index, d in cuts:
-        mask = rewriter.call(REDUCE, mask, index.kept, None, d)
+        mask = rewriter.call(REDUCE, mask, _for(rewriter, index, lead)[0], None, d)
     return mask

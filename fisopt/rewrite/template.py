@@ -50,7 +50,7 @@ def _is_noop(
     if target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
         return True
     if target is aten.dropout.default:
-        return True
+        return not (args[1] and args[2])
     if target is aten.clone.default:
         return "memory_format" not in kwargs
     if target is aten.type_as.default:

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
+from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.inputs import FrameDims, Inputs
 from fisopt.rewrite.untouched import untouched
 
@@ -64,7 +65,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
-            ).run_decompositions({})
+            ).run_decompositions(decompositions())
             module: fx.GraphModule = program.module(check_guards=True)
     except Exception as error:
         line = user_line(error)

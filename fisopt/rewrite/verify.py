@@ -6,12 +6,13 @@ import torch
 from torch import fx
 
 from fisopt.errors import VerifyError
-from fisopt.rewrite.analysis import results
-from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.analysis import result_nodes, results
+from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.ops.registry import CONTRACTS
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
+from fisopt.rewrite.writes import mutates
 
 
 def verify(program: Program) -> None:
@@ -19,7 +20,8 @@ def verify(program: Program) -> None:
 
     Raises:
         VerifyError: the graph is malformed, a value or an axis is missing or wrong, a block is
-            called with arguments it does not take, an operator mutates or has no contract.
+            called with arguments or results of other sizes or frames, an operator mutates or has
+            no contract.
     """
     check_program(program)
     module = program.graph_module
@@ -34,7 +36,7 @@ def verify(program: Program) -> None:
         if node.op == "call_module":
             _check_call(node, program.callee(node))
     output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    count, own = len(output.args[0]), program.out_structure.num_leaves
+    count, own = len(output.args[0]), program.own_results
     extra = len(program.stores) + len(program.gauges)
     if count != own + extra:
         raise VerifyError(
@@ -80,7 +82,7 @@ def _check_axes(node: fx.Node, where: str) -> None:
 def _check_operator(node: fx.Node, where: str) -> None:
     target = node.target
     assert isinstance(target, torch._ops.OpOverload)
-    if target._schema.is_mutable:
+    if mutates(node):
         raise VerifyError(f"{where}: {node.format_node()} mutates its input")
     if target.namespace == "fisopt" and target not in CONTRACTS:
         raise VerifyError(f"{where}: {target} has no contract in rewrite/ops")
@@ -93,15 +95,29 @@ def _check_call(call: fx.Node, callee: fx.GraphModule) -> None:
             f"{call.target}: takes {len(holders)} arguments, {call} passes {len(call.args)}"
         )
     for holder, arg in zip(holders, call.args, strict=True):
-        if isinstance(arg, fx.Node) and value_key(holder) != value_key(arg):
+        if not isinstance(arg, fx.Node):
+            continue
+        if value_key(holder) != value_key(arg):
             raise VerifyError(
                 f"{call.target}: argument {holder.name} takes {value_key(holder)}, "
                 f"{call} passes {arg} {value_key(arg)}"
             )
+        if not same_axes(axes_of(holder), axes_of(arg)):
+            raise VerifyError(
+                f"{call.target}: argument {holder.name} takes frames {axes_text(axes_of(holder))}, "
+                f"{call} passes {arg} with frames {axes_text(axes_of(arg))}"
+            )
+    returned = results(callee.graph)
     got = call.meta["val"] if isinstance(call.meta["val"], tuple) else (call.meta["val"],)
-    want = [n.meta["val"] for n in results(callee.graph)]
+    want = [n.meta["val"] for n in returned]
     if [tuple(v.shape) for v in got] != [tuple(v.shape) for v in want]:
         raise VerifyError(
             f"{call}: records results {[tuple(v.shape) for v in got]}, {call.target} returns "
             f"{[tuple(v.shape) for v in want]}"
         )
+    for result, node in zip(returned, result_nodes(call, len(returned)), strict=True):
+        if node is not None and not same_axes(axes_of(result), axes_of(node)):
+            raise VerifyError(
+                f"{call}: records frames {axes_text(axes_of(node))} of {node}, {call.target} "
+                f"returns {result.name} with frames {axes_text(axes_of(result))}"
+            )

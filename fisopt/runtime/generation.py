@@ -222,9 +222,8 @@ class Generation:
                 "scheduler that calls the model twice a step has one for each call)"
             )
         count = state.told_count or state.count
-        if state.index < 0 or (count is not None and state.index >= count):
-            wanted = "0 or more" if count is None else f"0 to {count - 1}"
-            raise ScheduleError(f"cache_context says step {state.index}; wanted {wanted}")
+        if count is not None and not 0 <= state.index < count:
+            raise ScheduleError(f"cache_context says step {state.index}; wanted 0 to {count - 1}")
         return Step(state.index, count)
 
     def _found(self, inputs: Mapping[str, Any], reading: Reading | None, begins: bool) -> Step:

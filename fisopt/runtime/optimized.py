@@ -103,11 +103,13 @@ class OptimizedModule(nn.Module):
             )
         if missing := plan.missing(held):
             plan = self._afresh(inputs, active, missing, held)
+        plan.program.check(inputs)
         state = (held[name] for name in plan.program.loads)
         with torch.no_grad():
             values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
+        plan.program.write_back(inputs, returned)
         self._generation.keep(held, returned.state)
         return returned.output
 
@@ -352,5 +354,11 @@ def _placed(model: nn.Module) -> frozenset[tuple[torch.device, torch.dtype]]:
 
 
 def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
-    """The passes of a step."""
+    """The passes of a step.
+
+    Raises:
+        ScheduleError: it lies before the first one.
+    """
+    if step.index < 0:
+        raise ScheduleError(f"step {step.index} does not exist; the first one is 0")
     return tuple(now for p in passes if (now := p.at(step)) is not None)

@@ -155,7 +155,7 @@ def test_what_cannot_be_exported(
     for model, name, options, message in (
         (stepwise, "model", {}, "TokenReduction differs between denoising steps: pass steps="),
         (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
-        (stepwise, "model.pt2", {"steps": 4}, "2 variants and one file cannot hold them"),
+        (stepwise, "model.pt2", {"steps": 4}, "3 variants and one file cannot hold them"),
         (made, "model.bin", {}, r"ends in '.pt2'"),
         (made, "model.onnx", {}, r"for this one pass format='onnx' \(--format onnx\)"),
         (made, "model.onnx", {"format": "onnx", "portable": False}, "ONNX knows no fisopt"),

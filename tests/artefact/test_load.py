@@ -43,9 +43,10 @@ def test_a_cached_match_is_carried_by_branch(
     made, _ = plain(monkeypatch, [TokenReduction(0.6, 0.4, cache_steps=3)])
     loaded = fisopt.load(fisopt.export(made, tmp_path / "tokens", steps=STEPS, dynamic=False))
     manifest = loaded.manifest
-    assert manifest.schedule == (0, 1, 1, 0, 1)
-    assert [v.afresh for v in manifest.variants] == [0, 0]
+    assert manifest.schedule == (0, 1, 1, 2, 1), "a window of its own draws its destinations"
+    assert [v.afresh for v in manifest.variants] == [0, 0, 2]
     assert manifest.variants[1].loads == manifest.variants[0].stores != ()
+    assert manifest.variants[2].stores == manifest.variants[0].stores
     assert manifest.seeds == {"TokenReduction": 0}
     assert max(compared(made, loaded)) <= 1e-5
 

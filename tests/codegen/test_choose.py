@@ -209,3 +209,31 @@ def test_the_report_shows_the_choice(wan: Program, monkeypatch: pytest.MonkeyPat
     model = fisopt.optimize(case.model, passes=[FrameInterleave()])
     model.program(case.inputs(5, 3, 4, batch=2))
     assert f"lowering: every region: reference ({choose.ON_CPU})" in str(model.report)
+
+
+@pytest.mark.parametrize("place", ["/dev/null/cache", "a file"])
+def test_what_cannot_be_written_is_kept_for_the_process(
+    place: str, gpu: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if place == "a file":
+        (gpu / "choices").write_text("in the way")
+    else:
+        monkeypatch.setenv(cache.VARIABLE, place)
+    monkeypatch.setattr(cache, "_said", [])
+    monkeypatch.setattr(choose, "_UNKEPT", {})
+    asked = timed(monkeypatch, reference=20.0, emitted=10.0)
+    with pytest.warns(RuntimeWarning, match="without its disk cache") as said:
+        chosen = [decide("r", "region", k, GPU, candidates).chosen for k in ("a", "b", "a", "b")]
+    assert chosen == ["emitted"] * 4
+    assert len(said) == 1
+    assert len(asked) == 4, "each key is measured once"
+    choose.decide_operator(torch.ops.aten.add.Tensor, [torch.ones(2), torch.ones(2)], GPU)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"key": {"reference": "fast"}}', "[]", "\xff"])
+def test_timings_that_are_none_are_measured_again(text: str, gpu: Path) -> None:
+    file = gpu / "choices" / "Some_GPU_1.json"
+    file.parent.mkdir()
+    file.write_bytes(text.encode("latin-1"))
+    with pytest.warns(RuntimeWarning, match="made again"):
+        assert choose.remembered(file) == {}

@@ -29,11 +29,20 @@ class Options:
     destination_stride: Grid = (2, 2, 2)
     mode: str = "replace"
     seed: int = 0
+    draw: int = 0
 
 
-def share(ratio: Ratio, block: int) -> Fraction:
-    value = ratio[block] if isinstance(ratio, tuple) else ratio
-    return Fraction(str(value))
+def share(ratio: Ratio, block: int) -> float:
+    return ratio[block] if isinstance(ratio, tuple) else ratio
+
+
+def left_of(tokens: int, ratio: float) -> int:
+    """Tokens that a share leaves: ``int(tokens * (1 - ratio))`` in doubles, as the authors have it.
+
+    Each of the two operations is exact, then rounded once, which is what a double does.
+    """
+    left = float(1 - Fraction(ratio))
+    return math.trunc(float(tokens * Fraction(left)))
 
 
 @dataclass(frozen=True)
@@ -118,8 +127,10 @@ class Attend:
         """Match one sequence [S, D]: loops over its tokens, every distance."""
         size, tokens = len(x), math.prod(grid)
         ratio = share(getattr(self.options, feature), self.block)
-        chosen = destinations(grid, stride, self.options.seed, self.block, 0, feature)
-        keep = max(0, math.floor(tokens * (1 - ratio)) - len(chosen))
+        key = (self.options.seed, self.block, 0, feature)
+        draw = (self.options.draw,) if self.options.draw else ()
+        chosen = destinations(grid, stride, *key, *draw)
+        keep = max(0, left_of(tokens, ratio) - len(chosen))
         whole = Chosen([[i] for i in range(size)], size)
         if not ratio or len(chosen) + keep >= tokens:
             return whole

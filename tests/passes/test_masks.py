@@ -46,6 +46,15 @@ def test_tile_mask_is_its_definition(frames: int, data: st.DataObject) -> None:
     assert int((~table).sum()) == (frames - left) * (frames - left - 1)
     assert left <= k
     assert left == k or frames % k
+    assert TileMask(k).at(frames) == f"TileMask(k={k}) ({left} of {frames} frames global)"
+
+
+def test_three_k_may_be_one_mask() -> None:
+    """Of 21 frames, k = 8, 9 and 10 make every third one global."""
+    for k in (8, 9, 10):
+        assert torch.equal(TileMask(k).table(21), TileMask(7).table(21))
+        assert TileMask(k).at(21) == f"TileMask(k={k}) (7 of 21 frames global)"
+    assert SlidingWindow(2).at(21) == "SlidingWindow(radius=2)"
 
 
 @given(frames=counts)

@@ -12,18 +12,12 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import fisopt
-from fisopt import (
-    PUBLISHED_REDUCTIONS,
-    FileError,
-    PreconditionError,
-    Schedule,
-    ScheduleError,
-    TokenReduction,
-)
-from fisopt.passes.schedule import Measured, read_tiers
+from fisopt import FileError, PreconditionError, Schedule, ScheduleError, TokenReduction
+from fisopt.cli.expressions import parse_pass
+from fisopt.errors import OptionError
+from fisopt.passes.schedule import FEATURES, Measured
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
-from fisopt.rewrite.partition import destination_count
 from fisopt.rewrite.pass_base import Step
 from fisopt.runtime import optimized
 from tests import plain_dit
@@ -150,6 +144,15 @@ def test_steps() -> None:
         TokenReduction(schedule=made, cache_steps=3).at(Step(5, 6))
 
 
+def test_a_run_that_starts_between_noise_and_video_reads_its_own_place() -> None:
+    """Two steps of four: those of the table's second half; a cached match that of its first."""
+    step = TokenReduction(schedule=schedule())
+    assert [step.at(Step(i, 2, 2)) for i in range(2)] == [step.at(Step(i, 4)) for i in (2, 3)]
+    assert step.at(Step(0, 2, 2)) != step.at(Step(0, 2))
+    with pytest.raises(ScheduleError, match="has tiers for 4 steps, the run needs 5"):
+        step.at(Step(0, 2, 3))
+
+
 def test_schedule_and_ratios() -> None:
     with pytest.raises(ValueError, match="the schedule says what is dropped"):
         TokenReduction(query=0.5, schedule=schedule())
@@ -177,6 +180,64 @@ def test_blocks() -> None:
         TokenReduction(schedule=few)(program)
 
 
+def test_another_grid_that_is_open_is_a_line_of_the_report() -> None:
+    _, program = plain_captured(FORM)
+    result = TokenReduction(schedule=schedule(grid=(9, 4, 4), any_grid=True))(program)
+    assert "schedule s.yaml is for 9x4x4 tokens, these are 5x2x3" in result.notes[-1]
+    here = TokenReduction(schedule=schedule(grid=GRID, any_grid=True))(program)
+    assert not any("is for" in note for note in here.notes)
+    assert Measured.from_plain(Measured(any_grid=True).plain()).any_grid
+
+
+@pytest.mark.parametrize("layout", ["beside", "repository"])
+@pytest.mark.parametrize("number", ["_0", "_1", "_12"])
+def test_a_table_is_found_by_the_name_that_the_authors_give_it(
+    tmp_path: Path, layout: str, number: str
+) -> None:
+    """A file of thresholds that names no table, alone on the command line."""
+    configs = tmp_path if layout == "beside" else tmp_path / "configs"
+    tables = tmp_path if layout == "beside" else tmp_path / "schedulers"
+    for folder in (configs, tables):
+        folder.mkdir(exist_ok=True)
+    path = write(configs, "# base\nq:\n  7: 0.8 \n  5: 0.3\nv:\n  8: 0.3\n")
+    path = path.rename(configs / f"model-2b_cache3{number}.yaml")
+    held = {"q": torch.tensor(TIERS[0]), "v": torch.tensor(TIERS[1])}
+    save_file(held, tables / "euclidean_model-2b_cache3.safetensors")
+    save_file(
+        {"q": torch.ones(1, 1), "v": torch.ones(1, 1)}, tables / "euclidean_other.safetensors"
+    )
+    step = parse_pass(f"TokenReduction(schedule='{path}', destination_stride=(6, 2, 2))")
+    assert isinstance(step, TokenReduction)
+    assert isinstance(step.schedule, Schedule)
+    for feature in FEATURES:
+        assert step.schedule.ratios(feature, 1) == schedule().ratios(feature, 1)
+    (tables / "euclidean_model-2b_cache3.safetensors").unlink()
+    with pytest.raises(ScheduleError, match=r"names no table; .*euclidean_model-2b_cache3\.safet"):
+        Schedule.load(path)
+
+
+def test_schedule_and_table_as_options(tmp_path: Path) -> None:
+    path = write(tmp_path, "q: {7: 0.8, 5: 0.3}\nv: {8: 0.3}", q=TIERS[0], v=TIERS[1])
+    table = tmp_path / "tiers.safetensors"
+    step = TokenReduction(schedule=path, table=table)
+    assert step == TokenReduction(schedule=Schedule.load(path, table))
+    assert step == parse_pass(f"TokenReduction(schedule={str(path)!r}, table={str(table)!r})")
+    for other in (None, schedule()):
+        with pytest.raises(OptionError, match=r"holds tiers without thresholds; give schedule="):
+            TokenReduction(table=table, schedule=other)
+
+
+@pytest.mark.parametrize("missing", ["schedule", "table", "folder"])
+def test_files_that_are_not_there(tmp_path: Path, missing: str) -> None:
+    path = write(tmp_path, "table: tiers.safetensors\nq: {3: .5}", q=TIERS[0], v=TIERS[1])
+    gone = {"schedule": path, "table": tmp_path / "tiers.safetensors", "folder": path}[missing]
+    gone.unlink()
+    if missing == "folder":
+        gone.mkdir()
+    with pytest.raises(FileError, match=f"{gone.name} cannot be read: (No such|Is a dir)"):
+        TokenReduction(schedule=path)
+
+
 def test_attention_cost() -> None:
     """The mean over blocks and steps is what the cost model counts step by step."""
     _, program = plain_captured(FORM)
@@ -198,15 +259,20 @@ def _attention(step: Reduction, program: fisopt.Program) -> float:
     return program_cost(step(program).program).flops["self-attention"]
 
 
+@pytest.mark.parametrize("redraw", [False, None])
 @pytest.mark.parametrize("cache_steps", [1, 3])
-def test_a_run_equals_the_loops(monkeypatch: pytest.MonkeyPatch, cache_steps: int) -> None:
-    """Ratios by block and step; within a period those of its first step."""
+def test_a_run_equals_the_loops(
+    monkeypatch: pytest.MonkeyPatch, cache_steps: int, redraw: bool | None
+) -> None:
+    """Ratios by block and step; within a period those of its first step, and its destinations."""
     model, program = plain_captured(FORM)
     monkeypatch.setattr(optimized, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORM, *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     stride = (2, 1, 1)
-    step = TokenReduction(destination_stride=stride, schedule=schedule(), cache_steps=cache_steps)
+    step = TokenReduction(
+        destination_stride=stride, schedule=schedule(), cache_steps=cache_steps, redraw=redraw
+    )
     fast = fisopt.optimize(model, [step], inputs, spec, "eager")
     groups: dict[Any, Any] = {}
     for index in range(4):
@@ -214,45 +280,10 @@ def test_a_run_equals_the_loops(monkeypatch: pytest.MonkeyPatch, cache_steps: in
         ratios = (schedule().ratios(f, index - since) for f in ("query", "value"))  # type: ignore[arg-type]
         if not since:
             groups.clear()
-        attend = Attend(Options(*ratios, stride), lambda _: GRID, front=False, groups=groups)
+        options = Options(*ratios, stride, draw=index // cache_steps if redraw is None else 0)
+        attend = Attend(options, lambda _: GRID, front=False, groups=groups)
         with fast.cache_context("cond", step_index=index, num_inference_steps=4):
             got = fast(**inputs)["video"]
         with reduced(model, spec.blocks, attend):
             want = model(**inputs)["video"]
         assert float((got - want).abs().max()) <= 1e-5
-
-
-@pytest.mark.parametrize("name", PUBLISHED_REDUCTIONS)
-@pytest.mark.parametrize("speed", ["base", "fast"])
-def test_published(tmp_path: Path, name: str, speed: Any) -> None:
-    known = PUBLISHED_REDUCTIONS[name]
-    tiers = torch.randint(0, 20, (3, known.steps), dtype=torch.int64)
-    table = tmp_path / "tiers.safetensors"
-    save_file({"q": tiers, "v": tiers.clone()}, table)
-    step = fisopt.published_reduction(name, table, speed)
-    assert isinstance(step.schedule, Schedule)
-    assert (step.cache_steps, step.destination_stride) == (
-        known.cache_steps,
-        known.destination_stride,
-    )
-    assert step.schedule.measured.grid == known.grid
-    counts = {"cogvideox-2b": 1980, "hunyuanvideo": 2550, "fasthunyuan": 1760, "mochi-1": 780}
-    assert destination_count(known.grid, known.destination_stride) == counts[name]
-    with pytest.raises(ScheduleError, match=rf"has tiers for {known.steps} steps, the run needs"):
-        step.at(Step(0, known.steps + 1))
-    assert read_tiers(table)["query"] == step.schedule.query
-
-
-def test_published_with_the_table_of_another(tmp_path: Path) -> None:
-    table = tmp_path / "tiers.safetensors"
-    tiers = torch.zeros(3, PUBLISHED_REDUCTIONS["fasthunyuan"].steps, dtype=torch.uint8)
-    save_file({"q": tiers, "v": tiers.clone()}, table)
-    with pytest.raises(ScheduleError, match="got tiers for 6 steps, mochi-1 is published with 30"):
-        fisopt.published_reduction("mochi-1", table)
-
-
-def test_published_names(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="did you mean hunyuanvideo"):
-        fisopt.published_reduction("hunyuan-video", tmp_path / "x")
-    with pytest.raises(ValueError, match=r"speed must be one of \['base', 'fast'\], got 'slow'"):
-        fisopt.published_reduction("mochi-1", tmp_path / "x", "slow")  # type: ignore[arg-type]

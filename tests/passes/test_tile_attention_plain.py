@@ -59,6 +59,16 @@ def test_equals_the_explicit_mask(form: Form) -> None:
             assert not torch.allclose(want, program(**inputs)["video"], atol=1e-4)
 
 
+def test_the_note_says_how_many_frames_are_global() -> None:
+    """Of the frames that an attention sees: inside a sparse block those are the anchors."""
+    _, program = plain_captured(FORMS["fused"])
+    program = program.at(plain_dit.inputs(FORMS["fused"], 9, 2, 3, batch=2))
+    assert "TileMask(k=4) (3 of 9 frames global)" in TileAttention(4)(program).notes[-1]
+    sparse = fisopt.FrameInterleave(stride=2, first_block=0, last_block=1)(program).program
+    note = TileAttention(3)(sparse).notes[-1]
+    assert "TileMask(k=3) (3 of 5 frames global), TileMask(k=3) (3 of 9 frames global)" in note
+
+
 @pytest.mark.parametrize("backend", ["inductor", "eager"])
 def test_compiled(backend: Any) -> None:
     """One call an attention in the lowered graph; the plan is an argument, so blocks share it."""

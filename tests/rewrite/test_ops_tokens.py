@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fisopt.rewrite.ops import match_tokens, reduce_tokens, restore_tokens
 from fisopt.rewrite.partition import destination_count, destinations, sources_to_keep
+from tests.passes.dense_reduction import left_of
 
 MATCH = torch.ops.fisopt.match_tokens.default
 REDUCE = torch.ops.fisopt.reduce_tokens.default
@@ -40,7 +40,7 @@ def test_one_destination_in_every_cell(
     fits = [
         start
         for start in torch.cartesian_prod(
-            *(torch.arange(g % s + 1) for g, s in zip(grid, stride, strict=True))
+            *(torch.arange(max(1, g % s)) for g, s in zip(grid, stride, strict=True))
         ).reshape(-1, 3)
         if bool((places >= start).all())
         and len({tuple(c) for c in ((places - start) // torch.tensor(stride)).tolist()})
@@ -55,7 +55,9 @@ def test_destinations_are_seeded() -> None:
     others = [destinations(grid, stride, *key) for key in ((1, 3, "q"), (0, 4, "q"), (0, 3, "v"))]
     assert not any(torch.equal(destinations(grid, stride, 0, 3, "q"), o) for o in others)
     everywhere = torch.cat([destinations(grid, stride, seed) for seed in range(300)])
-    assert len(everywhere.unique()) == math.prod(grid), "some token is never a destination"
+    assert len(everywhere.unique()) == 8 * 8 * 6, "a rim of one lies behind the last cell"
+    even = torch.cat([destinations((8, 8, 6), stride, seed) for seed in range(300)])
+    assert len(even.unique()) == 8 * 8 * 6, "some token is never a destination"
 
 
 @pytest.mark.parametrize(
@@ -73,11 +75,35 @@ def test_published_destination_counts(
     assert destination_count(grid, stride) == len(destinations(grid, stride)) == count
 
 
-@given(tokens=st.integers(1, 70000), tenths=st.integers(0, 99), count=st.integers(0, 3000))
-def test_sources_to_keep(tokens: int, tenths: int, count: int) -> None:
-    """Exact arithmetic: 0.9 of 100 tokens leaves 10 and not 9."""
-    exact = math.floor(tokens * (1 - Fraction(tenths, 100)))
-    assert sources_to_keep(tokens, count, tenths / 100) == max(0, exact - count)
+@pytest.mark.parametrize("rim", [1, 2, 3, 5])
+def test_the_rim_lies_to_the_left_at_most_all_but_one(rim: int) -> None:
+    """6 + rim entries and cells of 6: the only cell starts at 0 .. rim - 1, each as likely."""
+    chosen = [int(destinations((6 + rim, 1, 1), (6, 1, 1), seed)) for seed in range(600)]
+    assert set(chosen) == set(range(5 + rim)), "a cell that starts at rim would reach 5 + rim"
+    ends = [chosen.count(0), chosen.count(4 + rim)]
+    assert all(count == pytest.approx(600 / (6 * rim), abs=60 / rim + 20) for count in ends)
+
+
+@pytest.mark.parametrize("ratio", [j / 10 for j in range(1, 10)])
+def test_sources_to_keep(ratio: float) -> None:
+    """As many as the authors' own arithmetic leaves, at every size and published share."""
+    for tokens in (*range(1, 2000), 17550, 23850, 61200, 67320):
+        for count in (0, tokens // 8, tokens // 24):
+            want = max(0, left_of(tokens, ratio) - count)
+            assert sources_to_keep(tokens, count, ratio) == want, (tokens, count)
+
+
+@given(tokens=st.integers(1, 70000), hundredths=st.integers(0, 99), count=st.integers(0, 3000))
+def test_sources_to_keep_at_other_shares(tokens: int, hundredths: int, count: int) -> None:
+    want = max(0, left_of(tokens, hundredths / 100) - count)
+    assert sources_to_keep(tokens, count, hundredths / 100) == want
+
+
+def test_where_doubles_fall_short() -> None:
+    """By hand: 1 - .8 and 1 - .9 are a little less than they say, and truncation shows it."""
+    assert [sources_to_keep(n, 0, 0.8) for n in (5, 10, 35, 100)] == [0, 1, 6, 19]
+    assert [sources_to_keep(n, 0, 0.9) for n in (10, 20, 100)] == [0, 1, 9]
+    assert [sources_to_keep(n, 0, 0.7) for n in (10, 20, 100)] == [3, 6, 30]
 
 
 def groups(x: Tensor, chosen: list[int], keep: int) -> tuple[list[int], dict[int, int]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from fisopt import (
     format_graph,
     verify,
 )
+from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import FrameAxis, set_axes
 
 aten = torch.ops.aten
@@ -96,6 +98,56 @@ def too_few_results(rewriter: Rewriter) -> None:
     rewriter.changed = True
 
 
+def chosen_by_content(rewriter: Rewriter) -> None:
+    """As many tokens as three frames have, but those of largest norm: no frames any more."""
+    call = rewriter.program.blocks[0]
+    short = rewriter.program.resized(3)
+    body = short.callee(short.blocks[0])
+    with rewriter.before(call):
+        args = []
+        for arg, holder in zip(
+            call.args, (n for n in body.graph.nodes if n.op == "placeholder"), strict=True
+        ):
+            assert isinstance(arg, fx.Node)
+            for d, axis in enumerate(axes_of(arg)):
+                if axis is not None:
+                    norms = rewriter.call(aten.linalg_vector_norm.default, arg, 2, _others(arg, d))
+                    best = rewriter.call(aten.topk.default, norms, holder.meta["val"].shape[d])
+                    index = rewriter.call(operator.getitem, best, 1)
+                    arg = rewriter.call(aten.index_select.default, arg, d, index)
+            args.append(arg)
+        axes = [axes_of(n) for n in results(body.graph)]
+        new = rewriter.call_block(body, args, call, "chosen", axes)[0]
+        padded = rewriter.call(aten.constant_pad_nd.default, new, [0, 0, 0, 24])
+        rewriter.replace_uses(call, padded)
+
+
+def _others(node: fx.Node, dim: int) -> list[int]:
+    return [d for d in range(node.meta["val"].ndim) if d != dim]
+
+
+def edited_result(rewriter: Rewriter) -> None:
+    """An edit inside a block by which its result holds text in front of the frames."""
+    call = rewriter.program.blocks[0]
+    inner = rewriter.inside(rewriter.program.callee(call))
+    last_node = results(inner.graph)[0]
+    axis = next(a for a in axes_of(last_node) if a is not None)
+    moved = replace(axis, frames=axis.frames - 1, after=axis.inner)
+    set_axes(last_node, tuple(moved if a is not None else None for a in axes_of(last_node)))
+    module = inner.program.graph_module
+    with rewriter.before(call):
+        axes = [axes_of(call)]
+        new = rewriter.call_block(module, list(call.args), call, "edited", axes)[0]  # type: ignore[arg-type]
+    rewriter.replace_uses(call, new)
+
+
+def erased_change(rewriter: Rewriter) -> None:
+    """An operator that changes its operand and whose result nobody reads."""
+    node = last(rewriter)
+    with rewriter.before(node):
+        rewriter.call(aten.relu_.default, node.args[0])
+
+
 def crash(rewriter: Rewriter) -> None:
     raise KeyError("lost")
 
@@ -109,6 +161,9 @@ def crash(rewriter: Rewriter) -> None:
         (mutating, "mutates its input"),
         (dropped_argument, "takes .* arguments, .* passes"),
         (other_argument, "argument .* takes"),
+        (chosen_by_content, r"takes frames \[-, f3\*12, -\], .* passes .* with frames \[-, -, -\]"),
+        (edited_result, r"records frames \[-, f5\*12, -\] .* with frames \[-, f4\*12\+12, -\]"),
+        (erased_change, "mutates its input"),
         (too_few_results, "returns 0 values, the model returns 1"),
         (crash, "KeyError: 'lost'"),
     ],

@@ -16,12 +16,15 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     HunyuanVideo15Pipeline,
     LTXPipeline,
+    UniPCMultistepScheduler,
     WanPipeline,
+    WanVideoToVideoPipeline,
 )
 
 import fisopt
-from fisopt import InputError
+from fisopt import InputError, ScheduleError, Step
 from fisopt.runtime import optimized
+from fisopt.runtime.generation import Generation
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -184,6 +187,66 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     assert densities[1] == 1.0, "the last step, which was dense, came last"
     fisopt.optimize(pipe, {"transformer_2": []}, backend="eager")
     assert (pipe.transformer.original, pipe.transformer_2.original) == (first, second)
+
+
+def test_video_to_video_names_no_branch_and_starts_within_the_list(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two calls a step; a clip after one that was cut is the clip alone, and its first and last
+    step are dense.  A second pipeline that was not optimised has the steps, not their number.
+    """
+    model = zoo()["wan"].model
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
+    pipe = WanVideoToVideoPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=9.0), **parts)
+    pipe.set_progress_bar_config(disable=True)
+    program = captured("wan")
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    ends = fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))
+    fisopt.optimize(pipe, [fisopt.TokenReduction(0.5, 0.4, cache_steps=3), ends], backend="eager")
+    texts = torch.randn(3, 1, 12, model.config.text_dim)
+
+    def clip(on: Any, noise: int, strength: float = 1.0, cut: int | None = None) -> Any:
+        def stop(_: Any, index: int, *__: Any) -> dict[str, Any]:
+            if index + 1 == cut:
+                raise InterruptedError
+            return {}
+
+        return on(
+            latents=torch.randn(1, 4, 5, 6, 8, generator=torch.Generator().manual_seed(noise)),
+            prompt_embeds=texts[0],
+            negative_prompt_embeds=texts[1],
+            num_inference_steps=4,
+            strength=strength,
+            height=48,
+            width=64,
+            output_type="latent",
+            callback_on_step_end=stop,
+        ).frames
+
+    alone = clip(pipe, 1)
+    for cut, strength in ((1, 1.0), (2, 0.75)):
+        with pytest.raises(InterruptedError):
+            clip(pipe, 2, strength, cut)
+        assert torch.equal(clip(pipe, 1), alone)
+    assert pipe.transformer.report.notes.keys() <= {
+        f"TokenReduction ran afresh at step {i}" for i in (1, 3)
+    }, "where frames become sparse, and where they are all there again"
+    seen: list[Any] = []
+    step = Generation.step
+    monkeypatch.setattr(Generation, "step", lambda *a: seen.append(step(*a)) or seen[-1])
+    clip(pipe, 1, 0.5)
+    assert seen == [Step(i, 2, 2) for i in (0, 0, 1, 1)]
+    parts["transformer"] = pipe.transformer
+    other = WanVideoToVideoPipeline(scheduler=UniPCMultistepScheduler(flow_shift=3.0), **parts)
+    with pytest.raises(ScheduleError, match="or optimize the pipeline that calls it"):
+        clip(other, 1)
+    fisopt.optimize(other, [ends], backend="eager")
+    other.set_progress_bar_config(disable=True)
+    for on, strength in ((other, 1.0), (pipe, 0.5), (other, 1.0)):
+        seen.clear()
+        clip(on, 1, strength)
+        assert [s.index for s in seen] == [i for i in range(int(4 * strength)) for _ in "ab"]
+        assert {s.count for s in seen} == {int(4 * strength)}
 
 
 def test_passes_by_transformer_are_for_pipelines_that_have_them() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,9 +14,21 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 import fisopt
-from fisopt import FrameInterleave, InputError, ModelSpec, OptimizedModule, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    InputError,
+    ModelSpec,
+    OptimizedModule,
+    Pass,
+    PassError,
+    ScheduleError,
+    TokenReduction,
+)
 from fisopt.passes.token_reduction import Reduction
+from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.pass_base import Step
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.rewriter import Rewriter
 from fisopt.runtime import optimized
 from tests import plain_dit
 from tests.conftest import plain_captured
@@ -26,7 +38,7 @@ from tests.plain_dit import FORMS
 GRID = (7, 2, 3)
 FORM = FORMS["text_in_front"]
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda kwargs: GRID)
-CACHED = TokenReduction(0.6, 0.4, cache_steps=3)
+CACHED = TokenReduction(0.6, 0.4, cache_steps=3, redraw=False)
 
 
 @pytest.fixture
@@ -55,11 +67,12 @@ class Oracle:
         self.original, _ = plain_captured(FORM)
         self.groups: dict[str, dict[Any, Any]] = {}
 
-    def __call__(self, branch: str, fresh: bool, inputs: dict[str, Any]) -> Tensor:
+    def __call__(self, branch: str, fresh: bool, inputs: dict[str, Any], draw: int = 0) -> Tensor:
         memory = self.groups.setdefault(branch, {})
         if fresh:
             memory.clear()
-        attend = Attend(Options(0.6, 0.4), lambda _: GRID, front=True, groups=memory)
+        options = Options(0.6, 0.4, draw=draw)
+        attend = Attend(options, lambda _: GRID, front=True, groups=memory)
         with reduced(self.original, SPEC.blocks, attend):
             output: Tensor = self.original(**inputs)["video"]
         return output
@@ -88,6 +101,27 @@ def test_a_match_serves_its_period_its_branch_and_its_generation(model: Optimize
     assert len(programs) == 3, "as given, storing and loading"
 
 
+def test_redrawn_destinations(model: OptimizedModule) -> None:
+    """Each window draws its own, its later steps reuse them; steps that reuse share a Program."""
+    drawn = fisopt.optimize(
+        model.original, [replace(CACHED, redraw=None)], call(1, 0), SPEC, "eager"
+    )
+    before = len(drawn.report.variants)
+    oracles: dict[str, Oracle] = {"cond": Oracle(), "uncond": Oracle()}
+    for branch, step, inputs, got in generate(drawn, 1, 7):
+        want = oracles[branch](branch, step % 3 == 0, inputs, step // 3)
+        assert_close(got, want)
+    made = [v.applied[0].result.notes[-1] for v in drawn.report.variants[before:]]
+    assert ["earlier step" in note for note in made] == [False, True, False, False]
+    assert ["draw" in note for note in made] == [False, False, True, True]
+    once = [video for *_, video in generate(model, 1, 7)]
+    again = [video for *_, video in generate(drawn, 1, 7)]
+    same = [torch.equal(a, b) for a, b in zip(once, again, strict=True)]
+    assert same == [True] * 6 + [False] * 8, "the first window is the same, the others are not"
+    repeated = [video for *_, video in generate(drawn, 1, 7)]
+    assert all(map(torch.equal, again, repeated)), "equal seeds draw equally"
+
+
 def test_reuse_is_not_matching(model: OptimizedModule) -> None:
     """The oracle that matches at every step differs, so the test above can fail."""
     oracle = Oracle()
@@ -105,6 +139,78 @@ def test_a_run_that_starts_between_matches_at_once(model: OptimizedModule, first
     list(generate(model, 5, 2))  # an earlier generation, cut short, leaves nothing
     for branch, step, inputs, got in generate(model, 1, 7, first):
         assert_close(got, oracle(branch, step == first or step % 3 == 0, inputs))
+
+
+@dataclass(frozen=True)
+class HoldBlocks(Pass):
+    """What the last block returns serves for two steps."""
+
+    state: str = ""
+    stepwise: bool = True
+
+    def at(self, step: Step) -> Pass:
+        return replace(self, state="load" if step.index % 2 else "store")
+
+    def afresh(self) -> Pass:
+        return replace(self, state="store") if self.state == "load" else self
+
+    def run(self, rewriter: Rewriter) -> None:
+        last = rewriter.program.blocks[-1]
+        returned = results(rewriter.program.callee(last).graph)
+        result = result_nodes(last, len(returned))[0]
+        assert result is not None
+        if self.state == "store":
+            rewriter.store("blocks", result)
+        elif self.state == "load":
+            value = result.meta["val"]
+            held = rewriter.load("blocks", value.shape, value.dtype, value.device)
+            rewriter.replace_uses(result, held)
+
+
+def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A match for three steps, and a result for two: neither wipes what the other holds."""
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    passes = [CACHED, HoldBlocks()]
+    model, oracle = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager"), Oracle()
+    for seed in (1, 2):
+        before: dict[str, Tensor] = {}
+        for branch, step, inputs, got in generate(model, seed, 7):
+            want = oracle(branch, step % 3 == 0, inputs)
+            assert_close(got, before[branch] if step % 2 else want)
+            before[branch] = got
+    assert not model.report.notes
+
+
+def test_every_pass_that_runs_afresh_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that starts at step 1 finds nothing; only the pass whose state is missing makes it."""
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    model = fisopt.optimize(original, [CACHED, HoldBlocks()], call(1, 0), SPEC, "eager")
+    for _ in range(2):
+        list(generate(model, 1, 7, first=1))
+    assert dict(model.report.notes) == {
+        f"{name} ran afresh at step 1, branch {branch!r}": 2
+        for branch in ("cond", "uncond")
+        for name in ("TokenReduction", "HoldBlocks")
+    }
+    assert "  HoldBlocks ran afresh at step 1, branch 'cond': 2 times" in str(model.report)
+
+
+def test_state_that_nothing_makes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NeverStored(HoldBlocks):
+        def afresh(self) -> Pass:
+            return self
+
+    original, program = plain_captured(FORM)
+    monkeypatch.setattr(optimized, "capture", lambda *_: program)
+    model = fisopt.optimize(original, [NeverStored()], call(1, 0), SPEC, "eager")
+    with pytest.raises(
+        ScheduleError, match=r"NeverStored: takes state that no earlier step.*afresh"
+    ):
+        list(generate(model, 1, 3, first=1))
+    with pytest.raises(PassError, match="HoldBlocks/blocks is stored twice"):
+        PassManager([HoldBlocks("store"), HoldBlocks("store")]).run(program)
 
 
 def test_branches_without_names(model: OptimizedModule) -> None:
@@ -165,7 +271,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     the destinations alone, whatever the step, but those of all frames are not the anchors'.
     """
     original, program = plain_captured(FORM)
-    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1))
+    few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
     frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimized, "capture", lambda *_: program)

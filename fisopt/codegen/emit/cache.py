@@ -1,7 +1,8 @@
 """The disk cache: emitted sources and measured choices, shared by processes.
 
 Files are written beside their place and moved there, so that a reader never sees half of one
-and of two writers the last one wins.  A file that is not what it should be is written anew.
+and of two writers the last one wins.  A file that is not what it should be is written anew.  Where
+nothing can be written (no home, no rights, a full disk) fisopt works without files and says so.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from fisopt.errors import FileError
 from fisopt.files import replacing
 
 VARIABLE = "FISOPT_CACHE"
@@ -21,6 +23,13 @@ def folder() -> Path:
     """Where files are cached: ``FISOPT_CACHE``, or fisopt in the platform's cache folder."""
     if given := os.environ.get(VARIABLE):
         return Path(given)
+    try:
+        return _of_platform()
+    except RuntimeError:  # there is no home
+        return Path(os.devnull) / "fisopt"  # where nothing can be written
+
+
+def _of_platform() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData/Local")) / "fisopt/cache"
     if sys.platform == "darwin":
@@ -29,7 +38,7 @@ def folder() -> Path:
 
 
 def keep(name: str, text: str) -> Path:
-    """Return the path of a cached text file, written if it is not there.
+    """Return the path of a cached text file, written if it is not there and can be.
 
     Args:
         name: of the file, below the cache folder.
@@ -44,10 +53,15 @@ def keep(name: str, text: str) -> Path:
     return path
 
 
-def write(path: Path, text: str) -> None:
-    """Write a file as one step."""
-    with replacing(path) as beside:
-        beside.write_text(text, encoding="utf-8")
+def write(path: Path, text: str) -> bool:
+    """Write a file as one step; whether it could be written."""
+    try:
+        with replacing(path) as beside:
+            beside.write_bytes(text.encode("utf-8"))  # no platform's line ends: it is compared
+    except FileError as error:
+        _say_once(error)
+        return False
+    return True
 
 
 def rebuilt(path: Path, why: str) -> None:
@@ -63,5 +77,19 @@ def digest(text: str) -> str:
 def _read(path: Path) -> str | None:
     try:
         return path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
+    except OSError:  # writing it will say why
         return None
+
+
+_said: list[str] = []
+
+
+def _say_once(error: FileError) -> None:
+    if not _said:
+        _said.append(str(error))
+        warnings.warn(
+            f"fisopt works without its disk cache: {error}; set {VARIABLE} to a folder that can be "
+            "written",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import linecache
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -67,7 +68,7 @@ def launch(
 
 
 def function(kernel: Kernel) -> Any:
-    """The Triton function of a kernel, read from its file in the cache.
+    """The Triton function of a kernel; its source is also a file in the cache.
 
     Raises:
         LoweringError: Triton is not installed.
@@ -81,13 +82,12 @@ def _function(name: str, source: str) -> Any:
         raise LoweringError(
             f"{name} is a Triton kernel and Triton is not installed; install fisopt[triton]"
         )
-    path = disk.keep(f"emitted/{name}.py", source)
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, name)
+    path = str(disk.keep(f"emitted/{name}.py", source))
+    # Triton asks for the source of a function: it is there even if the file could not be written
+    linecache.cache[path] = (len(source), None, source.splitlines(keepends=True), path)
+    space = {"__name__": name, "__file__": path}
+    exec(compile(source, path, "exec"), space)
+    return space[name]
 
 
 @torch.library.custom_op("fisopt::emitted", mutates_args=())

@@ -1,6 +1,6 @@
 """How operators relate the dimensions of their operands to those of their result."""
 
-from fisopt.rewrite.relations import contract, pointwise, reshape
+from fisopt.rewrite.relations import contract, numbered, pointwise, reshape
 from fisopt.rewrite.relations.cut import split_dim, virtual_shape
 from fisopt.rewrite.relations.table import Link, Relation, relation, relation_rule
 
@@ -8,6 +8,7 @@ __all__ = [
     "Link",
     "Relation",
     "contract",
+    "numbered",
     "pointwise",
     "relation",
     "relation_rule",

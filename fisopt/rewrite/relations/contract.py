@@ -29,10 +29,78 @@ def _along(operand: fx.Node, mixed_dims: set[int]) -> Relation:
     return result
 
 
-@relation_rule(aten.softmax.int, aten._softmax.default, aten.log_softmax.int, aten.cumsum.default)
+@relation_rule(
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.log_softmax.int,
+    aten._log_softmax.default,
+    aten.cumsum.default,
+    aten.cumprod.default,
+    aten.logcumsumexp.default,
+)
 def _softmax(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     return _along(operand, dims_of(argument(node, 1, "dim"), len(shape(operand))))
+
+
+@relation_rule(aten.tril.default, aten.triu.default)
+def _triangle(node: fx.Node) -> Relation:
+    """Rows and columns are told apart by their numbers."""
+    operand = operand_of(node, 0)
+    rank = len(shape(operand))
+    result = Relation()
+    for d in range(rank):
+        if d < rank - 2:
+            result.link(operand, d, d)
+        else:
+            result.write(operand, d)
+    return result
+
+
+@relation_rule(aten.glu.default)
+def _glu(node: fx.Node) -> Relation:
+    operand = operand_of(node, 0)
+    return _along(operand, dims_of(argument(node, 1, "dim", -1), len(shape(operand))))
+
+
+@relation_rule(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.upsample_nearest1d.default,
+    aten.upsample_nearest2d.default,
+    aten.upsample_nearest3d.default,
+    aten.upsample_bilinear2d.default,
+    aten.upsample_trilinear3d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
+def _resampled(node: fx.Node) -> Relation:
+    """A dimension that keeps its size keeps its entries; another is combined."""
+    operand = operand_of(node, 0)
+    sizes = zip(shape(operand), shape(node), strict=True)
+    return _along(operand, {d for d, (before, after) in enumerate(sizes) if before != after})
+
+
+@relation_rule(aten.avg_pool2d.default, aten.avg_pool3d.default, aten.max_pool2d.default)
+def _pool(node: fx.Node) -> Relation:
+    """Follow each dimension over which the window is one entry; combine the others."""
+    operand = operand_of(node, 0)
+    window = list(argument(node, 1, "kernel_size"))
+    windowed = 2 if node.target is not aten.avg_pool3d.default else 3
+    window = [*window, *window[-1:] * (windowed - len(window))]
+    first = len(shape(operand)) - windowed
+    sizes = zip(shape(operand), shape(node), strict=True)
+    return _along(
+        operand,
+        {
+            d
+            for d, (before, after) in enumerate(sizes)
+            if d >= first and (window[d - first] != 1 or before != after)
+        },
+    )
 
 
 @relation_rule(aten.flip.default)
@@ -56,6 +124,12 @@ def _norm(node: fx.Node) -> Relation:
     return _along(operand, set(range(rank - width, rank)))
 
 
+@relation_rule(aten.instance_norm.default)
+def _instance_norm(node: fx.Node) -> Relation:
+    operand = operand_of(node, 0)
+    return _along(operand, set(range(2, len(shape(operand)))))
+
+
 @relation_rule(aten.group_norm.default)
 def _group_norm(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
@@ -74,6 +148,23 @@ def _group_norm(node: fx.Node) -> Relation:
     aten.argmin.default,
     aten.any.dim,
     aten.all.dim,
+    aten.any.dims,
+    aten.all.dims,
+    aten.logsumexp.default,
+    aten.count_nonzero.dim_IntList,
+    aten.max.dim,
+    aten.min.dim,
+    aten.median.dim,
+    aten.prod.dim_int,
+    aten.var_mean.correction,
+    aten.std_mean.correction,
+    aten.sum.default,
+    aten.mean.default,
+    aten.prod.default,
+    aten.max.default,
+    aten.min.default,
+    aten.any.default,
+    aten.all.default,
 )
 def _reduce(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
@@ -82,7 +173,7 @@ def _reduce(node: fx.Node) -> Relation:
     return _reduction(node, operand, reduced)
 
 
-@relation_rule(aten.linalg_vector_norm.default)
+@relation_rule(aten.linalg_vector_norm.default, aten.norm.ScalarOpt_dim)
 def _vector_norm(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     return _reduction(node, operand, dims_of(argument(node, 2, "dim"), len(shape(operand))))
@@ -180,6 +271,7 @@ def _attention(node: fx.Node) -> Relation:
 
 @relation_rule(
     aten.conv1d.default,
+    aten.conv1d.padding,
     aten.conv2d.default,
     aten.conv3d.default,
     aten.conv3d.padding,

@@ -15,7 +15,6 @@ from fisopt.rewrite.relations.table import (
     Link,
     Relation,
     argument,
-    barrier,
     operand_of,
     relation_rule,
     shape,
@@ -86,7 +85,40 @@ def _slice(node: fx.Node) -> Relation:
         result.kept.add(dim)
     else:
         _slice_link(result, operand, dim, dim, start, end)
+        if not carries(operand, dim) and (written := _written(operand, dim)) is not None:
+            result.placed.append(_read_back(*written, dim, shape(operand)[dim], start, end))
     return result
+
+
+def _written(buffer: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+    """What was written last into a dimension of a buffer, and the position of its first entry."""
+    if buffer.target in (aten.alias.default, aten.clone.default):
+        return _written(operand_of(buffer, 0), dim)
+    if buffer.target is aten.slice_scatter.default and argument(buffer, 5, "step", 1) == 1:
+        at = wrap(argument(buffer, 2, "dim", 0), len(shape(buffer)))
+        if at == dim:
+            return operand_of(buffer, 1), bounds(*_ends(buffer), shape(buffer)[dim])[0]
+        return None
+    if buffer.target is aten.select.int:
+        row, source = argument(buffer, 1, "dim"), operand_of(buffer, 0)
+        if source.target is aten.select_scatter.default and source.args[2:] == buffer.args[1:]:
+            return _written(operand_of(source, 1), dim)
+        return _written(source, dim if dim < row else dim + 1)
+    return None
+
+
+def _ends(node: fx.Node) -> tuple[int | None, int | None]:
+    return argument(node, 3, "start"), argument(node, 4, "end")
+
+
+def _read_back(source: fx.Node, at: int, dim: int, size: int, start: int, end: int) -> Link:
+    """The frames of ``buffer[start:end]`` where ``source`` was written at ``at``."""
+    behind = size - at - shape(source)[dim]
+
+    def convert(a: FrameAxis) -> FrameAxis | None:
+        return _cut(replace(a, before=a.before + at, after=a.after + behind), start, end)
+
+    return Link(source, dim, dim, convert, lambda _: None)
 
 
 @relation_rule(aten.select.int)
@@ -202,7 +234,7 @@ def _cat(node: fx.Node) -> Relation:
 def _pad(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     if node.target is aten.pad.default and argument(node, 2, "mode", "constant") != "constant":
-        return barrier(node)
+        return _pad_from_edges(node)
     rank = len(shape(operand))
     pads = list(argument(node, 1, "pad"))
     result = Relation()
@@ -211,6 +243,29 @@ def _pad(node: fx.Node) -> Relation:
         before, after = (pads[k], pads[k + 1]) if k + 1 < len(pads) else (0, 0)
         grow, shrink = _shifted(before, after)
         result.links.append(Link(operand, d, d, grow, shrink))
+    return result
+
+
+@relation_rule(
+    aten.reflection_pad1d.default,
+    aten.reflection_pad2d.default,
+    aten.reflection_pad3d.default,
+    aten.replication_pad1d.default,
+    aten.replication_pad2d.default,
+    aten.replication_pad3d.default,
+)
+def _pad_from_edges(node: fx.Node) -> Relation:
+    """A dimension that repeats its own edges is combined; every other is followed."""
+    operand = operand_of(node, 0)
+    pads = list(argument(node, 1, "pad", argument(node, 1, "padding")))
+    result = Relation()
+    for d in range(len(shape(operand))):
+        k = 2 * (len(shape(operand)) - 1 - d)
+        if any(pads[k : k + 2]):
+            result.mixed.append((operand, d))
+            result.kept.add(d)
+        else:
+            result.link(operand, d, d)
     return result
 
 
@@ -226,110 +281,40 @@ def _stack(node: fx.Node) -> Relation:
 
 @relation_rule(aten.slice_scatter.default, aten.select_scatter.default)
 def _scatter(node: fx.Node) -> Relation:
-    """Writing at positions of a framed dimension mixes it; every other dimension is followed."""
+    """Every dimension but the written one is followed, and that too if no frame is divided."""
     base, source = operand_of(node, 0), operand_of(node, 1)
     dim = wrap(argument(node, 2, "dim", 0), len(shape(base)))
     selected = node.target is aten.select_scatter.default
     result = Relation()
     for d in range(len(shape(base))):
-        if d == dim and carries(base, d):
-            result.mixed.append((base, d))
-            result.kept.add(d)
-            if not selected:
-                result.mixed.append((source, d))
+        if d == dim:
+            _write_slice(result, node, d)
             continue
         result.link(base, d, d)
-        if d != dim:
-            result.link(source, d - 1 if selected and d > dim else d, d)
+        result.link(source, d - 1 if selected and d > dim else d, d)
     return result
+
+
+def _write_slice(result: Relation, node: fx.Node, dim: int) -> None:
+    """Relate the dimension in which a slice is written: text, every frame, or by position."""
+    base, source = operand_of(node, 0), operand_of(node, 1)
+    selected = node.target is aten.select_scatter.default
+    axis = axes_of(base)[dim] if carries(base, dim) else None
+    if not selected and axis is not None and argument(node, 5, "step", 1) == 1:
+        start, end = bounds(*_ends(node), shape(base)[dim])
+        text = end <= axis.before or start >= axis.before + axis.video
+        if text or _cut(axis, start, end) is not None:
+            result.link(base, dim, dim)
+            if not text:
+                grow, shrink = _shifted(start, shape(base)[dim] - end)
+                result.links.append(Link(source, dim, dim, grow, shrink))
+            return
+    result.write(base, dim)
+    if not selected:
+        result.addressed.append((source, dim))
 
 
 def carries(node: fx.Node, dim: int) -> bool:
     """Whether a dimension of a node's value is known to carry frames."""
     axes = axes_of(node)
     return dim < len(axes) and axes[dim] is not None
-
-
-@relation_rule(aten.index_select.default)
-def _index_select(node: fx.Node) -> Relation:
-    operand, index = operand_of(node, 0), operand_of(node, 2)
-    dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
-    result = Relation(addressed=[(operand, dim)])
-    for d in range(len(shape(operand))):
-        if d != dim:
-            result.link(operand, d, d)
-    result.link(index, 0, dim)
-    return result
-
-
-@relation_rule(aten.gather.default)
-def _gather(node: fx.Node) -> Relation:
-    """The index has the result's shape; dimensions that it does not cover cannot be followed."""
-    operand, index = operand_of(node, 0), operand_of(node, 2)
-    dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
-    result = Relation(addressed=[(operand, dim)])
-    for d in range(len(shape(operand))):
-        result.link(index, d, d)
-        if d == dim:
-            continue
-        if shape(operand)[d] == shape(index)[d]:
-            result.link(operand, d, d)
-        else:
-            result.addressed.append((operand, d))
-    return result
-
-
-@relation_rule(aten.index.Tensor)
-def _index(node: fx.Node) -> Relation:
-    """Index tensors are broadcast together and take the place of the dimensions they read."""
-    operand = operand_of(node, 0)
-    rank = len(shape(operand))
-    given = list(argument(node, 1, "indices"))
-    given += [None] * (rank - len(given))
-    read = [d for d, index in enumerate(given) if index is not None]
-    indices = [given[d] for d in read]
-    if any(n.meta["val"].dtype in (torch.bool, torch.uint8) for n in indices):
-        return _by_number(node)
-    wide = max(len(shape(n)) for n in indices)
-    first = read[0] if read == list(range(read[0], read[-1] + 1)) else 0
-    result = Relation(addressed=[(operand, d) for d in read])
-    rest = [d for d in range(rank) if d not in read]
-    for i, d in enumerate(rest):
-        result.link(operand, d, i if i < first else i + wide)
-    for n in indices:
-        sizes = shape(n)
-        for back in range(1, len(sizes) + 1):
-            out = first + wide - back
-            if sizes[-back] == shape(node)[out]:
-                result.link(n, len(sizes) - back, out)
-    return result
-
-
-@relation_rule(
-    aten.index_put.default,
-    aten.index_add.default,
-    aten.index_copy.default,
-    aten.index_fill.int_Scalar,
-    aten.scatter.src,
-    aten.scatter.value,
-    aten.scatter_add.default,
-    aten.scatter_reduce.two,
-    aten.masked_scatter.default,
-    aten.masked_select.default,
-    aten.take.default,
-    aten.put.default,
-)
-def _by_number(node: fx.Node) -> Relation:
-    """Entries are read or written by numbers, or by a count of what a mask lets through."""
-    every = [(operand, d) for operand in tensors(node) for d in range(len(shape(operand)))]
-    return Relation(addressed=every, kept=set(range(len(shape(node)))), barrier=True)
-
-
-@relation_rule(aten.embedding.default)
-def _embedding(node: fx.Node) -> Relation:
-    table, index = operand_of(node, 0), operand_of(node, 1)
-    result = Relation(addressed=[(table, 0)])
-    for d in range(len(shape(index))):
-        result.link(index, d, d)
-    result.link(table, 1, len(shape(index)))
-    return result

@@ -27,6 +27,13 @@ relation_rule(
     aten.__and__.Tensor,
     aten.__or__.Tensor,
     aten.__xor__.Tensor,
+    aten.complex.default,
+    aten.polar.default,
+    aten._conj.default,
+    aten.conj.default,
+    aten.real.default,
+    aten.imag.default,
+    aten.isin.Tensor_Scalar,
 )(pointwise)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -208,17 +209,63 @@ def _repeat_interleave(node: fx.Node) -> Relation:
         elif shape(operand)[d] == 1:
             result.constant.add(d)
         else:
-            result.links.append(
-                Link(
-                    operand,
-                    d,
-                    d,
-                    lambda a: FrameAxis(a.frames, a.outer, a.inner * times) if a.pure else None,
-                    lambda a: (
-                        FrameAxis(a.frames, a.outer, a.inner // times)
-                        if a.pure and a.inner % times == 0
-                        else None
-                    ),
-                )
-            )
+            result.links.append(_repeated(operand, d, times))
+    return result
+
+
+def _repeated(operand: fx.Node, dim: int, times: int) -> Link:
+    """Every entry of a dimension becomes several in a row."""
+
+    def convert(a: FrameAxis) -> FrameAxis | None:
+        return FrameAxis(a.frames, a.outer, a.inner * times) if a.pure else None
+
+    def invert(a: FrameAxis) -> FrameAxis | None:
+        whole = a.pure and a.inner % times == 0
+        return FrameAxis(a.frames, a.outer, a.inner // times) if whole else None
+
+    return Link(operand, dim, dim, convert, invert)
+
+
+@relation_rule(aten.pixel_shuffle.default, aten.pixel_unshuffle.default)
+def _pixel_shuffle(node: fx.Node) -> Relation:
+    """Rows and columns become several, or several become one; channels are combined."""
+    operand, factor = operand_of(node, 0), int(argument(node, 1, "upscale_factor"))
+    rank = len(shape(operand))
+    result = Relation(mixed=[(operand, rank - 3)], kept={rank - 3})
+    for d in range(rank):
+        if d < rank - 3:
+            result.link(operand, d, d)
+        elif d > rank - 3:
+            link = _repeated(operand, d, factor)
+            if node.target is aten.pixel_unshuffle.default:
+                link = replace(link, convert=link.invert, invert=link.convert)
+            result.links.append(link)
+    return result
+
+
+@relation_rule(aten.view_as_complex.default, aten.view_as_real.default)
+def _complex_view(node: fx.Node) -> Relation:
+    """The last dimension of pairs comes or goes; every other is followed."""
+    operand = operand_of(node, 0)
+    result = Relation()
+    for d in range(min(len(shape(operand)), len(shape(node)))):
+        result.link(operand, d, d)
+    if node.target is aten.view_as_complex.default:
+        result.mixed.append((operand, len(shape(operand)) - 1))
+    return result
+
+
+@relation_rule(aten.unfold.default)
+def _unfold(node: fx.Node) -> Relation:
+    """Windows of one dimension; those of one entry each keep it as it is."""
+    operand = operand_of(node, 0)
+    dim = wrap(argument(node, 1, "dimension"), len(shape(operand)))
+    alone = argument(node, 2, "size") == argument(node, 3, "step") == 1
+    result = Relation()
+    for d in range(len(shape(operand))):
+        if d != dim or alone:
+            result.link(operand, d, d)
+        else:
+            result.mixed.append((operand, d))
+            result.kept.add(d)
     return result

@@ -43,6 +43,8 @@ class Relation:
         kept: result dimensions computed from a mixed operand dimension of the same position.
         addressed: operand dimensions whose entries are read or written by number: the numbers
             speak of the whole dimension, so it is never cut.
+        placed: dimensions whose frames lie where those of a value written there before lie; the
+            operator reads the whole buffer all the same.
         ties: pairs of operand dimensions that are combined entry by entry.
         constant: result dimensions along which the value does not change (broadcast, fill).
         barrier: the operator is not in the table.
@@ -52,6 +54,7 @@ class Relation:
     mixed: list[tuple[fx.Node, int]] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     addressed: list[tuple[fx.Node, int]] = field(default_factory=list)
+    placed: list[Link] = field(default_factory=list)
     ties: list[tuple[tuple[fx.Node, int], tuple[fx.Node, int]]] = field(default_factory=list)
     constant: set[int] = field(default_factory=set)
     barrier: bool = False
@@ -59,6 +62,12 @@ class Relation:
     def link(self, operand: fx.Node, dim: int, out: int) -> None:
         """Add a plain one-to-one link."""
         self.links.append(Link(operand, dim, out))
+
+    def write(self, base: fx.Node, dim: int) -> None:
+        """Entries of a dimension are replaced at numbered positions: it keeps its frames, whole."""
+        self.mixed.append((base, dim))
+        self.addressed.append((base, dim))
+        self.kept.add(dim)
 
 
 Rule = Callable[[fx.Node], Relation]

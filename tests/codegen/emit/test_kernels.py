@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import multiprocessing
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -328,3 +330,67 @@ def test_two_processes_may_write_at_once(tmp_path: Path) -> None:
         assert not path.exists() or path.read_text() in texts
     assert all(writer.exitcode == 0 for writer in writers)
     assert list(tmp_path.iterdir()) == [path]
+
+
+SOURCE = """import triton
+import triton.language as tl
+
+
+@triton.jit
+def one(x):
+    tl.store(x, 1.0)
+"""
+
+
+def made_anew() -> Any:
+    launch._function.cache_clear()
+    return launch._function("one", SOURCE)
+
+
+def full(path: Path, data: Any, **options: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("why", ["no folder", "no home", "a full disk", "a folder in its place"])
+def test_without_a_cache_kernels_run_and_it_is_said_once(
+    why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_said", [])
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    if why == "no folder":
+        monkeypatch.setenv(cache.VARIABLE, "/dev/null/cache")
+    elif why == "no home":
+        for name in (cache.VARIABLE, "XDG_CACHE_HOME", "HOME"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(Path, "home", no_home)
+    elif why == "a full disk":
+        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(Path, "write_text", full)
+    else:
+        (tmp_path / "emitted" / "one.py").mkdir(parents=True)
+    with pytest.warns(RuntimeWarning, match="without its disk cache: .*set FISOPT_CACHE") as said:
+        runs = [made_anew() for _ in range(2)]
+    assert len(said) == 1
+    assert all("tl.store" in inspect.getsource(run.fn) for run in runs)
+    assert not list(tmp_path.rglob("*.py.*")), "nothing half-written"
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_sources_are_the_same_on_every_platform(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where text files have other line ends a kernel is still found as it was written."""
+
+    def translating(path: Path, text: str, **options: object) -> int:
+        return path.write_bytes(text.replace("\n", "\r\n").encode())
+
+    monkeypatch.setattr(Path, "write_text", translating)
+    monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            path = cache.keep("emitted/one.py", "x = 1\ny = 2\n")
+    assert path.read_bytes() == b"x = 1\ny = 2\n"

@@ -1,0 +1,43 @@
+"""Operators that torch.export keeps whole and that are written in terms of others.
+
+The relations speak of the others: an attention written as two ``einsum`` is two products there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+aten = torch.ops.aten
+_COMPOSITES = (
+    aten.einsum.default,
+    aten.tensordot.default,
+    aten.outer.default,
+    aten.diff.default,
+    aten.cosine_similarity.default,
+    aten.take_along_dim.default,
+    aten.argsort.default,
+    aten.argsort.stable,
+    aten.std.dim,
+    aten.std.default,
+    aten.var.default,
+    aten.var_mean.dim,
+    aten.var_mean.default,
+    aten.std_mean.dim,
+    aten.std_mean.default,
+    aten.where.Scalar,
+    aten.where.ScalarSelf,
+    aten.where.ScalarOther,
+    aten.avg_pool1d.default,
+    aten.adaptive_avg_pool1d.default,
+)
+
+
+@cache
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What torch.export writes out, by operator: torch's own definition of each."""
+    every = torch.export.default_decompositions()
+    return {operator: every[operator] for operator in _COMPOSITES}
