@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fisopt.checked import Checked
-from fisopt.errors import OptionTypeError, shown
+from fisopt.errors import FisoptError, InputError, OptionTypeError, shown
 
 Grid = tuple[int, int, int]
 GridOf = Callable[[Mapping[str, Any]], Grid]
@@ -55,5 +55,19 @@ class ModelSpec(metaclass=Checked):
             raise OptionTypeError(f"ModelSpec: prepare must be a function, got {self.prepare!r}")
 
     def grid_of(self, inputs: Mapping[str, Any]) -> Grid:
-        """Return (F, H, W) in tokens for one forward call's keyword arguments."""
-        return self.grid(inputs) if callable(self.grid) else self.grid
+        """Return (F, H, W) in tokens for one forward call's keyword arguments.
+
+        Raises:
+            InputError: the function that says it fails on them.
+        """
+        if not callable(self.grid):
+            return self.grid
+        try:
+            return self.grid(inputs)
+        except FisoptError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"the grid function of the ModelSpec fails on {sorted(inputs)}: "
+                f"{type(error).__name__}: {error}; wanted it to take the arguments of any call"
+            ) from error

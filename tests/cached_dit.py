@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTH, HEADS = 16, 2
+WRITES = ("slice", "rows", "positions", "stacked", "grown")
+"""A slice; rows by a count; rows by an index; a slice of one of two; a slice of all that is there."""
 
 
 def heads(x: Tensor) -> Tensor:
@@ -19,16 +21,34 @@ def heads(x: Tensor) -> Tensor:
 class Layer(nn.Module):
     """Attention over what the cache holds up to the new tokens, then a feed-forward layer."""
 
-    def __init__(self) -> None:
+    def __init__(self, write: str) -> None:
         super().__init__()
+        self.write = write
         self.q, self.k, self.v, self.out, self.mlp = (nn.Linear(WIDTH, WIDTH) for _ in range(5))
         self.norm = nn.LayerNorm(WIDTH)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, past: int) -> Tensor:
-        y, end = self.norm(x), past + x.shape[1]
-        keys[:, past:end] = self.k(y)
-        values[:, past:end] = self.v(y)
-        return self.rest(x, self.q(y), keys[:, :end], values[:, :end])
+    def forward(self, x: Tensor, cache: dict[str, Tensor], past: int) -> Tensor:
+        y = self.norm(x)
+        k, v = (self.held(cache[n], f(y), past) for n, f in (("k", self.k), ("v", self.v)))
+        return self.rest(x, self.q(y), k, v)
+
+    def held(self, cache: Tensor, new: Tensor, past: int) -> Tensor:
+        """Write new rows into a cache; return what it holds up to them."""
+        end = past + new.shape[1]
+        if self.write == "rows":
+            cache.index_copy_(1, torch.arange(past, end), new)
+        elif self.write == "positions":
+            cache[:, torch.arange(past, end)] = new
+        elif self.write == "stacked":
+            both = cache.view(1, *cache.shape)
+            both[0][:, past:end].copy_(new)
+        elif self.write == "grown":
+            held = torch.cat([cache[:, :past], new], 1)
+            cache[:, past:end].copy_(held[:, past:])
+            return held
+        else:
+            cache[:, past:end] = new
+        return cache[:, :end]
 
     def rest(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         y = functional.scaled_dot_product_attention(heads(q), heads(k), heads(v))
@@ -41,9 +61,9 @@ class CachedDiT(nn.Module):
 
     calls: Tensor
 
-    def __init__(self, layers: int = 2) -> None:
+    def __init__(self, write: str) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer() for _ in range(layers))
+        self.layers = nn.ModuleList(Layer(write) for _ in range(2))
         self.embed, self.unembed = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 4)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
@@ -51,14 +71,14 @@ class CachedDiT(nn.Module):
         self.calls.add_(1)
         x = self.embed(video)
         for layer, cache in zip(self.layers, caches, strict=True):
-            x = layer(x, cache["k"], cache["v"], past)
+            x = layer(x, cache, past)
         return self.unembed(x)
 
 
-def build() -> CachedDiT:
+def build(write: str = "slice") -> CachedDiT:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return CachedDiT().eval().requires_grad_(False)
+        return CachedDiT(write).eval().requires_grad_(False)
 
 
 def inputs(frames: int, inner: int, past: int = 6, room: int = 50) -> dict[str, Any]:

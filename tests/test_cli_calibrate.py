@@ -93,5 +93,5 @@ def test_refusals(args: tuple[str, ...], message: str) -> None:
 def test_stride() -> None:
     assert parse_stride("6, 2,2") == (6, 2, 2)
     for text in ("6,2", "0,2,2", "a,b,c", "-1,2,2", ""):
-        with pytest.raises(ValueError, match="wanted FRAMES,ROWS,COLUMNS"):
+        with pytest.raises(ValueError, match="stride must be FRAMES,ROWS,COLUMNS"):
             parse_stride(text)

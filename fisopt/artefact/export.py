@@ -76,6 +76,8 @@ def export(
     path = path_of("export: path", path)
     mark = check_target(path, format, portable, force=force)
     _check_module(optimized)
+    if format == "onnx":
+        onnx.refuse_bfloat16(optimized.original)
     inputs = _inputs(optimized, example_inputs)
     variants = variants_of(optimized, inputs, steps)
     refuse_writes(variants.all[0].program)

@@ -120,6 +120,21 @@ def require() -> None:
         _import(name)
 
 
+def refuse_bfloat16(model: torch.nn.Module) -> None:
+    """Raise for a model that onnxruntime has no kernels for.
+
+    Raises:
+        ExportError: it computes in bfloat16, which ONNX can write and onnxruntime does not run.
+    """
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    if (name := next((n for n, x in tensors if x.dtype == torch.bfloat16), None)) is not None:
+        raise ExportError(
+            f"{type(model).__name__} is in bfloat16 ({name}), for which onnxruntime has no "
+            "kernels: convert the model first, to float16 or float32 (model.to(torch.float32), "
+            "--dtype float32), or export it as pt2"
+        )
+
+
 def convert(program: ExportedProgram, outputs: list[str]) -> Any:
     """Translate an exported program to ONNX.
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fisopt.checked import count
-from fisopt.errors import ExportError
+from fisopt.errors import ExportError, shown
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
@@ -52,8 +51,7 @@ def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -
         steps: number of denoising steps, needed if a pass differs between steps.
 
     Raises:
-        OptionError: the number of steps is no number of steps.
-        ExportError: a pass differs between steps and their number is not given.
+        ExportError: a pass differs between steps and their number is not given, or is none.
     """
     stepwise = [p.name for p in optimized.passes if p.stepwise]
     if stepwise and steps is None:
@@ -61,8 +59,8 @@ def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -
             f"{', '.join(stepwise)} differs between denoising steps: pass steps=, their number "
             "(--steps), so that every step finds its variant"
         )
-    if steps is not None:
-        count("export: steps", steps)
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise ExportError(f"steps must be at least 1, got {shown(steps)}")
     counted = steps if stepwise else None
     active = (
         [tuple(optimized.passes)]

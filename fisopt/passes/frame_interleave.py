@@ -19,6 +19,7 @@ from fisopt.checked import choice, ints
 from fisopt.errors import OptionError, PreconditionError
 from fisopt.rewrite.analysis import (
     Attention,
+    attentions,
     residual_source,
     result_nodes,
     results,
@@ -30,6 +31,7 @@ from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
+from fisopt.rewrite.relations.table import shape
 from fisopt.rewrite.restrict import TABLES, Restrict, Restricted
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -190,6 +192,7 @@ class _Interleaver:
         self.options, self.rewriter, self.original = options, rewriter, original
         self.gathers: dict[tuple[fx.Node, tuple[int, ...], tuple[int, ...]], fx.Node] = {}
         self.restricted: dict[tuple[str, int], Restricted] = {}
+        self.unplaced: dict[tuple[str, int], list[str]] = {}
         self.used: set[tuple[int, ...]] = set()
         self.sparse = 0
 
@@ -216,6 +219,11 @@ class _Interleaver:
             self.rewriter.note(
                 f"{where}: result {name} has no residual stream among the block's arguments, so "
                 "it is interpolated itself"
+            )
+        for name in self.unplaced[str(call.target), len(anchors)]:
+            self.rewriter.note(
+                f"{where}: {name} reads the keys of every frame: where the frames are among them "
+                "is not known"
             )
         for barrier in restricted.barriers:
             self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
@@ -282,6 +290,7 @@ class _Interleaver:
                 cut = {n for a in found for n in a.members} if anchors_only else set()
                 demand = analyse(body.graph, (), cut.__contains__, exits)
             frames = program.layout.frames
+            self.unplaced[key] = _unplaced(body.graph, short.graph) if anchors_only else []
             self.restricted[key] = Restrict(
                 body, short, demand, count, frames, exits, options.fill
             ).run()
@@ -376,6 +385,16 @@ class _Interleaver:
                     fill,
                 )
         return piece
+
+
+def _unplaced(graph: fx.Graph, short: fx.Graph) -> list[str]:
+    """The attentions whose values grow with the frames, but hold them in places not known."""
+    twin = dict(zip(graph.nodes, short.nodes, strict=True))
+    return [
+        a.result.name
+        for a in attentions(graph)
+        if shape(a.value)[-2] != shape(twin[a.value])[-2] and axes_of(a.value)[-2] is None
+    ]
 
 
 def _narrow(node: fx.Node, count: int) -> Axes:

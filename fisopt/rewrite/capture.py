@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx, nn
 
-from fisopt.errors import CaptureError, InputError
+from fisopt.errors import CaptureError, shown
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.inputs import (
     FrameDims,
@@ -20,9 +20,9 @@ from fisopt.rewrite.inputs import (
     find_frame_dims,
 )
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.runs import check_runs
 from fisopt.rewrite.template import Template, matches
-from fisopt.rewrite.tracing import export, shape_trials, user_line
-from fisopt.rewrite.untouched import untouched
+from fisopt.rewrite.tracing import export, shape_trials
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]
@@ -89,11 +89,11 @@ def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameD
     if dims is not None:
         return dims
     shapes = {
-        name: tuple(x.shape) if isinstance(x, torch.Tensor) else x
+        name: tuple(x.shape) if isinstance(x, torch.Tensor) else shown(x)
         for name, x in zip(inputs.names, inputs.leaves, strict=True)
     }
     if fails:
-        _check_runs(model, inputs, shapes)
+        check_runs(model, inputs, "the example inputs")
         export(model, inputs, None)
     raise CaptureError(
         f"no input of {type(model).__name__} carries the token grid {layout} "
@@ -103,22 +103,10 @@ def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameD
     )
 
 
-def _check_runs(model: nn.Module, inputs: Inputs, shapes: Mapping[str, Any]) -> None:
-    """Refuse inputs on which the model itself fails."""
-    try:
-        with untouched(model, inputs.leaves, real=True), torch.no_grad():
-            model(**inputs.kwargs())
-    except Exception as error:
-        raise InputError(
-            f"{type(model).__name__} does not run on the example inputs {shapes}: "
-            f"{type(error).__name__}: {error}\n    {user_line(error)}"
-        ) from error
-
-
 def _grid_function(spec: ModelSpec, layout: TokenLayout, dims: FrameDims) -> Any:
     """The grid of any inputs: the spec's own, or the example's scaled by what the inputs say."""
     if callable(spec.grid):
-        return spec.grid
+        return spec.grid_of
     leaf, ((dim, per_frame), *_) = next(iter(dims.items()))
 
     def grid(kwargs: Mapping[str, Any]) -> tuple[int, int, int]:

@@ -136,9 +136,11 @@ def check_example(model: nn.Module, inputs: Inputs) -> None:
     """Refuse example inputs that cannot be captured: gradients, NaN, a model that is not ready.
 
     Raises:
-        InputError: see `check_model`; or a tensor needs gradients, or holds NaN.
+        InputError: see `check_model`; or a tensor needs gradients, holds NaN or infinity, or
+            is sparse.
     """
     check_model(model)
+    inputs.key()
     if not any(True for _ in inputs.tensors()):
         raise InputError("example inputs hold no tensor; wanted the arguments of one forward call")
     for i, tensor in inputs.tensors():
@@ -147,13 +149,24 @@ def check_example(model: nn.Module, inputs: Inputs) -> None:
                 f"input {inputs.names[i]!r} needs gradients; fisopt optimises inference: "
                 "pass it detached"
             )
-        if tensor.is_floating_point() and tensor.device.type != "meta":
-            bad = int(torch.isnan(tensor).sum())
-            if bad:
-                raise InputError(
-                    f"input {inputs.names[i]!r} holds {bad} NaN of {tensor.numel()} values; "
-                    "wanted numbers"
-                )
+        if tensor.layout != torch.strided:
+            raise InputError(
+                f"input {inputs.names[i]!r} is {tensor.layout}; pass it dense: .to_dense()"
+            )
+        if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:
+            _check_values(inputs.names[i], tensor)
+
+
+def _check_values(name: str, tensor: torch.Tensor) -> None:
+    """Refuse NaN and infinity, but for minus infinity in what is added to scores as a mask."""
+    for kind, wrong in (("NaN", tensor.isnan()), ("infinite", tensor.isinf())):
+        if not (bad := int(wrong.sum())):
+            continue
+        if kind == "infinite" and tensor.is_floating_point() and float(tensor.max()) <= 0:
+            continue
+        raise InputError(
+            f"input {name!r} holds {bad} {kind} of {tensor.numel()} values; wanted numbers"
+        )
 
 
 FrameDims = dict[int, tuple[tuple[int, int], ...]]

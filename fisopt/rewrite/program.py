@@ -16,6 +16,7 @@ from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
+from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK, Template
 from fisopt.rewrite.untouched import LOCK
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
@@ -228,7 +229,11 @@ def build(source: Source, inputs: Inputs) -> Program:
     key = inputs.key()
     with LOCK:
         if key not in source.cache:
-            source.cache[key] = _build(source, inputs)
+            try:
+                source.cache[key] = _build(source, inputs)
+            except CaptureError:
+                check_runs(source.model, inputs)  # the inputs may be at fault
+                raise
         return source.cache[key]
 
 
@@ -238,6 +243,7 @@ def _build(source: Source, inputs: Inputs) -> Program:
     more = resize(inputs, source.frame_dims, layout, layout.frames + 1)
     traced = template.traced_for(inputs, more if needed else None)
     flat = template.instantiate(inputs, traced)
+    check_dtypes(source.model, flat.graph, inputs)
     if needed or template.covers(traced, more):
         wider = template.instantiate(more, template.traced_for(more, inputs))
         if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:

@@ -22,13 +22,11 @@ from fisopt.rewrite.untouched import untouched
 
 
 def user_line(error: BaseException) -> str:
-    """The last line of a traceback that is not torch's own, as ``file:line: text``."""
+    """The last line of a traceback that is neither torch's nor ours, as ``file:line: text``."""
     own = Path(torch.__file__).parent
     frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__)
-    theirs = [
-        f for f in frames if not Path(f.filename).is_relative_to(own) and Path(f.filename) != here
-    ]
+    here = Path(__file__).parent
+    theirs = [f for f in frames if not {own, here} & {*Path(f.filename).parents}]
     if not theirs:
         return ""
     last = theirs[-1]

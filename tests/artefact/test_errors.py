@@ -244,3 +244,18 @@ def test_an_operator_that_is_not_there(file: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.export, "load", fail)
     with pytest.raises(ExportError, match="'theirs' object has no attribute"):
         pt2.read(file)
+
+
+@pytest.mark.parametrize("part", ["every weight", "one buffer"])
+def test_bfloat16_is_refused_for_onnx_before_anything_is_captured(
+    part: str, tmp_path: Path
+) -> None:
+    """`onnxruntime` has no kernels for it."""
+    dtype = torch.bfloat16 if part == "every weight" else torch.float32
+    model = fisopt.models.build("wan2.1-1.3b", dtype=dtype, num_layers=1)
+    if part == "one buffer":
+        model.register_buffer("scale", torch.ones(1, dtype=torch.bfloat16))
+    made = fisopt.optimize(model, backend="eager")
+    with pytest.raises(ExportError, match=r"in bfloat16 \(.*\), .*onnxruntime.*torch\.float32"):
+        export(made, tmp_path / "a.onnx", "onnx", example_inputs={})
+    assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fisopt
 from fisopt import FrameInterleave, InputError, ModelSpec, PassManager, Program, TileAttention
-from fisopt.errors import CaptureError, ExportError
+from fisopt.errors import ExportError
 from fisopt.passes.frame_interleave import anchor_frames
 from tests import cached_dit
 from tests.cached_dit import CachedDiT, Layer
@@ -24,8 +24,8 @@ FRAMES, INNER = 5, 6
 
 
 @cache
-def captured() -> tuple[CachedDiT, Program]:
-    model = cached_dit.build()
+def captured(write: str = "slice") -> tuple[CachedDiT, Program]:
+    model = cached_dit.build(write)
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
     return model, fisopt.capture(model, cached_dit.inputs(FRAMES, INNER), spec=spec)
 
@@ -80,15 +80,35 @@ def test_a_dense_program_writes() -> None:
     assert all(map(torch.equal, flat(got["caches"]), flat(want["caches"])))
 
 
-@pytest.mark.parametrize("kv", ["anchors", "all"])
-def test_sparse_blocks_write_exact_keys(kv: Any) -> None:
-    model, program = captured()
+@pytest.mark.parametrize(
+    ("write", "kv"),
+    [
+        ("slice", "anchors"),
+        ("slice", "all"),
+        ("rows", "anchors"),
+        ("positions", "all"),
+        ("stacked", "all"),
+        ("grown", "anchors"),
+    ],
+)
+def test_sparse_blocks_write_exact_keys(write: str, kv: Any) -> None:
+    model, program = captured(write)
     sparse = PassManager([FrameInterleave(first_block=0, kv=kv)]).run(program)
     got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
     output = sparse(**got)
     torch.testing.assert_close(output, looped(model, want, kv), atol=1e-5, rtol=0)
     for mine, theirs in zip(flat(got["caches"]), flat(want["caches"]), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=0)
+
+
+def test_keys_in_places_not_known_are_all_read_and_said() -> None:
+    model, program = captured("stacked")
+    result = FrameInterleave(first_block=0)(program)
+    said = [n for n in result.notes if "reads the keys of every frame" in n]
+    assert [n.split(":")[0] for n in said] == ["layers.0", "layers.1"]
+    got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
+    torch.testing.assert_close(result.program(**got), looped(model, want, "all"), atol=1e-5, rtol=0)
+    assert not [n for n in FrameInterleave(first_block=0)(captured()[1]).notes if "keys of" in n]
 
 
 def test_keys_of_the_past_are_global() -> None:
@@ -201,21 +221,34 @@ def bump(x: Tensor) -> None:
     x.add_(1)
 
 
-def test_an_operator_that_changes_its_operand_is_never_dropped() -> None:
-    """A custom operator that says what it mutates is made functional; the change is kept."""
+class Bumping(nn.Module):
+    """A block in which a custom operator changes an input of the model."""
 
-    def beside(video: Tensor, memory: Tensor) -> Tensor:
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         bump(memory)
+        return x + self.linear(x) * memory.mean()
+
+
+class Bumped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([Bumping(), Bumping()])
+
+    def forward(self, video: Tensor, memory: Tensor) -> Tensor:
+        for layer in self.layers:
+            video = layer(video, memory)
         return video
 
-    model = Wrapped(beside).eval().requires_grad_(False)
+
+def test_an_operator_that_changes_its_operand_is_never_dropped() -> None:
     call = {"video": torch.randn(2, 30, 4), "memory": torch.randn(2, 3, 4)}
-    spec = ModelSpec(blocks=("layers.*",), grid=GRID)
-    try:
-        program = fisopt.capture(model, call, spec=spec)
-    except CaptureError as error:
-        assert "bump" in str(error)  # noqa: PT017
-        return
-    got = deepcopy(call)
-    program(**got)
-    assert torch.equal(got["memory"], call["memory"] + 1)
+    model = Bumped().eval().requires_grad_(False)
+    program = fisopt.capture(model, call, spec=ModelSpec(blocks=("layers.*",), grid=GRID))
+    for run in (program, PassManager([FrameInterleave(first_block=0)]).run(program)):
+        got = deepcopy(call)
+        run(**got)
+        assert torch.equal(got["memory"], call["memory"] + 1 + 1)

@@ -99,12 +99,22 @@ def _written(buffer: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
         if at == dim:
             return operand_of(buffer, 1), bounds(*_ends(buffer), shape(buffer)[dim])[0]
         return None
+    if buffer.target is aten.index_copy.default and buffer.args[1] == dim:
+        first = _counted_from(operand_of(buffer, 2))
+        return None if first is None else (operand_of(buffer, 3), first)
     if buffer.target is aten.select.int:
         row, source = argument(buffer, 1, "dim"), operand_of(buffer, 0)
         if source.target is aten.select_scatter.default and source.args[2:] == buffer.args[1:]:
             return _written(operand_of(source, 1), dim)
         return _written(source, dim if dim < row else dim + 1)
     return None
+
+
+def _counted_from(index: fx.Node) -> int | None:
+    """The first of numbers that count up by one, None if they may not."""
+    if index.target is aten.arange.start and isinstance(index.args[0], int):
+        return index.args[0]
+    return 0 if index.target is aten.arange.default else None
 
 
 def _ends(node: fx.Node) -> tuple[int | None, int | None]:
