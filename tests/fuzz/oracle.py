@@ -134,7 +134,7 @@ class Oracle:
         self.count = 0
         if shape.frames <= 2 or (self.interleave and self.interleave.stride == 1):
             self.interleave = None
-        if shape.frames <= 2:
+        if shape.frames == 2:
             self.reduction = None
 
     def __call__(self, given: dict[str, Any]) -> Tensor:
@@ -379,6 +379,7 @@ def reduced(
     queries, values = (
         Attend(options, lambda _: (0, 0, 0), front=p.before > 0, block=index) for p in places
     )
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], 1) for t in (k, v))
     if mask is None:
         mask = torch.zeros((), dtype=q.dtype)
     elif mask.dtype == torch.bool:
@@ -403,6 +404,6 @@ def reduced(
 def seen_cells(seen: Seen, stride: Grid) -> Grid:
     """The cells of what an attention sees: no larger than the grid along what it does not see."""
     frames, rows, columns = stride
-    if seen.mixes:
+    if seen.mixes and seen.frames > 1:
         return stride if seen.place.inner > 1 or seen.grid[1:] != (1, 1) else (frames, 1, 1)
     return (1, rows, columns)
