@@ -242,7 +242,9 @@ def reason(error: FisoptError) -> str:
     text = re.sub(r"(?s)\n.*", "", str(error))
     text = re.sub(r"(layers|blocks)(\.\w+)+(, (layers|blocks)(\.\w+)+)*", "BLOCKS", text)
     text = re.sub(r"-?\d[\dx.]*", "#", text)
-    return f"{type(error).__name__}: {text[:300]}"
+    text = re.sub(r"\{.*?\}|%\w+ : \[.*?\] = \w+\[.*?\]\(.*\)", "...", text)
+    text = re.sub(r"; BLOCKS: .*?(?= \(strict|$)", "", text)  # the reason of the first blocks
+    return f"{type(error).__name__}: {text[:240]}"
 
 
 def raw(error: Exception) -> str:
