@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import fields, replace
 
 from tests.fuzz.form import plainest, possible
-from tests.fuzz.program import Case, Outcome, check
+from tests.fuzz.program import Case, Outcome
 
 
 def smallest(
-    case: Case, outcomes: list[Outcome], kinds: Collection[str]
+    case: Case,
+    outcomes: list[Outcome],
+    kinds: Collection[str],
+    check: Callable[[Case], list[Outcome]],
 ) -> tuple[Case, list[Outcome]]:
     """Make one choice after another plain as long as an outcome of some kinds remains.
 
@@ -18,6 +21,7 @@ def smallest(
         case: a case that fails.
         outcomes: what becomes of it.
         kinds: the kinds of outcomes to keep.
+        check: says what becomes of a case.
     """
     found = True
     while found:
