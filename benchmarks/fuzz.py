@@ -122,6 +122,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     return {
         "machine": machine(),
         "what": "calls of random models under random passes, each compared with a plain oracle",
+        "code": rows[0]["code"] if rows else code(),
         "models": len(rows),
         "programs": LISTS * len(rows),
         "programs_that_ran": len(ran),
@@ -164,8 +165,9 @@ def main() -> None:
     missing = [seed for seed in seeds if seed not in rows]
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), unit="model")
     with ROWS.open("a") as file:
-        for row in fresh(missing, options.workers):
-            file.write(json.dumps({"code": version, **row}) + "\n")
+        for done in fresh(missing, options.workers):
+            row = {"code": version, **done}
+            file.write(json.dumps(row) + "\n")
             file.flush()
             rows[row["seed"]] = row
             write("fuzz", summary(list(rows.values())))

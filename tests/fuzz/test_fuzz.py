@@ -12,7 +12,8 @@ from fisopt import FrameInterleave
 from tests.fuzz.form import CHOICES, draw, form, possible
 from tests.fuzz.model import Shape, build, inputs, sample
 from tests.fuzz.oracle import Oracle
-from tests.fuzz.program import Case, case, check
+from tests.fuzz.program import Case, Outcome, case, check
+from tests.fuzz.shrink import smallest
 
 SEEDS = range(1, 9)
 """Five programs each; `make fuzz` runs more."""
@@ -57,6 +58,20 @@ def test_the_oracle_without_passes_is_the_model(seed: int) -> None:
     got = Oracle(model, drawn.shapes[0], ())(given)
     assert want.std() > 0.1
     assert torch.equal(got, want)
+
+
+def test_the_smallest_case_that_fails() -> None:
+    """Everything becomes plain but what the failure needs."""
+
+    def check(tried: Case) -> list[Outcome]:
+        bad = tried.form.rotary == "pairs" and any(tried.passes)
+        return [Outcome("wrong" if bad else "equal", "", 0, 0)]
+
+    failing = next(c for c in map(case, range(200)) if check(c)[0].kind == "wrong")
+    found, outcomes = smallest(failing, check(failing), ("wrong",), check)
+    assert found.form == form(rotary="pairs")
+    assert (len(found.passes), len(found.passes[0]), len(found.shapes)) == (1, 1, 1)
+    assert [o.kind for o in outcomes] == ["wrong"]
 
 
 def test_forms() -> None:
