@@ -104,7 +104,8 @@ class Pass(metaclass=Checked):
         if self.stage is not None and (why := program.source.followed.why_fixed):
             reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
             if strict:
-                raise PreconditionError(reason, pass_name=self.name)
+                advice = "a second number is needed to tell them apart: see ModelSpec.resized"
+                raise PreconditionError(f"{reason}\n{advice}", pass_name=self.name)
             return PassResult(program, False, (), (reason,))
         self._refuse_dropout(program)
         self.requires(program)
