@@ -66,6 +66,8 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
+            for parameter in model.parameters():  # integers cannot have gradients; put back too
+                parameter.requires_grad_(requires_grad=False)
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
@@ -84,8 +86,16 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     return module
 
 
+_TRACED = ("._parameters", "._buffers", "._modules")
+
+
 def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
-    """Say what calls of the model do beside computing, which calls of a graph do not."""
+    """Say what calls of the model do beside computing, which calls of a graph do not.
+
+    What a module itself holds is left out: tracing changes that too.
+    """
+    own = {path or type(model).__name__ for path, _ in model.named_modules()}
+    kept = [n for n in changed if n not in own and not any(part in n for part in _TRACED)]
     hooked = [
         path
         for path, module in model.named_modules()
@@ -93,7 +103,7 @@ def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
     ]
     for names, what in (
         (
-            changed,
+            kept,
             "calls of the model change {}, calls of its graph do not: what a layer or a "
             "processor records or keeps stays as it was",
         ),
