@@ -93,7 +93,8 @@ def optimize(
             ``{"transformer": [...], "transformer_2": [...]}``; one that is not named stays as it
             is.
         example_inputs: keyword arguments of one forward call.  With them the model is captured
-            and rewritten at once; without, at the first call.  An unknown model needs them.
+            and rewritten at once; without, at the first call.  A spec whose grid is numbers
+            needs them.
         spec: blocks and token grid of a model that is not of a known family.
         backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
@@ -168,10 +169,11 @@ def _optimize_module(
     check_model(model)
     if spec is None:
         spec = models.spec_of(model)
-    elif example_inputs is None and not known:
+    elif example_inputs is None and not known and not callable(spec.grid):
         raise InputError(
-            f"optimize of {type(model).__name__}: example_inputs is missing; with spec= pass the "
-            "keyword arguments of one forward call"
+            f"optimize of {type(model).__name__}: example_inputs is missing; a grid of numbers "
+            f"({spec.grid}) is that of some inputs: pass the keyword arguments of one forward "
+            "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
     optimized = OptimizedModule(

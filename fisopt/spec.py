@@ -27,11 +27,15 @@ class ModelSpec(metaclass=Checked):
         prepare: For a model that export cannot trace at every shape (decisions on data, tables
             for one size), a function that returns an equal module of tensor operations; it
             shares the parameters, under the same paths.
+        resized: For a model whose inputs do not grow with the frames in a way that capture can
+            find, a function from the keyword arguments of one forward call and a number of latent
+            frames to the arguments for that many; shapes and plain values count alone.
     """
 
     blocks: tuple[str, ...]
     grid: Grid | GridOf
     prepare: Callable[[Any], Any] | None = None
+    resized: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """Refuse wrong types; a pattern on its own would be read as one pattern a letter."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,27 +28,27 @@ def roles_of(program: Program) -> Roles:
 
     A dimension that carries frames has one entry a token, or is followed by the rows and columns
     of the grid, each with as many entries a token as the other.  Where tokens are all that the
-    inputs tell, rows and columns are taken as they are.
+    inputs tell, rows and columns are taken as they are.  Where a size is no multiple of the
+    frames, no size can be left open.
     """
-    grid, roles = program.layout, Roles()
-    for leaf, places in program.source.frame_dims.items():
+    roles, dims = Roles(), program.source.frame_dims
+    if not all(growth.exact for places in dims.values() for growth in places):
+        return roles
+    for leaf, places in dims.items():
         tensor = program.inputs.leaves[leaf]
         if not isinstance(tensor, torch.Tensor):
             continue
         found = roles.setdefault(leaf, {})
-        for dim, _ in places:
-            if tensor.shape[dim] == grid.tokens and grid.tokens != grid.frames:
-                found[dim] = (1, SIZES)
+        for growth in places:
+            if growth.tokens:
+                found[growth.dim] = (growth.per_frame, SIZES)
                 continue
-            found[dim] = (tensor.shape[dim] // grid.frames, ("frames",))
-            for h, w in itertools.combinations(range(dim + 1, tensor.ndim), 2):
-                rows, columns = tensor.shape[h], tensor.shape[w]
-                scale = rows // grid.height
-                if (rows, columns) == (scale * grid.height, scale * grid.width):
-                    found |= {h: (scale, ("height",)), w: (scale, ("width",))}
-                    break
+            found[growth.dim] = (growth.per_frame, ("frames",))
+            if growth.plane is not None:
+                h, w = growth.plane
+                found |= {h: (growth.scale, ("height",)), w: (growth.scale, ("width",))}
     if all(names == SIZES for places in roles.values() for _, names in places.values()):
-        frames: Product = (grid.tokens_per_frame, ("frames",))
+        frames: Product = (program.layout.tokens_per_frame, ("frames",))
         return {leaf: dict.fromkeys(places, frames) for leaf, places in roles.items()}
     return roles
 

@@ -40,6 +40,7 @@ Examples:
   fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
   fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, scope="attention")'
   fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
+  fisopt inspect mochi-1 --pass 'published_reduction("mochi-1", tables="DIR")'
 """
 
 CODEGEN = """Print the Triton kernels that are emitted for a model; no GPU, no weights are needed.

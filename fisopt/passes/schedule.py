@@ -254,6 +254,8 @@ class Schedule(metaclass=Checked):
             table = table_beside(path) if named is None else path.parent / str(named)
         tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
+        for feature in FEATURES:
+            _check_reached(path, table, tiers[feature], limits[feature])
         return Schedule(
             tiers["query"],
             tiers["value"],
@@ -339,6 +341,17 @@ def _thresholds(path: Path, said: object) -> Thresholds:
     if not isinstance(said, Mapping):
         raise ScheduleError(f"{path}: got thresholds {said!r}; {_FORM}")
     return tuple(said.items())
+
+
+def _check_reached(path: Path, table: str | Path, tiers: Tiers, limits: Thresholds) -> None:
+    """Refuse thresholds that no tier reaches: with such a table they would drop nothing."""
+    least = min((tier for tier, share in limits if isinstance(tier, int) and share), default=None)
+    most = max((tier for row in tiers for tier in row), default=0)
+    if least is not None and most < least:
+        raise ScheduleError(
+            f"{path} drops tokens from tier {least} on, and the highest tier of {table} is {most}: "
+            "nothing would be dropped. Give the table that the thresholds were chosen for"
+        )
 
 
 def _measured(path: Path, said: object) -> Measured:

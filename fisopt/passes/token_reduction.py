@@ -241,7 +241,7 @@ class TokenReduction(Pass):
             return None
         state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
         redraw = self.stepwise if self.redraw is None else self.redraw
-        draw = step.index // self.cache_steps if redraw and not since else 0
+        draw = step.from_noise.index // self.cache_steps if redraw and not since else 0
         return Reduction(
             query, value, self.destination_stride, self.mode, self.seed, state, measured, draw
         )

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
-from fisopt.errors import CaptureError, shown
+from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.axes import TokenLayout, axes_of
-from fisopt.rewrite.inputs import (
-    FrameDims,
-    Inputs,
-    bind_example,
-    check_example,
-    find_frame_dims,
-)
+from fisopt.rewrite.follow import Followed, Search, said, shapes_of
+from fisopt.rewrite.frame_dims import Growth, size_of
+from fisopt.rewrite.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
 from fisopt.rewrite.readiness import unhooked
 from fisopt.rewrite.runs import check_runs
@@ -57,9 +53,15 @@ def capture(
     layout = layout_of(spec.grid_of(inputs.kwargs()))
     plain = unhooked(model)
     traced = spec.prepare(plain) if spec.prepare is not None else plain
-    dims = _frame_dims(traced, inputs, layout)
-    template = Template(traced, spec.blocks, dims)
-    source = Source(model, template, _grid_function(spec, layout, dims), dims)
+    notes: dict[str, None] = {}
+
+    def follow(inputs: Inputs, layout: TokenLayout) -> Followed:
+        return _follow(traced, spec, inputs, layout, notes)
+
+    followed = follow(inputs, layout)
+    template = Template(traced, spec.blocks, followed.dims)
+    grid_of = _grid_function(spec, layout, inputs, followed)
+    source = Source(model, template, spec, grid_of, followed, follow, notes)
     template.trace(inputs, general=dynamic == "all")
     program = build(source, inputs)
     _check_video(program, spec)
@@ -84,39 +86,78 @@ def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
     )
 
 
-def _frame_dims(model: nn.Module, inputs: Inputs, layout: TokenLayout) -> FrameDims:
-    with shape_trials(model, inputs) as runs:
-        dims = find_frame_dims(inputs, layout, runs)
-        fails = dims is None and not runs(inputs)
-    if dims is not None:
-        return dims
-    shapes = {
-        name: tuple(x.shape) if isinstance(x, torch.Tensor) else shown(x)
-        for name, x in zip(inputs.names, inputs.leaves, strict=True)
-    }
-    if fails:
+def _follow(
+    model: nn.Module,
+    spec: ModelSpec,
+    inputs: Inputs,
+    layout: TokenLayout,
+    notes: dict[str, None],
+) -> Followed:
+    """Find how inputs follow the frames; note what a captured graph does not do."""
+    blocks = [m for path, m in model.named_modules() if matches(path, spec.blocks)]
+    with shape_trials(model, blocks, inputs) as (trial, changed):
+        try:
+            search = Search(inputs, layout, spec, trial, trial(inputs))
+        except Exception as error:
+            refused, found = error, None
+        else:
+            found = search.run()
+    if found is None:
         check_runs(model, inputs, "the example inputs")
         export(model, inputs, None)
-    raise CaptureError(
-        f"no input of {type(model).__name__} carries the token grid {layout} "
-        f"({layout.tokens} tokens); got {shapes}. Wanted a tensor with {layout.frames} frames, "
-        f"rows and columns that {layout.height} and {layout.width} divide, or {layout.tokens} "
-        "tokens, that the model also accepts with one frame more: check the grid"
-    )
+        raise CaptureError(
+            f"{type(model).__name__} runs, but not on shapes alone: "
+            f"{said(refused, layout.frames)}\n"
+            "Rewrite that line with tensor operations, or give ModelSpec a `prepare` function "
+            "that does"
+        ) from refused
+    if changed:
+        notes[
+            f"forward sets {', '.join(list(changed)[:3])}{', ...' if len(changed) > 3 else ''}; "
+            "the captured graph does not: what one call leaves is not there at the next"
+        ] = None
+    if not found.step:
+        notes[f"captured at {layout.frames} latent frames alone: {found.why_fixed}"] = None
+    return found
 
 
-def _grid_function(spec: ModelSpec, layout: TokenLayout, dims: FrameDims) -> Any:
+def _grid_function(
+    spec: ModelSpec, layout: TokenLayout, example: Inputs, followed: Followed
+) -> Callable[[Mapping[str, Any]], tuple[int, int, int]]:
     """The grid of any inputs: the spec's own, or the example's scaled by what the inputs say."""
     if callable(spec.grid):
         return spec.grid_of
-    leaf, ((dim, per_frame), *_) = next(iter(dims.items()))
+    places = [(leaf, growth) for leaf, growths in followed.dims.items() for growth in growths]
+    plane = next(((leaf, g, g.plane) for leaf, g in places if g.plane is not None), None)
 
     def grid(kwargs: Mapping[str, Any]) -> tuple[int, int, int]:
-        value = Inputs.of(kwargs).leaves[leaf]
-        size = value.shape[dim] if isinstance(value, torch.Tensor) else value
-        return (size // per_frame, layout.height, layout.width)
+        inputs = Inputs.of(kwargs)
+        here = layout
+        if plane is not None:
+            leaf, growth, (h, w) = plane
+            sizes = inputs.leaves[leaf].shape
+            here = TokenLayout(layout.frames, sizes[h] // growth.scale, sizes[w] // growth.scale)
+        found = {
+            (size_of(inputs.leaves[leaf], growth) - _rest(example, leaf, growth, layout))
+            / growth.step(here)
+            for leaf, growth in places
+            if growth.exact or growth.plane is not None
+        } or {float(layout.frames)}
+        frames = next(iter(found))
+        if len(found) > 1 or frames != int(frames) or frames < 1:
+            raise InputError(
+                f"the token grid of {shapes_of(inputs)} cannot be told from that of the example, "
+                f"{layout}: its sizes speak of {sorted(found)} frames of {here.height}x"
+                f"{here.width} tokens; give ModelSpec a function as grid"
+            )
+        return (int(frames), here.height, here.width)
 
     return grid
+
+
+def _rest(example: Inputs, leaf: int, growth: Growth, layout: TokenLayout) -> int:
+    """Entries of a dimension of the example that do not count frames."""
+    return size_of(example.leaves[leaf], growth) - layout.frames * growth.step(layout)
 
 
 def _check_video(program: Program, spec: ModelSpec) -> None:
@@ -124,7 +165,8 @@ def _check_video(program: Program, spec: ModelSpec) -> None:
     layout = program.layout
     if not program.blocks:
         raise CaptureError(f"no operator ran inside the blocks {list(spec.blocks)}")
-    for call in program.blocks if layout.frames > BOUNDARIES else []:
+    followed = program.source.followed.step > 0 and layout.frames > BOUNDARIES
+    for call in program.blocks if followed else []:
         axes = [a for n in (call, *call.users) for a in axes_of(n) if a is not None]
         if not axes:
             raise CaptureError(

@@ -54,15 +54,19 @@ class _Holder:
     write: Callable[[Contents], None]
     before: Contents
 
-    def restore(self) -> bool:
-        """Put back what it held; say whether anything had changed."""
+    def restore(self) -> list[str]:
+        """Put back what it held; return the names of what had changed."""
         now = self.read()
         if _same(now, self.before):
-            return False
+            return []
         wanted = self.before if self.path else self._without_traces(now)
         if not _same(now, wanted):
             self.write(wanted)
-        return True
+        return [
+            f"{self.path}.{key}"
+            for key in {**now, **self.before}
+            if now.get(key, self) is not self.before.get(key, self)
+        ]
 
     def _without_traces(self, now: Contents) -> Contents:
         wanted = dict(now)
@@ -102,8 +106,9 @@ class HeldState:
             if cache.cache_info() != info and _is_traced(gc.get_referents(cache)):
                 cache.cache_clear()
         for holder in self._holders:
-            if holder.restore() and holder.path:
-                self.changed[holder.path] = None
+            changed = holder.restore()
+            if holder.path:
+                self.changed |= dict.fromkeys(changed)
 
     def _visit(self, start: Any, path: str) -> None:
         """Remember all that is reached from a value; what is shared waits for the model's own."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +12,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import InputError
-from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.readiness import check_model
 
 
@@ -144,95 +142,3 @@ def _check_values(name: str, tensor: torch.Tensor) -> None:
         raise InputError(
             f"input {name!r} holds {bad} {kind} of {tensor.numel()} values; wanted numbers"
         )
-
-
-FrameDims = dict[int, tuple[tuple[int, int], ...]]
-"""Leaf index -> (dimension, entries per frame of the example) pairs; dimension -1: a plain int."""
-
-
-def _tensor_candidates(
-    sizes: Sequence[int], grid: TokenLayout
-) -> list[tuple[tuple[int, int], ...]]:
-    """Ways in which a tensor may carry the grid's frames, the likeliest first."""
-    found: list[tuple[tuple[int, int], ...]] = []
-    for f, h, w in itertools.combinations(range(len(sizes)), 3):
-        scales = [
-            s // g if s % g == 0 else 0
-            for s, g in zip(
-                (sizes[f], sizes[h], sizes[w]), (grid.frames, grid.height, grid.width), strict=True
-            )
-        ]
-        if all(scales) and scales[1] == scales[2]:
-            found.append(((f, scales[0]),))
-    found.sort(key=lambda dims: dims[0][1])
-    tokens = [(d, grid.tokens_per_frame) for d, size in enumerate(sizes) if size == grid.tokens]
-    if tokens:
-        found.insert(0, tuple(tokens))
-    if not found:
-        found.append(())
-    found += [((d, 1),) for d, size in enumerate(sizes) if size == grid.frames]
-    return list(dict.fromkeys(found))
-
-
-def candidates(inputs: Inputs, grid: TokenLayout) -> Iterator[FrameDims]:
-    """Yield assignments of frames to input dimensions, the likeliest first.
-
-    A dimension carries frames if it has F entries and is followed by the rows and columns of
-    the grid, or if it has one entry per token.  Where some input does, a dimension of F entries
-    and a plain int equal to F may count frames too.
-    """
-    tensors = [x.shape for _, x in inputs.tensors()]
-    if not any(_tensor_candidates(sizes, grid)[0] for sizes in tensors):
-        return
-    options: list[list[tuple[tuple[int, int], ...]]] = []
-    index: list[int] = []
-    seen_int = False
-    for i, leaf in enumerate(inputs.leaves):
-        if isinstance(leaf, torch.Tensor):
-            ways = _tensor_candidates(leaf.shape, grid)
-        elif isinstance(leaf, int) and not isinstance(leaf, bool) and leaf == grid.frames:
-            ways = [((-1, 1),), ()] if not seen_int else [(), ((-1, 1),)]
-            seen_int = True
-        else:
-            continue
-        index.append(i)
-        options.append(ways)
-    ranked = sorted(
-        itertools.islice(itertools.product(*(range(len(ways)) for ways in options)), 4096),
-        key=lambda choice: (sum(choice), choice),
-    )
-    for choice in ranked[:64]:
-        dims = {i: ways[c] for i, ways, c in zip(index, options, choice, strict=True) if ways[c]}
-        if dims:
-            yield dims
-
-
-def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> Inputs:
-    """Return inputs of the same form for another number of frames; values are zeros."""
-    leaves = list(inputs.leaves)
-    for i, places in dims.items():
-        leaf = leaves[i]
-        if not isinstance(leaf, torch.Tensor):
-            leaves[i] = frames
-            continue
-        sizes = list(leaf.shape)
-        for dim, _ in places:  # what a frame adds depends on the resolution
-            sizes[dim] = sizes[dim] // grid.frames * frames
-        leaves[i] = leaf.new_zeros(sizes)
-    return inputs.replaced(leaves)
-
-
-def find_frame_dims(
-    inputs: Inputs, grid: TokenLayout, runs: Callable[[Inputs], bool]
-) -> FrameDims | None:
-    """Find which input dimensions carry frames: the first assignment that runs at F+1.
-
-    Args:
-        inputs: example inputs.
-        grid: their token grid.
-        runs: tells whether the model accepts some inputs (shapes only).
-    """
-    for dims in candidates(inputs, grid):
-        if runs(resize(inputs, dims, grid, grid.frames + 1)):
-            return dims
-    return None

@@ -101,6 +101,11 @@ class Pass(metaclass=Checked):
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
         check_program(program)
+        if self.stage is not None and (why := program.source.followed.why_fixed):
+            reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
+            if strict:
+                raise PreconditionError(reason, pass_name=self.name)
+            return PassResult(program, False, (), (reason,))
         self._refuse_dropout(program)
         self.requires(program)
         rewriter = Rewriter(program.copy(), self.name)

@@ -13,7 +13,9 @@ from torch.utils import _pytree as pytree
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.inputs import FrameDims, Inputs, bind_example, resize
+from fisopt.rewrite.follow import Followed, at_frames
+from fisopt.rewrite.frame_dims import FrameDims, fits
+from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
@@ -21,6 +23,7 @@ from fisopt.rewrite.template import BLOCK, Template
 from fisopt.rewrite.untouched import LOCK
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
+from fisopt.spec import ModelSpec
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
@@ -28,12 +31,26 @@ BOUNDARIES = 2
 
 @dataclass
 class Source:
-    """Where a Program came from: what is needed to make it again at another shape."""
+    """Where a Program came from: what is needed to make it again at another shape.
+
+    Attributes:
+        model: the model.
+        template: its exports.
+        spec: what the caller says of it.
+        grid_of: the token grid of any inputs.
+        followed: how its inputs follow the number of frames.
+        follow: finds that anew, for inputs that tell more.
+        notes: what a report should say of the capture.
+        cache: Programs by shape.
+    """
 
     model: nn.Module
     template: Template
+    spec: ModelSpec
     grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
-    frame_dims: FrameDims
+    followed: Followed
+    follow: Callable[[Inputs, TokenLayout], Followed]
+    notes: dict[str, None] = field(default_factory=dict)
     cache: Lru[Any, Program] = field(default_factory=Lru)
 
     def refresh(self) -> None:
@@ -45,6 +62,34 @@ class Source:
         """Hold at most so many Programs, and graphs that they are made from."""
         self.cache.size = size
         self.template.bound(size)
+
+    @property
+    def frame_dims(self) -> FrameDims:
+        """Which dimensions of the inputs grow with frames."""
+        return self.followed.dims
+
+    def at_frames(self, inputs: Inputs, layout: TokenLayout, frames: int) -> Inputs:
+        """Inputs of the same form for another number of latent frames; values are zeros.
+
+        Raises:
+            CaptureError: how the inputs follow the frames could not be found.
+        """
+        if not self.followed.step and frames != layout.frames:
+            raise CaptureError(
+                f"{type(self.model).__name__} is captured at {layout.frames} latent frames alone "
+                f"({self.followed.why_fixed}), so it cannot be made for {frames}"
+            )
+        return at_frames(self.spec, inputs, self.frame_dims, layout, frames)
+
+    def learn(self, inputs: Inputs, layout: TokenLayout) -> None:
+        """Find anew how inputs follow the frames, where these tell more than those before."""
+        known = self.followed
+        more = known.frames == 1 < layout.frames
+        if not known.step:
+            more = known.frames != layout.frames
+        if more or not fits(inputs, known.dims, layout):
+            self.followed = self.follow(inputs, layout)
+            self.template.frame_dims = self.followed.dims
 
 
 @dataclass(frozen=True)
@@ -152,7 +197,7 @@ class Program:
         """The unoptimised Program for another number of latent frames, node for node the same."""
         if frames == self.layout.frames:
             return build(self.source, self.inputs)
-        return build(self.source, resize(self.inputs, self.source.frame_dims, self.layout, frames))
+        return build(self.source, self.source.at_frames(self.inputs, self.layout, frames))
 
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does.
@@ -251,19 +296,22 @@ def build(source: Source, inputs: Inputs) -> Program:
 
 def _build(source: Source, inputs: Inputs) -> Program:
     layout = layout_of(source.grid_of(inputs.kwargs()))
-    template, needed = source.template, layout.frames > BOUNDARIES
-    more = resize(inputs, source.frame_dims, layout, layout.frames + 1)
+    source.learn(inputs, layout)
+    template, step = source.template, source.followed.step
+    needed = step > 0 and layout.frames > BOUNDARIES
+    longer = layout.frames + step
+    more = source.at_frames(inputs, layout, longer)
     traced = template.traced_for(inputs, more if needed else None)
     flat = template.instantiate(inputs, traced)
     check_dtypes(source.model, flat.graph, inputs)
-    if needed or template.covers(traced, more):
+    if needed or (step > 0 and template.covers(traced, more)):
         wider = template.instantiate(more, template.traced_for(more, inputs))
         if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
             raise CaptureError(
-                f"the model runs different operators at {layout.frames} and {layout.frames + 1} "
+                f"the model runs different operators at {layout.frames} and {longer} "
                 "frames; it cannot be captured at this shape"
             )
-        annotate(flat.graph, wider.graph, layout.frames)
+        annotate(flat.graph, wider.graph, layout.frames, step)
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
     for name, call in calls.items():

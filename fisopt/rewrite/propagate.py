@@ -8,25 +8,28 @@ from fisopt.rewrite.axes import FrameAxis, set_axes
 from fisopt.rewrite.relations import relation, virtual_shape
 
 Place = tuple[fx.Node, int]
+_UNEVEN = -1
+"""The offset of a dimension that does not grow by the same for every frame."""
 
 
-def annotate(graph: fx.Graph, wider: fx.Graph, frames: int) -> None:
+def annotate(graph: fx.Graph, wider: fx.Graph, frames: int, step: int = 1) -> None:
     """Set the axes of every node of a graph.
 
     Args:
         graph: static graph at ``frames`` frames.
-        wider: the same graph, node for node, at ``frames + 1``.
+        wider: the same graph, node for node, at ``frames + step``.
         frames: token-grid frames of ``graph``.
+        step: how many frames more ``wider`` has.
 
     A dimension carries frames if its size differs between the two.  Where in the dimension
     the video sits is known at the inputs and follows from the operators; a dimension that an
     operator makes and nothing places is frame-major.
     """
-    _Propagation(graph, wider, frames).run()
+    _Propagation(graph, wider, frames, step).run()
 
 
 class _Propagation:
-    def __init__(self, graph: fx.Graph, wider: fx.Graph, frames: int) -> None:
+    def __init__(self, graph: fx.Graph, wider: fx.Graph, frames: int, step: int) -> None:
         self.frames = frames
         self.nodes = list(graph.nodes)
         self.axes: dict[Place, FrameAxis] = {}
@@ -37,8 +40,9 @@ class _Propagation:
             set_axes(node, (None,) * len(sizes))
             for d, (size, size1) in enumerate(zip(sizes, more, strict=True)):
                 if size1 != size:
-                    slope = size1 - size
-                    self.unknown[node, d] = (slope, size - slope * frames)
+                    slope, rest = divmod(size1 - size, step)
+                    offset = size - slope * frames
+                    self.unknown[node, d] = (slope, offset if rest == 0 else _UNEVEN)
 
     def run(self) -> None:
         for (node, d), (slope, offset) in list(self.unknown.items()):

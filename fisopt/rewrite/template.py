@@ -10,12 +10,18 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.lru import Lru
-from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.frame_dims import FrameDims
+from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.key_masks import Insert, separate_masks
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.tracing import export, symbolic_dims
@@ -109,7 +115,10 @@ class _Instantiate:
                 self.graph.output(self._map(node.args[0]))
             elif node.op == "call_function":
                 block = _block_of(node, patterns)
-                self.env[node] = self._call(node, block)
+                try:
+                    self.env[node] = self._call(node, block)
+                except Exception as error:
+                    raise CaptureError(_failed(node, error)) from error  # with the model's line
             elif node.target != "_guards_fn":
                 raise CaptureError(f"unexpected node in an exported graph: {node.format_node()}")
         return self.graph
@@ -148,6 +157,8 @@ class _Instantiate:
     def _call(self, node: fx.Node, block: str | None) -> Any:
         if node.target in _DROPPED:
             return None
+        if isinstance(node.target, HigherOrderOperator):
+            raise TypeError("it calls functions of its own; choose another implementation of it")
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         flat = pytree.tree_leaves((args, kwargs))
         values, options = pytree.tree_map(_held, (args, kwargs))
@@ -186,6 +197,20 @@ class _Instantiate:
             return new
 
         return insert
+
+
+def _failed(node: fx.Node, error: Exception) -> str:
+    """What is said of an operator that has no value on fake tensors."""
+    first = next(iter(str(error).strip().splitlines()), "")
+    text = f"{node.target} cannot be captured: {type(error).__name__}: {first}"
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        text = f"{node.target}: what the model computes next depends on values, not on shapes alone"
+    lines = [x.strip() for x in str(node.meta.get("stack_trace") or "").strip().splitlines()]
+    where = "\n    ".join(lines[-2:])
+    return (
+        f"{text}\n    {where}\nRewrite that line with tensor operations, or give ModelSpec a "
+        "`prepare` function that does"
+    )
 
 
 def _held(argument: Any) -> Any:
@@ -314,7 +339,7 @@ class Template:
             return (*_constants(inputs), *_ones(inputs))
         leaves = list(inputs.leaves)
         for i, places in self.frame_dims.items():
-            leaf, framed = leaves[i], {d for d, _ in places}
+            leaf, framed = leaves[i], {g.dim for g in places}
             if isinstance(leaf, torch.Tensor):
                 sizes = [None if d in framed else size for d, size in enumerate(leaf.shape)]
                 leaves[i] = (*sizes, str(leaf.dtype), str(leaf.device))

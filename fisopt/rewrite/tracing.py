@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.composites import decompositions
-from fisopt.rewrite.inputs import FrameDims, Inputs
+from fisopt.rewrite.frame_dims import INT, FrameDims
+from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.readiness import HOOKS
+from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.untouched import untouched
 
 
@@ -39,12 +43,12 @@ def symbolic_dims(inputs: Inputs, frame_dims: FrameDims | None) -> Any:
     auto = torch.export.Dim.AUTO
 
     def dims(i: int, leaf: Any) -> Any:
-        places = dict(frame_dims.get(i, ())) if frame_dims is not None else None
+        places = None if frame_dims is None else {g.dim for g in frame_dims.get(i, ())}
         if isinstance(leaf, torch.Tensor):
             open_dims = range(leaf.ndim) if places is None else places
             return {d: auto for d in open_dims if leaf.shape[d] > 1} or None
         if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
-            return auto if places is None or -1 in places else None
+            return auto if places is None or INT in places else None
         return None
 
     leaves = [dims(i, leaf) for i, leaf in enumerate(inputs.leaves)]
@@ -65,6 +69,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             torch.no_grad(),
             warnings.catch_warnings(),
         ):
+            model.forward = _with_numbers(model.forward)  # inside the modes of export
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             for parameter in model.parameters():  # integers cannot have gradients; put back too
                 parameter.requires_grad_(requires_grad=False)
@@ -114,6 +119,15 @@ def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
             warnings.warn(f"{type(model).__name__}: {what.format(some)}", stacklevel=2)
 
 
+def _with_numbers(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with shape_numbers():
+            return forward(*args, **kwargs)
+
+    return call
+
+
 @contextmanager
 def _silent(name: str) -> Iterator[None]:
     """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
@@ -125,40 +139,78 @@ def _silent(name: str) -> Iterator[None]:
         logger.disabled = before
 
 
-Runs = Callable[[Inputs], bool]
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a run on fake tensors gave: shapes of what each block returned, and the model."""
+
+    blocks: tuple[tuple[Shape, ...], ...]
+    results: tuple[Shape, ...]
+
+
+Trial = Callable[[Inputs], Shapes]
+"""Runs a model on fake tensors; raises what it raises."""
 
 
 @contextmanager
-def shape_trials(model: nn.Module, inputs: Inputs) -> Iterator[Runs]:
-    """Inside, tests of whether a model runs on inputs of some shapes, on fake tensors.
+def shape_trials(
+    model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs
+) -> Iterator[tuple[Trial, Collection[str]]]:
+    """Inside, runs of a model on fake tensors of any shapes; the model is left as it is.
 
     Args:
         model: the model.
+        blocks: its blocks.
         inputs: the user's inputs, whose tensors are left as they are.
+
+    Yields:
+        What runs the model, and names of what the runs changed in the model.
     """
-    with untouched(model, inputs.leaves) as held:
-
-        def runs(resized: Inputs) -> bool:
-            try:
-                _run_fake(model, resized)
-            except Exception:
-                return False
-            finally:
-                held.restore()
-            return True
-
-        yield runs
-
-
-def _run_fake(model: nn.Module, inputs: Inputs) -> None:
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
     tensors = [
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
     ]
-    fakes: dict[str, torch.Tensor] = {name: mode.from_tensor(x) for name, x in tensors}
-    with mode, torch.no_grad(), _silent("torch._subclasses.fake_tensor"):
-        torch.func.functional_call(
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with untouched(model, inputs.leaves) as held:
+        fakes = {name: mode.from_tensor(x) for name, x in tensors}
+
+        def trial(resized: Inputs) -> Shapes:
+            try:
+                return _run_fake(model, dict(fakes), mode, blocks, resized)
+            except DataDependentOutputException:
+                held.restore()
+                with shape_numbers():
+                    return _run_fake(model, dict(fakes), mode, blocks, resized)
+            finally:
+                held.restore()
+
+        yield trial, held.changed
+
+
+def _run_fake(
+    model: nn.Module,
+    fakes: dict[str, torch.Tensor],
+    mode: FakeTensorMode,
+    blocks: Sequence[nn.Module],
+    inputs: Inputs,
+) -> Shapes:
+    leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+    returned: list[tuple[Shape, ...]] = []
+    with ExitStack() as stack:
+        for block in blocks:
+            hook = block.register_forward_hook(lambda _, __, out: returned.append(_shapes(out)))
+            stack.callback(hook.remove)
+        stack.enter_context(mode)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_silent("torch._subclasses.fake_tensor"))
+        result = torch.func.functional_call(
             model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
         )
+    return Shapes(tuple(returned), _shapes(result))
+
+
+def _shapes(result: Any) -> tuple[Shape, ...]:
+    leaves = pytree.tree_leaves(result)
+    return tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor))

@@ -49,6 +49,13 @@ def untouched(
 class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Copies a known tensor before the first operator that writes into it; on leaving, undoes."""
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Let compiled operators run inside: it changes no result."""
+        return True
+
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage()._cdata for t in tensors if _is_plain(t)}
@@ -56,7 +63,8 @@ class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for i, argument in enumerate(func._schema.arguments):
+        schema = getattr(func, "_schema", None)  # operators that call functions have none
+        for i, argument in enumerate(schema.arguments if schema else ()):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 written = args[i] if i < len(args) else kwargs.get(argument.name)
                 for tensor in written if isinstance(written, (list, tuple)) else [written]:

@@ -28,6 +28,7 @@ class Variant:
         density: FLOPs kept of the dense model's, in (0, 1].
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
+        notes: what its capture could not follow.
     """
 
     layout: TokenLayout
@@ -37,6 +38,7 @@ class Variant:
     density: float
     stages: int
     choices: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @staticmethod
     def of(
@@ -51,7 +53,8 @@ class Variant:
         kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
         blocks = tuple((str(c.meta["fisopt.region"]), str(c.target)) for c in program.blocks)
         held = tuple(dict.fromkeys(choices))
-        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages, held)
+        notes = tuple(dense.source.notes)
+        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)
 
 
 @dataclass
@@ -93,6 +96,7 @@ class Report:
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
                 f"predicted {1 / variant.density:.2f}x, {variant.stages or 'no'} graphs compiled"
             )
+            lines += [f"    capture: {note}" for note in variant.notes]
             for applied in variant.applied:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]

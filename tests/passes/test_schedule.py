@@ -227,6 +227,19 @@ def test_schedule_and_table_as_options(tmp_path: Path) -> None:
             TokenReduction(table=table, schedule=other)
 
 
+@pytest.mark.parametrize("feature", ["q", "v"])
+def test_thresholds_that_no_tier_reaches(tmp_path: Path, feature: str) -> None:
+    """Mochi's thresholds begin at 10 and 14, HunyuanVideo's tiers end at 9."""
+    limits = {"q": "q: {7: .9}", "v": "v: {8: .3}"} | {feature: f"{feature}: {{10: .7, 14: .8}}"}
+    path = write(tmp_path, "\n".join(limits.values()), q=TIERS[0], v=TIERS[1])
+    with pytest.raises(
+        ScheduleError, match=r"from tier 10 on, and the highest tier of .* is 9: no"
+    ):
+        Schedule.load(path, tmp_path / "tiers.safetensors")
+    path.write_text("q: {7: .9}\nv: {0: 0.0, 12: 0.0}")
+    assert Schedule.load(path, tmp_path / "tiers.safetensors").blocks == 3
+
+
 @pytest.mark.parametrize("missing", ["schedule", "table", "folder"])
 def test_files_that_are_not_there(tmp_path: Path, missing: str) -> None:
     path = write(tmp_path, "table: tiers.safetensors\nq: {3: .5}", q=TIERS[0], v=TIERS[1])

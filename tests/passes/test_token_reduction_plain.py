@@ -156,6 +156,8 @@ def test_when_destinations_are_redrawn() -> None:
     assert draws(cached) == [0, 0, 0, 1, 0, 0, 2, 0]
     assert draws(replace(cached, redraw=False)) == [0] * 8
     assert len({cached.at(Step(index, 8)) for index in range(8)}) == 4, "three match, one reuses"
+    late = [cached.at(Step(index, 5, skipped=3)) for index in range(5)]
+    assert late == [cached.at(Step(index, 8)) for index in range(3, 8)], "a run from step 3 on"
 
 
 @pytest.mark.parametrize("name", ["fused", "text_in_front", "text_behind"])

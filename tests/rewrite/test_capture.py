@@ -13,7 +13,8 @@ import fisopt
 from fisopt import Program, TokenLayout
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import carries_frames
-from fisopt.rewrite.inputs import Inputs, resize
+from fisopt.rewrite.frame_dims import resize
+from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.template import matches
 from fisopt.runtime import captures
 from tests import plain_dit

@@ -1,0 +1,232 @@
+"""Follow the frames: find the input dimensions that carry them by trying a model at two sizes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fisopt.errors import CaptureError, FisoptError, shown
+from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.frame_dims import FrameDims, Growth, candidates, resize
+from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.tracing import Shape, Shapes, Trial, user_line
+from fisopt.spec import ModelSpec
+
+TRIALS = 64
+"""Assignments that are tried with one frame more."""
+STEPS = range(1, 9)
+"""How many frames more the second size may need to have."""
+AGAIN = 4
+"""Assignments that are tried with several frames more."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """How the inputs of a model follow the number of latent frames.
+
+    Attributes:
+        dims: the dimensions that grow.
+        frames: of the inputs that it was found with.
+        step: by how many frames a second size that the model accepts is longer; 0: none was
+            found, and the model is captured at its number of frames alone.
+        why_fixed: in that case, why.
+    """
+
+    dims: FrameDims
+    frames: int
+    step: int
+    why_fixed: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search for the dimensions that carry frames.
+
+    Attributes:
+        inputs: example inputs.
+        grid: their token grid.
+        spec: what the caller says of the model.
+        trial: runs the model.
+        before: what it returned for the example inputs.
+    """
+
+    inputs: Inputs
+    grid: TokenLayout
+    spec: ModelSpec
+    trial: Trial
+    before: Shapes
+
+    def run(self) -> Followed:
+        """Find the first assignment at which the model, its blocks and its grid agree.
+
+        Raises:
+            CaptureError: no input carries the grid, or what carries it is not what the blocks
+                work on: the grid is wrong.
+        """
+        refused: Exception | str | None = None
+        for step, assigned in self._attempts():
+            verdict = self._verdict(assigned, step)
+            if verdict is None:
+                return Followed(self._fewest(assigned, step), self.grid.frames, step)
+            refused = verdict if refused is None else refused
+        if not isinstance(refused, Exception) or not _holds(self.before, self.grid):
+            raise CaptureError(self._unfit(refused))
+        return Followed({}, self.grid.frames, 0, said(refused, self.grid.frames + 1))
+
+    def _attempts(self) -> Iterator[tuple[int, FrameDims]]:
+        if self.spec.resized is not None:
+            for step in STEPS:
+                yield step, self._said_dims(step)
+            return
+        found = list(itertools.islice(candidates(self.inputs, self.grid), TRIALS))
+        for step in STEPS:
+            yield from ((step, dims) for dims in (found if step == 1 else found[:AGAIN]))
+
+    def _said_dims(self, step: int) -> FrameDims:
+        """What grows when the spec itself resizes the inputs."""
+        other = at_frames(self.spec, self.inputs, {}, self.grid, self.grid.frames + step)
+        dims: FrameDims = {}
+        for i, (leaf, more) in enumerate(zip(self.inputs.leaves, other.leaves, strict=True)):
+            sizes, longer = (
+                (x.shape if isinstance(x, torch.Tensor) else (x,)) for x in (leaf, more)
+            )
+            is_tensor = isinstance(leaf, torch.Tensor)
+            if not is_tensor and not isinstance(leaf, int):
+                continue
+            growths = tuple(
+                Growth(d if is_tensor else -1, max((b - a) // step, 1), exact=False)
+                for d, (a, b) in enumerate(zip(sizes, longer, strict=True))
+                if a != b
+            )
+            if growths:
+                dims[i] = growths
+        return dims
+
+    def _verdict(self, dims: FrameDims, step: int) -> Exception | str | None:
+        """Why an assignment cannot be the right one; None if it can."""
+        frames = self.grid.frames + step
+        try:
+            inputs = at_frames(self.spec, self.inputs, dims, self.grid, frames)
+            after = self.trial(inputs)
+        except Exception as error:
+            return error
+        if callable(self.spec.grid):
+            got, wanted = self._grid(inputs), (frames, self.grid.height, self.grid.width)
+            if got != wanted:
+                return f"with {frames} frames the spec's grid function says {got}"
+        return _disagreement(self.before, after, self.grid, step)
+
+    def _grid(self, inputs: Inputs) -> Any:
+        try:
+            return tuple(self.spec.grid_of(inputs.kwargs()))
+        except FisoptError as error:
+            return str(error)
+
+    def _fewest(self, dims: FrameDims, step: int) -> FrameDims:
+        """Leave out what need not grow: a text that happens to be as long as the video."""
+        if self.spec.resized is not None:
+            return dims
+        for leaf in list(dims):
+            if any(growth.plane for growth in dims[leaf]) and self.grid.tokens_per_frame > 1:
+                continue
+            fewer = {i: growths for i, growths in dims.items() if i != leaf}
+            if fewer and self._verdict(fewer, step) is None:
+                dims = fewer
+        return dims
+
+    def _unfit(self, refused: Exception | str | None) -> str:
+        grid = self.grid
+        text = (
+            f"no input carries the token grid {grid} ({grid.tokens} tokens); got "
+            f"{shapes_of(self.inputs)}. Wanted a tensor with {grid.frames} frames, rows and "
+            f"columns that {grid.height} and {grid.width} divide, or {grid.tokens} tokens, that "
+            "the model also accepts with more frames"
+        )
+        if refused is not None:
+            text += f". Tried: {said(refused, grid.frames + 1)}"
+        return f"{text}: check the grid"
+
+
+def at_frames(
+    spec: ModelSpec, inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int
+) -> Inputs:
+    """Inputs for another number of latent frames: as the spec says, or by what grows."""
+    if spec.resized is None:
+        return resize(inputs, dims, grid, frames)
+    other = Inputs.of(spec.resized(inputs.kwargs(), frames))
+    if other.structure != inputs.structure:
+        raise CaptureError(
+            f"ModelSpec.resized returned {list(other.names)}, wanted the arguments that it was "
+            f"given: {list(inputs.names)}"
+        )
+    return other
+
+
+def shapes_of(inputs: Inputs) -> Mapping[str, Any]:
+    """Shapes of the tensors of a call, and its plain values, by name."""
+    return {
+        name: tuple(x.shape) if isinstance(x, torch.Tensor) else shown(x)
+        for name, x in zip(inputs.names, inputs.leaves, strict=True)
+    }
+
+
+def said(refused: Exception | str, frames: int) -> str:
+    """What refused a number of frames, with the model's own line."""
+    if isinstance(refused, str):
+        return refused
+    first = next(iter(str(refused).strip().splitlines()), "")
+    line = user_line(refused)
+    return f"with {frames} frames {type(refused).__name__}: {first}" + (line and f"\n    {line}")
+
+
+def _disagreement(before: Shapes, after: Shapes, grid: TokenLayout, step: int) -> str | None:
+    """Why what grew is not the video; None if blocks and model returned more of it."""
+    if len(before.blocks) != len(after.blocks):
+        return f"blocks run {len(before.blocks)} times, with more frames {len(after.blocks)} times"
+    if before.results == after.results:
+        return "with more frames the model returns no more"
+    if not before.blocks:
+        return None
+    pairs = [
+        (shape, more)
+        for results, others in zip(before.blocks, after.blocks, strict=True)
+        for shape, more in zip(results, others, strict=False)
+    ]
+    if any(_grew_by_frames(shape, more, grid, step) for shape, more in pairs):
+        return None
+    return (
+        f"with {step} frames more the blocks return {sorted({b for _, b in pairs})} after "
+        f"{sorted({a for a, _ in pairs})}, which is not {grid.tokens_per_frame} tokens a frame"
+    )
+
+
+def _grew_by_frames(shape: Shape, more: Shape, grid: TokenLayout, step: int) -> bool:
+    """Whether one dimension grew, by the tokens of a frame or by a frame of them."""
+    grown = [d for d, (a, b) in enumerate(zip(shape, more, strict=False)) if a != b]
+    if len(shape) != len(more) or len(grown) != 1:
+        return False
+    size = shape[grown[0]]
+    per_frame, rest = divmod(more[grown[0]] - size, step)
+    others = math.prod(s for d, s in enumerate(shape) if d != grown[0])
+    inner = grid.tokens_per_frame
+    return (
+        rest == 0
+        and per_frame > 0
+        and size >= per_frame * grid.frames
+        and (per_frame % inner == 0 or others % inner == 0)
+    )
+
+
+def _holds(shapes: Shapes, grid: TokenLayout) -> bool:
+    """Whether some block returns as many tokens as the grid has, or more."""
+    found: Iterable[Shape] = itertools.chain.from_iterable(shapes.blocks)
+    return not shapes.blocks or any(
+        size >= grid.tokens or math.prod(shape[:-1]) % grid.tokens == 0
+        for shape in found
+        for size in shape[:-1]
+    )
