@@ -72,7 +72,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             model.forward = _with_numbers(model.forward)  # inside the modes of export
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             for parameter in model.parameters():  # integers cannot have gradients; put back too
-                parameter.requires_grad_(requires_grad=False)
+                parameter.requires_grad_(False)
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
