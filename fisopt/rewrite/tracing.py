@@ -99,7 +99,8 @@ def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
 
     What a module itself holds is left out: tracing changes that too.
     """
-    own = {path or type(model).__name__ for path, _ in model.named_modules()}
+    root = type(model).__name__
+    own = {path or root for path, _ in model.named_modules()} | {f"{root}.forward"}
     kept = [n for n in changed if n not in own and not any(part in n for part in _TRACED)]
     hooked = [
         path
@@ -116,7 +117,7 @@ def _warn_of_effects(model: nn.Module, changed: Sequence[str]) -> None:
     ):
         if names:
             some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-            warnings.warn(f"{type(model).__name__}: {what.format(some)}", stacklevel=2)
+            warnings.warn(f"{root}: {what.format(some)}", stacklevel=2)
 
 
 def _with_numbers(forward: Callable[..., Any]) -> Callable[..., Any]:
