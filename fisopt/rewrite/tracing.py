@@ -21,6 +21,7 @@ from fisopt.errors import CaptureError
 from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.frame_dims import INT, FrameDims
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.readiness import HOOKS
 from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.untouched import untouched
 
@@ -70,6 +71,8 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             _numbers_from_shapes(model),
         ):
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
+            for parameter in model.parameters():  # integers cannot have gradients; put back too
+                parameter.requires_grad_(False)
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
