@@ -21,7 +21,6 @@ from fisopt.errors import CaptureError
 from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.frame_dims import INT, FrameDims
 from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.readiness import HOOKS
 from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.untouched import untouched
 
