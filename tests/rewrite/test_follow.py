@@ -64,6 +64,37 @@ def test_the_video_is_found(case: tuple[Form, tuple[int, int, int], int, int]) -
     assert found(inputs, followed) == wanted
 
 
+class Masked(nn.Module):
+    """Text and its mask, which must be of one length, and another text beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, video: Tensor, text: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+        for layer in self.layers:
+            words = nn.functional.scaled_dot_product_attention(
+                video, text, text, attn_mask=mask[:, None, :] > 0
+            )
+            more = nn.functional.scaled_dot_product_attention(video, other, other)
+            video = video + layer(video + words + more)
+        return video
+
+
+@pytest.mark.parametrize("length", [5, 6])
+@pytest.mark.parametrize("other", [4, 6])
+def test_texts_and_masks_as_long_as_the_video(length: int, other: int) -> None:
+    model, grid = Masked().eval(), (3, 2, 1)
+    inputs = {
+        "video": torch.randn(1, 6, 8),
+        "text": torch.randn(1, length, 8),
+        "mask": torch.ones(1, length),
+        "other": torch.randn(1, other, 8),
+    }
+    followed = follow(model, inputs, ModelSpec(blocks=("layers.*",), grid=grid))
+    assert found(inputs, followed) == {"video": [1]}
+
+
 FAMILIES = ["allegro", "cogvideox_5b", "ltx", "mochi", "wan_ti2v"]
 GRIDS = [((5, 3, 4), 2), ((2, 1, 1), 2), ((4, 2, 2), 4)]
 
