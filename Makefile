@@ -8,9 +8,10 @@ TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_PYTHON ?= $(BIN)/python
+PROGRAMS ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint gpu format clean
+.PHONY: help install demo test lint fuzz gpu format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +29,9 @@ lint: $(STAMP) ## Check style, types and layers only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+fuzz: $(STAMP) ## Compare random models under random passes with a plain oracle: hours, run again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --programs $(PROGRAMS) --workers $(JOBS)
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Test the kernels on an NVIDIA GPU and measure; what is there is kept, run again to go on
 	@failed=; \

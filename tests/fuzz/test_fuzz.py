@@ -1,0 +1,69 @@
+"""Random programs: every call equals the oracle or is refused by name, the model is untouched."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from fisopt import FrameInterleave
+from tests.fuzz.form import CHOICES, draw, form, possible
+from tests.fuzz.model import Shape, build, inputs, sample
+from tests.fuzz.oracle import Oracle
+from tests.fuzz.program import Case, case, check
+
+SEEDS = range(8)
+"""Five programs each; `make fuzz` runs more."""
+SHAPE = Shape(5, 2, 2, 1, 3)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_call_is_right_or_refused(seed: int) -> None:
+    outcomes = check(case(seed))
+    faults = [o for o in outcomes if o.kind not in ("equal", "refused")]
+    assert not faults, f"python benchmarks/fuzz.py --show {seed}"
+
+
+def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that computes other frames than it says."""
+    monkeypatch.setattr(
+        "fisopt.passes.frame_interleave.anchor_frames",
+        lambda frames, stride, residue: (0, frames - 1),
+    )
+    passes = (FrameInterleave(stride=2, first_block=0),)
+    (outcome,) = check(Case(0, form(), (SHAPE,), (passes,)))
+    assert outcome.kind == "wrong"
+
+
+def test_a_changed_model_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def optimize(model: Any, *args: Any, **kwargs: Any) -> Any:
+        model.blocks[0].norms[0].weight += 1
+        raise ValueError("not of fisopt")
+
+    monkeypatch.setattr("fisopt.optimize", optimize)
+    outcomes = check(Case(0, form(), (SHAPE,), ((),)))
+    assert [o.kind for o in outcomes] == ["raw error", "touched"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_the_oracle_without_passes_is_the_model(seed: int) -> None:
+    drawn = case(seed)
+    model = build(drawn.form, seed, torch.float64)
+    given = inputs(drawn.form, drawn.shapes[0], seed, torch.float64)
+    with torch.no_grad():
+        want = sample(model(**given))
+    got = Oracle(model, drawn.shapes[0], ())(given)
+    assert want.std() > 0.1
+    assert torch.equal(got, want)
+
+
+def test_forms() -> None:
+    """A seed says everything; every choice is drawn, and what is drawn is possible."""
+    source = random.Random(0)
+    forms = [draw(source) for _ in range(400)]
+    assert case(7) == case(7)
+    assert all(possible(f) == f for f in forms)
+    for name, options in CHOICES.items():
+        assert {getattr(f, name) for f in forms} == set(options), name
