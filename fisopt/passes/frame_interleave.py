@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from fisopt.checked import choice, ints
-from fisopt.errors import OptionError, PreconditionError
+from fisopt.errors import OptionError, PreconditionError, VerifyError
 from fisopt.rewrite.analysis import (
     Attention,
     attentions,
@@ -210,7 +210,11 @@ class _Interleaver:
         if reason := self._refusal(index, body, streams, found):
             self.rewriter.skip(where, reason)
             return
-        restricted = self._restrict(index, call, body, len(anchors), list(streams), found)
+        try:
+            restricted = self._restrict(index, call, body, len(anchors), list(streams), found)
+        except VerifyError as error:
+            self.rewriter.skip(where, f"it cannot be cut to the anchor frames: {error}")
+            return
         if not restricted.tables and not restricted.narrowed:
             reason = "every value in it is needed on every frame"
             self.rewriter.skip(where, "; ".join([reason, *restricted.barriers]))
