@@ -35,7 +35,8 @@ def check_model(model: nn.Module) -> None:
     Raises:
         InputError: it is in training mode; hooks that a graph does not run replace the forward
             calls of its layers (a step cache, parallelism, layerwise casting, offloading of
-            single layers) or run around every module; or a ``forward`` was exchanged on a layer or on its class.
+            single layers) or run around every module; or a ``forward`` was exchanged on a layer
+            or on its class.
     """
     if model.training:
         raise InputError(
