@@ -128,16 +128,24 @@ class Search:
             return str(error)
 
     def _fewest(self, dims: FrameDims, step: int) -> FrameDims:
-        """Leave out what need not grow: a text that happens to be as long as the video."""
+        """Leave out what need not grow: a text that happens to be as long as the video.
+
+        Leaves that must be of one length, a text and its mask, can only be left out together.
+        """
         if self.spec.resized is not None:
             return dims
-        for leaf in list(dims):
-            if any(growth.plane for growth in dims[leaf]) and self.grid.tokens_per_frame > 1:
-                continue
-            fewer = {i: growths for i, growths in dims.items() if i != leaf}
+        kept = {i: growths for i, growths in dims.items() if self._is_grid(growths)}
+        open_ = [i for i in dims if i not in kept]
+        choices = (c for count in range(len(open_)) for c in itertools.combinations(open_, count))
+        for choice in itertools.islice(choices, TRIALS):
+            fewer = {i: growths for i, growths in dims.items() if i in kept or i in choice}
             if fewer and self._verdict(fewer, step) is None:
-                dims = fewer
+                return fewer
         return dims
+
+    def _is_grid(self, growths: tuple[Growth, ...]) -> bool:
+        """Whether a leaf holds rows and columns too, which no other size is likely to equal."""
+        return self.grid.tokens_per_frame > 1 and any(growth.plane for growth in growths)
 
     def _unfit(self, refused: Exception | str | None) -> str:
         grid = self.grid

@@ -25,18 +25,29 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Where torch keeps the hooks of a forward call."""
 
 
+GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
+"""Where torch keeps the hooks of every module's forward call."""
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model in a state that a graph cannot be captured in.
 
     Raises:
         InputError: it is in training mode; hooks that a graph does not run replace the forward
             calls of its layers (a step cache, parallelism, layerwise casting, offloading of
-            single layers); or a ``forward`` was exchanged on a layer or on its class.
+            single layers) or run around every module; or a ``forward`` was exchanged on a layer
+            or on its class.
     """
     if model.training:
         raise InputError(
             f"{type(model).__name__} is in training mode; fisopt optimises inference: "
             "call model.eval() first"
+        )
+    if everywhere := list(_everywhere()):
+        raise InputError(
+            f"{type(model).__name__}: {', '.join(everywhere)} is a hook of every module "
+            "(register_module_forward_hook), which no captured graph runs; remove it, or hook "
+            "the layers that are meant"
         )
     for path, module in model.named_modules():
         where = f"{type(model).__name__}: {path or 'the model'}"
@@ -53,9 +64,17 @@ def check_model(model: nn.Module) -> None:
             )
 
 
+def _everywhere() -> Iterator[str]:
+    """The hooks that run around every module; those of torch only take note of the call."""
+    for name in GLOBAL_HOOKS:
+        for hook in getattr(nn.modules.module, name).values():
+            if not str(getattr(hook, "__module__", "")).startswith("torch."):
+                yield _name(hook)
+
+
 def uncompiled(model: nn.Module) -> nn.Module:
     """The module inside of what torch.compile returned for it; any other as it is."""
-    inner = vars(model).get("_modules", {}).get("_orig_mod")
+    inner = getattr(model, "__dict__", {}).get("_modules", {}).get("_orig_mod")
     return inner if inner is not None and type(model).__module__.startswith("torch.") else model
 
 

@@ -70,6 +70,8 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             _numbers_from_shapes(model),
         ):
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
+            for parameter in model.parameters():  # integers cannot have gradients; put back too
+                parameter.requires_grad_(False)
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
@@ -147,13 +149,9 @@ def shape_trials(
     Yields:
         What runs the model, and names of what the runs changed in the model.
     """
-    tensors = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(model, inputs.leaves) as held:
-        fakes = {name: mode.from_tensor(x) for name, x in tensors}
+        fakes = {name: mode.from_tensor(x) for name, x in _weights(model)}
 
         def trial(resized: Inputs) -> Shapes:
             try:
@@ -166,6 +164,14 @@ def shape_trials(
                 held.restore()
 
         yield trial, held.changed
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every place of a parameter or a buffer once, though its module may have several names."""
+    for path, module in model.named_modules():
+        for name, x in (*module._parameters.items(), *module._buffers.items()):
+            if x is not None:
+                yield (f"{path}.{name}" if path else name), x
 
 
 def _run_fake(

@@ -81,6 +81,9 @@ class Captures:
                 captured = capture(self.model, inputs.kwargs(), self.spec, dynamic)
                 captured.source.bound(self._size)
                 self._held[key] = captured
+                if self._now is not None and self._now[1] is state:  # capture may leave traces
+                    state.take(Fingerprint(self.model))
+                    self._now = (state, state)
             return captured.at(inputs)
 
     def resize(self, size: int) -> None:

@@ -2,28 +2,34 @@
 
 Weights are not part of it: a graph reads them from the model.  Their names, shapes, types and
 devices are, and everything else that a module holds: its layers, hooks, adapters, attention
-processors, plain attributes, and what its classes define.
+processors, plain attributes, what its classes define and what functions close over.
 """
 
 from __future__ import annotations
 
+import copy
 import operator
 import sys
+from array import array
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
-from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.rewrite.readiness import HOOKS, ROOT_HOOK
+from fisopt.rewrite.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
+from fisopt.runtime.reach import FUNCTIONS, parts
 
 _OWN = frozenset(vars(nn.Module()))
-_GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
-_ATOMS = (nn.Module, type, FunctionType, MethodType, ModuleType, str, bytes, int, float, complex)
-_OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "weakref"}
-_DEPTH = 5
+_PLAIN = (str, bytes, int, float, complex)
+_ATOMS = (nn.Module, type, ModuleType, *_PLAIN)
+_SEQUENCES = (list, tuple, deque)
+_VALUES = (set, bytearray, array)
+_OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "typing", "weakref"}
+_DEPTH = 12
 _REGISTRY = "_diffusers_hook"
 """Where diffusers keeps its hooks; a graph is captured only where it holds none."""
 _WITHOUT_EFFECT = {_REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
@@ -38,6 +44,7 @@ class _Seen:
     empty: list[Any] = field(default_factory=list)
     places: dict[str, tuple[Any, Any, Any]] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    objects: dict[str, Any] = field(default_factory=dict)
     classes: dict[type, None] = field(default_factory=dict)
     _ids: set[int] = field(default_factory=set)
 
@@ -49,18 +56,23 @@ class _Seen:
             self.containers[f"class {cls.__module__}.{cls.__qualname__}"] = vars(cls)
             if cls.__module__.partition(".")[0] != "torch":
                 self.globals(cls)
-        for name in _GLOBAL_HOOKS:
+        for name in GLOBAL_HOOKS:
             self.empty.append(getattr(nn.modules.module, name))
-        self.place("torch.nn.functional", vars(nn.functional), "scaled_dot_product_attention")
+        for name, value in vars(nn.functional).items():
+            if callable(value):
+                self.place("torch.nn.functional", vars(nn.functional), name)
 
     def module(self, path: str, module: nn.Module, *, is_root: bool) -> None:
         """Look at one module; the hooks of the whole model run around the graph."""
         held, prefix = vars(module), f"{path}." if path else ""
         self.containers[path] = held
+        self.objects[path] = module
         self.kind(type(module))
         for name in ("_modules", *(() if is_root else HOOKS)):
             if held[name]:
                 self.containers[f"{prefix}{name.strip('_')}"] = held[name]
+                for key, hook in held[name].items():
+                    self.inside(f"{prefix}{name.strip('_')}.{key}", held[name], key, hook, _DEPTH)
             else:
                 self.empty.append(held[name])
         for name in ("_parameters", "_buffers"):
@@ -75,16 +87,23 @@ class _Seen:
     def kind(self, cls: type) -> None:
         """Take note of a class and of those that it inherits from."""
         for base in cls.__mro__:
-            if base is not object and base is not nn.Module:
+            if base is not nn.Module and _root(base) not in ("builtins", "functools"):
                 self.classes[base] = None
 
     def globals(self, cls: type) -> None:
         """Take note of what the functions of a class read from their module."""
         for function in vars(cls).values():
             if isinstance(function, FunctionType):
-                for name in function.__code__.co_names:
-                    if name in function.__globals__:
-                        self.place(function.__module__ or "", function.__globals__, name)
+                self.read_by(function, _DEPTH)
+
+    def read_by(self, function: FunctionType, depth: int) -> None:
+        """Take note of what a function reads from its module, and look into data among it."""
+        module, held = function.__module__ or "", function.__globals__
+        for name in function.__code__.co_names:
+            if name in held:
+                self.place(module, held, name)
+                if not isinstance(held[name], FUNCTIONS):
+                    self.inside(f"{module}.{name}", held, name, held[name], depth - 1)
 
     def place(self, path: str, holder: Any, key: Any) -> None:
         """Take note of the very object that a container holds at a key."""
@@ -96,20 +115,41 @@ class _Seen:
             self.places[path] = (holder, key, value)
         if value is None or depth == 0 or isinstance(value, (Tensor, *_ATOMS)):
             return
-        if isinstance(value, (dict, list, tuple)):
+        if isinstance(value, FUNCTIONS):
+            self.function(path, value, depth)
+        elif isinstance(value, (dict, *_SEQUENCES)):
             self.places[path] = (holder, key, value)
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
             if self.enter(path, value, contents=value):
                 for name, part in list(pairs):
                     self.inside(f"{path}[{name!r}]", value, name, part, depth - 1)
-        elif isinstance(value, set):
+        elif isinstance(value, _VALUES):
             self.places[path] = (holder, key, value)
             self.enter(path, value, contents=value)
-        elif hasattr(value, "__dict__") and _root(type(value)) not in _OPAQUE:
+        elif _root(type(value)) not in _OPAQUE:
+            self.object(path, value, depth)
+
+    def function(self, path: str, value: Any, depth: int) -> None:
+        """Look into a function: its closure, defaults, attributes, and what it reads by name."""
+        if not self.enter(path, value, contents=()):
+            return
+        if isinstance(value, FunctionType):
+            if _root(value) in _OPAQUE:
+                return
+            self.read_by(value, depth)
+        self.object(path, value, depth)
+
+    def object(self, path: str, value: Any, depth: int) -> None:
+        """Look into what an object holds, in a dict or elsewhere."""
+        if isinstance(held := getattr(value, "__dict__", None), dict):
             self.kind(type(value))
-            if self.enter(path, value, contents=vars(value)):
-                for name, part in list(vars(value).items()):
-                    self.inside(f"{path}.{name}", vars(value), name, part, depth - 1)
+            if self.enter(path, held, contents=held):
+                self.objects[path] = value
+                for name, part in list(held.items()):
+                    self.inside(f"{path}.{name}", held, name, part, depth - 1)
+        for name, holder, key in parts(value):
+            self.places[f"{path}.{name}"] = (holder, key, holder[key])
+            self.inside(f"{path}.{name}", holder, key, holder[key], depth - 1)
 
     def enter(self, path: str, value: Any, contents: Any) -> bool:
         """Take note of a container, once."""
@@ -145,6 +185,8 @@ class Fingerprint:
             if seen.places
             else ([], [], [])
         )
+        self._objects = seen.objects
+        self._classes = [*map(type, self._objects.values())]
         self._weights = list(seen.weights.values())
         self._names = [*map(tuple, self._weights)]
         tensors = self._tensors()
@@ -160,6 +202,7 @@ class Fingerprint:
                 self._live == self._kept
                 and self._root == self._root_kept
                 and not any(self._empty)
+                and [*map(type, self._objects.values())] == self._classes
                 and all(
                     map(
                         operator.is_, map(operator.getitem, self._holders, self._keys), self._values
@@ -173,6 +216,10 @@ class Fingerprint:
 
     def _tensors(self) -> list[Any]:
         return [x for x in chain.from_iterable(map(dict.values, self._weights)) if x is not None]
+
+    def take(self, other: Fingerprint) -> None:
+        """Be what another is, and stay the same object."""
+        vars(self).update(vars(other))
 
     def same(self, other: Fingerprint) -> bool:
         """Whether a graph that was captured in one state is that of the other."""
@@ -198,10 +245,16 @@ class Fingerprint:
             old, new = before._forms.get(path), self._forms.get(path)
             if old != new:
                 yield f"{path} was {_form_text(old)}, is {_form_text(new)}"
+        was = dict(zip(before._objects, before._classes, strict=True))
+        for path, cls in zip(self._objects, self._classes, strict=True):
+            if was.get(path, cls) is not cls:
+                yield f"{path or 'the model'} was a {was[path].__name__}, is a {cls.__name__}"
         held = dict(zip(before._places, before._values, strict=True))
         for path, value in zip(self._places, self._values, strict=True):
             old = held.get(path, value)
-            if old is not value and not isinstance(value, (dict, list, tuple, set)):
+            if isinstance(value, (dict, *_SEQUENCES, *_VALUES)):
+                continue  # their contents were compared
+            if old is not value and not (isinstance(value, _PLAIN) and _equal(old, value)):
                 yield f"{path} was exchanged"
 
     @property
@@ -210,8 +263,9 @@ class Fingerprint:
         return {k: v for k, v in self._root_kept.items() if k not in ROOT_HOOK}
 
 
-def _root(cls: type) -> str:
-    return cls.__module__.partition(".")[0]
+def _root(value: Any) -> str:
+    """The package that a class or a function is of."""
+    return str(value.__module__).partition(".")[0]
 
 
 def _attention_backends() -> type | None:
@@ -225,7 +279,7 @@ def _copied(container: Any) -> Any:
     """A shallow copy that compares equal."""
     if isinstance(container, (Mapping, MappingProxyType)):
         return dict(container)
-    return set(container) if isinstance(container, set) else list(container)
+    return copy.copy(container)
 
 
 def _mark(tensor: Tensor) -> int:
