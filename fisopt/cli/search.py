@@ -148,8 +148,8 @@ class Runner:
     ) -> None:
         """Generate one clip; ``see`` gets every forward call, ``step`` is called at every step."""
 
-        def seen(module: Any, args: object, kwargs: dict[str, Any]) -> None:
-            see(module.program(kwargs), kwargs)
+        def seen(_: object, args: object, kwargs: dict[str, Any]) -> None:
+            see(self.module.program(kwargs), kwargs)
 
         def advance(pipeline: object, i: int, time: object, tensors: dict[str, Any]) -> Any:
             step()

@@ -16,11 +16,10 @@ import torch
 from torch import fx
 
 from fisopt.checked import choice, ints
-from fisopt.errors import OptionError, PreconditionError
+from fisopt.errors import OptionError, PreconditionError, VerifyError
 from fisopt.rewrite.analysis import (
     Attention,
     attentions,
-    residual_source,
     result_nodes,
     results,
     self_attentions,
@@ -32,6 +31,7 @@ from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.relations.table import shape
+from fisopt.rewrite.residual import Stream, residual_stream
 from fisopt.rewrite.restrict import TABLES, Restrict, Restricted
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -205,17 +205,21 @@ class _Interleaver:
             return
         body = program.callee(call)
         outputs = results(body.graph)
-        sources = self._sources(call, outputs)
+        streams = self._streams(call, outputs)
         found = self_attentions(body.graph) if self.options.scope == "attention" else []
-        if reason := self._refusal(index, body, sources, found):
+        if reason := self._refusal(index, body, streams, found):
             self.rewriter.skip(where, reason)
             return
-        restricted = self._restrict(index, call, body, len(anchors), list(sources), found)
+        try:
+            restricted = self._restrict(index, call, body, len(anchors), list(streams), found)
+        except VerifyError as error:
+            self.rewriter.skip(where, f"it cannot be cut to the anchor frames: {error}")
+            return
         if not restricted.tables and not restricted.narrowed:
             reason = "every value in it is needed on every frame"
             self.rewriter.skip(where, "; ".join([reason, *restricted.barriers]))
             return
-        for name in self._without_stream(sources) if self.options.scope == "block" else ():
+        for name in self._without_stream(streams) if self.options.scope == "block" else ():
             self.rewriter.note(
                 f"{where}: result {name} has no residual stream among the block's arguments, so "
                 "it is interpolated itself"
@@ -227,7 +231,7 @@ class _Interleaver:
             )
         for barrier in restricted.barriers:
             self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
-        self._rewrite(call, restricted, anchors, outputs, sources)
+        self._rewrite(call, restricted, anchors, outputs, streams)
         self.used.add(anchors)
         self.sparse += 1
 
@@ -235,7 +239,7 @@ class _Interleaver:
         self,
         index: int,
         body: fx.GraphModule,
-        sources: dict[fx.Node, fx.Node | None],
+        streams: dict[fx.Node, Stream | None],
         found: list[Attention],
     ) -> str | None:
         if structure(body.graph) != structure(
@@ -244,28 +248,28 @@ class _Interleaver:
             return "another pass has edited this block; put FrameInterleave first"
         if self.options.scope == "attention":
             return None if found else "no self-attention was found in it"
-        return None if sources else "no result carries frames"
+        return None if streams else "no result carries frames"
 
-    def _sources(self, call: fx.Node, outputs: list[fx.Node]) -> dict[fx.Node, fx.Node | None]:
+    def _streams(self, call: fx.Node, outputs: list[fx.Node]) -> dict[fx.Node, Stream | None]:
         """The residual stream of every result that is filled.
 
         What the model writes into an input or a buffer, such as the keys of a cache, is read again
         at later calls, so it is computed on every frame unless it is a stream.
         """
         body, written = self.rewriter.program.callee(call), self.rewriter.program.written
-        found: dict[fx.Node, fx.Node | None] = {}
+        found: dict[fx.Node, Stream | None] = {}
         for output, result in zip(outputs, result_nodes(call, len(outputs)), strict=True):
             if carries_frames(output):
-                source = residual_source(body.graph, output)
-                if source is not None or result not in written:
-                    found[output] = source
+                stream = residual_stream(body.graph, output)
+                if stream is not None or result not in written:
+                    found[output] = stream
         return found
 
-    def _without_stream(self, sources: dict[fx.Node, fx.Node | None]) -> list[str]:
+    def _without_stream(self, streams: dict[fx.Node, Stream | None]) -> list[str]:
         """The results that are interpolated themselves though the fill wants their update."""
         if self.options.fill == "state":
             return []
-        return [n.name for n, source in sources.items() if source is None]
+        return [n.name for n, stream in streams.items() if stream is None]
 
     def _restrict(
         self,
@@ -302,7 +306,7 @@ class _Interleaver:
         restricted: Restricted,
         anchors: tuple[int, ...],
         outputs: list[fx.Node],
-        sources: dict[fx.Node, fx.Node | None],
+        streams: dict[fx.Node, Stream | None],
     ) -> None:
         rewriter = self.rewriter
         body = rewriter.program.callee(call)
@@ -327,11 +331,21 @@ class _Interleaver:
             )
             for i, (output, piece) in enumerate(zip(outputs, pieces, strict=True)):
                 if i in restricted.sparse_outputs:
-                    source = sources[output]
-                    full = arguments[source] if source is not None else None
+                    stream = streams[output]
+                    full = self._before(stream, arguments) if stream is not None else None
                     piece = self._fill(output, full, piece, tables)
                 if (result := old[i]) is not None:
                     rewriter.replace_uses(result, piece)
+
+    def _before(self, stream: Stream, arguments: dict[fx.Node, fx.Node]) -> fx.Node:
+        """What a result is the update of, on every frame."""
+        node, *others = (arguments[n] for n in stream.arguments)
+        for other in others:
+            node = self.rewriter.call(torch.ops.aten.add.Tensor, node, other)
+        for view in stream.views:
+            args = (node, *view.args[1:])
+            node = self.rewriter.call(view.target, *args, **view.kwargs)
+        return node
 
     def _tables(self, anchors: tuple[int, ...], call: fx.Node) -> dict[str, fx.Node]:
         frames = self.rewriter.program.layout.frames
@@ -367,7 +381,7 @@ class _Interleaver:
         return self.gathers[key]
 
     def _fill(
-        self, output: fx.Node, full: object, piece: fx.Node, tables: dict[str, fx.Node]
+        self, output: fx.Node, full: fx.Node | None, piece: fx.Node, tables: dict[str, fx.Node]
     ) -> fx.Node:
         fill: Fill = self.options.fill if full is not None else "state"
         for d, axis in enumerate(axes_of(output)):

@@ -102,7 +102,7 @@ PUBLISHED_REDUCTIONS = {
 def published_reduction(
     name: str,
     table: str | Path | None = None,
-    speed: Speed = "base",
+    speed: Speed | None = None,
     seed: int = 0,
     *,
     tables: str | Path | None = None,
@@ -115,7 +115,7 @@ def published_reduction(
     Args:
         name: one of `PUBLISHED_REDUCTIONS`.
         table: the safetensors file of tiers that the authors give for it; or the speed.
-        speed: "base" or "fast".
+        speed: "base" (also if nothing is said) or "fast".
         seed: of the choice of destinations.
         tables: in the place of ``table``, the folder of the authors' tables.
 
@@ -130,7 +130,13 @@ def published_reduction(
             f"They are {sorted(PUBLISHED_REDUCTIONS)}"
         )
     if table in get_args(Speed):
+        if speed not in (None, table):
+            raise OptionError(
+                f"published_reduction: speed: got {table!r} in the second place and "
+                f"speed={shown(speed)}; say it once"
+            )
         table, speed = None, cast(Speed, table)
+    speed = "base" if speed is None else speed
     choice("published_reduction: speed", speed, get_args(Speed))
     known = PUBLISHED_REDUCTIONS[name]
     if (table is None) == (tables is None):

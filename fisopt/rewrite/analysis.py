@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from dataclasses import dataclass
 
 import networkx as nx
@@ -10,42 +9,18 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import (
-    fill_frames,
-    gather_frames,
-    reduce_tokens,
-    restore_tokens,
-    tile_attention,
-)
-from fisopt.rewrite.outline import structure, value_key
+from fisopt.rewrite.ops import reduce_tokens, restore_tokens, tile_attention
+from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation
+from fisopt.rewrite.relations.reshape import VIEWS, of_dims
 from fisopt.rewrite.relations.table import operand_of, shape
+from fisopt.rewrite.residual import ADDS, form, moved_from, residual_stream
 
 aten = torch.ops.aten
 
-_MOVES = {
-    aten.reshape.default,
-    aten.view.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-    aten.expand.default,
-    aten.cat.default,
-    aten.slice.Tensor,
-    aten.split.Tensor,
-    aten.split_with_sizes.default,
-    aten.clone.default,
-    aten._to_copy.default,
-    gather_frames.gather_frames._opoverload,
-    fill_frames.fill_frames._opoverload,
-    operator.getitem,
-}
 _RESTORE = restore_tokens.restore_tokens._opoverload
 _REDUCE = reduce_tokens.reduce_tokens._opoverload
-_ADDS = {aten.add.Tensor}
-_NORMS = {aten.layer_norm.default, aten.rms_norm.default}
 _FUSED = {
     aten.scaled_dot_product_attention.default,
     tile_attention.tile_attention._opoverload,
@@ -64,62 +39,11 @@ def dependences(graph: fx.Graph) -> nx.DiGraph:
     return result
 
 
-def _residual_edges(graph: fx.Graph) -> nx.DiGraph:
-    """The dependences along which a value is only moved or added to."""
-    result = nx.DiGraph()
-    result.add_nodes_from(graph.nodes)
-    for node in graph.nodes:
-        if node.target in _ADDS:
-            result.add_edges_from((n, node) for n in node.args[:2] if isinstance(n, fx.Node))
-        elif node.target in _MOVES:
-            result.add_edges_from((n, node) for n in node.all_input_nodes)
-        elif node.target is aten.type_as.default:
-            result.add_edge(node.args[0], node)
-    return result
-
-
 def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
-    """The argument that reaches a result as its residual stream, None if none or several do.
-
-    It is moved and added to, and nothing else, or its sum with a branch is normalised (a block
-    with norms behind its branches).  The argument may hold more frames than the result.
-    """
-    for edges in (_residual_edges(graph), _post_norm_edges(graph)):
-        reached = [n for n in nx.ancestors(edges, output) if _fits(n, output)]
-        if reached:
-            return reached[0] if len(reached) == 1 else None
-    return None
-
-
-def _post_norm_edges(graph: fx.Graph) -> nx.DiGraph:
-    """The residual edges, with those through a norm of a sum and what scales its result."""
-    result = _residual_edges(graph)
-    normalised: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.target in _NORMS and _moved_from(node.args[0]).target in _ADDS:
-            normalised.add(node)
-            result.add_edge(node.args[0], node)
-        elif node.target is aten.mul.Tensor:
-            scaled = [n for n in node.all_input_nodes if n in normalised]
-            result.add_edges_from((n, node) for n in scaled)
-            normalised |= {node} if scaled else set()
-        elif node.target in _MOVES and normalised.intersection(node.all_input_nodes):
-            normalised.add(node)
-    return result
-
-
-def _fits(node: fx.Node, output: fx.Node) -> bool:
-    """Whether a node is an argument of the form of a result, frames not counted."""
-    return node.op == "placeholder" and _form(node) == _form(output)
-
-
-def _form(node: fx.Node) -> tuple[object, ...]:
-    """Type and sizes of a value, frames not counted."""
-    value, axes = node.meta.get("val"), axes_of(node)
-    if not isinstance(value, torch.Tensor) or len(axes) != value.ndim:
-        return value_key(node)
-    sizes = (axis.at(1) if axis else size for axis, size in zip(axes, value.shape, strict=True))
-    return (*sizes, value.dtype)
+    """The one argument that is, as it stands, the residual stream of a result."""
+    found = residual_stream(graph, output)
+    whole = found is not None and len(found.arguments) == 1 and not found.views
+    return found.arguments[0] if found is not None and whole else None
 
 
 @dataclass(frozen=True)
@@ -154,7 +78,7 @@ def residual_branches(graph: fx.Graph) -> list[Branch]:
 
     branches = []
     for node in graph.nodes:
-        if node.target not in _ADDS or not carries_frames(node):
+        if node.target not in ADDS or not carries_frames(node):
             continue
         pair = [n for n in node.args[:2] if isinstance(n, fx.Node) and n in framed]
         if len(pair) != 2 or axes_of(pair[0]) != axes_of(pair[1]):
@@ -189,7 +113,7 @@ def attentions(graph: fx.Graph) -> list[Attention]:
             found.append(Attention(node, frozenset([node]), node.args[2]))
         elif node.target in PRODUCTS and (bias_of(node) is None):
             left, right = factors(node)
-            weights = _moved_from(left)
+            weights = moved_from(left)
             if weights.target in SOFTMAXES:
                 found.append(Attention(node, frozenset([node, weights]), right))
     return found
@@ -211,12 +135,6 @@ def bias_of(product: fx.Node) -> fx.Node | None:
     bias = product.args[0]
     assert isinstance(bias, fx.Node)
     return bias
-
-
-def _moved_from(node: fx.Node) -> fx.Node:
-    while node.target in _MOVES or node.target in (aten.type_as.default, aten.dropout.default):
-        node = node.all_input_nodes[0]
-    return node
 
 
 def self_attentions(graph: fx.Graph) -> list[Attention]:
@@ -268,6 +186,8 @@ def _followed(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:
         return set()
     if node.target is _REDUCE:
         return {(operand_of(node, 0), dim)}
+    if node.target in VIEWS:
+        return {(operand_of(node, 0), d) for d in of_dims(node, dim)}
     found = relation(node)
     kept = {(n, d) for n, d in found.mixed if d == dim and dim in found.kept}
     return {(link.operand, link.dim) for link in found.links if link.out == dim} | kept
@@ -283,8 +203,9 @@ def _streams(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for output in results(graph):
         if carries_frames(output):
-            source = residual_source(graph, output)
-            found |= {n for n in holders if _fits(n, output)} if source is None else {source}
+            stream = residual_stream(graph, output)
+            alike = (n for n in holders if form(n) == form(output))
+            found |= set(stream.arguments if stream is not None else alike)
     return found or set(holders)
 
 

@@ -13,7 +13,7 @@ import gc
 import sys
 import types
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -162,15 +162,36 @@ class HeldState:
         if _package(value) not in self._packages:
             return []
         held = (value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__)
-        return [("", part) for part in (*held, value.__globals__)]
+        names = set(_names(value.__code__))
+        return [*(("", part) for part in held), *self._globals(value.__globals__, names)]
+
+    def _globals(self, source: dict[str, Any], names: set[str]) -> Parts:
+        """What a function reads or sets in its source file, and in those that it imports."""
+        todo: list[dict[str, Any]] = [source]
+        parts: list[tuple[Any, Any]] = []
+        while todo:
+            held = todo.pop()
+            before = self._hold(
+                "",
+                lambda held=held: {n: held[n] for n in names if n in held},  # type: ignore[misc]
+                lambda c, held=held: _put_names(held, names, c),  # type: ignore[misc]
+            )
+            parts += before
+            todo += [
+                vars(value)
+                for _, value in before
+                if held is source and isinstance(value, types.ModuleType) and self._owns(value)
+            ]
+        return parts
+
+    def _owns(self, source: types.ModuleType) -> bool:
+        return source.__name__.partition(".")[0] in self._packages
 
     def _class(self, value: type) -> Parts:
         if _package(value) not in self._packages:
             return []
-        source = sys.modules.get(value.__module__)
         self._hold("", lambda: dict(vars(value)), lambda c: _put_class(value, c))
-        held = [*vars(value).values(), *value.__bases__, vars(source) if source else None]
-        return [("", part) for part in held]
+        return [("", part) for part in (*vars(value).values(), *value.__bases__)]
 
     def _object(self, value: Any, path: str) -> Parts:
         kind = type(value)
@@ -194,6 +215,14 @@ class HeldState:
 def _package(value: Any) -> str:
     """The top package that a class or a function is of."""
     return str(value.__module__).partition(".")[0]
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """Names that a function and those inside of it use for globals and attributes."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
 
 
 def _same(a: Contents, b: Contents) -> bool:
@@ -233,6 +262,12 @@ def _put_dict(holder: dict[Any, Any], wanted: Contents) -> None:
     if list(holder) != list(wanted):
         holder.clear()
         holder.update(wanted)
+
+
+def _put_names(holder: dict[str, Any], names: set[str], wanted: Contents) -> None:
+    for name in names & holder.keys() - wanted.keys():
+        del holder[name]
+    holder.update(wanted)
 
 
 def _put_list(holder: Any, wanted: Contents) -> None:

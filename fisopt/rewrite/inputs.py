@@ -85,8 +85,13 @@ class Inputs:
         return ((i, x) for i, x in enumerate(self.leaves) if isinstance(x, torch.Tensor))
 
     def key(self) -> tuple[Any, ...]:
-        """What a Program is specialised to: shapes, dtypes, devices and plain values."""
-        return (self.structure, *(_leaf_key(leaf) for leaf in self.leaves))
+        """What a Program is specialised to: shapes, dtypes, devices and plain values.
+
+        Raises:
+            InputError: a leaf is of a type, or a tensor of a layout, that no graph takes.
+        """
+        leaves = zip(self.names, self.leaves, strict=True)
+        return (self.structure, *(_leaf_key(name, leaf) for name, leaf in leaves))
 
 
 def _key(entry: Any) -> str:
@@ -96,14 +101,21 @@ def _key(entry: Any) -> str:
     return str(entry)
 
 
-def _leaf_key(leaf: Any) -> Any:
+def _leaf_key(name: str, leaf: Any) -> Any:
     if isinstance(leaf, torch.Tensor):
+        if leaf.layout != torch.strided or leaf.is_nested:
+            kind, dense = (
+                ("nested", ".to_padded_tensor(...)")
+                if leaf.is_nested
+                else (leaf.layout, ".to_dense()")
+            )
+            raise InputError(f"input {name!r} is {kind}; pass it dense: {dense}")
         return (tuple(leaf.shape), leaf.dtype, leaf.device)
     if leaf is None or isinstance(leaf, (bool, int, float, str)):
         return (type(leaf), leaf)
     raise InputError(
-        f"an input of type {type(leaf).__name__} cannot be part of a captured call; "
-        "wanted tensors, numbers, strings, booleans or None, or containers of these"
+        f"input {name!r}: an input of type {type(leaf).__name__} cannot be part of a captured "
+        "call; wanted tensors, numbers, strings, booleans or None, or containers of these"
     )
 
 
@@ -123,10 +135,6 @@ def check_example(model: nn.Module, inputs: Inputs) -> None:
             raise InputError(
                 f"input {inputs.names[i]!r} needs gradients; fisopt optimises inference: "
                 "pass it detached"
-            )
-        if tensor.layout != torch.strided:
-            raise InputError(
-                f"input {inputs.names[i]!r} is {tensor.layout}; pass it dense: .to_dense()"
             )
         if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:
             _check_values(inputs.names[i], tensor)

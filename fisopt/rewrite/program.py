@@ -296,6 +296,7 @@ def build(source: Source, inputs: Inputs) -> Program:
 
 def _build(source: Source, inputs: Inputs) -> Program:
     layout = layout_of(source.grid_of(inputs.kwargs()))
+    _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
     template, step = source.template, source.followed.step
     needed = step > 0 and layout.frames > BOUNDARIES
@@ -319,6 +320,16 @@ def _build(source: Source, inputs: Inputs) -> Program:
     writes, values = take_writes(module.graph, inputs)
     structure = flatten_output(module, traced, values)
     return Program(module, layout, inputs, source, structure, writes)
+
+
+def _check_filled(inputs: Inputs, frame_dims: FrameDims) -> None:
+    """Refuse a video without values, such as a batch of no items."""
+    for i, leaf in inputs.tensors():
+        if i in frame_dims and not leaf.numel():
+            raise InputError(
+                f"input {inputs.names[i]!r} of shape {tuple(leaf.shape)} carries the frames and "
+                "holds no values; wanted one item or more"
+            )
 
 
 def flatten_output(

@@ -74,7 +74,7 @@ def _everywhere() -> Iterator[str]:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """The module inside of what torch.compile returned for it; any other as it is."""
-    inner = vars(model).get("_modules", {}).get("_orig_mod")
+    inner = getattr(model, "__dict__", {}).get("_modules", {}).get("_orig_mod")
     return inner if inner is not None and type(model).__module__.startswith("torch.") else model
 
 

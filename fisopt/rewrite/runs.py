@@ -7,6 +7,7 @@ from torch import fx, nn
 
 from fisopt.errors import InputError, shown
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.readiness import unhooked
 from fisopt.rewrite.tracing import user_line
 from fisopt.rewrite.untouched import untouched
 
@@ -35,7 +36,7 @@ def check_runs(model: nn.Module, inputs: Inputs, what: str = "these inputs") -> 
     """
     try:
         with untouched(model, inputs.leaves, real=True), torch.no_grad():
-            model(**inputs.kwargs())
+            unhooked(model)(**inputs.kwargs())
     except Exception as error:
         raise InputError(
             f"{_refusal(model, inputs, what)}: {type(error).__name__}: {error}"

@@ -157,10 +157,12 @@ class _Instantiate:
     def _call(self, node: fx.Node, block: str | None) -> Any:
         if node.target in _DROPPED:
             return None
-        if isinstance(node.target, HigherOrderOperator):
-            raise TypeError("it calls functions of its own; choose another implementation of it")
         args, kwargs = self._map(node.args), self._map(node.kwargs)
         flat = pytree.tree_leaves((args, kwargs))
+        if isinstance(node.target, HigherOrderOperator) and any(
+            isinstance(a, nn.Module) for a in flat
+        ):
+            raise CaptureError("it calls functions of its own; choose another implementation of it")
         values, options = pytree.tree_map(_held, (args, kwargs))
         target: Any = _RENAMED.get(node.target, node.target)
         if not any(isinstance(a, fx.Node) for a in flat) and not isinstance(

@@ -149,13 +149,9 @@ def shape_trials(
     Yields:
         What runs the model, and names of what the runs changed in the model.
     """
-    tensors = [
-        *model.named_parameters(remove_duplicate=False),
-        *model.named_buffers(remove_duplicate=False),
-    ]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with untouched(model, inputs.leaves) as held:
-        fakes = {name: mode.from_tensor(x) for name, x in tensors}
+        fakes = {name: mode.from_tensor(x) for name, x in _weights(model)}
 
         def trial(resized: Inputs) -> Shapes:
             try:
@@ -168,6 +164,14 @@ def shape_trials(
                 held.restore()
 
         yield trial, held.changed
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every place of a parameter or a buffer once, though its module may have several names."""
+    for path, module in model.named_modules():
+        for name, x in (*module._parameters.items(), *module._buffers.items()):
+            if x is not None:
+                yield (f"{path}.{name}" if path else name), x
 
 
 def _run_fake(

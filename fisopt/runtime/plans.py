@@ -17,6 +17,7 @@ from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
+from fisopt.rewrite.sources import forgotten
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
@@ -94,8 +95,9 @@ class Plans:
         key = self._key(inputs, passes)
         if not general and (plan := self._held.get(key)) is not None:
             return plan.program
-        dense = self._captures.dense(inputs, key[1], key[2], "all" if general else "frames")
-        return PassManager(passes, strict=self._strict).run(dense)
+        with forgotten():
+            dense = self._captures.dense(inputs, key[1], key[2], "all" if general else "frames")
+            return PassManager(passes, strict=self._strict).run(dense)
 
     def newest(self) -> Plan | None:
         """The plan that was used last, None if there is none."""
@@ -124,7 +126,7 @@ class Plans:
         return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), passes)
 
     def _make(self, inputs: Inputs, passes: tuple[Pass, ...], key: tuple[Any, ...]) -> Plan:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), forgotten():
             dense = self._captures.dense(inputs, key[1], key[2])
             manager = PassManager(passes, strict=self._strict)
             program = manager.run(dense)

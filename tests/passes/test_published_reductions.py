@@ -104,6 +104,12 @@ def test_names_and_options(tmp_path: Path) -> None:
         make("hunyuanvideo", tables=tmp_path)
     with pytest.raises(OptionError, match="has no option 'tabels'; did you mean tables"):
         make("mochi-1", tabels=tmp_path)
+    for said, other in (SPEEDS, SPEEDS[::-1]):
+        with pytest.raises(
+            OptionError, match=f"got '{said}' in the second place and speed='{other}'"
+        ):
+            make("mochi-1", said, speed=other, tables=tmp_path)
+    assert make("mochi-1", "fast", speed="fast", tables=tmp_path) == make("mochi-1", table, "fast")
     with pytest.raises(FileError, match="gone cannot be read: No such file"):
         make("mochi-1", tmp_path / "gone")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.fx import graph_module
 
 from fisopt.lru import Lru
 from tests.runtime.pairs import Pair, video
@@ -37,6 +38,17 @@ def test_many_shapes_are_held_up_to_a_size() -> None:
     fast.clear()
     assert len(fast._plans) == len(fast.report.variants) == len(fast.captures) == 0
     pair.check(changed=False)
+
+
+def test_texts_of_graphs_are_not_kept() -> None:
+    """torch.fx keeps one for each graph that is ever made."""
+    texts, before = graph_module._loader.eval_cache, set(graph_module._loader.eval_cache)
+    pair = Pair(cache_size=3)
+    for batch in range(2, 5):
+        pair.fast(**video(batch=batch))
+    assert set(texts) <= before
+    program = pair.fast.program(video(batch=4))
+    assert "def forward" in program.graph_module.code
 
 
 def test_compiled_graphs_go_with_their_plans(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,8 +54,25 @@ def _slice_link(
             )
         )
     elif not (end <= axis.before or start >= axis.before + axis.video):
-        result.mixed.append((operand, dim))
+        _read_by_number(result, operand, dim, start, end)
         result.kept.add(out)
+
+
+def _read_by_number(
+    result: Relation, operand: fx.Node, dim: int, start: int, end: int, step: int = 1
+) -> None:
+    """Relate a dimension to some of its entries, which speak of all frames.
+
+    Those of the first frame or of the last are the same ones on any frames that are kept: the
+    boundaries are always among them.
+    """
+    result.mixed.append((operand, dim))
+    axis = axes_of(operand)[dim] if carries(operand, dim) else None
+    if axis is None:
+        return
+    first, last = axis.before + axis.inner, axis.before + axis.video - axis.inner
+    if step != 1 or axis.outer != 1 or (first < end and start < last):
+        result.addressed.append((operand, dim))
 
 
 def bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:
@@ -81,7 +98,7 @@ def _slice(node: fx.Node) -> Relation:
         )
         step = argument(node, 4, "step", 1)
     if step != 1:
-        result.mixed.append((operand, dim))
+        _read_by_number(result, operand, dim, start, end, step)
         result.kept.add(dim)
     else:
         _slice_link(result, operand, dim, dim, start, end)
@@ -135,7 +152,9 @@ def _read_back(source: fx.Node, at: int, dim: int, size: int, start: int, end: i
 def _select(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     dim = wrap(argument(node, 1, "dim"), len(shape(operand)))
-    result = Relation(mixed=[(operand, dim)])
+    index = wrap(argument(node, 2, "index"), shape(operand)[dim])
+    result = Relation()
+    _read_by_number(result, operand, dim, index, index + 1)
     for d in range(len(shape(operand))):
         if d != dim:
             result.link(operand, d, d if d < dim else d - 1)
@@ -195,7 +214,7 @@ def _getitem(node: fx.Node) -> Relation:
         if d != cut:
             result.link(source, d, d - 1 if unbound and d > cut else d)
     if unbound:
-        result.mixed.append((source, cut))
+        _read_by_number(result, source, cut, start, start + 1)
         return result
     _slice_link(result, source, cut, cut, start, start + shape(node)[cut])
     return result

@@ -24,6 +24,13 @@ from fisopt.rewrite.relations.table import (
 )
 
 aten = torch.ops.aten
+VIEWS = (
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+)
 
 
 def _groups(a: tuple[int, ...], b: tuple[int, ...]) -> Iterator[tuple[range, range]]:
@@ -64,13 +71,14 @@ def _place(
     return None
 
 
-@relation_rule(
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-)
+def of_dims(view: fx.Node, dim: int) -> range:
+    """The dimensions of a view's operand of whose entries one of its dimensions is made."""
+    source, target = shape(operand_of(view, 0)), shape(view)
+    runs = _groups(source, target) if 0 not in source else ()
+    return next((left for left, right in runs if dim in right), range(0))
+
+
+@relation_rule(*VIEWS)
 def _view(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     return _reshaped(operand, shape(operand), shape(node))
