@@ -204,8 +204,8 @@ class HeldState:
             self._packages |= {_package(kind)} - _FOREIGN
             self._shared.append(kind)
         parts: Contents = {}
-        if slots := _slots(kind):
-            read = lambda: {n: getattr(value, n) for n in slots if hasattr(value, n)}  # noqa: E731
+        if names := slots(kind):
+            read = lambda: {n: getattr(value, n) for n in names if hasattr(value, n)}  # noqa: E731
             parts |= self._hold(path, read, lambda c: _put_slots(value, c))
         if isinstance(held := getattr(value, "__dict__", None), dict):
             parts |= self._hold(path, lambda: dict(held), lambda c: _put_dict(held, c))
@@ -302,10 +302,11 @@ def _put_class(holder: type, wanted: Contents) -> None:
             setattr(holder, name, value)
 
 
-def _slots(kind: type) -> tuple[str, ...]:
+def slots(kind: type) -> tuple[str, ...]:
+    """The names of the slots of a class."""
     found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
-    names = {n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)}
-    return tuple(names - {"__dict__", "__weakref__"})
+    names = [n for some in found for n in ((some,) if isinstance(some, str) else some)]
+    return tuple(n for n in dict.fromkeys(names) if n not in ("__dict__", "__weakref__"))
 
 
 def _put_slots(holder: Any, wanted: Contents) -> None:

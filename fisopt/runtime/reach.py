@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
+from fisopt.rewrite.held_state import slots
+
 FUNCTIONS = (FunctionType, MethodType, functools.partial)
 """What is called and holds more than its code."""
 
@@ -38,17 +40,10 @@ def parts(value: Any) -> Iterator[tuple[str, Attributes, str]]:
     elif isinstance(value, functools.partial):
         names = ["func", "args", "keywords"]
     else:
-        names = slots(type(value))
+        names = list(slots(type(value)))
     for name in names:
         if hasattr(value, name):
             yield name, Attributes(value), name
-
-
-def slots(cls: type) -> list[str]:
-    """The names of the slots of a class."""
-    held = (vars(base).get("__slots__", ()) for base in cls.__mro__)
-    names = [n for some in held for n in ((some,) if isinstance(some, str) else some)]
-    return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
 def _is_filled(cell: CellType) -> bool:
