@@ -10,6 +10,7 @@ import textwrap
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -20,6 +21,8 @@ from fisopt.errors import InputError
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
+
+_INSTALLED = {"site-packages", "dist-packages"}
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Where torch keeps the hooks of a forward call."""
@@ -147,9 +150,15 @@ def _foreign_on(owner: type, forward: Any) -> str | None:
 
 
 def _is_of_library(wrapper: Any, owner: type) -> bool:
-    """Whether the library of a class wraps its forwards itself, from another module of its own."""
-    home = str(getattr(wrapper, "__globals__", {}).get("__name__", ""))
-    return home != owner.__module__ and home.split(".")[0] == owner.__module__.split(".")[0]
+    """Whether the library of a class wraps its forwards itself, from another module of its own.
+
+    A library is installed; a project in which a class and what patches it stand is none.
+    """
+    held = getattr(wrapper, "__globals__", {})
+    home, file = str(held.get("__name__", "")), str(held.get("__file__", ""))
+    installed = not _INSTALLED.isdisjoint(Path(file).parts)
+    same = home.split(".")[0] == owner.__module__.split(".")[0]
+    return installed and same and home != owner.__module__
 
 
 def _decorators(*written: Any) -> int:

@@ -313,7 +313,7 @@ def test_an_exchanged_forward_of_an_instance_is_refused(pair: Pair, when: str, w
 def test_an_exchanged_forward_of_a_class_is_refused(
     pair: Pair, before: bool, wrapped: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    forward = functools.wraps(Layer.forward)(cached) if wrapped else cached
+    forward = functools.wraps(Layer.forward)(lambda *x, **y: cached(*x, **y)) if wrapped else cached
     monkeypatch.setattr(Layer, "forward", forward)
     with pytest.raises(InputError, match="on the class Layer"):
         run(pair, before)
