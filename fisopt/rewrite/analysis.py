@@ -39,6 +39,13 @@ def dependences(graph: fx.Graph) -> nx.DiGraph:
     return result
 
 
+def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
+    """The one argument that is, as it stands, the residual stream of a result."""
+    found = residual_stream(graph, output)
+    whole = found is not None and len(found.arguments) == 1 and not found.views
+    return found.arguments[0] if found is not None and whole else None
+
+
 @dataclass(frozen=True)
 class Branch:
     """A residual branch: what runs between the residual stream and the addition back to it."""

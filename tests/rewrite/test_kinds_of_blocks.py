@@ -26,10 +26,9 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.frame_interleave import anchor_frames
-from fisopt.rewrite.analysis import attentions, results, self_attentions
+from fisopt.rewrite.analysis import attentions, residual_source, results, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost
-from fisopt.rewrite.residual import residual_stream
 
 aten = torch.ops.aten
 GRID, WIDTH, HEADS = (5, 2, 3), 16, 2
@@ -240,7 +239,7 @@ def test_a_result_without_a_stream_is_interpolated_itself() -> None:
 def test_only_a_residual_path_is_a_source(kind: str) -> None:
     _, program = captured(kind)
     graph = program.callee(program.blocks[-1]).graph
-    sources = [residual_stream(graph, n) for n in results(graph) if carries_frames(n)]
+    sources = [residual_source(graph, n) for n in results(graph) if carries_frames(n)]
     assert [s is None for s in sources] == ([False, True] if kind == "hint" else [True])
 
 
