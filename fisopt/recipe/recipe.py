@@ -22,8 +22,9 @@ from torch import nn
 
 from fisopt.checked import Checked, path_of
 from fisopt.errors import RecipeError, shown
-from fisopt.files import reading, written
+from fisopt.files import written
 from fisopt.passes.presets import resolve
+from fisopt.reading import MalformedError, read_yaml
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Inside, Store
@@ -131,13 +132,10 @@ class Recipe(metaclass=Checked):
         """
         path = path_of("Recipe.load: path", path)
         try:
-            with reading(path):
-                text = path.read_text()
-            return Recipe.from_plain(yaml.safe_load(text), str(path), Beside(path))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
-        except RecursionError as error:
-            raise RecipeError(f"{path} is no recipe: it is nested without end") from error
+            said = read_yaml(path)
+        except MalformedError as error:
+            raise RecipeError(f"{path} is no recipe: it is {error}") from error
+        return Recipe.from_plain(said, str(path), Beside(path))
 
     @staticmethod
     def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:
