@@ -30,7 +30,7 @@ from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
 from fisopt.pipelines import one_of, transformers_of
-from fisopt.reading import LARGEST_PROGRESS, check_file
+from fisopt.reading import check_file
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass, Step
@@ -325,7 +325,7 @@ def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder) -> 
     if path is None or not path.exists():
         return 0
     try:
-        check_file(path, LARGEST_PROGRESS)
+        check_file(path)
         with safe_open(path, framework="pt") as held:
             said = held.metadata() or {}
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118

@@ -14,17 +14,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import yaml
 
 from fisopt.errors import FileError, FisoptError, shown
 
 MIB = 1 << 20
-LARGEST = 16 * MIB
+LARGEST = 64 * MIB
 """Bytes of a file of text, JSON or safetensors, where a reader asks for no other bound."""
-LARGEST_PROGRESS = 64 * MIB
-"""Bytes of a file of progress, which grows with a run."""
 LARGEST_YAML = 2 * MIB
 """Bytes of a YAML file; it is read a hundred times more slowly."""
 DEEPEST = 64
@@ -53,16 +51,13 @@ def opened(path: Path | str, most: int | None = None) -> Iterator[BinaryIO]:
         FileError: it is not there, is no regular file, is too large, or may not be read.
     """
     try:
-        file = os.open(
-            path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-        )
-        with open(file, "rb") as held:  # noqa: PTH123: of an open file
-            found = os.fstat(file)
+        with open(path, "rb", opener=_at_once) as held:
+            found = os.fstat(held.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise FileError(f"{path} cannot be read: it is no regular file")
             if most is not None and found.st_size > most:
                 raise FileError(
-                    f"{path} cannot be read: it has {found.st_size:,} bytes, wanted at most {most:,}"
+                    f"{path} cannot be read: got {found.st_size:,} bytes, wanted at most {most:,}"
                 )
             yield held
     except FisoptError:
@@ -229,11 +224,11 @@ _TAGS = {f"tag:yaml.org,2002:{name}" for name in _NAMES}
 class _Plain(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML's plain values: no merges, no sets, nothing that a tag names."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012
+    yaml_implicit_resolvers: ClassVar = {
         first: [(tag, form) for tag, form in known if tag in _TAGS]
         for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
-    yaml_constructors = {  # noqa: RUF012
+    yaml_constructors: ClassVar = {
         tag: make
         for tag, make in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag in _TAGS

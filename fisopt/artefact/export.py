@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
+from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
-from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
-from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
@@ -99,11 +100,16 @@ def export(
     with written(path, force=force, mark=mark) as beside:
         if not path.suffix:
             beside.mkdir()
-            (beside / FILE).write_text(manifest.text())
             recipe = yaml.safe_dump(dict(manifest.recipe), sort_keys=False)
-            (beside / "recipe.yaml").write_text(recipe)
-        for i, file in enumerate(files):
-            _write(opened, i, manifest, beside / file if not path.suffix else beside)
+            (beside / RECIPE).write_text(recipe)
+        places = [beside if path.suffix else beside / file for file in files]
+        for i, place in enumerate(places):
+            _write(opened, i, manifest, place)
+        manifest = _with_digests(manifest, places, () if path.suffix else (beside / RECIPE,))
+        for place in places:
+            _append(manifest, place)
+        if not path.suffix:
+            (beside / FILE).write_text(manifest.text())
     return path
 
 
@@ -133,19 +139,35 @@ def _opened(
 def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:
     """Write one variant."""
     module, info = opened.modules[index], manifest.variants[index]
-    text = manifest.text()
     if manifest.format == "text":
         path.write_text(text_of(module, manifest, index))
         return
     made = exported(module, opened.dynamic)
     if manifest.format == "pt2":
-        pt2.write(made, path, text)
+        pt2.write(made, path)
     elif manifest.format == "aoti":
-        aoti.write(made, path, text)
+        aoti.write(made, path)
     else:
         results = [t.name for t in manifest.call.results]
         results += [f"state_{i}_out" for i in range(len(info.stores))]
-        onnx.write(onnx.convert(made, results), path, text)
+        onnx.write(onnx.convert(made, results), path)
+
+
+def _with_digests(manifest: Manifest, files: Sequence[Path], beside: Sequence[Path]) -> Manifest:
+    """A manifest that says what the files of the variants are, and those beside them."""
+    variants = tuple(
+        replace(variant, parts=digests(manifest.format, file))
+        for variant, file in zip(manifest.variants, files, strict=True)
+    )
+    return replace(manifest, variants=variants, beside={f.name: of_file(f) for f in beside})
+
+
+def _append(manifest: Manifest, path: Path) -> None:
+    """Write the manifest into the file of a variant; a text has none."""
+    if manifest.format == "onnx":
+        onnx.append(path, manifest.text())
+    elif manifest.format != "text":
+        pt2.append(path, manifest.text())
 
 
 def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> str | None:

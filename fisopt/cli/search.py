@@ -26,7 +26,7 @@ from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.pipelines import one_of
-from fisopt.reading import LARGEST_PROGRESS, read_json
+from fisopt.reading import read_json
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.search import Calls, Measurements, default_candidates, joint_error
@@ -89,7 +89,7 @@ class State:
         self.errors: dict[str, list[list[list[float]]]] = {}
         self.maps: dict[str, list[list[float]]] = {}
         try:
-            held = read_json(self.path, LARGEST_PROGRESS) if self.path.exists() else {}
+            held = read_json(self.path) if self.path.exists() else {}
         except ValueError as error:
             raise InputError(
                 f"{self.path} is not complete: {error}; remove it to start anew"
