@@ -238,6 +238,10 @@ _SIZE = re.compile(rf"([1-9][0-9]{{0,9}}\*)?({'|'.join(SIZES)})(\*({'|'.join(SIZ
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:[0-9]{1,3})?")
 
 
+_HINTS = {cls: get_type_hints(cls) for cls in (TensorInfo, Call, VariantInfo, Manifest)}
+"""The types of entries; evaluated once, for a reader evaluates nothing."""
+
+
 def _is_size(size: int | str) -> bool:
     if isinstance(size, str):
         return _SIZE.fullmatch(size) is not None
@@ -256,10 +260,10 @@ def conformed(kind: Any, said: Any, where: str) -> Any:
         TypeError: it is of another type, or an entry is missing or not known.
     """
     origin, inner = get_origin(kind), get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(said, dict):
-        hints = get_type_hints(kind)
+    if kind in _HINTS and isinstance(said, dict):
+        hints = _HINTS[kind]
         named = {k: conformed(hints.get(k, Any), v, f"{where}.{k}") for k, v in said.items()}
-        return kind(**named)  # type: ignore[operator]
+        return kind(**named)
     if kind is Any:
         return said
     if origin is Literal:

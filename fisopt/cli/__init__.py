@@ -361,9 +361,7 @@ def verify_command(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that were exported.")],
     trust: Annotated[
         str,
-        typer.Option(
-            help="data, or code: also take native code and operators of other libraries."
-        ),
+        typer.Option(help="data, or code: also take native code and operators of other libraries."),
     ] = "data",
     traceback: Traceback = False,
 ) -> None:
