@@ -72,6 +72,11 @@ def _at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
+def is_name(name: object) -> bool:
+    """Whether a file names another one that is beside it, and not a place elsewhere."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
+
+
 def check_file(path: Path | str, most: int = LARGEST) -> None:
     """Raise FileError unless a library may open a file: it is regular and not too large."""
     with opened(path, most):

@@ -14,7 +14,7 @@ from fisopt.artefact import onnx_file
 from fisopt.artefact.manifest import ENTRY, Format, Manifest, VariantInfo
 from fisopt.artefact.package import packed
 from fisopt.errors import ExportError, shown
-from fisopt.reading import MIB, opened
+from fisopt.reading import MIB, is_name, opened
 
 EXTRA = f"extra/{ENTRY}"
 """The manifest's entry in an archive."""
@@ -59,7 +59,7 @@ def check_variant(manifest: Manifest, variant: VariantInfo, file: Path) -> None:
     """
     if manifest.format == "onnx":
         beside = [name for name in variant.parts if name != "model"]
-        if any(Path(name).name != name for name in beside):
+        if not all(map(is_name, beside)):
             raise ExportError(f"{file}: got parts {shown(beside)}, wanted files beside it")
         found = {"model": onnx_file.sha256(file)}
         found |= {name: of_file(file.with_name(name)) for name in beside}

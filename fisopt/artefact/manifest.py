@@ -8,13 +8,12 @@ import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
 from fisopt.errors import ExportError, shown
-from fisopt.reading import json_value
+from fisopt.reading import is_name, json_value
 from fisopt.recipe.identity import digest
 
 FORMAT = 2
@@ -217,8 +216,7 @@ class Manifest:
                 v.afresh in places and not self.variants[v.afresh].loads for v in self.variants
             ),
             "file is a name in the artefact's folder": all(
-                name == PurePath(name).name
-                for name in (*(v.file for v in self.variants), *self.beside)
+                is_name(name) for name in (*(v.file for v in self.variants), *self.beside)
             ),
         }
         return [said for said, so in wanted.items() if not so]

@@ -57,6 +57,11 @@ _FORMATS = {
     4: torch.preserve_format,
 }
 _SPECIAL = ("Infinity", "-Infinity", "NaN")
+_MALFORMED = (
+    *(FisoptError, LookupError, TypeError, ValueError, AttributeError, RuntimeError),
+    ArithmeticError,
+)
+"""What reading a value of another form than was expected raises."""
 _DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
 
 
@@ -136,7 +141,7 @@ def read_program(package: Package, where: str, *, any_library: bool = False) -> 
         return _Reader(said["graph_module"], any_library).read()
     except ExportError as error:
         raise ExportError(f"{where} cannot be loaded: {error}") from error
-    except (FisoptError, LookupError, TypeError, ValueError, AttributeError) as error:
+    except _MALFORMED as error:
         raise ExportError(
             f"{where} cannot be loaded: its graph is malformed: {type(error).__name__}: {error}"
         ) from error
@@ -165,7 +170,7 @@ def read_module(package: Package, program: ProgramFile, where: str) -> fx.GraphM
                 root.register_parameter(f"weight_{i}", nn.Parameter(value, requires_grad=False))
             else:
                 root.register_buffer(f"weight_{i}", value)
-    except (FisoptError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except _MALFORMED as error:
         raise ExportError(
             f"{where} cannot be loaded: its weights are malformed: {type(error).__name__}: {error}"
         ) from error

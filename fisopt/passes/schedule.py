@@ -29,7 +29,7 @@ from fisopt.checked import Checked, is_int, path_of
 from fisopt.errors import ScheduleError, shown
 from fisopt.files import replacing
 from fisopt.passes.tier_files import table_beside
-from fisopt.reading import MalformedError, check_file, read_yaml
+from fisopt.reading import MalformedError, check_file, is_name, read_yaml
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
@@ -378,12 +378,12 @@ def _check_reached(path: Path, table: str | Path, tiers: Tiers, limits: Threshol
 
 def _named(path: Path, name: object) -> Path:
     """The table that a file of thresholds names, which is beside it."""
-    if not isinstance(name, str) or Path(name).name != name:
+    if not is_name(name):
         raise ScheduleError(
             f"{path}: got table {shown(name)}, wanted the name of a file beside it; pass table= "
             "for one that is elsewhere"
         )
-    return path.parent / name
+    return path.parent / str(name)
 
 
 def _measured(path: Path, said: object) -> Measured:

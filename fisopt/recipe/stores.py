@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fisopt.errors import FisoptError, RecipeError
+from fisopt.errors import FisoptError, RecipeError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
+from fisopt.reading import is_name
 from fisopt.recipe.identity import digest
 
 KINDS: dict[str, type[Schedule | MaskTable]] = {"schedule": Schedule, "mask_table": MaskTable}
@@ -65,11 +66,11 @@ class Beside(Store):
         """See `Store.get`."""
         if "file" not in said:
             return Inside().get(kind, said)
-        name = str(said["file"])
-        if Path(name).name != name:
+        name = said["file"]
+        if not is_name(name):
             raise RecipeError(
-                f"{self.recipe}: got {kind} file {name!r}, wanted the name of a file beside the "
-                "recipe"
+                f"{self.recipe}: got {kind} file {shown(name)}, wanted the name of a file beside "
+                "the recipe"
             )
         path = self.recipe.parent / name
         try:

@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from fisopt.artefact.digests import EXTRA
-from tests.hostile.archives import GRAPH, manifest_in, packed, parts_of, repacked_onnx
+from fisopt.artefact import onnx_file
+from fisopt.artefact.digests import EXTRA, digests
+from tests.hostile.archives import GRAPH, manifest_in, packed, parts_of, sealed
 
 WEIGHTS = "data/weights/model_weights_config.json"
 CONSTANTS = "data/constants/model_constants_config.json"
@@ -51,15 +52,16 @@ def archives(whole: Path, folder: Path) -> Iterator[Path]:
 
 
 def models(whole: Path, folder: Path) -> Iterator[Path]:
-    """Crafted ONNX files."""
-    from fisopt.artefact.onnx_file import manifest_of
-
-    text = manifest_of(whole)
-    assert text is not None
+    """Crafted ONNX files: an empty model with the manifest of an archive, but for its results."""
     for name, tree in _TREES.items():
-        manifest = json.loads(text)
+        manifest = manifest_in(parts_of(whole))
+        manifest["format"] = "onnx"
         manifest["call"]["output"] = json.dumps([1, tree])
-        yield repacked_onnx(folder / f"{name}.onnx", whole, manifest)
+        path = folder / f"{name}.onnx"
+        path.write_bytes(b"\x08\x0a")
+        manifest["variants"][0]["parts"] = digests("onnx", path)
+        onnx_file.append(path, sealed(manifest))
+        yield path
 
 
 Change = Callable[[dict[str, bytes], Any], None]
@@ -108,6 +110,8 @@ def _changes(mark: Path, code: str) -> dict[str, Change]:
         "outside": _part("../canary.py", code.encode()),
         "second_manifest": _part(f"more/{EXTRA}", b"{}"),
         "path_outside": _entry(WEIGHTS, "path_name", None, path_name="../../canary.py"),
+        "path_of_no_text": _entry(WEIGHTS, "path_name", None, path_name={}),
+        "weight_without_end": _entry(WEIGHTS, "path_name", None, tensor_meta={"sizes": []}),
         "guards": _json(lambda said: said.update(guards_code=[code])),
         "size": _graph(lambda g: g["sym_int_values"].update(n={"as_expr": {"expr_str": code}})),
         "range": _json(

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from torch import nn
+
 import fisopt
-from fisopt import FrameInterleave, MaskTable, ModelSpec, RadialDecay, Schedule, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    MaskTable,
+    ModelSpec,
+    OptimizedModule,
+    Pass,
+    RadialDecay,
+    Schedule,
+    TokenReduction,
+)
 from fisopt.passes.schedule import Measured
 from fisopt.recipe.recipe import Recipe
 from tests import plain_dit
@@ -16,22 +28,29 @@ from tests.plain_dit import FORMS, PlainDiT
 GRID = (5, 2, 3)
 
 
-def corpus(folder: Path, *, onnx: bool = True) -> Corpus:
-    """Write whole files of every kind."""
+Made = Callable[[Sequence[Pass]], OptimizedModule]
+
+
+def plain(passes: Sequence[Pass]) -> OptimizedModule:
+    """A plain model with some passes."""
     form = FORMS["text_in_front"]
-    model = PlainDiT(form).eval()
     inputs = plain_dit.inputs(form, *GRID, batch=2)
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
-    made = fisopt.optimize(model, [FrameInterleave()], inputs, spec, "eager")
-    whole = {"pt2": fisopt.export(made, folder / "whole.pt2", dynamic=False)}
-    ends = fisopt.optimize(made, [FrameInterleave(dense_steps=(0,))], inputs, spec, "eager")
-    whole["folder"] = fisopt.export(ends, folder / "whole", steps=3, dynamic=False)
+    return fisopt.optimize(PlainDiT(form).eval(), passes, inputs, spec, "eager")
+
+
+def corpus(folder: Path, made: Made = plain, *, onnx: bool = True) -> Corpus:
+    """Write whole files of every kind."""
+    stepwise = made([FrameInterleave(dense_steps=(0,))])
+    whole = {"folder": fisopt.export(stepwise, folder / "whole", steps=3, dynamic=False)}
+    sparse = made([FrameInterleave()])
+    whole["pt2"] = fisopt.export(sparse, folder / "whole.pt2", dynamic=False)
     if onnx:
-        whole["onnx"] = fisopt.export(made, folder / "whole.onnx", "onnx", dynamic=False)
-    return Corpus(whole | texts(folder, model))
+        whole["onnx"] = fisopt.export(sparse, folder / "whole.onnx", "onnx", dynamic=False)
+    return Corpus(whole | texts(folder, sparse.original))
 
 
-def texts(folder: Path, model: PlainDiT) -> dict[str, Path]:
+def texts(folder: Path, model: nn.Module) -> dict[str, Path]:
     """Whole files of text."""
     measured = Measured(model="PlainDiT", grid=GRID, prompts=2, seed=1)
     schedule = Schedule(((1, 7, 9),) * 3, ((0, 8, 8),) * 3, ((5, 0.3),), ((8, 0.3),), measured)
