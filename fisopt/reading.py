@@ -138,7 +138,7 @@ def json_value(text: str | bytes, most: int = MOST) -> Any:
         raise MalformedError(f"nested more than {DEEPEST} times") from error
     except ValueError as error:
         raise MalformedError(f"not JSON: {error}") from error
-    _check(value)
+    check_value(value)
     return value
 
 
@@ -155,7 +155,7 @@ def yaml_value(text: str) -> Any:
         raise
     except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise MalformedError(f"not YAML: {error}") from error
-    _check(value)
+    check_value(value)
     return value
 
 
@@ -166,8 +166,12 @@ def _text(data: bytes) -> str:
         raise MalformedError(f"not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def _check(value: Any) -> None:
-    """Insist on bounded depth, numbers of 64 bits, and strings that can be written."""
+def check_value(value: Any) -> None:
+    """Insist on bounded depth, numbers of 64 bits, and strings that can be written.
+
+    Raises:
+        MalformedError: one is not so.
+    """
     level, depth = [value], 0
     while level:
         if depth > DEEPEST:

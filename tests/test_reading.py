@@ -109,6 +109,15 @@ def test_an_option_of_a_recipe_names_no_file(tmp_path: Path) -> None:
             Recipe.load(saved)
 
 
+def test_a_recipe_of_values_is_bounded_too() -> None:
+    deep: list[object] = []
+    for _ in range(5_000):
+        deep = [deep]
+    said = {"fisopt_recipe": 1, "model": {}, "versions": {}, "passes": deep}
+    with pytest.raises(RecipeError, match="here is no recipe: it is nested more than 64 times"):
+        Recipe.from_plain(said, "here")
+
+
 def test_what_a_schedule_was_measured_on(tmp_path: Path) -> None:
     """A word in the place of false would let it be used at another grid."""
     tiers = torch.tensor([[1, 9]])

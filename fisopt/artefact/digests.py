@@ -7,6 +7,7 @@ the manifest, and the file of large weights beside it, of a text ``text``.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,9 +31,9 @@ def digests(format: Format, file: Path) -> dict[str, str]:
     if format == "text":
         return {"text": of_file(file)}
     if format == "onnx":
-        beside = file.with_name(f"{file.name}.data")
-        held = {beside.name: of_file(beside)} if beside.exists() else {}
-        return {"model": onnx_file.sha256(file), **held}
+        data = re.compile(re.escape(file.name) + r"(\.\d+)?\.data")
+        beside = sorted(p for p in file.parent.iterdir() if data.fullmatch(p.name))
+        return {"model": onnx_file.sha256(file), **{p.name: of_file(p) for p in beside}}
     with packed(file) as package:
         return {name: package.sha256(name) for name in package.parts if name != EXTRA}
 

@@ -24,7 +24,7 @@ from fisopt.checked import Checked, path_of
 from fisopt.errors import RecipeError, shown
 from fisopt.files import written
 from fisopt.passes.presets import resolve
-from fisopt.reading import MalformedError, read_yaml
+from fisopt.reading import MalformedError, check_value, read_yaml
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Inside, Store
@@ -89,6 +89,10 @@ class Recipe(metaclass=Checked):
         Raises:
             RecipeError: it is no recipe, of a newer form, or names what is not known here.
         """
+        try:
+            check_value(said)
+        except MalformedError as error:
+            raise RecipeError(f"{source} is no recipe: it is {error}") from error
         if not isinstance(said, Mapping) or "fisopt_recipe" not in said:
             got = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise RecipeError(f"{source} is no recipe: got {got}; {_FORM}")

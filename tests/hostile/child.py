@@ -44,13 +44,11 @@ class Child:
         for kind, whole in self.warm:
             answer = self._ask(f"{kind} warm:{whole}", 300)
             assert answer["outcome"] == "read", answer
-            self._base = answer["peak"]
 
     def read(self, kind: str, path: Path) -> dict[str, Any]:
         """Read a file: what came of it, the seconds, the bytes and what was seen."""
         answer = self._ask(f"{kind} {path}", _PATIENCE)
-        answer["bytes"] = max(0, answer.pop("peak", 0) - self._base)
-        if answer["bytes"] > BYTES // 2 or answer["outcome"].startswith("failed Process"):
+        if answer["outcome"].startswith("failed Process"):
             self.close()
             self._start()
         return answer
@@ -66,9 +64,14 @@ class Child:
         assert held.stdout is not None
         held.stdin.write(line + "\n")
         if not select.select([held.stdout], [], [], seconds)[0]:
-            return {"outcome": "failed Process: it hangs", "seconds": seconds, "seen": []}
+            return {
+                "outcome": "failed Process: it hangs",
+                "seconds": seconds,
+                "bytes": 0,
+                "seen": [],
+            }
         if not (said := held.stdout.readline()):
-            return {"outcome": "failed Process: it ended", "seconds": 0.0, "seen": []}
+            return {"outcome": "failed Process: it ended", "seconds": 0.0, "bytes": 0, "seen": []}
         answer: dict[str, Any] = json.loads(said)
         return answer
 

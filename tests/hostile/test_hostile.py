@@ -17,7 +17,7 @@ from tests.hostile.whole import corpus, warm
 
 HARMLESS = {"guards", "size", "range", "verifier", "weight_name", "value_name", "stack", "fields"}
 """Crafted entries that are not looked at: the rest of the file is whole, and is read."""
-MUTANTS = 150
+MUTANTS = 100
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,10 @@ def test_crafted_artefacts_run_nothing(whole: Corpus, folder: Path, child: Child
     files = [*crafted.archives(whole.whole["pt2"], folder)]
     files += crafted.models(whole.whole["pt2"], folder)
     for file in files:
-        for kind in ("artefact", "unchecked"):
-            answer = child.read(kind, file)
-            assert wrong(answer) is None, file.name
-            harmless = file.stem in HARMLESS or file.stem.endswith("_inside")
-            assert (answer["outcome"] == "read") == harmless, (file.name, answer)
+        answer = child.read("artefact", file)
+        assert wrong(answer) is None, file.name
+        harmless = file.stem in HARMLESS or file.stem.endswith("_inside")
+        assert (answer["outcome"] == "read") == harmless, (file.name, answer)
     assert not (folder / "ran").exists()
 
 
