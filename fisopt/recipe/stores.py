@@ -5,6 +5,9 @@ Recipes of earlier versions have them in files beside, which are still read.
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +17,27 @@ from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
 from fisopt.recipe.identity import digest
 
+LONGEST = 1 << 16
+"""Bytes of JSON from which on a value is compressed."""
+LARGEST = 1 << 24
+"""Bytes of JSON of a value that is taken."""
 KINDS: dict[str, type[Schedule | MaskTable]] = {"schedule": Schedule, "mask_table": MaskTable}
 
 
 class Store:
-    """Schedules and mask tables that are written out in the recipe, each with its hash."""
+    """Schedules and mask tables that are written out in the recipe, each with its hash.
+
+    A long one is compressed: readers take YAML of some size only.
+    """
 
     def put(self, kind: str, value: Any) -> dict[str, Any]:
         """What the recipe says of a value."""
-        return {"sha256": content_hash(value), "value": value.plain()}
+        plain = value.plain()
+        text = json.dumps(plain, separators=(",", ":")).encode()
+        if len(text) <= LONGEST:
+            return {"sha256": content_hash(value), "value": plain}
+        packed = base64.b85encode(zlib.compress(text, 9)).decode()
+        return {"sha256": content_hash(value), "packed": packed}
 
     def get(self, kind: str, said: Mapping[str, Any]) -> Any:
         """Return the value that the recipe speaks of.
@@ -30,6 +45,8 @@ class Store:
         Raises:
             RecipeError: it is missing or malformed.
         """
+        if "packed" in said:
+            return from_plain(kind, _unpacked(kind, said["packed"]))
         if "value" not in said:
             raise RecipeError(f"a {kind} of this recipe is in a file; load the recipe by its path")
         return from_plain(kind, said["value"])
@@ -82,6 +99,18 @@ def stored(kind: str, said: Any, store: Store, where: str) -> Any:
             f"was made with ({content_hash(value)[:12]} in place of {str(said['sha256'])[:12]})"
         )
     return value
+
+
+def _unpacked(kind: str, packed: Any) -> Any:
+    """The plain values of a compressed schedule or mask table."""
+    try:
+        data = zlib.decompressobj()
+        text = data.decompress(base64.b85decode(packed), LARGEST)
+        if data.unconsumed_tail or not data.eof:
+            raise RecipeError(f"a {kind} is not complete, or of more than {LARGEST:,} bytes")
+        return json.loads(text)
+    except (ValueError, TypeError, zlib.error, RecursionError) as error:
+        raise RecipeError(f"a {kind} cannot be unpacked: {error}") from error
 
 
 def content_hash(value: Any) -> str:

@@ -39,7 +39,7 @@ def run(work: Callable[[], Any], death: Death = Death()) -> str:
     """Do some work in a process of its own.
 
     Returns:
-        "killed", "done", or what it raised.
+        "killed", the text that the work returned, "done" if it returned none, or what it raised.
     """
     told, tell = os.pipe()
     child = os.fork()
@@ -65,8 +65,8 @@ def _work(work: Callable[[], Any], death: Death, tell: int) -> None:
     try:
         if death.point is not None:
             arm(death.point)
-        work()
-        os.write(tell, b"done")
+        said = work()
+        os.write(tell, said.encode() if isinstance(said, str) else b"done")
         code = 0
     except BaseException:
         os.write(tell, traceback.format_exc(limit=-4).encode()[-2000:])
@@ -75,8 +75,23 @@ def _work(work: Callable[[], Any], death: Death, tell: int) -> None:
         os._exit(code)
 
 
-def arm(point: int) -> None:
-    """Kill this process when it has passed so many points."""
+def points_of(work: Callable[[], object]) -> int:
+    """How many points a process passes that does some work and lives."""
+
+    def counted() -> str:
+        passed = arm(-1)
+        work()
+        return str(passed())
+
+    return int(run(counted))
+
+
+def arm(point: int) -> Callable[[], int]:
+    """Kill this process when it has passed so many points.
+
+    Returns:
+        What tells how many it has passed.
+    """
     passed = 0
 
     def mortal(real: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,3 +112,4 @@ def arm(point: int) -> None:
     for name in CALLS:
         setattr(os, name, mortal(getattr(os, name)))
     setattr(renames, EXCHANGE, mortal(getattr(renames, EXCHANGE)))
+    return lambda: passed

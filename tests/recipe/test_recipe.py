@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -93,6 +95,31 @@ def test_a_recipe_is_one_file(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.schedule.yaml", "r.yaml"]
     assert mine.read_text() == "mine"
     assert Recipe.load(tmp_path / "r.yaml").passes == tuple(passes)
+
+
+def test_a_large_mask_table_is_compressed(tmp_path: Path) -> None:
+    """Tiles of single heads, as of a large model; what is wrong with them is told."""
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(24, 33, 33, generator=generator) < 0.3
+    table = MaskTable({f"layers.{i}": FrameTable(kept.roll(i, 1)) for i in range(3)})
+    recipe = Recipe.of(model(), [TileAttention(table=table)])
+    path = recipe.save(tmp_path / "r.yaml")
+    assert path.stat().st_size < 100_000
+    assert Recipe.load(path) == recipe
+    said = yaml.safe_load(path.read_text())
+    held = said["passes"][0]["options"]["table"]["mask_table"]
+    bomb = base64.b85encode(zlib.compress(b" " * (1 << 25))).decode()
+    for packed, message in (
+        (held["packed"][:-7], "not complete|cannot be unpacked"),
+        (bomb, "more than 16,777,216 bytes"),
+        (base64.b85encode(zlib.compress(b"[" * 100_000)).decode(), "cannot be unpacked"),
+        ("no base85 \u00e9", "cannot be unpacked"),
+        (3, "cannot be unpacked"),
+    ):
+        held["packed"] = packed
+        path.write_text(yaml.safe_dump(said))
+        with pytest.raises(RecipeError, match=message):
+            Recipe.load(path)
 
 
 def with_files(folder: Path) -> Path:
