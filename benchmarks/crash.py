@@ -40,7 +40,7 @@ from tests.crash.trial import RIGHT, Trials
 
 ROOT = Path(__file__).parent.parent
 ROWS = RESULTS / "crash.partial.json"
-SHARES = {"small": 0.4, "large": 0.4, "progress": 0.2}
+SHARES = {"small": 0.46, "large": 0.46, "progress": 0.08}
 """How the kills are shared out."""
 FULL = 0.2
 """Writes to a full disk for each kill of a writer."""
