@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import fisopt
 from fisopt import FileError, FisoptError, MaskTable, RadialDecay, Schedule, ScheduleError
 from fisopt.codegen.choose import remembered
 from fisopt.errors import OptionError, RecipeError
-from fisopt.passes.schedule import Measured
+from fisopt.passes.schedule import Measured, read_tiers
 from fisopt.reading import MOST_YAML, MalformedError, json_value, read_bytes, yaml_value
 from fisopt.recipe.recipe import Recipe
 
@@ -98,6 +99,16 @@ def test_the_table_of_a_schedule_is_beside_it(name: str, tmp_path: Path) -> None
     with pytest.raises(ScheduleError, match=r"s\.yaml: got table .* wanted the name of a file"):
         Schedule.load(path)
     assert Schedule.load(path, tmp_path / "tiers.safetensors").steps == 2
+
+
+def test_a_table_of_no_steps_and_too_many_blocks(tmp_path: Path) -> None:
+    """Which takes no bytes in the file, and as lists all that there are."""
+    path = tmp_path / "t.safetensors"
+    form = {"dtype": "U8", "shape": [1 << 40, 0], "data_offsets": [0, 0]}
+    header = json.dumps({"q": form, "v": form}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ScheduleError, match=r"t\.safetensors: table 'q' is \[1099511627776, 0\]"):
+        read_tiers(path)
 
 
 def test_an_option_of_a_recipe_names_no_file(tmp_path: Path) -> None:

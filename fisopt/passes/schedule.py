@@ -336,7 +336,11 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
                 "tables [blocks, steps] named q and v"
             )
         tensor = found[feature]
-        if tensor.ndim != 2 or tensor.dtype not in _INTEGERS or tensor.numel() > _MOST:
+        if (
+            tensor.ndim != 2
+            or tensor.dtype not in _INTEGERS
+            or max(*tensor.shape, tensor.numel()) > _MOST
+        ):
             raise ScheduleError(
                 f"{path}: table {name!r} is {list(tensor.shape)} of {tensor.dtype}, wanted "
                 f"integers [blocks, steps], {_MOST:,} at most"
