@@ -214,7 +214,7 @@ class Oracle:
             added = self.form.hint == "added"
             hint = place.spread(before, hint, kept, frames, fill if added else "state")
             result = self.with_hint(result, hint)
-        if self.form.writes == "stream" and given.get("skip") is None:
+        if self.form.writes == "stream" and given.get("skip") is None and given.get("hint") is None:
             whole.copy_(video)
             video = whole
         return self.with_video(result, video)
