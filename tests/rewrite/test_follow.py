@@ -176,6 +176,15 @@ class Joint(Toy):
         return (torch.cat([text, video], dim=1) + positions)[:, -total:]
 
 
+class Paired(Toy):
+    """Latents [B, C, F, H, W] with as many channels as tokens have frames, two frames a token."""
+
+    def tokens(self, video: Tensor, time: Tensor) -> Tensor:
+        video = torch.cat([video[:, :, :1], video], dim=2)
+        x = video.unflatten(2, (-1, 2)).mean(3).flatten(2).mT @ torch.ones(6, 8)
+        return x + time.repeat_interleave(4, dim=1)[..., None]
+
+
 class Fixed(Toy):
     """Positions that were learned for four frames."""
 
@@ -201,6 +210,11 @@ TOYS: dict[type[Toy], tuple[dict[str, Any], int, dict[str, list[int]]]] = {
         },
         1,
         {"video": [1], "pose": [1], "face": [1]},
+    ),
+    Paired: (
+        {"video": torch.rand(1, 6, 11, 2, 2), "time": torch.rand(1, 6)},
+        1,
+        {"video": [2], "time": [1]},
     ),
     Counted: ({"video": torch.rand(VIDEO), "seq_len": 24}, 1, {"video": [1], "seq_len": [-1]}),
     Joint: (
