@@ -96,6 +96,35 @@ def test_texts_and_masks_as_long_as_the_video(length: int, other: int) -> None:
     assert found(inputs, followed) == {"video": [1]}
 
 
+class Timed(nn.Module):
+    """A time for every frame, or for every two or four: its rows are spread over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, video: Tensor, time: Tensor, text: Tensor | None = None) -> Tensor:
+        rows = time.repeat_interleave(video.shape[1] // time.shape[1], dim=1)[..., None]
+        if text is not None:
+            video = video + nn.functional.scaled_dot_product_attention(video, text, text)
+        for layer in self.layers:
+            video = video + layer(video * rows)
+        return video
+
+
+@pytest.mark.parametrize("text", [None, 7])
+def test_rows_that_could_stay_as_they_are_follow_the_frames(text: int | None) -> None:
+    """Two frames of two clips, twelve tokens: two rows would do for three frames."""
+    model = Timed().eval().requires_grad_(False)
+    inputs = {"video": torch.randn(2, 12, 8), "time": torch.rand(2, 2)}
+    inputs |= {} if text is None else {"text": torch.randn(2, text, 8)}
+    spec = ModelSpec(("layers.*",), (2, 2, 3))
+    program = fisopt.capture(model, inputs, spec=spec)
+    assert found(inputs, program.source.followed) == {"video": [1], "time": [1]}
+    longer = inputs | {"video": torch.randn(2, 30, 8), "time": torch.rand(2, 5)}
+    assert torch.equal(program.at(longer)(**longer), model(**longer))
+
+
 FAMILIES = ["allegro", "cogvideox_5b", "ltx", "mochi", "wan_ti2v"]
 GRIDS = [((5, 3, 4), 2), ((2, 1, 1), 2), ((4, 2, 2), 4)]
 
