@@ -408,6 +408,8 @@ def reduced(
 def seen_cells(seen: Seen, stride: Grid) -> Grid:
     """The cells of what an attention sees: no larger than the grid along what it does not see."""
     frames, rows, columns = stride
+    if seen.grid == (1, 1, 1):
+        return seen.grid
     if seen.mixes and seen.frames > 1:
         return stride if seen.place.inner > 1 or seen.grid[1:] != (1, 1) else (frames, 1, 1)
     return (1, rows, columns)
