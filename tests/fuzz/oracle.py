@@ -333,6 +333,8 @@ class Oracle:
             grids = (self.seen(block, queries), self.seen(block, keys))
             return reduced(self.reduction, index, grids, q, k, v, mask)
         tiles = self.tile_mask(index)
+        if tiles is not None and bool(tiles.table(self.shape.frames).all()):
+            tiles = None
         if tiles is not None and self.seen(block, queries).mixes:
             if queries != keys:
                 return torch.full_like(q, torch.nan)  # no such mask: the pass must refuse it
