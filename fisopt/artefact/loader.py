@@ -24,6 +24,7 @@ from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
 from fisopt.runtime.branches import conditioning
 from fisopt.runtime.generation import Generation
+from fisopt.staging import recover
 
 
 class LoadedModule(nn.Module):
@@ -246,6 +247,7 @@ def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
         ExportError: there is none, or it is not complete.
     """
     path = Path(path)
+    recover(path)
     if not path.exists():
         raise ExportError(f"{path} does not exist; wanted what fisopt.export wrote")
     if path.is_dir():
