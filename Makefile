@@ -9,10 +9,11 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_PYTHON ?= $(BIN)/python
 PROGRAMS ?= 2000
+KILLS ?= 500
 FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fuzz hostile gpu format clean
+.PHONY: help install demo test lint crash fuzz hostile gpu format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ lint: $(STAMP) ## Check style, types and layers only
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+crash: $(STAMP) ## Kill processes while they write: minutes, run again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/crash.py --kills $(KILLS)
 
 fuzz: $(STAMP) ## Compare random models under random passes with a plain oracle: hours, run again to go on
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --programs $(PROGRAMS) --workers $(JOBS)

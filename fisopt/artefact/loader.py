@@ -29,6 +29,7 @@ from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
 from fisopt.runtime.branches import conditioning
 from fisopt.runtime.generation import Generation
+from fisopt.staging import recover
 
 
 class LoadedModule(nn.Module):
@@ -320,6 +321,7 @@ def read_manifest(path: Path | str, *, checked: bool = True) -> tuple[Manifest, 
     """
     path = Path(path)
     with _as_export_error():
+        recover(path)
         if not os.path.lexists(path):
             raise ExportError(f"{path} does not exist; wanted what fisopt.export wrote")
         if os.path.isdir(path):

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import operator
+import os
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +24,7 @@ from torch import Tensor, fx
 from torch.export import ExportedProgram
 
 from fisopt.artefact import onnx_file
-from fisopt.artefact.manifest import Manifest, TensorInfo
+from fisopt.artefact.manifest import ENTRY, Manifest, TensorInfo
 from fisopt.errors import ExportError, shown
 
 SUFFIX = ".onnx"
@@ -170,16 +173,53 @@ def opset(made: Any) -> dict[str, int]:
     return {domain or "ai.onnx": int(v) for domain, v in made.model.opset_imports.items()}
 
 
-def write(made: Any, path: Path) -> None:
-    """Write a translated program; large weights go to a file beside it."""
+def write(made: Any, path: Path, data: str) -> None:
+    """Write a translated program.
+
+    Args:
+        made: what `convert` returned.
+        path: where.
+        data: name of the file beside that takes large weights.
+    """
     size = sum(v.const_value.nbytes for v in made.model.graph.initializers.values())
-    made.save(path, external_data=size >= EXTERNAL_BYTES)
+    beside = {"external_data": data} if size >= EXTERNAL_BYTES else {}
+    _import("onnx_ir").save(made.model, path, **beside)
 
 
 def append(path: Path, manifest: str) -> None:
     """Write the manifest into a file that has none, and check the file."""
     onnx_file.append(path, manifest)
     _import("onnx").checker.check_model(path)
+
+
+def data_name(name: str, number: int = 0) -> str:
+    """Name of the file of weights of a file, or a further one."""
+    return f"{name}.{number}.data" if number else f"{name}.data"
+
+
+def free_data_name(path: Path) -> str:
+    """A name for weights at which there is nothing beside a path.
+
+    A forced export thus never writes into the weights that the file in its place still needs.
+    """
+    names = (data_name(path.name, number) for number in count())
+    return next(name for name in names if not os.path.lexists(path.parent / name))
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files of weights that an ONNX file of ours in a folder needs; none of any other."""
+    if path.is_symlink():  # what it points to stays, and so do its weights
+        return []
+    try:
+        model = _import("onnx").load(path, load_external_data=False)
+    except Exception:  # nothing there, or nothing that could need them
+        return []
+    if all(entry.key != ENTRY for entry in model.metadata_props):
+        return []
+    entries = (entry for held in model.graph.initializer for entry in held.external_data)
+    names = {entry.value for entry in entries if entry.key == "location"}
+    own = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
+    return [path.parent / name for name in sorted(names) if own.fullmatch(name)]
 
 
 def require_runtime() -> None:

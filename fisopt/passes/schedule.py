@@ -1,16 +1,20 @@
 """Schedules of token reduction: redundancy tiers by block and step, and thresholds on them.
 
-A schedule is two files.  A safetensors file holds an integer table [blocks, steps] for each
-feature, ``q`` for the queries and ``v`` for keys and values; a higher tier is more redundant.  A
-YAML file holds the thresholds, and in ours also the table's name and what it was measured on::
+A schedule is a YAML file: for each feature, ``q`` for the queries and ``v`` for keys and values, an
+integer table [blocks, steps], in which a higher tier is more redundant, and the thresholds::
 
     q: {6: 0.4, 7: 0.8}
     v: {8: 0.3}
-    table: schedule.safetensors
+    tiers:
+      q:
+      - [0, 3, 6, 7]
+      v:
+      - [0, 2, 8, 8]
     measured: {model: WanTransformer3DModel, grid: [16, 8, 8], prompts: 4, seed: 0}
 
-The schedules that the authors of AsymRnR have published are of this form and load as they are:
-where a file of thresholds names no table, `table_beside` finds it by its name.
+The schedules that the authors of AsymRnR have published are two files and load as they are: a
+safetensors file holds the tables ``q`` and ``v``, and where the file of thresholds does not name it
+(``table: FILE``), `table_beside` finds it by its name.
 """
 
 from __future__ import annotations
@@ -23,11 +27,11 @@ from typing import Any, Literal, TypeGuard
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from fisopt.checked import Checked, is_int, path_of
 from fisopt.errors import ScheduleError, shown
-from fisopt.files import replacing
+from fisopt.files import write
 from fisopt.passes.tier_files import table_beside
 from fisopt.reading import MalformedError, check_file, is_name, read_yaml
 from fisopt.rewrite.axes import TokenLayout
@@ -42,9 +46,12 @@ Tiers = tuple[tuple[int, ...], ...]
 Thresholds = tuple[tuple[int, float], ...]
 """Pairs of a tier and the dropped share that is used from that tier on."""
 
-_FORM = "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, table: FILE, measured: {...}}"
+_FORM = (
+    "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, tiers: {q: [[tier, ...], ...], "
+    "v: ...} or table: FILE, measured: {...}}"
+)
 _OTHERS = ("h", "k")
-_KEYS = {*IN_FILE.values(), *_OTHERS, "table", "measured"}
+_KEYS = {*IN_FILE.values(), *_OTHERS, "tiers", "table", "measured"}
 _TABLES = ("query", "value", "query_thresholds", "value_thresholds")
 _MOST = 1_000_000
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -244,9 +251,9 @@ class Schedule(metaclass=Checked):
         """Read a schedule.
 
         Args:
-            path: the YAML file of thresholds.
-            table: the safetensors file of tiers; by default the one that the YAML file names, or
-                the one beside it that `table_beside` finds.
+            path: the YAML file.
+            table: the safetensors file of tiers, if the YAML file does not hold them; by default
+                the one that it names, or the one beside it that `table_beside` finds.
 
         Raises:
             ScheduleError: a file is not complete, or not of a schedule's form.
@@ -266,10 +273,15 @@ class Schedule(metaclass=Checked):
                     f"{path}: got shares for {name!r}; wanted q (queries) and v (keys and values "
                     "together), nothing else can be dropped"
                 )
-        if table is None:
-            named = said.get("table")
-            table = table_beside(path) if named is None else _named(path, named)
-        tiers = read_tiers(path_of("Schedule.load: table", table))
+        if "tiers" in said and (table is not None or "table" in said):
+            raise ScheduleError(f"{path} holds tiers, and a table is named as well: leave one out")
+        if "tiers" in said:
+            table, tiers = path, _held_tiers(path, said["tiers"])
+        else:
+            if table is None:
+                named = said.get("table")
+                table = table_beside(path) if named is None else _named(path, named)
+            tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
         for feature in FEATURES:
             _check_reached(path, table, tiers[feature], limits[feature])
@@ -282,23 +294,25 @@ class Schedule(metaclass=Checked):
         )
 
     def save(self, path: str | Path, extra: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a schedule: thresholds to a YAML file, tiers to a safetensors file beside it.
+        """Write the schedule as one YAML file, in the place of a file that is there.
 
         Args:
             path: the YAML file.
-            extra: more tensors for the safetensors file, such as what was measured.
+            extra: tensors for people, such as what was measured: a safetensors file beside it,
+                which no schedule needs.
+
+        Raises:
+            FileError: it cannot be written; what was there is unchanged.
         """
-        path = Path(path)
-        table = path.with_suffix(".safetensors")
-        measured = self.measured.plain()
+        path, measured = path_of("Schedule.save: path", path), self.measured.plain()
         measured.pop("source", None)
-        tiers = {IN_FILE[f]: torch.tensor(getattr(self, f), dtype=torch.uint8) for f in FEATURES}
         said: dict[str, Any] = {IN_FILE[f]: dict(self.thresholds(f)) for f in FEATURES}
-        said |= {"table": table.name, "measured": measured}
-        with replacing(table) as beside:
-            save_file({**tiers, **(extra or {})}, beside)
-        with replacing(path) as beside:
-            beside.write_text(yaml.safe_dump(said, sort_keys=False))
+        said["tiers"] = {IN_FILE[f]: [list(row) for row in getattr(self, f)] for f in FEATURES}
+        said["measured"] = measured
+        text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None)
+        if extra is not None:
+            write(path.with_suffix(".safetensors"), save(dict(extra)))
+        write(path, text)
 
 
 def read_tiers(path: Path) -> dict[Feature, Tiers]:
@@ -334,11 +348,19 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
     return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
 
 
+def _held_tiers(path: Path, said: object) -> dict[Feature, Tiers]:
+    """The tables that a YAML file holds itself."""
+    held = said if isinstance(said, Mapping) else {}
+    if set(held) != set(IN_FILE.values()) or not all(map(_are_tiers, held.values())):
+        raise ScheduleError(f"{path}: got tiers={shown(said)}; {_FORM}")
+    return {f: tuple(tuple(row) for row in held[name]) for f, name in IN_FILE.items()}
+
+
 def _check_form(schedule: Schedule) -> None:
     for feature in FEATURES:
         tiers: object = getattr(schedule, feature)
         limits: object = schedule.thresholds(feature)
-        if not _are_rows(tiers) or any(type(tier) is not int for row in tiers for tier in row):
+        if not _are_tiers(tiers):
             raise ScheduleError(
                 f"{schedule}: got {feature}={shown(tiers)}, wanted ints [blocks][steps]"
             )
@@ -346,6 +368,10 @@ def _check_form(schedule: Schedule) -> None:
             raise ScheduleError(
                 f"{schedule}: got {feature}_thresholds={shown(limits)}, wanted (tier, ratio) pairs"
             )
+
+
+def _are_tiers(value: object) -> bool:
+    return _are_rows(value) and all(type(tier) is int for row in value for tier in row)
 
 
 def _is_grid(value: object) -> bool:

@@ -74,6 +74,10 @@ def test_large_weights_go_to_a_file_beside(tmp_path: Path, monkeypatch: pytest.M
     with torch.no_grad():
         want = model(**inputs)["video"]
     torch.testing.assert_close(fisopt.load(file)(**inputs)["video"], want, rtol=0, atol=1e-4)
+    fisopt.export(model, file, "onnx", dynamic=False, force=True)
+    again = tmp_path / "model.onnx.1.data"
+    assert sorted(tmp_path.iterdir()) == [file, again], "old and new never share a file of weights"
+    torch.testing.assert_close(fisopt.load(file)(**inputs)["video"], want, rtol=0, atol=1e-4)
 
 
 def test_choices_between_booleans_reach_onnx() -> None:

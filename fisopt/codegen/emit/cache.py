@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from fisopt.errors import FileError
-from fisopt.files import replacing
+from fisopt.files import write as write_file
 from fisopt.reading import read_bytes
 
 VARIABLE = "FISOPT_CACHE"
@@ -57,8 +57,7 @@ def keep(name: str, text: str) -> Path:
 def write(path: Path, text: str) -> bool:
     """Write a file as one step; whether it could be written."""
     try:
-        with replacing(path) as beside:
-            beside.write_bytes(text.encode("utf-8"))  # no platform's line ends: it is compared
+        write_file(path, text)
     except FileError as error:
         _say_once(error)
         return False
