@@ -52,8 +52,8 @@ class Step:
             raise ScheduleError(
                 f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
                 "but the number of steps is not known; run the model inside "
-                "`with optimized.generation(num_steps=...):`, or optimize the pipeline that calls "
-                "it, whose scheduler knows"
+                "`with optimized.generation(num_steps=...):`, or from a pipeline that holds it "
+                "beside a scheduler that knows"
             )
         last = self.count or 0
         return self.index in {index + last if index < 0 else index for index in dense_steps}
