@@ -138,8 +138,9 @@ class Pass(metaclass=Checked):
                 what = "its attention" if "attention" in str(node.target) else str(node.target)
                 raise PreconditionError(
                     f"{what} has dropout ({probability}), so every run draws other numbers and "
-                    "nothing can be left out of it; pass a probability of 0 outside of training "
-                    "(`dropout_p=self.p if self.training else 0.0`)",
+                    "nothing can be left out of it; call model.eval() if a layer is in training "
+                    "mode, as those of adapters may be, and pass a probability of 0 outside of "
+                    "training (`dropout_p=self.p if self.training else 0.0`)",
                     pass_name=self.name,
                     node=where,
                 )

@@ -81,7 +81,7 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
 def _odd_weight(module: nn.Module) -> str | None:
     """Name a weight of a class that export does not follow, such as one of packed numbers."""
     for name, x in (*module._parameters.items(), *module._buffers.items()):
-        theirs = not type(x).__module__.startswith(("torch.", "builtins"))
+        theirs = type(x).__module__.partition(".")[0] not in ("torch", "builtins")
         if x is not None and theirs and not is_traceable_wrapper_subclass(x):
             return f"{name!r}, a {type(x).__module__}.{type(x).__qualname__}"
     return None
