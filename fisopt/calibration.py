@@ -25,11 +25,12 @@ from torch.utils import _pytree as pytree
 from fisopt.api import optimize
 from fisopt.checked import Checked
 from fisopt.errors import InputError, ScheduleError, shown
-from fisopt.files import reading, write
+from fisopt.files import write
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
 from fisopt.pipelines import modules_of, one_of, transformers_of
+from fisopt.reading import check_file
 from fisopt.recipe.identity import weights_digest
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells
@@ -328,7 +329,8 @@ def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder, pro
     if path is None or not path.exists():
         return 0
     try:
-        with reading(path), safe_open(path, framework="pt") as held:
+        check_file(path)
+        with safe_open(path, framework="pt") as held:
             said = held.metadata() or {}
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
     except SafetensorError as error:

@@ -80,20 +80,6 @@ def scratch(data: bytes, suffix: str) -> Iterator[Path]:
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Name the file that cannot be read.
-
-    Raises:
-        FileError: the file is not there, is a folder, or may not be read.
-    """
-    try:
-        recover(Path(path))
-        yield
-    except OSError as error:
-        raise FileError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-@contextmanager
 def written(
     path: Path | str,
     *,

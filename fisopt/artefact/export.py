@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,10 @@ from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
+from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
-from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
-from fisopt.artefact.replaceable import RECIPE, SUFFIXES, foreign, variant_files
-from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
+from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
@@ -96,10 +97,15 @@ def export(
     with written(path, force=force, foreign=_foreign(path), outdated=data) as beside:
         if not whole:
             beside.mkdir()
-            (beside / FILE).write_text(manifest.text(), encoding="utf-8")
             (beside / RECIPE).write_text(as_yaml(manifest.recipe), encoding="utf-8")
-        for i, file in enumerate(files):
-            _write(opened, i, manifest, beside if whole else beside / file, path if whole else None)
+        places = [beside if whole else beside / file for file in files]
+        for i, place in enumerate(places):
+            _write(opened, i, manifest, place, path if whole else place)
+        manifest = _with_digests(manifest, places, () if whole else (beside / RECIPE,))
+        for place in places:
+            _append(manifest, place)
+        if not whole:
+            (beside / FILE).write_text(manifest.text(), encoding="utf-8")
     return path
 
 
@@ -131,22 +137,38 @@ def _foreign(path: Path) -> Foreign | None:
     return None if path.suffix else foreign
 
 
-def _write(opened: Opened, index: int, manifest: Manifest, path: Path, place: Path | None) -> None:
-    """Write one variant; ``place`` is where the file goes if it has no folder to itself."""
+def _write(opened: Opened, index: int, manifest: Manifest, path: Path, place: Path) -> None:
+    """Write one variant; ``place`` is where its file or the folder that it is in will be."""
     module, info = opened.modules[index], manifest.variants[index]
-    text = manifest.text()
     if manifest.format == "text":
         path.write_text(text_of(module, manifest, index), encoding="utf-8")
         return
     made = exported(module, opened.dynamic)
     if manifest.format == "pt2":
-        pt2.write(made, path, text)
+        pt2.write(made, path)
     elif manifest.format == "aoti":
-        aoti.write(made, path, text)
+        aoti.write(made, path)
     else:
         results = [t.name for t in manifest.call.results]
         results += [f"state_{i}_out" for i in range(len(info.stores))]
-        onnx.write(onnx.convert(made, results), path, text, onnx.free_data_name(place or path))
+        onnx.write(onnx.convert(made, results), path, onnx.free_data_name(place))
+
+
+def _with_digests(manifest: Manifest, files: Sequence[Path], beside: Sequence[Path]) -> Manifest:
+    """A manifest that says what the files of the variants are, and those beside them."""
+    variants = tuple(
+        replace(variant, parts=digests(manifest.format, file))
+        for variant, file in zip(manifest.variants, files, strict=True)
+    )
+    return replace(manifest, variants=variants, beside={f.name: of_file(f) for f in beside})
+
+
+def _append(manifest: Manifest, path: Path) -> None:
+    """Write the manifest into the file of a variant; a text has none."""
+    if manifest.format == "onnx":
+        onnx.append(path, manifest.text())
+    elif manifest.format != "text":
+        pt2.append(path, manifest.text())
 
 
 def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> None:

@@ -6,11 +6,9 @@ from pathlib import Path
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.loader import read_manifest
-from fisopt.artefact.manifest import FILE, Format
+from fisopt.artefact.manifest import FILE, RECIPE, Format
 from fisopt.errors import FisoptError
 
-RECIPE = "recipe.yaml"
-"""The recipe's name in a folder."""
 SUFFIXES: dict[Format, str] = {
     "pt2": pt2.SUFFIX,
     "aoti": aoti.SUFFIX,
@@ -35,7 +33,7 @@ def foreign(folder: Path) -> str | None:
     if folder / FILE not in entries:
         return f"there is no {FILE} in it"
     try:
-        manifest, _ = read_manifest(folder)
+        manifest, _ = read_manifest(folder, checked=False)
     except (FisoptError, OSError):
         return f"its {FILE} is not that of an artefact"
     files = variant_files(manifest.format, len(manifest.variants))

@@ -22,11 +22,12 @@ from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.cli.pictures import write_json
 from fisopt.cli.sources import Source
 from fisopt.errors import FileError, InputError, OptionError
-from fisopt.files import check_free, reading
+from fisopt.files import check_free
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.pipelines import modules_of, one_of
+from fisopt.reading import read_json
 from fisopt.recipe.identity import weights_digest
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -93,9 +94,8 @@ class State:
         if not self.path.exists():
             return
         try:
-            with reading(self.path):
-                held = json.loads(self.path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            held = read_json(self.path)
+        except ValueError as error:
             raise InputError(
                 f"{self.path} is not complete: {error}; remove it to start anew"
             ) from error

@@ -29,10 +29,11 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fisopt.checked import Checked, path_of
+from fisopt.checked import Checked, is_int, path_of
 from fisopt.errors import ScheduleError, shown
-from fisopt.files import reading, write
+from fisopt.files import write
 from fisopt.passes.tier_files import table_beside
+from fisopt.reading import MalformedError, check_file, is_name, read_yaml
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
@@ -52,6 +53,7 @@ _FORM = (
 _OTHERS = ("h", "k")
 _KEYS = {*IN_FILE.values(), *_OTHERS, "tiers", "table", "measured"}
 _TABLES = ("query", "value", "query_thresholds", "value_thresholds")
+_MOST = 1_000_000
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -77,6 +79,22 @@ class Measured(metaclass=Checked):
     target: str = ""
     any_grid: bool = False
 
+    def __post_init__(self) -> None:
+        kinds = {"source": str, "model": str, "prompts": int, "seed": int, "target": str}
+        kinds |= {"any_grid": bool}
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if self.grid is not None and not _is_grid(self.grid):
+            wrong.append("grid")
+        if wrong:
+            raise ScheduleError(
+                f"what a schedule was measured on: got {wrong[0]}="
+                f"{shown(getattr(self, wrong[0]))}; wanted text for source, model and target, ints "
+                "for prompts and seed, (frames, rows, columns) for grid, true or false for any_grid"
+            )
+
+    def __str__(self) -> str:
+        return self.source or "(no name)"
+
     def other_grid(self, layout: TokenLayout) -> str:
         """The grid in words, if one is told and it is not that of a layout."""
         here = (layout.frames, layout.height, layout.width)
@@ -91,7 +109,7 @@ class Measured(metaclass=Checked):
     def from_plain(said: Mapping[str, Any]) -> Measured:
         """The inverse of `plain`."""
         grid = said.get("grid")
-        return Measured(**{**said, "grid": None if grid is None else tuple(grid)})
+        return Measured(**{**said, "grid": tuple(grid) if isinstance(grid, list) else grid})
 
 
 @dataclass(frozen=True)
@@ -132,7 +150,7 @@ class Schedule(metaclass=Checked):
                     )
 
     def __str__(self) -> str:
-        return f"schedule {self.measured.source or '(no name)'}"
+        return f"schedule {self.measured}"
 
     def __repr__(self) -> str:
         """Brief: passes print their options, and tables of tiers are long."""
@@ -243,10 +261,9 @@ class Schedule(metaclass=Checked):
         """
         path = path_of("Schedule.load: path", path)
         try:
-            with reading(path):
-                said = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ScheduleError(f"{path} is not YAML: {error}; {_FORM}") from error
+            said = read_yaml(path)
+        except MalformedError as error:
+            raise ScheduleError(f"{path} is {error}; {_FORM}") from error
         if not isinstance(said, Mapping) or not set(said) <= _KEYS:
             found = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise ScheduleError(f"{path} is no schedule: got {found}; {_FORM}")
@@ -257,15 +274,13 @@ class Schedule(metaclass=Checked):
                     "together), nothing else can be dropped"
                 )
         if "tiers" in said and (table is not None or "table" in said):
-            raise ScheduleError(
-                f"{path} holds tiers, and a table of others is named: leave one out"
-            )
+            raise ScheduleError(f"{path} holds tiers, and a table is named as well: leave one out")
         if "tiers" in said:
             table, tiers = path, _held_tiers(path, said["tiers"])
         else:
             if table is None:
                 named = said.get("table")
-                table = table_beside(path) if named is None else path.parent / str(named)
+                table = table_beside(path) if named is None else _named(path, named)
             tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
         for feature in FEATURES:
@@ -308,7 +323,8 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
         FileError: it cannot be read.
     """
     try:
-        with reading(path), safe_open(path, framework="pt") as held:
+        check_file(path)
+        with safe_open(path, framework="pt") as held:
             names = sorted(held.keys())
             found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
     except SafetensorError as error:
@@ -320,10 +336,14 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
                 "tables [blocks, steps] named q and v"
             )
         tensor = found[feature]
-        if tensor.ndim != 2 or tensor.dtype not in _INTEGERS:
+        if (
+            tensor.ndim != 2
+            or tensor.dtype not in _INTEGERS
+            or max(*tensor.shape, tensor.numel()) > _MOST
+        ):
             raise ScheduleError(
                 f"{path}: table {name!r} is {list(tensor.shape)} of {tensor.dtype}, wanted "
-                "integers [blocks, steps]"
+                f"integers [blocks, steps], {_MOST:,} at most"
             )
     return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
 
@@ -354,6 +374,10 @@ def _are_tiers(value: object) -> bool:
     return _are_rows(value) and all(type(tier) is int for row in value for tier in row)
 
 
+def _is_grid(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(map(is_int, value))
+
+
 def _are_rows(value: object) -> TypeGuard[Sequence[Sequence[object]]]:
     rows = (tuple, list)
     return isinstance(value, rows) and all(isinstance(row, rows) for row in value)
@@ -382,6 +406,16 @@ def _check_reached(path: Path, table: str | Path, tiers: Tiers, limits: Threshol
         )
 
 
+def _named(path: Path, name: object) -> Path:
+    """The table that a file of thresholds names, which is beside it."""
+    if not is_name(name):
+        raise ScheduleError(
+            f"{path}: got table {shown(name)}, wanted the name of a file beside it; pass table= "
+            "for one that is elsewhere"
+        )
+    return path.parent / str(name)
+
+
 def _measured(path: Path, said: object) -> Measured:
     if said is None:
         return Measured(str(path))
@@ -391,4 +425,7 @@ def _measured(path: Path, said: object) -> Measured:
     grid = said.get("grid")
     if grid is not None and (not isinstance(grid, list) or len(grid) != 3):
         raise ScheduleError(f"{path}: got grid={grid!r}, wanted [frames, rows, columns]")
-    return Measured.from_plain({**said, "source": str(path)})
+    try:
+        return Measured.from_plain({**said, "source": str(path)})
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from error

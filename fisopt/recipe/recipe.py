@@ -22,8 +22,9 @@ from torch import nn
 
 from fisopt.checked import Checked, flag, path_of
 from fisopt.errors import RecipeError, shown
-from fisopt.files import reading, written
+from fisopt.files import written
 from fisopt.passes.presets import resolve
+from fisopt.reading import MalformedError, check_value, read_yaml
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Store
@@ -88,6 +89,10 @@ class Recipe(metaclass=Checked):
         Raises:
             RecipeError: it is no recipe, of a newer form, or names what is not known here.
         """
+        try:
+            check_value(said)
+        except MalformedError as error:
+            raise RecipeError(f"{source} is no recipe: it is {error}") from error
         if not isinstance(said, Mapping) or "fisopt_recipe" not in said:
             got = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise RecipeError(f"{source} is no recipe: got {got}; {_FORM}")
@@ -139,13 +144,10 @@ class Recipe(metaclass=Checked):
         """
         path = path_of("Recipe.load: path", path)
         try:
-            with reading(path):
-                text = path.read_text()
-            return Recipe.from_plain(yaml.safe_load(text), str(path), Beside(path))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
-        except RecursionError as error:
-            raise RecipeError(f"{path} is no recipe: it is nested without end") from error
+            said = read_yaml(path)
+        except MalformedError as error:
+            raise RecipeError(f"{path} is no recipe: it is {error}") from error
+        return Recipe.from_plain(said, str(path), Beside(path))
 
     @staticmethod
     def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fisopt.errors import FisoptError, RecipeError
+from fisopt.errors import FisoptError, RecipeError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
+from fisopt.reading import is_name
 from fisopt.recipe.identity import digest
 
 LONGEST = 1 << 16
@@ -66,11 +67,11 @@ class Beside(Store):
         """See `Store.get`."""
         if "file" not in said:
             return super().get(kind, said)
-        name = str(said["file"])
-        if Path(name).name != name:
+        name = said["file"]
+        if not is_name(name):
             raise RecipeError(
-                f"{self.recipe}: got {kind} file {name!r}, wanted the name of a file beside the "
-                "recipe"
+                f"{self.recipe}: got {kind} file {shown(name)}, wanted the name of a file beside "
+                "the recipe"
             )
         path = self.recipe.parent / name
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from fisopt.errors import FileError
 from fisopt.files import write as write_file
+from fisopt.reading import read_bytes
 
 VARIABLE = "FISOPT_CACHE"
 
@@ -75,8 +76,8 @@ def digest(text: str) -> str:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except OSError:  # writing it will say why
+        return read_bytes(path).decode("utf-8", errors="replace")
+    except FileError:  # writing it will say why
         return None
 
 
