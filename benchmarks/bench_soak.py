@@ -1,10 +1,11 @@
-"""Two soaks: many shapes, which must not need ever more memory; two threads, which must agree.
+"""Soaks: many shapes, which must not need ever more memory; two threads, which must agree.
 
     python benchmarks/bench_soak.py [--shapes 200] [--generations 200]
 
 The first runs a small plain transformer at one shape after the other, with room for 16 variants.
-The second runs generations in two threads, through two optimised modules of one model, and
-compares every output with that of the model alone.
+The others run generations in two threads and compare every output with that of the same
+generation alone: through two optimised modules of one model, and through two diffusers pipelines
+with different schedulers that share one optimised transformer.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from __future__ import annotations
 import argparse
 import gc
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from harness import machine, write
 from torch import Tensor, nn
 from torch.nn import functional
 
 import fisopt
-from fisopt import FrameInterleave, ModelSpec
+from fisopt import FrameInterleave, ModelSpec, TokenReduction
 
 WIDTH, ROOM, STEPS = 16, 16, 4
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1] // 2, 1, 2))
@@ -101,21 +104,62 @@ def generations(count: int) -> dict[str, Any]:
         with modules[which].generation(STEPS):
             return [modules[which](**inputs) for inputs in given[which]]
 
+    return in_two_threads(generate, count) | {"steps": STEPS}
+
+
+def pipelines(count: int) -> dict[str, Any]:
+    """Generations in two threads, of two pipelines that share a transformer, not optimised twice.
+
+    Steps at both ends keep every frame, and matches are held from step to step.
+    """
+    family = fisopt.models.families()["wan"]
+    model = family.transformer(**family.tiny["wan"]).eval().requires_grad_(False)
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
+    first = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts)
+    sparse = [TokenReduction(0.5, 0.4, cache_steps=2), FrameInterleave(dense_steps=(0, -1))]
+    parts["transformer"] = fisopt.optimize(first, sparse, backend="eager").transformer
+    second = WanPipeline(scheduler=UniPCMultistepScheduler(flow_shift=5.0), **parts)
+    texts = torch.randn(2, 2, 1, 12, model.config.text_dim)
+    noise = torch.randn(2, 1, model.config.in_channels, 5, 6, 8)
+    pipes = first, second
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+
+    def generate(which: int) -> list[Tensor]:
+        made = pipes[which](
+            prompt_embeds=texts[which, 0],
+            negative_prompt_embeds=texts[which, 1],
+            latents=noise[which].clone(),
+            height=48,
+            width=64,
+            num_frames=17,
+            num_inference_steps=STEPS + which,
+            output_type="latent",
+        )
+        return [made.frames]
+
+    return in_two_threads(generate, count) | {"steps": [STEPS, STEPS + 1]}
+
+
+def in_two_threads(generate: Callable[[int], list[Tensor]], count: int) -> dict[str, Any]:
+    """Run half of the generations in each thread and compare each with the same one alone."""
     wanted = [generate(which) for which in range(2)]
     unequal: list[str] = []
+    done = [0, 0]
 
     def run(which: int) -> None:
         for i in range(count // 2):
             got = generate(which)
             if not all(map(torch.equal, got, wanted[which])):
                 unequal.append(f"thread {which}, generation {i}")
+            done[which] += 1
 
     threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return {"threads": 2, "generations": count, "steps": STEPS, "unequal": unequal}
+    return {"threads": 2, "generations": sum(done), "unequal": unequal}
 
 
 def main() -> None:
@@ -124,9 +168,11 @@ def main() -> None:
     parser.add_argument("--generations", type=int, default=200)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    threads = generations(arguments.generations)
-    print(threads, flush=True)
-    write("soak", {"machine": machine(), "threads": threads, "shapes": shapes(arguments.shapes)})
+    result = {"machine": machine(), "threads": generations(arguments.generations)}
+    print(result["threads"], flush=True)
+    result["pipelines"] = pipelines(arguments.generations)
+    print(result["pipelines"], flush=True)
+    write("soak", result | {"shapes": shapes(arguments.shapes)})
 
 
 if __name__ == "__main__":
