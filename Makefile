@@ -9,9 +9,11 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 GPU_PYTHON ?= $(BIN)/python
 PROGRAMS ?= 2000
+KILLS ?= 500
+FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint fuzz gpu format clean
+.PHONY: help install demo test lint crash fuzz hostile gpu format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,8 +32,14 @@ lint: $(STAMP) ## Check style, types and layers only
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+crash: $(STAMP) ## Kill processes while they write: minutes, run again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/crash.py --kills $(KILLS)
+
 fuzz: $(STAMP) ## Compare random models under random passes with a plain oracle: hours, run again to go on
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --programs $(PROGRAMS) --workers $(JOBS)
+
+hostile: $(STAMP) ## Read mutated files under an audit hook: minutes, run again to go on
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --files $(FILES)
 
 gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Test the kernels on an NVIDIA GPU and measure; what is there is kept, run again to go on
 	@failed=; \

@@ -15,7 +15,7 @@ import diffusers
 import torch
 
 import fisopt
-from fisopt.files import replacing
+from fisopt.files import write as write_file
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -60,7 +60,4 @@ def paired_ratio(base: list[float], other: list[float]) -> float:
 
 def write(name: str, result: Any) -> Path:
     """Write a result as JSON beside the others, whole or not at all."""
-    path = RESULTS / f"{name}.json"
-    with replacing(path) as beside:
-        beside.write_text(json.dumps(result, indent=1) + "\n")
-    return path
+    return write_file(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")

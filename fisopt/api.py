@@ -160,7 +160,7 @@ def _optimize_module(
 ) -> OptimizedModule:
     model, captures = uncompiled(model), None
     if isinstance(model, OptimizedModule):
-        if spec is None or spec == model.spec:
+        if spec is None or (spec == model.spec and model.captures.grid_holds(example_inputs)):
             captures, spec = model.captures, model.spec
         model = model.original
         known = spec is not None

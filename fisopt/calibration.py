@@ -18,18 +18,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fisopt.api import optimize
 from fisopt.checked import Checked
 from fisopt.errors import InputError, ScheduleError, shown
-from fisopt.files import replacing
+from fisopt.files import write
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
-from fisopt.pipelines import one_of, transformers_of
+from fisopt.pipelines import modules_of, one_of, transformers_of
+from fisopt.reading import check_file
+from fisopt.recipe.identity import weights_digest
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass, Step
@@ -176,27 +178,31 @@ def calibrate(
         component: of a pipeline with two transformers, the one to measure: each has a schedule of
             its own, in which the steps of the other are like the nearest of its own.
         partial: where to keep what is measured so far; a run that was cut short goes on from it.
-        about: what else a measurement depends on, such as the weights, the prompts and the size of
-            the video, as JSON values; a run about something else does not go on from ``partial``.
+        about: what else a measurement depends on, such as the prompts and the size of the video, as
+            JSON values.  A run about something else, or of other weights in any part of the
+            pipeline, does not go on from ``partial``.
         seen: called after each step.
 
     Raises:
         InputError: there is no transformer, or two and none is chosen; the counts are not
             positive.
-        ScheduleError: what ``partial`` holds is of another run.
+        ScheduleError: what ``partial`` holds is of another run, or is damaged.
+        FileError: ``partial`` cannot be read or written.
     """
     if min(prompts, steps) < 1:
         raise InputError(f"calibrate: got {prompts} prompts and {steps} steps, wanted 1 or more")
     name, several = one_of(pipeline, component), len(transformers_of(pipeline)) > 1
     original = getattr(pipeline, name)
+    held = "" if partial is None else weights_digest(modules_of(pipeline).values())
     measure = Reduction(0.0, 0.0, destination_stride, "replace", seed, "measure")
     optimize(pipeline, {name: [measure]}, backend="eager")
     module: OptimizedModule = getattr(pipeline, name)
     recorder = _Recorder(module, steps, seen)
     told: dict[str, Any] = {"model": type(module.original).__name__, "steps": steps, "seed": seed}
     told |= {"destination_stride": list(destination_stride), "component": name, **(about or {})}
+    told["weights"] = held
     try:
-        done = _resume(partial, told, recorder)
+        done = _resume(partial, told, recorder, prompts)
         handle = module.register_forward_hook(recorder.leave, with_kwargs=True)
         with module.watch(recorder):
             for index in [*([0] if done else []), *range(done, prompts)]:
@@ -315,25 +321,60 @@ def _keep(path: Path, told: Mapping[str, Any], recorder: _Recorder, done: int) -
     """Write what was measured so far, whole or not at all."""
     held: dict[str, Tensor] = {f: recorder.sums[f] for f in FEATURES}
     held["counts"] = recorder.counts
-    with replacing(path) as beside:
-        save_file(held, beside, {"run": json.dumps(told), "done": str(done)})
+    write(path, save(held, {"run": json.dumps(told), "done": str(done)}))
 
 
-def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder) -> int:
+def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder, prompts: int) -> int:
     """Take over what an earlier run measured; returns how many prompts that was."""
     if path is None or not path.exists():
         return 0
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as held:
             said = held.metadata() or {}
             tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ScheduleError(f"{path} is not complete: {error}; remove it to start anew") from error
-    if said.get("run") != json.dumps(told):
+    _check_same(path, said.get("run"), told)
+    done = said.get("done", "")
+    if not done.isdecimal() or int(done) < 1 or not _are_sums(tensors, recorder.steps):
         raise ScheduleError(
-            f"{path} holds what was measured as {said.get('run')}, this run is {json.dumps(told)}; "
-            "remove it, or write to another place"
+            f"{path} is damaged: got {done or 'no number of'} prompts and "
+            f"{ {name: list(x.shape) for name, x in tensors.items()} }; remove it to start anew"
+        )
+    if int(done) > prompts:
+        raise ScheduleError(
+            f"{path} holds {done} prompts, this run is of {prompts}; give as many, or remove it"
         )
     recorder.counts = tensors.pop("counts")
     recorder.sums = {f: tensors[f] for f in FEATURES}
-    return int(said["done"])
+    return int(done)
+
+
+def _check_same(path: Path, said: str | None, told: Mapping[str, Any]) -> None:
+    """Refuse what is not this run's, by what differs."""
+    try:
+        there, here = json.loads(said or ""), json.loads(json.dumps(told))
+    except (ValueError, RecursionError):
+        there = None
+    if not isinstance(there, dict):
+        raise ScheduleError(
+            f"{path} is not what calibrate keeps; remove it, or write to another place"
+        )
+    if other := [n for n in {**here, **there} if there.get(n) != here.get(n)]:
+        kept, now = ({n: run.get(n) for n in other} for run in (there, here))
+        raise ScheduleError(
+            f"{path} holds what was measured as {kept}, this run is {now}; remove it, or write to "
+            "another place"
+        )
+
+
+def _are_sums(tensors: Mapping[str, Tensor], steps: int) -> bool:
+    """Whether tensors are what `_keep` writes of so many steps."""
+    shapes = [list(tensors[f].shape) for f in FEATURES if f in tensors]
+    return (
+        set(tensors) == {*FEATURES, "counts"}
+        and list(tensors["counts"].shape) == [steps]
+        and shapes[0] == shapes[1] == [*shapes[0][:1], steps, LEVELS + 1]
+        and all(x.dtype == torch.float32 and bool(x.isfinite().all()) for x in tensors.values())
+    )

@@ -7,7 +7,7 @@ from abc import ABCMeta
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeGuard, TypeVar
 
 from fisopt.errors import FisoptError, OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
@@ -75,7 +75,7 @@ def ints(owner: object, option: str) -> tuple[int, ...]:
         OptionError: it is no list of ints.
     """
     value = getattr(owner, option)
-    if not isinstance(value, (tuple, list)) or any(type(i) is not int for i in value):
+    if not isinstance(value, (tuple, list)) or not all(map(is_int, value)):
         raise OptionError(f"{type(owner).__name__}: {option} must hold ints, got {shown(value)}")
     return tuple(value)
 
@@ -103,13 +103,18 @@ def flag(where: str, value: object) -> None:
         raise OptionTypeError(f"{where} must be True or False, got {shown(value)}")
 
 
+def is_int(value: object, least: int = -(1 << 63)) -> TypeGuard[int]:
+    """Whether a value is an int, at least ``least`` and of 64 bits, which is what torch takes."""
+    return type(value) is int and least <= value < 1 << 63
+
+
 def count(where: str, value: object, least: int = 1, error: type[FisoptError] = OptionError) -> int:
     """Insist on an int, at least ``least`` and of 63 bits, which is what torch takes.
 
     Raises:
         OptionError: it is no int, or is less; or ``error``.
     """
-    if type(value) is not int or not least <= value < 1 << 63:
+    if not is_int(value, least):
         raise error(f"{where}: got {shown(value)}, wanted {least} or more")
     return value
 

@@ -49,7 +49,7 @@ def transformers_of(pipeline: Any) -> dict[str, nn.Module]:
     held = {name: getattr(pipeline, name, None) for name in COMPONENTS}
     found = {name: module for name, module in held.items() if isinstance(module, nn.Module)}
     if not found:
-        modules = sorted(n for n, v in _parts(pipeline).items() if isinstance(v, nn.Module))
+        modules = sorted(modules_of(pipeline))
         raise InputError(
             f"{type(pipeline).__name__} has no transformer to optimise; it holds "
             f"{modules or 'no modules'}. Wanted an nn.Module or a pipeline with `transformer`"
@@ -79,8 +79,9 @@ def by_component(given: object) -> bool:
     return isinstance(given, Mapping) and bool(given) and set(given) <= set(COMPONENTS)
 
 
-def _parts(pipeline: Any) -> dict[str, Any]:
+def modules_of(pipeline: Any) -> dict[str, nn.Module]:
+    """The modules that a pipeline is made of, by name."""
     held = getattr(pipeline, "components", None)
-    if isinstance(held, Mapping):
-        return dict(held)
-    return dict(inspect.getmembers_static(pipeline, lambda v: isinstance(v, nn.Module)))
+    if not isinstance(held, Mapping):
+        held = dict(inspect.getmembers_static(pipeline))
+    return {name: part for name, part in held.items() if isinstance(part, nn.Module)}

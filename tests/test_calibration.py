@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from fisopt import InputError, Schedule, ScheduleError
-from fisopt.calibration import Calibration, Target, calibrate
+from fisopt.calibration import Calibration, Target, _Recorder, _resume, calibrate
 from fisopt.rewrite.ops.match_tokens import reference
 from fisopt.rewrite.partition import destinations
 from fisopt.runtime import captures
@@ -132,6 +134,60 @@ def test_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
     partial.write_bytes(partial.read_bytes()[:-5])
     with pytest.raises(ScheduleError, match="is not complete"):
         calibrate(pipeline, go_on, **options)
+
+
+def test_progress_of_other_weights_is_refused(tmp_path: Path) -> None:
+    """One number in one tensor is enough, in any part of the pipeline."""
+    partial, pipeline = tmp_path / "p.safetensors", Pipeline()
+    options: dict[str, Any] = {"prompts": 1, "steps": STEPS, "destination_stride": STRIDE}
+    options |= {"target": Target(ratio=0.6), "partial": partial}
+    pipeline.text_encoder = torch.nn.Linear(2, 2)  # type: ignore[attr-defined]
+    calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+    model = pipeline.transformer
+    for weight in (model.scale_shift_table, pipeline.text_encoder.bias):  # type: ignore[attr-defined]
+        kept = weight.data.clone()
+        weight.data.view(-1)[0] += 1e-3
+        with pytest.raises(ScheduleError, match=r"measured as \{'weights': .*remove it"):
+            calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+        weight.data.copy_(kept)
+
+
+def test_progress_that_is_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "p.safetensors"
+    run = json.dumps({"model": "M"})
+    sums = {f: torch.zeros(4, STEPS, 11) for f in ("query", "value")}
+    whole = {**sums, "counts": torch.ones(STEPS)}
+    recorder = _Recorder(None, STEPS, print)  # type: ignore[arg-type]
+
+    def resume() -> int:
+        return _resume(path, {"model": "M"}, recorder, 3)
+
+    path.write_bytes(save(whole, {"run": run, "done": "2"}))
+    assert resume() == 2
+    infinite = {**whole, "counts": torch.full((STEPS,), float("inf"))}
+    for tensors, told, message in (
+        (whole, None, "is not what calibrate keeps"),
+        (whole, {"format": "pt"}, "is not what calibrate keeps"),
+        (whole, {"run": "[1]", "done": "2"}, "is not what calibrate keeps"),
+        (whole, {"run": "[" * 9999, "done": "2"}, "is not what calibrate keeps"),
+        (whole, {"run": "{}", "done": "2"}, r"measured as \{'model': None\}"),
+        (whole, {"run": run}, "is damaged: got no number of prompts"),
+        (whole, {"run": run, "done": "two"}, "is damaged"),
+        (whole, {"run": run, "done": "0"}, "is damaged"),
+        (whole, {"run": run, "done": "4"}, "holds 4 prompts, this run is of 3"),
+        (sums, {"run": run, "done": "2"}, "is damaged"),
+        ({"w": torch.ones(2)}, {"run": run, "done": "2"}, "is damaged"),
+        ({**whole, "query": torch.zeros(4, 2, 11)}, {"run": run, "done": "2"}, "is damaged"),
+        ({**whole, "query": torch.zeros(())}, {"run": run, "done": "2"}, "is damaged"),
+        (infinite, {"run": run, "done": "2"}, "is damaged"),
+    ):
+        path.write_bytes(save(tensors, told))
+        with pytest.raises(ScheduleError, match=f"p.safetensors .*{message}"):
+            resume()
+    for text in ("", "{}", "x" * 99):
+        path.write_text(text)
+        with pytest.raises(ScheduleError, match="is not complete"):
+            resume()
 
 
 @pytest.mark.parametrize("given", [{}, {"ratio": 0.5, "error": 0.1}, {"ratio": 1.5}, {"error": 0}])

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from triton.testing import do_bench
 
-from fisopt.files import replacing
+from fisopt.files import write
 
 RESULTS = Path(__file__).parent.parent / "results"
 Row = dict[str, Any]
@@ -85,8 +85,7 @@ class Rows:
         """Keep a row, in the file as well."""
         self.rows.append(row)
         held = {"machine": self.machine, "rows": self.rows}
-        with replacing(self.path) as beside:
-            beside.write_text(json.dumps(held, indent=1) + "\n")
+        write(self.path, json.dumps(held, indent=1) + "\n")
 
 
 def said(error: Exception) -> str:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
-from fisopt.artefact.manifest import ENTRY
 from fisopt.codegen.compile import has_compiler
 from fisopt.errors import ExportError
 
 SUFFIX = ".pt2"
 
 
-def write(program: ExportedProgram, path: Path, manifest: str) -> None:
+def write(program: ExportedProgram, path: Path) -> None:
     """Compile a program and write it as a package.
 
     Raises:
@@ -33,9 +31,6 @@ def write(program: ExportedProgram, path: Path, manifest: str) -> None:
         aoti_compile_and_package(program, package_path=str(path))
     except Exception as error:
         raise ExportError(f"AOTInductor failed: {type(error).__name__}: {error}") from error
-    with zipfile.ZipFile(path, "a") as package:
-        root = package.namelist()[0].partition("/")[0]
-        package.writestr(f"{root}/extra/{ENTRY}", manifest)
 
 
 def load(path: Path) -> Any:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils import _pytree as pytree
 
 from fisopt.artefact.graph import placeholders, results_of
-from fisopt.artefact.manifest import Call, Format, Manifest, TensorInfo, VariantInfo
-from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, VariantInfo
+from fisopt.artefact.tree import structure_text
 from fisopt.artefact.variants import Variant, Variants
-from fisopt.errors import ExportError
 from fisopt.recipe.identity import Identity
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
@@ -146,21 +143,6 @@ def arranged(
     """Arguments in the order of the signature, with the defaults of those that are not given."""
     named = {n: given.get(n, defaults.get(n)) for n in parameters if n in given or n in defaults}
     return named | {n: v for n, v in given.items() if n not in named}
-
-
-def structure_text(structure: pytree.TreeSpec) -> str:
-    """The nesting of values as text.
-
-    Raises:
-        ExportError: it has a type that torch does not know how to write.
-    """
-    try:
-        return json.dumps(json.loads(pytree.treespec_dumps(structure)), sort_keys=True)
-    except (NotImplementedError, TypeError) as error:
-        raise ExportError(
-            f"the arguments or results have a type that cannot be written: {error}; pass "
-            "return_dict=False in example_inputs, and plain containers"
-        ) from error
 
 
 def tensor_info(

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import fx
 
 from fisopt.artefact import aoti, onnx, pt2
 from fisopt.artefact.describe import describe
+from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
-from fisopt.artefact.manifest import FILE, FORMATS, Format, Manifest
-from fisopt.artefact.sizes import SIZES
+from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
+from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
-from fisopt.files import check_free, written
+from fisopt.files import Foreign, check_free, written
+from fisopt.recipe.recipe import as_yaml
 from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
-
-SUFFIXES: dict[Format, str] = {
-    "pt2": pt2.SUFFIX,
-    "aoti": aoti.SUFFIX,
-    "onnx": onnx.SUFFIX,
-    "text": ".txt",
-}
 
 
 def export(
@@ -61,20 +56,21 @@ def export(
             shapes that the module was prepared for.
         steps: number of denoising steps, needed if a pass differs between steps.
         dynamic: leave frames, height and width open where the graph allows it.
-        force: replace what is at ``path``: a file, or the folder of an artefact.
+        force: replace what is at ``path``: a file, a link (what it points to stays), or the folder
+            of an artefact that holds nothing else.
 
     Returns:
         The path.
 
     Raises:
         OptionError: an unknown format, or something of a wrong type.
-        ExportError: the path exists or is not that of an artefact, the format cannot hold the
-            model, or writing failed; then nothing is left behind.
+        ExportError: the path exists, or is a folder that holds what `export` did not write, the
+            format cannot hold the model, or writing failed; then what was there is unchanged.
     """
     for option, given in (("portable", portable), ("dynamic", dynamic), ("force", force)):
         flag(option, given)
     path = path_of("export: path", path)
-    mark = check_target(path, format, portable, force=force)
+    check_target(path, format, portable, force=force)
     _check_module(optimized)
     if format == "onnx":
         onnx.refuse_bfloat16(optimized.original)
@@ -96,14 +92,20 @@ def export(
         shapes=opened.shapes,
         fixed=opened.fixed,
     )
-    with written(path, force=force, mark=mark) as beside:
-        if not path.suffix:
+    whole = bool(path.suffix)
+    data = onnx.data_files(path) if whole and format == "onnx" else []
+    with written(path, force=force, foreign=_foreign(path), outdated=data) as beside:
+        if not whole:
             beside.mkdir()
-            (beside / FILE).write_text(manifest.text())
-            recipe = yaml.safe_dump(dict(manifest.recipe), sort_keys=False)
-            (beside / "recipe.yaml").write_text(recipe)
-        for i, file in enumerate(files):
-            _write(opened, i, manifest, beside / file if not path.suffix else beside)
+            (beside / RECIPE).write_text(as_yaml(manifest.recipe), encoding="utf-8")
+        places = [beside if whole else beside / file for file in files]
+        for i, place in enumerate(places):
+            _write(opened, i, manifest, place, path if whole else place)
+        manifest = _with_digests(manifest, places, () if whole else (beside / RECIPE,))
+        for place in places:
+            _append(manifest, place)
+        if not whole:
+            (beside / FILE).write_text(manifest.text(), encoding="utf-8")
     return path
 
 
@@ -130,29 +132,47 @@ def _opened(
     return open_sizes(variants, at, flat, sizes)
 
 
-def _write(opened: Opened, index: int, manifest: Manifest, path: Path) -> None:
-    """Write one variant."""
+def _foreign(path: Path) -> Foreign | None:
+    """What tells other things in the folder that is replaced; None of a single file."""
+    return None if path.suffix else foreign
+
+
+def _write(opened: Opened, index: int, manifest: Manifest, path: Path, place: Path) -> None:
+    """Write one variant; ``place`` is where its file or the folder that it is in will be."""
     module, info = opened.modules[index], manifest.variants[index]
-    text = manifest.text()
     if manifest.format == "text":
-        path.write_text(text_of(module, manifest, index))
+        path.write_text(text_of(module, manifest, index), encoding="utf-8")
         return
     made = exported(module, opened.dynamic)
     if manifest.format == "pt2":
-        pt2.write(made, path, text)
+        pt2.write(made, path)
     elif manifest.format == "aoti":
-        aoti.write(made, path, text)
+        aoti.write(made, path)
     else:
         results = [t.name for t in manifest.call.results]
         results += [f"state_{i}_out" for i in range(len(info.stores))]
-        onnx.write(onnx.convert(made, results), path, text)
+        onnx.write(onnx.convert(made, results), path, onnx.free_data_name(place))
 
 
-def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> str | None:
+def _with_digests(manifest: Manifest, files: Sequence[Path], beside: Sequence[Path]) -> Manifest:
+    """A manifest that says what the files of the variants are, and those beside them."""
+    variants = tuple(
+        replace(variant, parts=digests(manifest.format, file))
+        for variant, file in zip(manifest.variants, files, strict=True)
+    )
+    return replace(manifest, variants=variants, beside={f.name: of_file(f) for f in beside})
+
+
+def _append(manifest: Manifest, path: Path) -> None:
+    """Write the manifest into the file of a variant; a text has none."""
+    if manifest.format == "onnx":
+        onnx.append(path, manifest.text())
+    elif manifest.format != "text":
+        pt2.append(path, manifest.text())
+
+
+def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> None:
     """Raise for what no model can be exported to; it costs nothing and needs no model.
-
-    Returns:
-        The file that marks a folder as an artefact, None if the artefact is one file.
 
     Raises:
         OptionError: an unknown format.
@@ -170,9 +190,7 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
         if not portable:
             raise ExportError("ONNX knows no fisopt operators: leave portable=True")
         onnx.require()
-    mark = None if path.suffix else FILE
-    check_free(path, force=force, mark=mark)
-    return mark
+    check_free(path, force=force, foreign=_foreign(path))
 
 
 def _check_module(optimized: Any) -> None:
@@ -199,9 +217,8 @@ def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None
 
 def _files(path: Path, format: Format, count: int) -> list[str]:
     """The file of every variant."""
-    suffix = SUFFIXES[format]
     if not path.suffix:
-        return [f"variant_{i}{suffix}" for i in range(count)]
+        return variant_files(format, count)
     if count > 1:
         raise ExportError(
             f"{path}: what runs changes with the step, so there are {count} variants and one "

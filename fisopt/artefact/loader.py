@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fisopt.artefact import aoti, onnx, pt2
-from fisopt.artefact.describe import arranged, structure_text
-from fisopt.artefact.manifest import FILE, Manifest
+from fisopt.artefact import aoti, onnx, onnx_file, pt2
+from fisopt.artefact.describe import arranged
+from fisopt.artefact.digests import check_beside, check_variant
+from fisopt.artefact.manifest import DTYPES, FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
-from fisopt.checked import path_of
-from fisopt.errors import ExportError, InputError, ScheduleError
+from fisopt.artefact.tree import structure_of, structure_text
+from fisopt.checked import choice, path_of
+from fisopt.errors import ExportError, FileError, InputError, ScheduleError
+from fisopt.reading import opened, read_bytes
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
 from fisopt.runtime.branches import conditioning
 from fisopt.runtime.generation import Generation
+from fisopt.staging import recover
 
 
 class LoadedModule(nn.Module):
@@ -48,12 +54,13 @@ class LoadedModule(nn.Module):
         runners: Mapping[int, Runner],
         modules: Mapping[int, nn.Module],
         scheduler: Callable[[], Any],
+        output: pytree.TreeSpec | None = None,
     ) -> None:
         super().__init__()
         held = self.__dict__
         held["manifest"], held["_runners"] = manifest, dict(runners)
         held["_generation"] = Generation(scheduler)
-        held["_output"] = _structure(manifest)
+        held["_output"] = structure_of(manifest.call.output) if output is None else output
         for index, module in modules.items():
             self.add_module(f"variant_{index}", module)
         self.requires_grad_(False)
@@ -106,7 +113,7 @@ class LoadedModule(nn.Module):
         if structure_text(inputs.structure) != call.structure or len(got) != len(call.leaves):
             wanted = pytree.tree_unflatten(
                 ["tensor" if x is None else x[0] for x in call.leaves],
-                pytree.treespec_loads(call.structure),
+                structure_of(call.structure),
             )
             shown = pytree.tree_map(lambda x: "tensor" if isinstance(x, Tensor) else x, full)
             raise InputError(f"{name}: got {shown}; it was exported for {wanted}")
@@ -148,9 +155,7 @@ class LoadedModule(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The original's type."""
-        kind = getattr(torch, self.manifest.model["dtype"])
-        assert isinstance(kind, torch.dtype)
-        return kind
+        return DTYPES[self.manifest.model["dtype"]]
 
     @property
     def device(self) -> torch.device:
@@ -206,69 +211,152 @@ class LoadedModule(nn.Module):
         return f"{self.manifest.model['class']}, {self.manifest.format}, passes={passes}"
 
 
-def load(path: Path | str, scheduler: Any = None) -> LoadedModule:
+Trust = Literal["data", "code"]
+"""Whether what a file holds is data, or may be code as well."""
+Check = Literal["digests", "none"]
+"""Whether an artefact must be what its manifest says."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """What is known of an artefact before it runs.
+
+    Attributes:
+        path: where it is.
+        manifest: what it is.
+        files: the file of every variant.
+        output: the nesting of what it returns.
+    """
+
+    path: Path
+    manifest: Manifest
+    files: tuple[Path, ...]
+    output: pytree.TreeSpec
+
+
+def load(
+    path: Path | str, scheduler: Any = None, *, trust: Trust = "data", check: Check = "digests"
+) -> LoadedModule:
     """Load what `fisopt.export` wrote, as a module for the same pipeline.
+
+    Loading reads data: nothing in the files is unpickled, evaluated, imported or run, and the
+    graph calls operators of ATen and fisopt only.
 
     Args:
         path: the file or the folder.
         scheduler: the pipeline's, whose ``timesteps`` tell the step in pipelines that do not say
             it themselves.
+        trust: "code" for an artefact that holds code, and that comes from somebody you trust: a
+            package of AOTInductor, which is native code; operators of other libraries; results in
+            classes of your own.
+        check: "digests" compares every part with the manifest; "none" reads what is there.
 
     Raises:
-        ExportError: it is not complete, not an artefact, or needs what is not installed.
+        OptionError: ``trust`` or ``check`` is another word.
+        ExportError: it is not complete, not an artefact, was changed, holds code, or needs what
+            is not installed.
     """
     path = path_of("load: path", path)
-    manifest, folder = read_manifest(path)
+    if path.suffix == onnx.SUFFIX:
+        onnx.require_runtime()
+    held = examined(path, trust=trust, check=check)
+    manifest = held.manifest
     if manifest.format == "text":
         raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")
     modules: dict[int, nn.Module] = {}
     runners: dict[int, Runner] = {}
-    for i, variant in enumerate(manifest.variants):
-        file = path if folder is None else folder / variant.file
-        if not file.is_file():
-            raise ExportError(f"{path}: variant {variant.file} is missing; copy or export it again")
-        results = len(manifest.call.results) + len(variant.stores)
-        if manifest.format == "onnx":
-            runners[i] = onnx.runner(file, results)
-        elif manifest.format == "aoti":
-            runners[i] = pt2.runner(aoti.load(file))
-        else:
-            modules[i] = pt2.read(file)
-            runners[i] = pt2.runner(modules[i])
-
-    return LoadedModule(manifest, runners, modules, lambda: scheduler)
+    with _as_export_error():
+        for i, file in enumerate(held.files):
+            if manifest.format == "onnx":
+                runners[i] = onnx.runner(file, manifest, i)
+            elif manifest.format == "aoti":
+                runners[i] = pt2.runner(aoti.load(file))
+            else:
+                modules[i] = pt2.read(file, manifest, i, any_library=trust == "code")
+                runners[i] = pt2.placed(modules[i])
+    return LoadedModule(manifest, runners, modules, lambda: scheduler, held.output)
 
 
-def read_manifest(path: Path | str) -> tuple[Manifest, Path | None]:
+def examined(path: Path, *, trust: Trust = "data", check: Check = "digests") -> Artefact:
+    """Read all of an artefact but its weights, and compare it with its manifest; see `load`."""
+    choice("trust", trust, get_args(Trust))
+    choice("check", check, get_args(Check))
+    checked, any_code = check == "digests", trust == "code"
+    manifest, folder = read_manifest(path, checked=checked)
+    if manifest.format == "aoti" and not any_code:
+        raise ExportError(
+            f"{path} is a package of AOTInductor, which is native code: if you trust where it "
+            "comes from, load it with trust='code' (--trust code)"
+        )
+    if folder is None and len(manifest.variants) > 1:
+        raise ExportError(
+            f"{path} is one of {len(manifest.variants)} variants; load the folder that it is from"
+        )
+    output = _checked_structures(manifest, path, any_code)
+    files = tuple(path if folder is None else folder / v.file for v in manifest.variants)
+    with _as_export_error():
+        for i, (variant, file) in enumerate(zip(manifest.variants, files, strict=True)):
+            if not file.is_file():
+                raise ExportError(
+                    f"{path}: variant {variant.file} is missing; copy or export it again"
+                )
+            if checked:
+                check_variant(manifest, variant, file)
+            if manifest.format == "pt2":
+                pt2.check(file, manifest, i, any_library=any_code)
+        if checked and folder is not None:
+            check_beside(manifest, folder)
+    return Artefact(path, manifest, files, output)
+
+
+def read_manifest(path: Path | str, *, checked: bool = True) -> tuple[Manifest, Path | None]:
     """The manifest of an artefact, and its folder if it is one.
 
+    Args:
+        path: the file or the folder.
+        checked: whether the manifest's own digest must be right.
+
     Raises:
-        ExportError: there is none, or it is not complete.
+        ExportError: there is none, it is not complete, or it was changed.
     """
     path = Path(path)
-    if not path.exists():
-        raise ExportError(f"{path} does not exist; wanted what fisopt.export wrote")
-    if path.is_dir():
-        held = path / FILE
-        if not held.is_file():
-            raise ExportError(f"{path} is not an artefact of fisopt: no {FILE} in it")
-        return Manifest.read(held.read_bytes(), str(path)), path
-    with path.open("rb") as file:
-        packed = file.read(2) == b"PK"
-    text = pt2.manifest_of(path) if packed else onnx.manifest_of(path)
+    with _as_export_error():
+        recover(path)
+        if not os.path.lexists(path):
+            raise ExportError(f"{path} does not exist; wanted what fisopt.export wrote")
+        if os.path.isdir(path):
+            held = path / FILE
+            if not held.is_file():
+                raise ExportError(f"{path} is not an artefact of fisopt: no {FILE} in it")
+            return Manifest.read(read_bytes(held), str(path), checked=checked), path
+        with opened(path) as file:
+            archive = file.read(2) == b"PK"
+        text = pt2.manifest_of(path) if archive else onnx_file.manifest_of(path)
     if text is None:
         raise ExportError(
             f"{path} is not an artefact of fisopt, or not complete: no manifest in it; copy or "
             "export it again"
         )
-    return Manifest.read(text, str(path)), None
+    return Manifest.read(text, str(path), checked=checked), None
 
 
-def _structure(manifest: Manifest) -> pytree.TreeSpec:
-    try:
-        return pytree.treespec_loads(manifest.call.output)
-    except (KeyError, ValueError, NotImplementedError, TypeError) as error:
+def _checked_structures(manifest: Manifest, path: Path, any_class: bool) -> pytree.TreeSpec:
+    """The nesting of the results; that of the arguments is read too."""
+    call = manifest.call
+    taken = structure_of(call.structure, any_class=any_class)
+    output = structure_of(call.output, any_class=any_class)
+    if taken.num_leaves != len(call.leaves) or output.num_leaves != len(call.results):
         raise ExportError(
-            f"the artefact returns a type that is not known here: {error}; import the model's "
-            "module first"
-        ) from error
+            f"{path}: the manifest is malformed: wanted a nesting of {len(call.leaves)} arguments "
+            f"and of {len(call.results)} results"
+        )
+    return output
+
+
+@contextmanager
+def _as_export_error() -> Iterator[None]:
+    """Of a file that cannot be read say that it is no artefact that can be loaded."""
+    try:
+        yield
+    except FileError as error:
+        raise ExportError(str(error)) from error

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+import types
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
-from fisopt.errors import ExportError
+from fisopt.errors import ExportError, shown
+from fisopt.reading import is_name, json_value
+from fisopt.recipe.identity import digest
 
-FORMAT = 1
-"""The newest form of manifest that this version reads."""
+FORMAT = 2
+"""The newest form of manifest that this version reads; the first has no digests."""
 FILE = "manifest.json"
 """Its name in a folder."""
+RECIPE = "recipe.yaml"
+"""Name of the recipe in a folder."""
 ENTRY = "fisopt.json"
 """Its name inside a file."""
 Format = Literal["pt2", "onnx", "aoti", "text"]
@@ -74,6 +79,7 @@ class VariantInfo:
         stores: names of the state that it returns after the results, in order.
         state: the tensors of ``loads``, as the graph takes them.
         afresh: position of the variant to run where the state is not there.
+        parts: SHA-256 of every part of its file but the manifest, by name.
     """
 
     file: str
@@ -82,6 +88,7 @@ class VariantInfo:
     stores: tuple[str, ...]
     state: tuple[TensorInfo, ...]
     afresh: int
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,7 @@ class Manifest:
         steps: denoising steps of the schedule; null where steps do not matter.
         schedule: position of the variant of each step.
         variants: the variants.
+        beside: SHA-256 of the other files of a folder, by name.
     """
 
     format: Format
@@ -121,80 +129,154 @@ class Manifest:
     steps: int | None
     schedule: tuple[int, ...]
     variants: tuple[VariantInfo, ...]
+    beside: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
-        """The manifest as JSON."""
-        return json.dumps({"fisopt_artefact": FORMAT, **dataclasses.asdict(self)}, indent=1)
+        """The manifest as JSON, with its own SHA-256."""
+        said = {"fisopt_artefact": FORMAT, **dataclasses.asdict(self)}
+        return json.dumps({**said, SEAL: digest(said)}, indent=1)
 
     @staticmethod
-    def read(text: str | bytes, where: str) -> Manifest:
+    def read(text: str | bytes, where: str, *, checked: bool = True) -> Manifest:
         """The inverse of `text`.
 
+        Args:
+            text: the manifest.
+            where: its name in errors.
+            checked: whether its digest must be right.
+
         Raises:
-            ExportError: it is no manifest, or of a newer form.
+            ExportError: it is no manifest, of a newer form, or was changed.
         """
         try:
-            said = json.loads(text)
+            said = json_value(text)
             form = said.pop("fisopt_artefact")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ExportError(f"{where} is not an artefact of fisopt: no manifest in it") from error
+            raise ExportError(
+                f"{where} is not an artefact of fisopt: no manifest in it: {error}"
+            ) from error
         if type(form) is not int or not 1 <= form <= FORMAT:
             made = said.get("versions")
-            by = made.get("fisopt", "unknown") if isinstance(made, Mapping) else "unknown"
+            by = str(made.get("fisopt", "unknown"))[:20] if isinstance(made, Mapping) else "unknown"
             raise ExportError(
-                f"{where} is an artefact of form {form}, written by fisopt {by}; this version "
-                f"reads forms 1 to {FORMAT}: update fisopt, or export again"
+                f"{where} is an artefact of form {shown(form)}, written by fisopt {by}; this "
+                f"version reads forms 1 to {FORMAT}: update fisopt, or export again"
             )
+        seal = said.pop(SEAL, None)
         try:
-            call = said.pop("call")
-            inputs, results = (_tensors(call.pop(k)) for k in ("tensors", "results"))
-            variants = tuple(
-                VariantInfo(**_tuples({**v, "state": _tensors(v["state"])}))
-                for v in said.pop("variants")
-            )
-            how = Call(**_tuples(call), tensors=inputs, results=results)
-            read = Manifest(**_tuples(said), call=how, variants=variants)
+            read: Manifest = conformed(Manifest, said, "the manifest")
             wrong = read._wrong()
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise ExportError(f"{where}: the manifest is malformed: {error}") from error
         if wrong:
             raise ExportError(f"{where}: the manifest is malformed: wanted that {wrong[0]}")
+        if checked and seal != digest({"fisopt_artefact": form, **said}):
+            raise ExportError(
+                f"{where}: the manifest "
+                + ("was changed after it was written" if seal else "has no digest")
+                + ": copy or export it again, or pass check='none' (--check none) to read it as "
+                "it is"
+            )
         return read
 
     def _wrong(self) -> list[str]:
         """What a loader relies on and is not so."""
-        places = range(len(self.variants))
-        kind = getattr(torch, self.model["dtype"], None)
+        places, call = range(len(self.variants)), self.call
+        every = (*call.tensors, *call.results, *(t for v in self.variants for t in v.state))
         wanted = {
             f"format is one of {FORMATS}": self.format in FORMATS,
             "model has a class, a config, a dtype and a device": isinstance(
                 self.model["class"], str
             )
             and isinstance(self.model["config"], Mapping)
+            and not any(str(name).startswith("_") for name in self.model["config"])
+            and self.model["dtype"] in DTYPES
             and isinstance(self.model["device"], str)
-            and isinstance(kind, torch.dtype),
-            "recipe has passes": isinstance(self.recipe["passes"], list),
-            "call has a tensor for every leaf that is null": len(self.call.tensors)
-            == self.call.leaves.count(None),
-            "call has defaults by name": isinstance(self.call.defaults, Mapping),
+            and _DEVICE.fullmatch(self.model["device"]) is not None,
+            "config_sha256 is that of the model's config": self.model["config_sha256"]
+            == digest(self.model["config"]),
+            "recipe has passes": isinstance(self.recipe["passes"], list)
+            and all(isinstance(p, Mapping) and "name" in p for p in self.recipe["passes"]),
+            "call has a tensor for every leaf that is null": len(call.tensors)
+            == call.leaves.count(None),
+            "leaves are null or one plain value": all(_is_leaf(leaf) for leaf in call.leaves),
+            "call has defaults by name": set(call.defaults) <= set(call.parameters),
+            f"dtype is one of torch's and shape is numbers or products of {SIZES}": all(
+                t.dtype in DTYPES and all(map(_is_size, t.shape)) for t in every
+            ),
+            f"open_sizes are of {SIZES}": set(self.open_sizes) <= set(SIZES),
             "schedule has a variant for each step": len(self.schedule)
             == (1 if self.steps is None else self.steps)
-            and all(type(i) is int and i in places for i in self.schedule),
+            and all(i in places for i in self.schedule),
             "afresh is a variant": all(v.afresh in places for v in self.variants),
             "state has a tensor for each of loads": all(
                 len(v.state) == len(v.loads) for v in self.variants
             ),
+            "afresh loads nothing": all(
+                v.afresh in places and not self.variants[v.afresh].loads for v in self.variants
+            ),
             "file is a name in the artefact's folder": all(
-                v.file == PurePath(v.file).name for v in self.variants
+                is_name(name) for name in (*(v.file for v in self.variants), *self.beside)
             ),
         }
         return [said for said, so in wanted.items() if not so]
 
 
-def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries with tuples in the place of JSON's lists."""
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in said.items()}
+SEAL = "sha256"
+"""The manifest's digest of all else in it."""
+SIZES = ("frames", "height", "width")
+"""The sizes of a token grid, in its order."""
+DTYPES: dict[str, torch.dtype] = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in vars(torch).values()
+    if isinstance(dtype, torch.dtype)
+}
+"""Types of tensors by name."""
+_SIZE = re.compile(rf"([1-9][0-9]{{0,9}}\*)?({'|'.join(SIZES)})(\*({'|'.join(SIZES)})){{0,2}}")
+_DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:[0-9]{1,3})?")
 
 
-def _tensors(said: Any) -> tuple[TensorInfo, ...]:
-    return tuple(TensorInfo(t["name"], tuple(t["shape"]), t["dtype"]) for t in said)
+_HINTS = {cls: get_type_hints(cls) for cls in (TensorInfo, Call, VariantInfo, Manifest)}
+"""The types of entries; evaluated once, for a reader evaluates nothing."""
+
+
+def _is_size(size: int | str) -> bool:
+    if isinstance(size, str):
+        return _SIZE.fullmatch(size) is not None
+    return 0 <= size < 1 << 48
+
+
+def _is_leaf(leaf: list[Any] | None) -> bool:
+    plain = (bool, int, float, str, type(None))
+    return leaf is None or (len(leaf) == 1 and isinstance(leaf[0], plain))
+
+
+def conformed(kind: Any, said: Any, where: str) -> Any:
+    """A value of JSON as a type says it: lists become tuples, objects become dataclasses.
+
+    Raises:
+        TypeError: it is of another type, or an entry is missing or not known.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind in _HINTS and isinstance(said, dict):
+        hints = _HINTS[kind]
+        named = {k: conformed(hints.get(k, Any), v, f"{where}.{k}") for k, v in said.items()}
+        return kind(**named)
+    if kind is Any:
+        return said
+    if origin is Literal:
+        return conformed(str, said, where)
+    if origin is types.UnionType:
+        fit = (k for k in inner if isinstance(said, get_origin(k) or k))
+        return conformed(next(fit, inner[0]), said, where)
+    if origin is tuple and isinstance(said, list):
+        kinds = [inner[0]] * len(said) if inner[-1] is ... else list(inner)
+        pairs = enumerate(zip(kinds, said, strict=True))
+        return tuple(conformed(k, x, f"{where}[{i}]") for i, (k, x) in pairs)
+    if origin is Mapping and isinstance(said, dict):
+        return {k: conformed(inner[1], v, f"{where}.{k}") for k, v in said.items()}
+    if origin is list and isinstance(said, list):
+        return said
+    if not isinstance(kind, type) or type(said) is not kind:
+        raise TypeError(f"{where} is {shown(said)}, wanted {kind}")
+    return said

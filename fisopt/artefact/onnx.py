@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import io
 import operator
+import os
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +23,9 @@ import torch
 from torch import Tensor, fx
 from torch.export import ExportedProgram
 
-from fisopt.artefact.manifest import ENTRY
-from fisopt.errors import ExportError
+from fisopt.artefact import onnx_file
+from fisopt.artefact.manifest import ENTRY, Manifest, TensorInfo
+from fisopt.errors import ExportError, shown
 
 SUFFIX = ".onnx"
 OPSET = 20
@@ -169,42 +173,73 @@ def opset(made: Any) -> dict[str, int]:
     return {domain or "ai.onnx": int(v) for domain, v in made.model.opset_imports.items()}
 
 
-def write(made: Any, path: Path, manifest: str) -> None:
-    """Write a translated program and check the file; large weights go to a file beside it."""
-    onnx = _import("onnx")
-    made.model.metadata_props[ENTRY] = manifest
-    size = sum(v.const_value.nbytes for v in made.model.graph.initializers.values())
-    made.save(path, external_data=size >= EXTERNAL_BYTES)
-    onnx.checker.check_model(path)
+def write(made: Any, path: Path, data: str) -> None:
+    """Write a translated program.
 
-
-def manifest_of(path: Path) -> str | None:
-    """The manifest in a file, None if it is a whole file of another origin.
-
-    Raises:
-        ExportError: the file is not complete, or no ONNX file.
+    Args:
+        made: what `convert` returned.
+        path: where.
+        data: name of the file beside that takes large weights.
     """
-    onnx = _import("onnx")
+    size = sum(v.const_value.nbytes for v in made.model.graph.initializers.values())
+    beside = {"external_data": data} if size >= EXTERNAL_BYTES else {}
+    _import("onnx_ir").save(made.model, path, **beside)
+
+
+def append(path: Path, manifest: str) -> None:
+    """Write the manifest into a file that has none, and check the file."""
+    onnx_file.append(path, manifest)
+    _import("onnx").checker.check_model(path)
+
+
+def data_name(name: str, number: int = 0) -> str:
+    """Name of the file of weights of a file, or a further one."""
+    return f"{name}.{number}.data" if number else f"{name}.data"
+
+
+def free_data_name(path: Path) -> str:
+    """A name for weights at which there is nothing beside a path.
+
+    A forced export thus never writes into the weights that the file in its place still needs.
+    """
+    names = (data_name(path.name, number) for number in count())
+    return next(name for name in names if not os.path.lexists(path.parent / name))
+
+
+def data_files(path: Path) -> list[Path]:
+    """The files of weights that an ONNX file of ours in a folder needs; none of any other."""
+    if path.is_symlink():  # what it points to stays, and so do its weights
+        return []
     try:
-        model = onnx.load(path, load_external_data=False)
-    except Exception as error:
-        raise ExportError(
-            f"{path} is not a complete ONNX or .pt2 file: {error}; copy or export it again"
-        ) from error
-    held = {entry.key: entry.value for entry in model.metadata_props}
-    text: str | None = held.get(ENTRY)
-    return text
+        model = _import("onnx").load(path, load_external_data=False)
+    except Exception:  # nothing there, or nothing that could need them
+        return []
+    if all(entry.key != ENTRY for entry in model.metadata_props):
+        return []
+    entries = (entry for held in model.graph.initializer for entry in held.external_data)
+    names = {entry.value for entry in entries if entry.key == "location"}
+    own = re.compile(re.escape(path.name) + r"(\.\d+)?\.data")
+    return [path.parent / name for name in sorted(names) if own.fullmatch(name)]
 
 
-def runner(path: Path, results: int) -> Callable[[dict[str, Tensor]], list[Tensor]]:
-    """Open a file in onnxruntime.
+def require_runtime() -> None:
+    """Raise unless the package that runs ONNX is installed."""
+    _import("onnxruntime")
+
+
+def runner(
+    path: Path, manifest: Manifest, index: int
+) -> Callable[[dict[str, Tensor]], list[Tensor]]:
+    """Open a variant's file in onnxruntime.
 
     Args:
         path: the file.
-        results: how many tensors it returns.
+        manifest: the artefact's.
+        index: position of the variant.
 
     Raises:
-        ExportError: onnxruntime is not installed or refuses the file.
+        ExportError: onnxruntime is not installed or refuses the file, or it is not what the
+            manifest says.
     """
     runtime = _import("onnxruntime")
     options = runtime.SessionOptions()
@@ -213,16 +248,41 @@ def runner(path: Path, results: int) -> Callable[[dict[str, Tensor]], list[Tenso
         session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ExportError(f"onnxruntime refuses {path}: {error}") from error
-    taken = {i.name for i in session.get_inputs()}
+    variant, call = manifest.variants[index], manifest.call
+    taken = {i.name: i for i in session.get_inputs()}
+    named = {t.name: t for t in (*call.tensors, *variant.state)}
+    results = session.get_outputs()
+    if not taken.keys() <= named.keys() or len(results) != len(call.results) + len(variant.stores):
+        raise ExportError(
+            f"{path} takes {shown(list(taken))} and returns {len(results)} tensors, the manifest "
+            f"says {shown(list(named))} and {len(call.results) + len(variant.stores)}; export it "
+            "again"
+        )
+    for said, held in (
+        *((named[n], i) for n, i in taken.items()),
+        *zip(call.results, results, strict=False),
+    ):
+        if not _agree(said, held):
+            raise ExportError(
+                f"{path}: {said.name} is {held.shape} of {held.type}, the manifest says "
+                f"{list(said.shape)} of {said.dtype}; export it again"
+            )
 
     def run(values: dict[str, Tensor]) -> list[Tensor]:
         arrays = {n: v.detach().cpu().numpy() for n, v in values.items() if n in taken}
         made = [torch.from_numpy(x) for x in session.run(None, arrays)]
-        assert len(made) == results
         device = next(iter(values.values())).device
         return [x.to(device) for x in made]
 
     return run
+
+
+def _agree(said: TensorInfo, held: Any) -> bool:
+    """Whether a tensor of a session has the rank and the sizes that the manifest says."""
+    pairs = zip(said.shape, held.shape or (), strict=False)
+    return len(held.shape or ()) == len(said.shape) and all(
+        isinstance(size, str) or there == size for size, there in pairs
+    )
 
 
 def _import(name: str) -> Any:

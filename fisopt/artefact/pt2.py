@@ -1,4 +1,4 @@
-"""Files of torch.export: written with the manifest inside, read with it."""
+"""Files of torch.export: written by it, read as data; the manifest is inside."""
 
 from __future__ import annotations
 
@@ -9,25 +9,38 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
+from torch import fx
 from torch.export import ExportedProgram
 
-from fisopt.artefact.manifest import ENTRY
-from fisopt.errors import ExportError
+from fisopt.artefact.digests import EXTRA
+from fisopt.artefact.manifest import DTYPES, Manifest
+from fisopt.artefact.package import Package, packed
+from fisopt.artefact.program_file import ProgramFile, check_parts, read_module, read_program
+from fisopt.errors import ExportError, shown
+from fisopt.reading import LARGEST
 
 SUFFIX = ".pt2"
 
 
-def write(program: ExportedProgram, path: Path, manifest: str) -> None:
-    """Write a program and the manifest that describes it.
+def write(program: ExportedProgram, path: Path) -> None:
+    """Write a program.
 
     Raises:
         OSError: writing failed.
     """
+    program.example_inputs = None  # torch would pickle them
     with path.open("wb") as file:
         sink = _Sink(file)
-        torch.export.save(program, sink, extra_files={ENTRY: manifest})  # type: ignore[arg-type]
+        torch.export.save(program, sink)  # type: ignore[arg-type]
     if sink.error is not None:
         raise sink.error
+
+
+def append(path: Path, manifest: str) -> None:
+    """Write the manifest into a file that has none."""
+    with zipfile.ZipFile(path, "a") as package:
+        root = package.namelist()[0].partition("/")[0]
+        package.writestr(f"{root}/{EXTRA}", manifest)
 
 
 class _Sink(io.RawIOBase):
@@ -68,27 +81,65 @@ def manifest_of(path: Path) -> bytes | None:
 
     Raises:
         ExportError: the file is not complete, or of no known kind.
+        FileError: it cannot be read.
     """
-    try:
-        with zipfile.ZipFile(path) as held:
-            names = [n for n in held.namelist() if n.endswith(f"/{ENTRY}")]
-            return held.read(names[0]) if names else None
-    except zipfile.BadZipFile as error:
-        raise ExportError(
-            f"{path} is not a complete .pt2 file: {error}; copy or export it again"
-        ) from error
+    with packed(path) as package:
+        return package.read(EXTRA, LARGEST) if EXTRA in package.parts else None
 
 
-def read(path: Path) -> torch.nn.Module:
-    """Read a program as a module.
+def check(path: Path, manifest: Manifest, index: int, *, any_library: bool = False) -> None:
+    """Read a variant's program without its weights; see `read`."""
+    with packed(path) as package:
+        _program(package, path, manifest, index, any_library)
+
+
+def read(
+    path: Path, manifest: Manifest, index: int, *, any_library: bool = False
+) -> fx.GraphModule:
+    """Read a variant's program as a module; it takes tensors in the order of the manifest.
+
+    Args:
+        path: the file.
+        manifest: the artefact's.
+        index: position of the variant.
+        any_library: take operators too that other libraries have registered.
 
     Raises:
-        ExportError: the file is damaged, or needs an operator that is not there.
+        ExportError: the file is damaged, holds more than data, needs an operator that is not
+            there, or is not what the manifest says.
+        FileError: it cannot be read.
     """
-    try:
-        return torch.export.load(path).module()
-    except Exception as error:
-        raise ExportError(f"{path} cannot be loaded: {type(error).__name__}: {error}") from error
+    with packed(path) as package:
+        program = _program(package, path, manifest, index, any_library)
+        return read_module(package, program, str(path))
+
+
+def _program(
+    package: Package, path: Path, manifest: Manifest, index: int, any_library: bool
+) -> ProgramFile:
+    check_parts(package, EXTRA, str(path))
+    program = read_program(package, str(path), any_library=any_library)
+    variant, call = manifest.variants[index], manifest.call
+    taken = (*call.tensors, *variant.state)
+    if list(program.inputs) != [t.name for t in taken]:
+        raise ExportError(
+            f"{path} takes {shown(list(program.inputs))}, the manifest says "
+            f"{shown([t.name for t in taken])}; export it again"
+        )
+    if len(program.results) != len(call.results) + len(variant.stores):
+        raise ExportError(
+            f"{path} returns {len(program.results)} tensors, the manifest says "
+            f"{len(call.results) + len(variant.stores)}; export it again"
+        )
+    forms = (*program.inputs.values(), *program.results)
+    for said, form in zip((*taken, *call.results), forms, strict=False):
+        sizes = tuple(size if isinstance(size, int) else None for size in said.shape)
+        if (DTYPES[said.dtype], sizes) != (form.dtype, form.shape):
+            raise ExportError(
+                f"{path}: {said.name} is {form}, the manifest says {list(said.shape)} of "
+                f"{said.dtype}; export it again"
+            )
+    return program
 
 
 Runner = Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
@@ -100,5 +151,15 @@ def runner(module: Any) -> Runner:
     def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():
             return list(module(**values))
+
+    return run
+
+
+def placed(module: Any) -> Runner:
+    """Call a module that takes its tensors in the order of the manifest."""
+
+    def run(values: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return list(module(*values.values()))
 
     return run

@@ -9,14 +9,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fisopt.artefact.manifest import Manifest
+from fisopt.artefact.manifest import SIZES, Manifest
 from fisopt.errors import InputError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
 
-SIZES = ("frames", "height", "width")
-"""The sizes of a token grid, in its order."""
 Product = tuple[int, tuple[str, ...]]
 """A factor and the sizes that it is multiplied by: ``(2, ("height",))``."""
 Roles = dict[int, dict[int, Product]]

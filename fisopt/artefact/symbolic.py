@@ -19,8 +19,8 @@ import torch
 from torch import fx
 
 from fisopt.artefact.graph import placeholders, results_of
+from fisopt.artefact.manifest import SIZES
 from fisopt.artefact.sizes import (
-    SIZES,
     Roles,
     grown,
     product_text,

@@ -1,4 +1,4 @@
-"""The ``fisopt`` command: demo, models, inspect, codegen, calibrate, search, export."""
+"""The ``fisopt`` command: demo, models, inspect, codegen, calibrate, search, export, verify."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 
 import fisopt
 from fisopt import models
+from fisopt.artefact.loader import Trust
 from fisopt.artefact.manifest import Format
 from fisopt.calibration import Target
 from fisopt.cli import calibrate as _calibrate
@@ -16,6 +17,7 @@ from fisopt.cli import demo as _demo
 from fisopt.cli import export as _export
 from fisopt.cli import help as texts
 from fisopt.cli import search as _search
+from fisopt.cli import verify as _verify
 from fisopt.cli.catalog import models_table, size_of
 from fisopt.cli.codegen import emission, emission_view
 from fisopt.cli.console import errors, stderr, stdout
@@ -352,3 +354,19 @@ def export_command(
             force=force,
         )
         _export.run(settings, stdout(), stderr())
+
+
+@app.command("verify", help=texts.VERIFY)
+def verify_command(
+    paths: Annotated[list[Path], typer.Argument(help="Files or folders that were exported.")],
+    trust: Annotated[
+        str,
+        typer.Option(help="data, or code: also take native code and operators of other libraries."),
+    ] = "data",
+    traceback: Traceback = False,
+) -> None:
+    """Check artefacts."""
+    with errors(traceback):
+        whole = _verify.run(paths, cast("Trust", trust), stdout(), stderr())
+    if not whole:
+        raise typer.Exit(1)

@@ -17,9 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from fisopt.calibration import Calibration, Target, calibrate
+from fisopt.cli.pictures import write_figure
 from fisopt.cli.sources import Source
-from fisopt.errors import OptionError
-from fisopt.files import replacing
+from fisopt.errors import FileError, OptionError
+from fisopt.files import check_free, remove
 from fisopt.passes.schedule import FEATURES
 from fisopt.rewrite.partition import Cells
 
@@ -60,7 +61,9 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     disable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     partial = settings.out.with_suffix(".partial.safetensors")
-    settings.out.parent.mkdir(parents=True, exist_ok=True)
+    picture, profiles = (settings.out.with_suffix(end) for end in (".png", ".safetensors"))
+    for path in (settings.out, picture, profiles, partial):
+        check_free(path, force=True, error=FileError)
 
     def generate(pipe: Any, index: int) -> None:
         generator = torch.Generator().manual_seed(settings.seed + index)
@@ -86,14 +89,13 @@ def run(settings: Settings, out: Console, err: Console) -> None:
             about={"pipeline": asdict(settings.source), "prompts": list(settings.prompts)},
             seen=lambda: progress.advance(task),
         )
-    profiles = {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES}
-    made.schedule.save(settings.out, profiles)
-    picture = settings.out.with_suffix(".png")
-    with replacing(picture) as beside:
-        heat_map(made).savefig(beside, dpi=120)
-    partial.unlink(missing_ok=True)
+    write_figure(heat_map(made), picture, dpi=120)
+    made.schedule.save(
+        settings.out, {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES}
+    )
+    remove(partial)
     out.print(summary(made, settings))
-    for path in (settings.out, settings.out.with_suffix(".safetensors"), picture):
+    for path in (settings.out, profiles, picture):
         out.print(f"wrote {path}", soft_wrap=True)
 
 

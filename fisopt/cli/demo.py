@@ -23,7 +23,8 @@ from fisopt.cli.catalog import short
 from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
-from fisopt.errors import OptionError
+from fisopt.errors import FileError, OptionError
+from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
 from fisopt.quality import Similarity, compare, mean_psnr
@@ -126,6 +127,7 @@ def choose_backend(name: str | None) -> Backend:
 
 def run(settings: Settings, out: Console, err: Console) -> None:
     """Generate, print the table, write the files."""
+    check_free(settings.out / "demo.json", force=True, error=FileError)
     for prompt in settings.prompts:
         testbed.parse_prompt(prompt)
     if settings.backend == "eager" and not has_compiler():

@@ -129,3 +129,18 @@ Examples:
   fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe fast.yaml -o wan.pt2
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
 """
+
+VERIFY = """Check that artefacts are as they were written, and that loading them runs nothing.
+
+Every part is compared with its digest in the manifest, the manifest with
+its own, and the graph with the manifest.  Nothing in the files is unpickled,
+imported or run.  The exit code is 1 if one of them is not as it was written
+or holds code, so that a pipeline of CI stops there.  A digest tells damage
+and mistakes; it does not tell who has written a file.
+
+\b
+Examples:
+  fisopt verify fast.pt2
+  fisopt verify fis-b/ fast.onnx
+  fisopt verify compiled.pt2 --trust code
+"""

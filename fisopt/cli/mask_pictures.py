@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fisopt.files import replacing
+from fisopt.cli.pictures import write_figure
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask
 
@@ -47,10 +47,7 @@ def write_mask_pictures(
         "attention.png": _attention(rows, frames, maps),
         "density.png": _density(rows, frames),
     }
-    for name, figure in figures.items():
-        with replacing(folder / name) as beside:
-            figure.savefig(beside, dpi=130)
-    return [folder / name for name in figures]
+    return [write_figure(figure, folder / name, dpi=130) for name, figure in figures.items()]
 
 
 def _grid(rows: Sequence[tuple[str, FrameMask | None]], title: str) -> tuple[Figure, list[Axes]]:

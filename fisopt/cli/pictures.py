@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +10,10 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from fisopt.files import replacing
+from fisopt.files import write
 
 SCALE = 5
 FPS = 8
@@ -46,24 +48,25 @@ class Pair:
 
 def write_json(figures: dict[str, Any], path: Path) -> Path:
     """Write figures as JSON; an infinite PSNR of equal clips becomes null."""
-    text = json.dumps(_finite(figures), indent=2, allow_nan=False)
-    with replacing(path) as beside:
-        beside.write_text(text + "\n")
-    return path
+    return write(path, json.dumps(_finite(figures), indent=2, allow_nan=False) + "\n")
 
 
 def write_pictures(pairs: list[Pair], folder: Path, speed_up: str) -> list[Path]:
     """Write the animation (GIF, MP4) and the sheet (PNG); return their paths."""
     frames = [animation_frame(pairs, index, speed_up) for index in range(len(pairs[0].dense))]
-    gif, mp4, sheet = (folder / name for name in ("demo.gif", "demo.mp4", "sheet.png"))
-    with replacing(gif) as beside:
-        iio.imwrite(beside, frames, duration=1000 // FPS, loop=0)
-    with replacing(mp4) as beside:
-        looped = np.stack(frames * REPEATS)
-        iio.imwrite(beside, looped, plugin="pyav", codec="libx264", fps=FPS)
-    with replacing(sheet) as beside:
-        Image.fromarray(still_sheet(pairs, speed_up)).save(beside)
-    return [gif, mp4, sheet]
+    gif = iio.imwrite("<bytes>", frames, extension=".gif", duration=1000 // FPS, loop=0)
+    looped, video = np.stack(frames * REPEATS), {"codec": "libx264", "plugin": "pyav"}
+    mp4 = iio.imwrite("<bytes>", looped, extension=".mp4", fps=FPS, **video)
+    sheet = iio.imwrite("<bytes>", still_sheet(pairs, speed_up), extension=".png")
+    made = {"demo.gif": gif, "demo.mp4": mp4, "sheet.png": sheet}
+    return [write(folder / name, data) for name, data in made.items()]
+
+
+def write_figure(figure: Figure, path: Path, *, dpi: int) -> Path:
+    """Write a figure as PNG."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=dpi)
+    return write(path, picture.getvalue())
 
 
 def animation_frame(pairs: list[Pair], index: int, speed_up: str) -> np.ndarray:

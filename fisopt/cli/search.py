@@ -21,11 +21,14 @@ from fisopt.attention_map import frame_maps
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.cli.pictures import write_json
 from fisopt.cli.sources import Source
-from fisopt.errors import InputError, OptionError
+from fisopt.errors import FileError, InputError, OptionError
+from fisopt.files import check_free
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
-from fisopt.pipelines import one_of
+from fisopt.pipelines import modules_of, one_of
+from fisopt.reading import read_json
+from fisopt.recipe.identity import weights_digest
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.search import Calls, Measurements, default_candidates, joint_error
@@ -81,26 +84,33 @@ class State:
         maps: attention of frames to frames, by block path.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, weights: str) -> None:
         self.path = settings.out / "search.json"
-        self.key = json.loads(json.dumps(settings.measured_on()))
+        self.key = json.loads(json.dumps({**settings.measured_on(), "weights": weights}))
         self.known: dict[str, Any] = {}
         self.errors: dict[str, list[list[list[float]]]] = {}
         self.maps: dict[str, list[list[float]]] = {}
+        check_free(self.path, force=True, error=FileError)
+        if not self.path.exists():
+            return
         try:
-            held = json.loads(self.path.read_text()) if self.path.exists() else {}
+            held = read_json(self.path)
         except ValueError as error:
             raise InputError(
                 f"{self.path} is not complete: {error}; remove it to start anew"
             ) from error
-        if not held:
-            return
-        there = held.get("settings", {})
+        there = held.get("settings") if isinstance(held, dict) else None
+        if not isinstance(there, dict):
+            raise InputError(
+                f"{self.path} is not what fisopt search keeps; give another --out, or remove it"
+            )
         if other := [name for name in self.key if there.get(name) != self.key[name]]:
             raise InputError(
                 f"{self.path} was measured with other {', '.join(other)}: "
                 f"{ {name: there.get(name) for name in other} }; give another --out, or remove it"
             )
+        if wrong := _damage(held, settings):
+            raise InputError(f"{self.path} is damaged: {wrong}; remove it to start anew")
         self.known, self.errors, self.maps = held["known"], held["errors"], held["maps"]
 
     def save(self) -> None:
@@ -132,6 +142,44 @@ class State:
         )
 
 
+def _damage(held: dict[str, Any], settings: Settings) -> str:
+    """What of a file of measurements is not as `State.save` writes it; empty if nothing is."""
+    try:
+        known, errors, maps = held["known"], held["errors"], held["maps"]
+        blocks, candidates = known["blocks"], [from_json(mask) for mask in known["candidates"]]
+        frames, sizes = known["frames"], [len(blocks), len(candidates)]
+        wanted = {
+            "blocks are names": all(isinstance(name, str) for name in blocks),
+            "candidates are masks": None not in candidates,
+            "flops are numbers [blocks][candidates + 1]": _sizes(known["flops"])
+            == [sizes[0], sizes[1] + 1],
+            "total is a number": known["total"] > 0,
+            "frames are counted": type(frames) is int and frames > 0,
+            "errors are of the prompts": errors.keys()
+            <= set(map(str, range(len(settings.prompts)))),
+            "errors are numbers [calls][blocks][candidates]": all(
+                _sizes(calls) == [len(calls), *sizes] for calls in errors.values()
+            ),
+            "maps are of blocks, numbers [frames][frames]": maps.keys() <= set(blocks)
+            and all(_sizes(rows) == [frames, frames] for rows in maps.values()),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ", ".join(f"wanted that {said}" for said, so in wanted.items() if not so)
+
+
+def _sizes(value: Any) -> list[int]:
+    """Sizes of nested lists of finite numbers.
+
+    Raises:
+        ValueError: they are none.
+    """
+    found = torch.tensor(value, dtype=torch.float64)
+    if not found.isfinite().all():
+        raise ValueError("numbers are not finite")
+    return list(found.shape)
+
+
 class Runner:
     """A dense pipeline that shows the arguments of every forward call of a transformer."""
 
@@ -140,6 +188,7 @@ class Runner:
         self.pipeline = settings.source.load()
         self.pipeline.set_progress_bar_config(disable=True)
         name = one_of(self.pipeline, settings.component)
+        self.weights = weights_digest(modules_of(self.pipeline).values())
         fisopt.optimize(self.pipeline, {name: []}, backend="eager")
         self.module: OptimizedModule = getattr(self.pipeline, name)
 
@@ -185,7 +234,8 @@ def run(settings: Settings, out: Console, err: Console) -> MaskTable:
     ):
         if value is not None and not value > least:
             raise OptionError(f"{name} must be more than {least:g}, got {value}")
-    runner, state = Runner(settings), State(settings)
+    runner = Runner(settings)
+    state = State(settings, runner.weights)
     with _progress(err) as progress:
         _measure(settings, runner, state, progress)
         found = state.measurements()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from diffusers import DiffusionPipeline
 from fisopt import models
 from fisopt.errors import InputError
 from fisopt.models import testbed
+from fisopt.reading import MalformedError, read_json
 
 TESTBED = "testbed"
 PROMPTS = (
@@ -81,7 +81,11 @@ class Source:
         if self.model == TESTBED:
             return True
         index = Path(self.model) / "model_index.json"
-        named = json.loads(index.read_text()).get("_class_name") if index.is_file() else ""
+        try:
+            held = read_json(index) if index.is_file() else {}
+        except MalformedError as error:
+            raise InputError(f"{index} is {error}; wanted that of a diffusers pipeline") from error
+        named = held.get("_class_name") if isinstance(held, dict) else None
         return bool(named == testbed.TestbedPipeline.__name__)
 
     def load(self) -> Any:

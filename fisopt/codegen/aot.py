@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from fisopt.codegen.kernels.launching import Launch
 from fisopt.errors import LoweringError
+from fisopt.files import scratch
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may take, by compute capability times ten."""
@@ -99,11 +99,9 @@ def _source(launch: Launch, target: GPUTarget) -> tuple[Any, dict[str, Any]]:
 
 
 def _read(cubin: bytes, shared: int) -> Compiled:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        usage = _USAGE.search(_tool("cuobjdump", "-res-usage", file.name))
-        code = _tool("cuobjdump", "-sass", file.name)
+    with scratch(cubin, ".cubin") as file:
+        usage = _USAGE.search(_tool("cuobjdump", "-res-usage", str(file)))
+        code = _tool("cuobjdump", "-sass", str(file))
     if usage is None:
         raise LoweringError("cuobjdump does not say what the kernel uses; was its output changed?")
     registers, stack, _, local = map(int, usage.groups())

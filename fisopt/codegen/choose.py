@@ -26,6 +26,8 @@ from fisopt.codegen.emit.kernel import Config, Kernel, emit
 from fisopt.codegen.emit.launch import launch
 from fisopt.codegen.emit.region import Region, find_regions
 from fisopt.codegen.emit.stage import with_kernels
+from fisopt.errors import FileError
+from fisopt.reading import MalformedError, read_json
 
 Candidates = Mapping[str, Callable[[], Sequence[Tensor]]]
 """Implementations by name: ``reference``, ``kernel``, ``emitted`` with its cut."""
@@ -281,16 +283,11 @@ def remembered(file: Path) -> dict[str, dict[str, float]]:
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
     try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        disk.rebuilt(file, str(error))
+        found = read_json(file)
+    except MalformedError as error:
+        disk.rebuilt(file, f"it is {error}")
         return {}
-    except OSError:  # none yet, or none that can be read, which writing will say
-        return {}
-    try:
-        found = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        disk.rebuilt(file, str(error))
+    except FileError:  # none yet, or none that can be read, which writing will say
         return {}
     if not isinstance(found, dict) or not all(map(_are_times, found.values())):
         disk.rebuilt(file, "it holds no timings")

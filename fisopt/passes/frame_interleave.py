@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import fx
 
-from fisopt.checked import choice, ints
-from fisopt.errors import OptionError, PreconditionError, VerifyError
+from fisopt.checked import choice, ints, is_int
+from fisopt.errors import OptionError, PreconditionError, VerifyError, shown
 from fisopt.rewrite.analysis import (
     Attention,
     attentions,
@@ -108,14 +108,14 @@ class FrameInterleave(Pass):
     scope: Scope = "block"
 
     def __post_init__(self) -> None:
-        if type(self.stride) is not int or self.stride < 1:
+        if not is_int(self.stride, 1):
             raise OptionError(
-                f"FrameInterleave: stride must be an int of at least 1, got {self.stride!r}"
+                f"FrameInterleave: stride must be an int of at least 1, got {shown(self.stride)}"
             )
         for option in ("first_block", "last_block"):
             value = getattr(self, option)
-            if type(value) is not int and not (value is None and option == "last_block"):
-                raise OptionError(f"FrameInterleave: {option} must be an int, got {value!r}")
+            if not is_int(value) and not (value is None and option == "last_block"):
+                raise OptionError(f"FrameInterleave: {option} must be an int, got {shown(value)}")
         object.__setattr__(self, "dense_steps", ints(self, "dense_steps"))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),

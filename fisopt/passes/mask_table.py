@@ -10,7 +10,7 @@ from typing import Any
 
 from fisopt.checked import Checked, path_of
 from fisopt.errors import OptionError, OptionTypeError, shown
-from fisopt.files import reading, replacing
+from fisopt.files import write
 from fisopt.nearest import did_you_mean
 from fisopt.passes.masks import (
     FrameMask,
@@ -20,6 +20,7 @@ from fisopt.passes.masks import (
     TileMask,
     frame_mask,
 )
+from fisopt.reading import read_json
 
 MASKS: dict[str, type[FrameMask]] = {
     cls.__name__: cls for cls in (TileMask, SlidingWindow, RadialDecay, FrameTable)
@@ -80,11 +81,14 @@ class MaskTable(metaclass=Checked):
         return MaskTable(masks, held.get("measured", {}))
 
     def save(self, path: Path | str) -> Path:
-        """Write the table as JSON, whole or not at all."""
-        path = Path(path)
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(self.plain(), indent=1) + "\n")
-        return path
+        """Write the table as JSON, in the place of a file that is there.
+
+        Raises:
+            FileError: it cannot be written; what was there is unchanged.
+        """
+        return write(
+            path_of("MaskTable.save: path", path), json.dumps(self.plain(), indent=1) + "\n"
+        )
 
     @staticmethod
     def load(path: Path | str) -> MaskTable:
@@ -96,9 +100,7 @@ class MaskTable(metaclass=Checked):
         """
         path = path_of("MaskTable.load: path", path)
         try:
-            with reading(path):
-                text = path.read_text()
-            return MaskTable.from_plain(json.loads(text))
+            return MaskTable.from_plain(read_json(path))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise OptionError(
                 f"{path} is not a mask table ({type(error).__name__}: {error}); wanted what "

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisopt.checked import Checked
+from fisopt.checked import Checked, is_int
 from fisopt.errors import OptionError, OptionTypeError, shown
 
 
@@ -67,8 +67,8 @@ class TileMask(FrameMask):
     k: int
 
     def __post_init__(self) -> None:
-        if type(self.k) is not int or self.k < 1:
-            raise OptionError(f"TileMask: k must be an int of at least 1, got {self.k!r}")
+        if not is_int(self.k, 1):
+            raise OptionError(f"TileMask: k must be an int of at least 1, got {shown(self.k)}")
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
@@ -97,8 +97,10 @@ class SlidingWindow(FrameMask):
     radius: int
 
     def __post_init__(self) -> None:
-        if type(self.radius) is not int or self.radius < 0:
-            raise OptionError(f"SlidingWindow: radius must be an int >= 0, got {self.radius!r}")
+        if not is_int(self.radius, 0):
+            raise OptionError(
+                f"SlidingWindow: radius must be an int >= 0, got {shown(self.radius)}"
+            )
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
@@ -118,8 +120,10 @@ class RadialDecay(FrameMask):
     near: int = 2
 
     def __post_init__(self) -> None:
-        if type(self.near) is not int or self.near < 1:
-            raise OptionError(f"RadialDecay: near must be an int of at least 1, got {self.near!r}")
+        if not is_int(self.near, 1):
+            raise OptionError(
+                f"RadialDecay: near must be an int of at least 1, got {shown(self.near)}"
+            )
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""

@@ -57,6 +57,8 @@ def grid_of(
     axes, size = axes_of(node), int(node.meta["val"].shape[-2])
     axis = axes[-2] if len(axes) >= 2 else None
     if axis is None:
+        if size == 1:  # over the frames of a single frame: there is nothing to leave out
+            return (1, 1, 1), (1, 1, 1), 0, 0, 0
         if size != layout.tokens_per_frame:
             return (
                 f"its sequence of {size} is neither the video's tokens nor one frame's: which of "

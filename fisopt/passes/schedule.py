@@ -1,16 +1,20 @@
 """Schedules of token reduction: redundancy tiers by block and step, and thresholds on them.
 
-A schedule is two files.  A safetensors file holds an integer table [blocks, steps] for each
-feature, ``q`` for the queries and ``v`` for keys and values; a higher tier is more redundant.  A
-YAML file holds the thresholds, and in ours also the table's name and what it was measured on::
+A schedule is a YAML file: for each feature, ``q`` for the queries and ``v`` for keys and values, an
+integer table [blocks, steps], in which a higher tier is more redundant, and the thresholds::
 
     q: {6: 0.4, 7: 0.8}
     v: {8: 0.3}
-    table: schedule.safetensors
+    tiers:
+      q:
+      - [0, 3, 6, 7]
+      v:
+      - [0, 2, 8, 8]
     measured: {model: WanTransformer3DModel, grid: [16, 8, 8], prompts: 4, seed: 0}
 
-The schedules that the authors of AsymRnR have published are of this form and load as they are:
-where a file of thresholds names no table, `table_beside` finds it by its name.
+The schedules that the authors of AsymRnR have published are two files and load as they are: a
+safetensors file holds the tables ``q`` and ``v``, and where the file of thresholds does not name it
+(``table: FILE``), `table_beside` finds it by its name.
 """
 
 from __future__ import annotations
@@ -23,12 +27,13 @@ from typing import Any, Literal, TypeGuard
 import torch
 import yaml
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
-from fisopt.checked import Checked, path_of
+from fisopt.checked import Checked, is_int, path_of
 from fisopt.errors import ScheduleError, shown
-from fisopt.files import reading, replacing
+from fisopt.files import write
 from fisopt.passes.tier_files import table_beside
+from fisopt.reading import MalformedError, check_file, is_name, read_yaml
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
@@ -41,10 +46,14 @@ Tiers = tuple[tuple[int, ...], ...]
 Thresholds = tuple[tuple[int, float], ...]
 """Pairs of a tier and the dropped share that is used from that tier on."""
 
-_FORM = "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, table: FILE, measured: {...}}"
+_FORM = (
+    "wanted {q: {tier: ratio, ...}, v: {tier: ratio, ...}, tiers: {q: [[tier, ...], ...], "
+    "v: ...} or table: FILE, measured: {...}}"
+)
 _OTHERS = ("h", "k")
-_KEYS = {*IN_FILE.values(), *_OTHERS, "table", "measured"}
+_KEYS = {*IN_FILE.values(), *_OTHERS, "tiers", "table", "measured"}
 _TABLES = ("query", "value", "query_thresholds", "value_thresholds")
+_MOST = 1_000_000
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -70,6 +79,22 @@ class Measured(metaclass=Checked):
     target: str = ""
     any_grid: bool = False
 
+    def __post_init__(self) -> None:
+        kinds = {"source": str, "model": str, "prompts": int, "seed": int, "target": str}
+        kinds |= {"any_grid": bool}
+        wrong = [name for name, kind in kinds.items() if type(getattr(self, name)) is not kind]
+        if self.grid is not None and not _is_grid(self.grid):
+            wrong.append("grid")
+        if wrong:
+            raise ScheduleError(
+                f"what a schedule was measured on: got {wrong[0]}="
+                f"{shown(getattr(self, wrong[0]))}; wanted text for source, model and target, ints "
+                "for prompts and seed, (frames, rows, columns) for grid, true or false for any_grid"
+            )
+
+    def __str__(self) -> str:
+        return self.source or "(no name)"
+
     def other_grid(self, layout: TokenLayout) -> str:
         """The grid in words, if one is told and it is not that of a layout."""
         here = (layout.frames, layout.height, layout.width)
@@ -84,7 +109,7 @@ class Measured(metaclass=Checked):
     def from_plain(said: Mapping[str, Any]) -> Measured:
         """The inverse of `plain`."""
         grid = said.get("grid")
-        return Measured(**{**said, "grid": None if grid is None else tuple(grid)})
+        return Measured(**{**said, "grid": tuple(grid) if isinstance(grid, list) else grid})
 
 
 @dataclass(frozen=True)
@@ -125,7 +150,7 @@ class Schedule(metaclass=Checked):
                     )
 
     def __str__(self) -> str:
-        return f"schedule {self.measured.source or '(no name)'}"
+        return f"schedule {self.measured}"
 
     def __repr__(self) -> str:
         """Brief: passes print their options, and tables of tiers are long."""
@@ -226,9 +251,9 @@ class Schedule(metaclass=Checked):
         """Read a schedule.
 
         Args:
-            path: the YAML file of thresholds.
-            table: the safetensors file of tiers; by default the one that the YAML file names, or
-                the one beside it that `table_beside` finds.
+            path: the YAML file.
+            table: the safetensors file of tiers, if the YAML file does not hold them; by default
+                the one that it names, or the one beside it that `table_beside` finds.
 
         Raises:
             ScheduleError: a file is not complete, or not of a schedule's form.
@@ -236,10 +261,9 @@ class Schedule(metaclass=Checked):
         """
         path = path_of("Schedule.load: path", path)
         try:
-            with reading(path):
-                said = yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ScheduleError(f"{path} is not YAML: {error}; {_FORM}") from error
+            said = read_yaml(path)
+        except MalformedError as error:
+            raise ScheduleError(f"{path} is {error}; {_FORM}") from error
         if not isinstance(said, Mapping) or not set(said) <= _KEYS:
             found = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise ScheduleError(f"{path} is no schedule: got {found}; {_FORM}")
@@ -249,10 +273,15 @@ class Schedule(metaclass=Checked):
                     f"{path}: got shares for {name!r}; wanted q (queries) and v (keys and values "
                     "together), nothing else can be dropped"
                 )
-        if table is None:
-            named = said.get("table")
-            table = table_beside(path) if named is None else path.parent / str(named)
-        tiers = read_tiers(path_of("Schedule.load: table", table))
+        if "tiers" in said and (table is not None or "table" in said):
+            raise ScheduleError(f"{path} holds tiers, and a table is named as well: leave one out")
+        if "tiers" in said:
+            table, tiers = path, _held_tiers(path, said["tiers"])
+        else:
+            if table is None:
+                named = said.get("table")
+                table = table_beside(path) if named is None else _named(path, named)
+            tiers = read_tiers(path_of("Schedule.load: table", table))
         limits = {f: _thresholds(path, said.get(IN_FILE[f])) for f in FEATURES}
         for feature in FEATURES:
             _check_reached(path, table, tiers[feature], limits[feature])
@@ -265,23 +294,25 @@ class Schedule(metaclass=Checked):
         )
 
     def save(self, path: str | Path, extra: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write a schedule: thresholds to a YAML file, tiers to a safetensors file beside it.
+        """Write the schedule as one YAML file, in the place of a file that is there.
 
         Args:
             path: the YAML file.
-            extra: more tensors for the safetensors file, such as what was measured.
+            extra: tensors for people, such as what was measured: a safetensors file beside it,
+                which no schedule needs.
+
+        Raises:
+            FileError: it cannot be written; what was there is unchanged.
         """
-        path = Path(path)
-        table = path.with_suffix(".safetensors")
-        measured = self.measured.plain()
+        path, measured = path_of("Schedule.save: path", path), self.measured.plain()
         measured.pop("source", None)
-        tiers = {IN_FILE[f]: torch.tensor(getattr(self, f), dtype=torch.uint8) for f in FEATURES}
         said: dict[str, Any] = {IN_FILE[f]: dict(self.thresholds(f)) for f in FEATURES}
-        said |= {"table": table.name, "measured": measured}
-        with replacing(table) as beside:
-            save_file({**tiers, **(extra or {})}, beside)
-        with replacing(path) as beside:
-            beside.write_text(yaml.safe_dump(said, sort_keys=False))
+        said["tiers"] = {IN_FILE[f]: [list(row) for row in getattr(self, f)] for f in FEATURES}
+        said["measured"] = measured
+        text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None)
+        if extra is not None:
+            write(path.with_suffix(".safetensors"), save(dict(extra)))
+        write(path, text)
 
 
 def read_tiers(path: Path) -> dict[Feature, Tiers]:
@@ -292,7 +323,8 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
         FileError: it cannot be read.
     """
     try:
-        with reading(path), safe_open(path, framework="pt") as held:
+        check_file(path)
+        with safe_open(path, framework="pt") as held:
             names = sorted(held.keys())
             found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
     except SafetensorError as error:
@@ -304,19 +336,31 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
                 "tables [blocks, steps] named q and v"
             )
         tensor = found[feature]
-        if tensor.ndim != 2 or tensor.dtype not in _INTEGERS:
+        if (
+            tensor.ndim != 2
+            or tensor.dtype not in _INTEGERS
+            or max(*tensor.shape, tensor.numel()) > _MOST
+        ):
             raise ScheduleError(
                 f"{path}: table {name!r} is {list(tensor.shape)} of {tensor.dtype}, wanted "
-                "integers [blocks, steps]"
+                f"integers [blocks, steps], {_MOST:,} at most"
             )
     return {f: tuple(tuple(row) for row in t.tolist()) for f, t in found.items()}
+
+
+def _held_tiers(path: Path, said: object) -> dict[Feature, Tiers]:
+    """The tables that a YAML file holds itself."""
+    held = said if isinstance(said, Mapping) else {}
+    if set(held) != set(IN_FILE.values()) or not all(map(_are_tiers, held.values())):
+        raise ScheduleError(f"{path}: got tiers={shown(said)}; {_FORM}")
+    return {f: tuple(tuple(row) for row in held[name]) for f, name in IN_FILE.items()}
 
 
 def _check_form(schedule: Schedule) -> None:
     for feature in FEATURES:
         tiers: object = getattr(schedule, feature)
         limits: object = schedule.thresholds(feature)
-        if not _are_rows(tiers) or any(type(tier) is not int for row in tiers for tier in row):
+        if not _are_tiers(tiers):
             raise ScheduleError(
                 f"{schedule}: got {feature}={shown(tiers)}, wanted ints [blocks][steps]"
             )
@@ -324,6 +368,14 @@ def _check_form(schedule: Schedule) -> None:
             raise ScheduleError(
                 f"{schedule}: got {feature}_thresholds={shown(limits)}, wanted (tier, ratio) pairs"
             )
+
+
+def _are_tiers(value: object) -> bool:
+    return _are_rows(value) and all(type(tier) is int for row in value for tier in row)
+
+
+def _is_grid(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 3 and all(map(is_int, value))
 
 
 def _are_rows(value: object) -> TypeGuard[Sequence[Sequence[object]]]:
@@ -354,6 +406,16 @@ def _check_reached(path: Path, table: str | Path, tiers: Tiers, limits: Threshol
         )
 
 
+def _named(path: Path, name: object) -> Path:
+    """The table that a file of thresholds names, which is beside it."""
+    if not is_name(name):
+        raise ScheduleError(
+            f"{path}: got table {shown(name)}, wanted the name of a file beside it; pass table= "
+            "for one that is elsewhere"
+        )
+    return path.parent / str(name)
+
+
 def _measured(path: Path, said: object) -> Measured:
     if said is None:
         return Measured(str(path))
@@ -363,4 +425,7 @@ def _measured(path: Path, said: object) -> Measured:
     grid = said.get("grid")
     if grid is not None and (not isinstance(grid, list) or len(grid) != 3):
         raise ScheduleError(f"{path}: got grid={grid!r}, wanted [frames, rows, columns]")
-    return Measured.from_plain({**said, "source": str(path)})
+    try:
+        return Measured.from_plain({**said, "source": str(path)})
+    except ScheduleError as error:
+        raise ScheduleError(f"{path}: {error}") from error

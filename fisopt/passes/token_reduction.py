@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, get_args
 
-from fisopt.checked import choice, flag
+from fisopt.checked import choice, flag, is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
 from fisopt.passes.schedule import FEATURES, Measured, Schedule
@@ -70,7 +70,7 @@ class Reduction(Pass):
     def requires(self, program: Program) -> None:
         """Check the ratios against the blocks, and what they were measured on."""
         blocks, measured = len(program.blocks), self.measured or Measured()
-        schedule = f"schedule {measured.source}: " if self.measured is not None else ""
+        schedule = f"schedule {measured}: " if self.measured is not None else ""
         for feature, ratios in ((f, getattr(self, f)) for f in FEATURES):
             if isinstance(ratios, tuple) and len(ratios) != blocks:
                 raise PreconditionError(
@@ -115,7 +115,7 @@ class Reduction(Pass):
         )
         measured, layout = self.measured or Measured(), rewriter.program.layout
         if size := measured.other_grid(layout):
-            rewriter.note(f"schedule {measured.source} is for {size} tokens, these are {layout}")
+            rewriter.note(f"schedule {measured} is for {size} tokens, these are {layout}")
 
 
 def _of_block(ratios: Ratios, index: int) -> float:
@@ -179,21 +179,21 @@ class TokenReduction(Pass):
         if (
             not isinstance(stride, (tuple, list))
             or len(stride) != 3
-            or any(type(s) is not int or s < 1 for s in stride)
+            or not all(is_int(s, 1) for s in stride)
         ):
             raise OptionError(
                 "TokenReduction: destination_stride must be three ints of at least 1 (frames, "
                 f"rows, columns), got {shown(stride)}"
             )
         object.__setattr__(self, "destination_stride", tuple(stride))
-        if type(self.cache_steps) is not int or self.cache_steps < 1:
+        if not is_int(self.cache_steps, 1):
             raise OptionError(
                 "TokenReduction: cache_steps must be an int of at least 1 (1 matches at every "
-                f"step), got {self.cache_steps!r}"
+                f"step), got {shown(self.cache_steps)}"
             )
         choice("TokenReduction: mode", self.mode, get_args(Mode))
-        if type(self.seed) is not int:
-            raise OptionError(f"TokenReduction: seed must be an int, got {self.seed!r}")
+        if not is_int(self.seed):
+            raise OptionError(f"TokenReduction: seed must be an int, got {shown(self.seed)}")
         if self.redraw is not None:
             flag("TokenReduction: redraw", self.redraw)
         self._load()

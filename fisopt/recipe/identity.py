@@ -1,16 +1,17 @@
-"""Which model a recipe or an artefact is for: its class and its configuration."""
+"""Which model it is: its class and its configuration, and where it matters its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fisopt.errors import RecipeError
 
@@ -22,6 +23,27 @@ def digest(value: Any) -> str:
     """SHA-256 of a plain value, the same for equal values whatever the order of their keys."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(modules: Iterable[nn.Module]) -> str:
+    """SHA-256 of all that modules hold in tensors: names, types, shapes and every byte."""
+    found = hashlib.sha256()
+    for module in modules:
+        for name, value in (*module.named_parameters(), *module.named_buffers()):
+            found.update(f"{name} {value.dtype} {list(value.shape)} ".encode())
+            for part in _plain_tensors(value.detach()):
+                found.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _plain_tensors(value: Tensor) -> Iterator[Tensor]:
+    """The tensors that a quantised one is made of; a plain one itself, unless it is on meta."""
+    if hasattr(value, "__tensor_flatten__"):
+        names, _ = value.__tensor_flatten__()
+        for name in names:
+            yield from _plain_tensors(getattr(value, name))
+    elif value.device.type != "meta":
+        yield value
 
 
 @dataclass(frozen=True)

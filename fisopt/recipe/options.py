@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -96,11 +97,22 @@ def decode(said: Any, store: Store, where: str) -> Pass:
         )
     if not isinstance(options, Mapping):
         raise RecipeError(f"{where}: got options {shown(options)} of {name}, wanted them by name")
+    if paths := [k for k in _paths(known[name]) if isinstance(options.get(k), str)]:
+        raise RecipeError(
+            f"{where}: {name}.{paths[0]} names the file {shown(options[paths[0]])}; a recipe reads "
+            "files only that it was saved with: give the pass in Python, or save the recipe again"
+        )
     values = {str(k): _decoded(v, store, f"{where}, {name}.{k}") for k, v in options.items()}
     try:
         return known[name](**values)
     except (TypeError, ValueError, FisoptError) as error:
         raise RecipeError(f"{where}: {name} refuses its options: {error}") from error
+
+
+def _paths(cls: type[Pass]) -> list[str]:
+    """Options that may be the path of a file."""
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    return [f.name for f in fields if re.search(r"\bPath\b", str(f.type))]
 
 
 def _decoded(said: Any, store: Store, where: str) -> Any:

@@ -1,6 +1,6 @@
 """The recipe: passes with their options, and the model and the versions that they were made with.
 
-A recipe is plain YAML; schedules and mask tables are files beside it, known by their content::
+A recipe is one file of plain YAML, with the schedules and mask tables of its passes in it::
 
     fisopt_recipe: 1
     model: {class: WanTransformer3DModel, config_sha256: 5f..., config: {num_layers: 30, ...}}
@@ -20,13 +20,14 @@ from typing import Any
 import yaml
 from torch import nn
 
-from fisopt.checked import Checked, path_of
+from fisopt.checked import Checked, flag, path_of
 from fisopt.errors import RecipeError, shown
-from fisopt.files import reading, written
+from fisopt.files import written
 from fisopt.passes.presets import resolve
+from fisopt.reading import MalformedError, check_value, read_yaml
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
-from fisopt.recipe.stores import Beside, Inside, Store
+from fisopt.recipe.stores import Beside, Store
 from fisopt.rewrite.pass_base import Pass
 from fisopt.versions import versions
 
@@ -67,13 +68,13 @@ class Recipe(metaclass=Checked):
         """
         return Recipe(resolve(passes), Identity.of(model))
 
-    def plain(self, store: Store | None = None) -> dict[str, Any]:
-        """The recipe as plain values, complete in itself unless a store keeps parts of it.
+    def plain(self) -> dict[str, Any]:
+        """The recipe as plain values, complete in itself.
 
         Raises:
             RecipeError: an option of a pass cannot be written.
         """
-        store = store or Inside()
+        store = Store()
         return {
             "fisopt_recipe": FORMAT,
             "model": self.model.plain(),
@@ -88,6 +89,10 @@ class Recipe(metaclass=Checked):
         Raises:
             RecipeError: it is no recipe, of a newer form, or names what is not known here.
         """
+        try:
+            check_value(said)
+        except MalformedError as error:
+            raise RecipeError(f"{source} is no recipe: it is {error}") from error
         if not isinstance(said, Mapping) or "fisopt_recipe" not in said:
             got = sorted(map(str, said)) if isinstance(said, Mapping) else type(said).__name__
             raise RecipeError(f"{source} is no recipe: got {got}; {_FORM}")
@@ -104,20 +109,28 @@ class Recipe(metaclass=Checked):
         if not isinstance(said["versions"], Mapping):
             raise RecipeError(f"{source}: got versions={said['versions']!r}; {_FORM}")
         model = Identity.from_plain(said["model"], source)
-        passes = tuple(decode(each, store or Inside(), source) for each in said["passes"])
+        passes = tuple(decode(each, store or Store(), source) for each in said["passes"])
         return Recipe(passes, model, dict(said["versions"]), source)
 
     def save(self, path: Path | str, *, force: bool = False) -> Path:
-        """Write the recipe, its schedules and its mask tables: all of them or nothing.
+        """Write the recipe, its schedules and its mask tables: one file.
+
+        Args:
+            path: where.
+            force: replace a file that is there.
+
+        Returns:
+            The path.
 
         Raises:
-            ExportError: the path exists and ``force`` is not given, or writing failed.
+            ExportError: the path exists and ``force`` is not given, or writing failed; what was
+                there is unchanged.
             RecipeError: an option of a pass cannot be written.
         """
-        path = Path(path)
+        flag("Recipe.save: force", force)
+        path, text = path_of("Recipe.save: path", path), as_yaml(self.plain())
         with written(path, force=force) as beside:
-            said = self.plain(Beside(beside))
-            beside.write_text(yaml.safe_dump(said, sort_keys=False))
+            beside.write_bytes(text.encode("utf-8"))
         return path
 
     @staticmethod
@@ -131,13 +144,10 @@ class Recipe(metaclass=Checked):
         """
         path = path_of("Recipe.load: path", path)
         try:
-            with reading(path):
-                text = path.read_text()
-            return Recipe.from_plain(yaml.safe_load(text), str(path), Beside(path))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RecipeError(f"{path} is no recipe: it is not YAML: {error}") from error
-        except RecursionError as error:
-            raise RecipeError(f"{path} is no recipe: it is nested without end") from error
+            said = read_yaml(path)
+        except MalformedError as error:
+            raise RecipeError(f"{path} is no recipe: it is {error}") from error
+        return Recipe.from_plain(said, str(path), Beside(path))
 
     @staticmethod
     def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:
@@ -169,3 +179,9 @@ class Recipe(metaclass=Checked):
             raise RecipeError(f"recipe: got {shown(source)}, wanted {_SOURCES}")
         recipe.model.check(model, recipe.source)
         return recipe
+
+
+def as_yaml(said: Mapping[str, Any]) -> str:
+    """The plain values of a recipe as YAML: rows of numbers in one line."""
+    text: str = yaml.safe_dump(dict(said), sort_keys=False, default_flow_style=None)
+    return text

@@ -1,49 +1,60 @@
-"""Where a recipe keeps what is too long for a line: beside it in files, or inside it."""
+"""Where a recipe keeps schedules and mask tables: inside it.
+
+Recipes of earlier versions have them in files beside, which are still read.
+"""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import base64
+import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fisopt.errors import FisoptError, RecipeError
+from fisopt.errors import FisoptError, RecipeError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
+from fisopt.reading import is_name
 from fisopt.recipe.identity import digest
 
+LONGEST = 1 << 16
+"""Bytes of JSON from which on a value is compressed."""
+LARGEST = 1 << 24
+"""Bytes of JSON of a value that is taken."""
 KINDS: dict[str, type[Schedule | MaskTable]] = {"schedule": Schedule, "mask_table": MaskTable}
-_SUFFIX = {"schedule": ".yaml", "mask_table": ".json"}
 
 
-class Store(ABC):
-    """Keeps schedules and mask tables; every one is named by the hash of its content."""
+class Store:
+    """Schedules and mask tables that are written out in the recipe, each with its hash.
 
-    @abstractmethod
-    def put(self, kind: str, value: Any) -> dict[str, Any]:
-        """Keep a value; return what the recipe says of it."""
-
-    @abstractmethod
-    def get(self, kind: str, said: Mapping[str, Any]) -> Any:
-        """Return the value that the recipe speaks of."""
-
-
-class Inside(Store):
-    """Values are written out in the recipe."""
+    A long one is compressed: readers take YAML of some size only.
+    """
 
     def put(self, kind: str, value: Any) -> dict[str, Any]:
-        """See `Store.put`."""
-        return {"sha256": content_hash(value), "value": value.plain()}
+        """What the recipe says of a value."""
+        plain = value.plain()
+        text = json.dumps(plain, separators=(",", ":")).encode()
+        if len(text) <= LONGEST:
+            return {"sha256": content_hash(value), "value": plain}
+        packed = base64.b85encode(zlib.compress(text, 9)).decode()
+        return {"sha256": content_hash(value), "packed": packed}
 
     def get(self, kind: str, said: Mapping[str, Any]) -> Any:
-        """See `Store.get`."""
+        """Return the value that the recipe speaks of.
+
+        Raises:
+            RecipeError: it is missing or malformed.
+        """
+        if "packed" in said:
+            return from_plain(kind, _unpacked(kind, said["packed"]))
         if "value" not in said:
             raise RecipeError(f"a {kind} of this recipe is in a file; load the recipe by its path")
         return from_plain(kind, said["value"])
 
 
 class Beside(Store):
-    """Values are files in the folder of the recipe, or are written out in it.
+    """Of a recipe whose values may also be files in its folder.
 
     Args:
         recipe: path of the recipe.
@@ -51,25 +62,16 @@ class Beside(Store):
 
     def __init__(self, recipe: Path) -> None:
         self.recipe = recipe
-        self._names: dict[str, str] = {}
-
-    def put(self, kind: str, value: Any) -> dict[str, Any]:
-        """See `Store.put`."""
-        key = content_hash(value)
-        number = f".{len(self._names)}" if self._names else ""
-        name = self._names.setdefault(key, f"{self.recipe.stem}{number}.{kind}{_SUFFIX[kind]}")
-        value.save(self.recipe.parent / name)
-        return {"sha256": key, "file": name}
 
     def get(self, kind: str, said: Mapping[str, Any]) -> Any:
         """See `Store.get`."""
         if "file" not in said:
-            return Inside().get(kind, said)
-        name = str(said["file"])
-        if Path(name).name != name:
+            return super().get(kind, said)
+        name = said["file"]
+        if not is_name(name):
             raise RecipeError(
-                f"{self.recipe}: got {kind} file {name!r}, wanted the name of a file beside the "
-                "recipe"
+                f"{self.recipe}: got {kind} file {shown(name)}, wanted the name of a file beside "
+                "the recipe"
             )
         path = self.recipe.parent / name
         try:
@@ -90,7 +92,7 @@ def stored(kind: str, said: Any, store: Store, where: str) -> Any:
         RecipeError: it is missing, malformed, or of another content.
     """
     if not isinstance(said, Mapping) or "sha256" not in said:
-        raise RecipeError(f"{where}: got {kind}={said!r}, wanted {{sha256: HASH, file: NAME}}")
+        raise RecipeError(f"{where}: got {kind}={said!r}, wanted {{sha256: HASH, value: {{...}}}}")
     value = store.get(kind, said)
     if content_hash(value) != said["sha256"]:
         raise RecipeError(
@@ -98,6 +100,18 @@ def stored(kind: str, said: Any, store: Store, where: str) -> Any:
             f"was made with ({content_hash(value)[:12]} in place of {str(said['sha256'])[:12]})"
         )
     return value
+
+
+def _unpacked(kind: str, packed: Any) -> Any:
+    """The plain values of a compressed schedule or mask table."""
+    try:
+        data = zlib.decompressobj()
+        text = data.decompress(base64.b85decode(packed), LARGEST)
+        if data.unconsumed_tail or not data.eof:
+            raise RecipeError(f"a {kind} is not complete, or of more than {LARGEST:,} bytes")
+        return json.loads(text)
+    except (ValueError, TypeError, zlib.error, RecursionError) as error:
+        raise RecipeError(f"a {kind} cannot be unpacked: {error}") from error
 
 
 def content_hash(value: Any) -> str:

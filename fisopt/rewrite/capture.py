@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
-from fisopt.errors import CaptureError, InputError
+from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout, axes_of
-from fisopt.rewrite.follow import Followed, Search, said, shapes_of
-from fisopt.rewrite.frame_dims import Growth, size_of
+from fisopt.rewrite.fixed_grid import FixedGrid
+from fisopt.rewrite.follow import Followed, Search, said
 from fisopt.rewrite.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
 from fisopt.rewrite.readiness import has_hooks, unhooked
@@ -61,7 +61,7 @@ def capture(
 
     followed = follow(inputs, layout)
     template = Template(traced, spec.blocks, followed.dims)
-    grid_of = _grid_function(spec, layout, inputs, followed)
+    grid_of = spec.grid_of if callable(spec.grid) else FixedGrid(layout, inputs, followed.dims)
     source = Source(model, template, spec, grid_of, followed, follow, notes)
     template.trace(inputs, general=dynamic == "all")
     program = build(source, inputs)
@@ -143,45 +143,6 @@ def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) ->
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if names[3:] else "")
-
-
-def _grid_function(
-    spec: ModelSpec, layout: TokenLayout, example: Inputs, followed: Followed
-) -> Callable[[Mapping[str, Any]], tuple[int, int, int]]:
-    """The grid of any inputs: the spec's own, or the example's scaled by what the inputs say."""
-    if callable(spec.grid):
-        return spec.grid_of
-    places = [(leaf, growth) for leaf, growths in followed.dims.items() for growth in growths]
-    plane = next(((leaf, g, g.plane) for leaf, g in places if g.plane is not None), None)
-
-    def grid(kwargs: Mapping[str, Any]) -> tuple[int, int, int]:
-        inputs = Inputs.of(kwargs)
-        here = layout
-        if plane is not None:
-            leaf, growth, (h, w) = plane
-            sizes = inputs.leaves[leaf].shape
-            here = TokenLayout(layout.frames, sizes[h] // growth.scale, sizes[w] // growth.scale)
-        found = {
-            (size_of(inputs.leaves[leaf], growth) - _rest(example, leaf, growth, layout))
-            / growth.step(here)
-            for leaf, growth in places
-            if growth.exact or growth.plane is not None
-        } or {float(layout.frames)}
-        frames = next(iter(found))
-        if len(found) > 1 or frames != int(frames) or frames < 1:
-            raise InputError(
-                f"the token grid of {shapes_of(inputs)} cannot be told from that of the example, "
-                f"{layout}: its sizes speak of {sorted(found)} frames of {here.height}x"
-                f"{here.width} tokens; give ModelSpec a function as grid"
-            )
-        return (int(frames), here.height, here.width)
-
-    return grid
-
-
-def _rest(example: Inputs, leaf: int, growth: Growth, layout: TokenLayout) -> int:
-    """Entries of a dimension of the example that do not count frames."""
-    return size_of(example.leaves[leaf], growth) - layout.frames * growth.step(layout)
 
 
 def _check_video(program: Program, spec: ModelSpec) -> None:

@@ -72,7 +72,8 @@ class Search:
         for step, assigned in self._attempts():
             verdict = self._verdict(assigned, step)
             if verdict is None:
-                return Followed(self._fewest(assigned, step), self.grid.frames, step)
+                dims = self._with_rows(self._fewest(assigned, step), step)
+                return Followed(dims, self.grid.frames, step)
             refused = verdict if refused is None else refused
         if not isinstance(refused, Exception) or not _holds(self.before, self.grid):
             raise CaptureError(self._unfit(refused))
@@ -147,6 +148,21 @@ class Search:
             fewer = {i: growths for i, growths in dims.items() if i in kept or i in choice}
             if fewer and self._verdict(fewer, step) is None:
                 return fewer
+        return dims
+
+    def _with_rows(self, dims: FrameDims, step: int) -> FrameDims:
+        """Let what says something of every frame grow, if it can: [B, F], such as times.
+
+        A model may take fewer rows than frames too, and spread them over its tokens.
+        """
+        if self.spec.resized is not None:
+            return dims
+        rest = {i: x for i, x in self.inputs.tensors() if i not in dims}
+        lengths = {size for x in rest.values() if x.ndim > 2 for size in x.shape[1:-1]}
+        for i, x in rest.items():
+            if x.ndim == 2 and x.shape[1] == self.grid.frames > 1 and x.shape[1] not in lengths:
+                wider = dict(sorted((dims | {i: (Growth(1, 1),)}).items()))
+                dims = wider if self._verdict(wider, step) is None else dims
         return dims
 
     def _is_grid(self, growths: tuple[Growth, ...]) -> bool:

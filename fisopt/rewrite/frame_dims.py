@@ -178,11 +178,11 @@ def _tensor_ways(sizes: Sequence[int], grid: TokenLayout, known: _Known) -> Iter
             yield (2 if natural else 1), (Growth(dim, 1, tokens=True, exact=False),)
         if size == grid.frames > 1:
             yield (1 if dim else 2), (Growth(dim, 1),)
-    if natural:
-        return
     for growth in _planes(sizes, grid):
         if not growth.exact:
-            yield 2, (growth,)
+            yield (3 if natural else 2), (growth,)
+    if natural:
+        return
     for dim, size in enumerate(sizes[1:-2], 1):
         for step in (1, 4, 8):
             if size in _uncompressed(grid.frames, step):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 import networkx as nx
 import torch
@@ -12,7 +14,7 @@ from torch import fx
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.ops import fill_frames, gather_frames
 from fisopt.rewrite.outline import value_key
-from fisopt.rewrite.relations.table import argument, shape
+from fisopt.rewrite.relations.table import argument, operand_of, shape
 
 aten = torch.ops.aten
 
@@ -78,6 +80,11 @@ _JOINS = {
     aten.vstack.default,
     fill_frames.fill_frames._opoverload,
 }
+_PARTS = {
+    aten.slice_scatter.default: aten.slice.Tensor,
+    aten.select_scatter.default: aten.select.int,
+}
+"""Operators that write a part of a buffer, and those that read the same part."""
 ADDS = {aten.add.Tensor}
 _ADDED_TO: dict[object, int] = {
     aten.sub.Tensor: 0,
@@ -145,9 +152,14 @@ def residual_stream(graph: fx.Graph, output: fx.Node) -> Stream | None:
 
 def _viewed(graph: fx.Graph, output: fx.Node) -> Stream | None:
     """The one argument that reaches a result in another form, every entry of it."""
+    copies = {n: source for n in graph.nodes if (source := _copied(n)) is not None}
     for edges in (_residual_edges(graph), _post_norm_edges(graph)):
-        kept = [n for n in graph.nodes if n.op != "output" and (n.target in _VIEWS or not moved(n))]
-        edges = edges.subgraph(kept)
+        for node in graph.nodes:
+            if node in copies:
+                edges.remove_edges_from(list(edges.in_edges(node)))
+                edges.add_edge(copies[node], node)
+            elif node.op == "output" or (moved(node) and node.target not in _VIEWS):
+                edges.remove_node(node)
         if output not in edges:
             return None
         reached = [n for n in nx.ancestors(edges, output) if n.op == "placeholder"]
@@ -156,6 +168,31 @@ def _viewed(graph: fx.Graph, output: fx.Node) -> Stream | None:
             path = nx.shortest_path(edges, whole[0], output)
             return Stream((whole[0],), tuple(n for n in path if n.target in _VIEWS))
     return None
+
+
+def _copied(node: fx.Node) -> fx.Node | None:
+    """The value that a buffer is a copy of, written part by part, each in its own place."""
+    whole = shape(node)
+    sources: set[Any] = set()
+    parts: dict[tuple[Any, ...], int] = {}
+    while node.target in _PARTS:
+        part = _held(operand_of(node, 1))
+        if part.target is not _PARTS[node.target] or part.args[1:] != node.args[2:]:
+            return None
+        sources.add(part.args[0])
+        parts[part.target, *part.args[1:]] = math.prod(shape(part))
+        node = operand_of(node, 0)
+    if node.target is aten.copy.default:
+        return _held(node) if shape(_held(node)) == whole else None
+    same = len(sources) == 1 and all(shape(n) == whole for n in sources)
+    return sources.pop() if same and sum(parts.values()) == math.prod(whole) else None
+
+
+def _held(node: fx.Node) -> fx.Node:
+    """What is held where something was copied to."""
+    while node.target is aten.copy.default:
+        node = operand_of(node, 1)
+    return node
 
 
 def _residual_edges(graph: fx.Graph) -> nx.DiGraph:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
 
+from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
 from fisopt.rewrite.capture import Dynamic, capture
-from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.readiness import check_model
 from fisopt.runtime.fingerprint import Fingerprint
-from fisopt.spec import ModelSpec
+from fisopt.spec import GridOf, ModelSpec
 
 STATES = 8
 """So many states of a model are remembered, such as with and without an adapter."""
@@ -36,6 +39,7 @@ class Captures:
         self._held: Lru[Any, Program] = Lru(size)
         self._states: Lru[int, Fingerprint] = Lru(STATES)
         self._now: tuple[Fingerprint, Fingerprint] | None = None
+        self._grid: GridOf | None = None
 
     def state(self) -> Fingerprint:
         """The state that the model is in; equal states are one object.
@@ -78,13 +82,28 @@ class Captures:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]
-                captured = capture(self.model, inputs.kwargs(), self.spec, dynamic)
+                captured = capture(self.model, inputs.kwargs(), self._spec_now(), dynamic)
+                if not callable(self.spec.grid):
+                    self._grid = self._grid or captured.source.grid_of
                 captured.source.bound(self._size)
                 self._held[key] = captured
                 if self._now is not None and self._now[1] is state:  # capture may leave traces
                     state.take(Fingerprint(self.model))
                     self._now = (state, state)
             return captured.at(inputs)
+
+    def _spec_now(self) -> ModelSpec:
+        """The spec for whatever comes: its numbers, if it has some, are those of the first call."""
+        return self.spec if self._grid is None else replace(self.spec, grid=self._grid)
+
+    def grid_holds(self, example_inputs: Mapping[str, Any] | None) -> bool:
+        """Whether the spec's grid is that of an example too, as far as is known."""
+        if self._grid is None or example_inputs is None:
+            return True
+        try:
+            return self._grid(bind_example(self.model, example_inputs).kwargs()) == self.spec.grid
+        except InputError:
+            return False
 
     def resize(self, size: int) -> None:
         """Keep so many from now on."""

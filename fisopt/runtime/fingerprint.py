@@ -8,6 +8,7 @@ processors, plain attributes, what its classes define and what functions close o
 from __future__ import annotations
 
 import copy
+import copyreg
 import operator
 import sys
 from array import array
@@ -118,9 +119,14 @@ class _Seen:
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 
     def kind(self, cls: type) -> None:
-        """Take note of a class and of those that it inherits from."""
+        """Take note of a class and of those that it inherits from.
+
+        What Python fills into a class when one is first copied or asked is filled in now.
+        """
         for base in cls.__mro__:
             if base is not nn.Module and _root(base) not in ("builtins", "functools"):
+                copyreg._slotnames(base)  # type: ignore[attr-defined]
+                getattr(base, "__annotations__", None)
                 self.classes[base] = None
 
     def cls(self, cls: type) -> None:

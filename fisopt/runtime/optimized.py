@@ -264,7 +264,7 @@ class OptimizedModule(nn.Module):
         return Recipe.of(self.original, self.passes)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
-        """Write the recipe as YAML, schedules and mask tables in files beside it.
+        """Write the recipe as one file of YAML, schedules and mask tables in it.
 
         Raises:
             ExportError: the path exists and ``force`` is not given, or writing failed.

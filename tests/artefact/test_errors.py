@@ -15,7 +15,7 @@ import torch
 
 import fisopt
 from fisopt import ExportError, FrameInterleave, InputError, OptimizedModule, TokenReduction
-from fisopt.artefact import aoti, pt2
+from fisopt.artefact import aoti
 from fisopt.artefact.export import export
 from fisopt.artefact.loader import LoadedModule, read_manifest
 from tests import plain_dit
@@ -54,11 +54,57 @@ def test_a_path_that_exists_needs_force(made: OptimizedModule, tmp_path: Path) -
     (folder / "mine").write_text("")
     with pytest.raises(ExportError, match=r"holds other things, there is no manifest.json"):
         export(made, folder, "text", force=True)
-    (folder / "manifest.json").write_text("{}")
+
+
+def test_force_deletes_only_what_export_wrote(made: OptimizedModule, tmp_path: Path) -> None:
+    """A manifest of any other kind, files beside ours, folders and links in their place: all stay."""
+    written = ["manifest.json", "recipe.yaml", "variant_0.txt"]
+    folder = export(made, tmp_path / "model", "text")
+    (folder / "variant_0.txt").write_text("changed by hand")
     export(made, folder, "text", force=True)
-    assert sorted(p.name for p in folder.iterdir()) == [
-        *("manifest.json", "recipe.yaml", "variant_0.txt")
-    ]
+    assert sorted(p.name for p in folder.iterdir()) == written
+    assert "aten::" in (folder / "variant_0.txt").read_text()
+    ours = (folder / "manifest.json").read_text()
+    for manifest, files, message in (
+        ('{"name": "App", "start_url": "/"}', ["data.db"], "is not that of an artefact"),
+        ("{}", [], "is not that of an artefact"),
+        ("", ["index.html"], "is not that of an artefact"),
+        (ours, ["notes.md", "variant_0.txt", "variant_1.txt"], r"notes\.md, variant_1\.txt"),
+        (ours.replace("variant_0.txt", "thesis.txt"), ["thesis.txt"], r"artefact thesis\.txt"),
+        (ours, ["variant_0.txt/inside"], r"beside the artefact variant_0\.txt"),
+        (ours, [".git/HEAD"], r"beside the artefact \.git"),
+    ):
+        there = tmp_path / "there"
+        there.mkdir()
+        (there / "manifest.json").write_text(manifest)
+        for name in files:
+            (there / name).parent.mkdir(exist_ok=True)
+            (there / name).write_text("mine")
+        with pytest.raises(ExportError, match=f"holds other things, .*{message}"):
+            export(made, there, "text", force=True)
+        assert (there / "manifest.json").read_text() == manifest
+        assert all((there / name).read_text() == "mine" for name in files)
+        shutil.rmtree(there)
+    (folder / "variant_0.txt").unlink()
+    (folder / "variant_0.txt").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match=r"beside the artefact variant_0\.txt"):
+        export(made, folder, "text", force=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_links_are_paths_that_exist(made: OptimizedModule, tmp_path: Path) -> None:
+    """A forced export replaces the link; what it points to stays."""
+    target = tmp_path / "target.txt"
+    for there in (True, False):
+        link = tmp_path / f"link{there}.txt"
+        link.symlink_to(target if there else tmp_path / "nothing")
+        target.write_text("mine")
+        with pytest.raises(ExportError, match="exists"):
+            export(made, link, "text")
+        assert link.is_symlink()
+        export(made, link, "text", force=True)
+        assert not link.is_symlink()
+        assert target.read_text() == "mine"
 
 
 def test_a_disk_that_fills_leaves_no_half_file(made: OptimizedModule, tmp_path: Path) -> None:
@@ -234,16 +280,7 @@ def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     program = torch.export.load(file)
     with pytest.raises(ExportError, match=r"no C\+\+ compiler"):
-        aoti.write(program, tmp_path / "aoti.pt2", "{}")
-
-
-def test_an_operator_that_is_not_there(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: Any) -> None:
-        raise AttributeError("'_OpNamespace' 'theirs' object has no attribute 'op'")
-
-    monkeypatch.setattr(torch.export, "load", fail)
-    with pytest.raises(ExportError, match="'theirs' object has no attribute"):
-        pt2.read(file)
+        aoti.write(program, tmp_path / "aoti.pt2")
 
 
 @pytest.mark.parametrize("part", ["every weight", "one buffer"])

@@ -164,8 +164,9 @@ class Block(nn.Module):
             return h
         result = torch.empty_like(h)
         if length:
-            result[:, length:] = h[:, length:]
-            result[:, :length] = h[:, :length]
+            cut = -length if self.form.text == "behind" else length
+            result[:, cut:] = h[:, cut:]
+            result[:, :cut] = h[:, :cut]
         else:
             result[..., ::2] = h[..., ::2]
             result[..., 1::2] = h[..., 1::2]

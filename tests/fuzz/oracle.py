@@ -184,11 +184,13 @@ class Oracle:
         """A block on some frames, the others filled in."""
         assert self.interleave is not None
         frames, whole = self.shape.frames, given["x"]
-        given = given | {"x": whole.clone()}  # the block may write into it
+        given = given | {"x": whole.clone()}  # the block may write into it, before it adds more
         found = places(self.form, block.kind, self.shape)
         if self.exact(block):
             result = forward(**given)
-            cut = found["x"][0].take(self.video(result), kept, frames)
+            cut, written = (
+                found["x"][0].take(t, kept, frames) for t in (self.video(result), given["x"])
+            )
         else:
             few = dict(given)
             for name, dims in found.items():
@@ -202,7 +204,7 @@ class Oracle:
             block.tables = made
             if given.get("cache") is not None:
                 forward(**given)  # what is written is of every frame
-            cut = self.video(result)
+            cut, written = self.video(result), few["x"]
         fill = self.interleave.fill
         added = self.added(given)
         place = found["x"][0]
@@ -214,9 +216,11 @@ class Oracle:
             added = self.form.hint == "added"
             hint = place.spread(before, hint, kept, frames, fill if added else "state")
             result = self.with_hint(result, hint)
-        if self.form.writes == "stream" and given.get("skip") is None:
-            whole.copy_(video)
-            video = whole
+        own = given.get("skip") is None and given.get("hint") is None
+        if self.form.writes == "stream" and own:
+            after = place.spread(whole, written, kept, frames, fill)
+            video = whole if torch.equal(after, video) else video
+            whole.copy_(after)
         return self.with_video(result, video)
 
     def exact(self, block: Block) -> bool:
@@ -329,6 +333,8 @@ class Oracle:
             grids = (self.seen(block, queries), self.seen(block, keys))
             return reduced(self.reduction, index, grids, q, k, v, mask)
         tiles = self.tile_mask(index)
+        if tiles is not None and bool(tiles.table(self.shape.frames).all()):
+            tiles = None
         if tiles is not None and self.seen(block, queries).mixes:
             if queries != keys:
                 return torch.full_like(q, torch.nan)  # no such mask: the pass must refuse it
@@ -404,6 +410,8 @@ def reduced(
 def seen_cells(seen: Seen, stride: Grid) -> Grid:
     """The cells of what an attention sees: no larger than the grid along what it does not see."""
     frames, rows, columns = stride
+    if seen.grid == (1, 1, 1):
+        return seen.grid
     if seen.mixes and seen.frames > 1:
         return stride if seen.place.inner > 1 or seen.grid[1:] != (1, 1) else (frames, 1, 1)
     return (1, rows, columns)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -14,6 +16,7 @@ import pytest
 import torch
 import yaml
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 from torch import nn
 
 import fisopt
@@ -82,12 +85,62 @@ def test_round_trip(pass_: Pass, tmp_path: Path) -> None:
     assert "!!" not in (tmp_path / "new" / "recipe.yaml").read_text(), "plain YAML"
 
 
-def test_equal_schedules_are_one_file(tmp_path: Path) -> None:
+def test_a_recipe_is_one_file(tmp_path: Path) -> None:
+    """Nothing can be mixed, and a file that is there under another name stays."""
+    mine = tmp_path / "r.schedule.yaml"
+    mine.write_text("mine")
     passes = [PASSES["schedule"], TokenReduction(schedule=SCHEDULE, seed=1), PASSES["table"]]
-    Recipe.of(model(), passes).save(tmp_path / "r.yaml")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        *("r.1.mask_table.json", "r.schedule.safetensors", "r.schedule.yaml", "r.yaml")
-    ]
+    for force in (False, True):
+        Recipe.of(model(), passes).save(tmp_path / "r.yaml", force=force)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.schedule.yaml", "r.yaml"]
+    assert mine.read_text() == "mine"
+    assert Recipe.load(tmp_path / "r.yaml").passes == tuple(passes)
+
+
+def test_a_large_mask_table_is_compressed(tmp_path: Path) -> None:
+    """Tiles of single heads, as of a large model; what is wrong with them is told."""
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(24, 33, 33, generator=generator) < 0.3
+    table = MaskTable({f"layers.{i}": FrameTable(kept.roll(i, 1)) for i in range(3)})
+    recipe = Recipe.of(model(), [TileAttention(table=table)])
+    path = recipe.save(tmp_path / "r.yaml")
+    assert path.stat().st_size < 100_000
+    assert Recipe.load(path) == recipe
+    said = yaml.safe_load(path.read_text())
+    held = said["passes"][0]["options"]["table"]["mask_table"]
+    bomb = base64.b85encode(zlib.compress(b" " * (1 << 25))).decode()
+    for packed, message in (
+        (held["packed"][:-7], "not complete|cannot be unpacked"),
+        (bomb, "more than 16,777,216 bytes"),
+        (base64.b85encode(zlib.compress(b"[" * 100_000)).decode(), "cannot be unpacked"),
+        ("no base85 \u00e9", "cannot be unpacked"),
+        (3, "cannot be unpacked"),
+    ):
+        held["packed"] = packed
+        path.write_text(yaml.safe_dump(said))
+        with pytest.raises(RecipeError, match=message):
+            Recipe.load(path)
+
+
+def with_files(folder: Path) -> Path:
+    """A recipe as earlier versions wrote it: a schedule of two files beside it, a mask table."""
+    said = Recipe.of(model(), [PASSES["schedule"], PASSES["table"]]).plain()
+    schedule = said["passes"][0]["options"]["schedule"]["schedule"]
+    table = said["passes"][1]["options"]["table"]["mask_table"]
+    schedule["file"], table["file"] = "r.schedule.yaml", "r.1.mask_table.json"
+    del schedule["value"], table["value"]
+    tiers = {"q": torch.tensor(SCHEDULE.query), "v": torch.tensor(SCHEDULE.value)}
+    save_file(tiers, folder / "r.schedule.safetensors")
+    limits = {"q": dict(SCHEDULE.query_thresholds), "v": dict(SCHEDULE.value_thresholds)}
+    held = {**limits, "table": "r.schedule.safetensors", "measured": {}}
+    (folder / "r.schedule.yaml").write_text(yaml.safe_dump(held))
+    TABLE.save(folder / "r.1.mask_table.json")
+    (folder / "r.yaml").write_text(yaml.safe_dump(said))
+    return folder / "r.yaml"
+
+
+def test_a_recipe_with_files_beside_it(tmp_path: Path) -> None:
+    assert Recipe.load(with_files(tmp_path)).passes == (PASSES["schedule"], PASSES["table"])
 
 
 def test_a_fresh_process_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +275,7 @@ def test_malformed(change: Callable[[dict[str, Any]], Any], message: str, tmp_pa
 
 
 def test_a_missing_schedule_file(tmp_path: Path) -> None:
-    path = Recipe.of(model(), [PASSES["schedule"]]).save(tmp_path / "r.yaml")
+    path = with_files(tmp_path)
     (tmp_path / "r.schedule.yaml").unlink()
     with pytest.raises(RecipeError, match=r"needs the schedule .*r.schedule.yaml"):
         Recipe.load(path)
@@ -230,20 +283,10 @@ def test_a_missing_schedule_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["r.schedule.yaml", "r.schedule.safetensors"])
 def test_a_broken_schedule_file(name: str, tmp_path: Path) -> None:
-    path = Recipe.of(model(), [PASSES["schedule"]]).save(tmp_path / "r.yaml")
+    path = with_files(tmp_path)
     (tmp_path / name).write_text("- 1")
     with pytest.raises(RecipeError, match=rf"r.yaml: .*{name} is no"):
         Recipe.load(path)
-
-
-def test_schedules_that_are_there_are_not_replaced(tmp_path: Path) -> None:
-    mine = tmp_path / "r.schedule.yaml"
-    mine.write_text("mine")
-    recipe = Recipe.of(model(), [PASSES["schedule"]])
-    with pytest.raises(fisopt.ExportError, match=r"r.schedule.yaml exists"):
-        recipe.save(tmp_path / "r.yaml")
-    assert mine.read_text() == "mine"
-    assert list(tmp_path.iterdir()) == [mine]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,35 @@ def test_texts_and_masks_as_long_as_the_video(length: int, other: int) -> None:
     assert found(inputs, followed) == {"video": [1]}
 
 
+class Timed(nn.Module):
+    """A time for every frame, or for every two or four: its rows are spread over the tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, video: Tensor, time: Tensor, text: Tensor | None = None) -> Tensor:
+        rows = time.repeat_interleave(video.shape[1] // time.shape[1], dim=1)[..., None]
+        if text is not None:
+            video = video + nn.functional.scaled_dot_product_attention(video, text, text)
+        for layer in self.layers:
+            video = video + layer(video * rows)
+        return video
+
+
+@pytest.mark.parametrize("text", [None, 7])
+def test_rows_that_could_stay_as_they_are_follow_the_frames(text: int | None) -> None:
+    """Two frames of two clips, twelve tokens: two rows would do for three frames."""
+    model = Timed().eval().requires_grad_(False)
+    inputs = {"video": torch.randn(2, 12, 8), "time": torch.rand(2, 2)}
+    inputs |= {} if text is None else {"text": torch.randn(2, text, 8)}
+    spec = ModelSpec(("layers.*",), (2, 2, 3))
+    program = fisopt.capture(model, inputs, spec=spec)
+    assert found(inputs, program.source.followed) == {"video": [1], "time": [1]}
+    longer = inputs | {"video": torch.randn(2, 30, 8), "time": torch.rand(2, 5)}
+    assert torch.equal(program.at(longer)(**longer), model(**longer))
+
+
 FAMILIES = ["allegro", "cogvideox_5b", "ltx", "mochi", "wan_ti2v"]
 GRIDS = [((5, 3, 4), 2), ((2, 1, 1), 2), ((4, 2, 2), 4)]
 
@@ -176,6 +205,15 @@ class Joint(Toy):
         return (torch.cat([text, video], dim=1) + positions)[:, -total:]
 
 
+class Paired(Toy):
+    """Latents [B, C, F, H, W] with as many channels as tokens have frames, two frames a token."""
+
+    def tokens(self, video: Tensor, time: Tensor) -> Tensor:
+        video = torch.cat([video[:, :, :1], video], dim=2)
+        x = video.unflatten(2, (-1, 2)).mean(3).flatten(2).mT @ torch.ones(6, 8)
+        return x + time.repeat_interleave(4, dim=1)[..., None]
+
+
 class Fixed(Toy):
     """Positions that were learned for four frames."""
 
@@ -201,6 +239,11 @@ TOYS: dict[type[Toy], tuple[dict[str, Any], int, dict[str, list[int]]]] = {
         },
         1,
         {"video": [1], "pose": [1], "face": [1]},
+    ),
+    Paired: (
+        {"video": torch.rand(1, 6, 11, 2, 2), "time": torch.rand(1, 6)},
+        1,
+        {"video": [2], "time": [1]},
     ),
     Counted: ({"video": torch.rand(VIDEO), "seq_len": 24}, 1, {"video": [1], "seq_len": [-1]}),
     Joint: (

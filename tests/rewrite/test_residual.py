@@ -140,6 +140,32 @@ class ToFrames(Plain):
         return super().forward(x).mT.unflatten(2, (-1, INNER))
 
 
+class ToFramesByHalves(ToFrames):
+    def forward(self, x: Tensor) -> Tensor:
+        return halves(super().forward(x), torch.zeros(()))
+
+
+class ToFramesOneByOne(ToFrames):
+    """Writes one channel after another into a buffer, and that into another."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = super().forward(x)
+        result = torch.empty_like(whole)
+        for i in range(whole.shape[1]):
+            result[:, i] = whole[:, i]
+        return torch.empty_like(result).copy_(result)
+
+
+class ToHalfAFrame(ToFrames):
+    """A buffer that is written in part: no entry of the rest is one of the stream's."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = super().forward(x)
+        result = torch.zeros_like(whole)
+        result[:, ::2] = whole[:, ::2]
+        return result
+
+
 class InFrames(Plain):
     """Folds the frames into the batch for its attention, from tokens."""
 
@@ -174,7 +200,7 @@ class Model(nn.Module):
             if self.kind is InPlace:
                 view = x.unflatten(1, (-1, INNER)).flatten(0, 1)
                 layer(view)
-            elif self.kind is ToFrames:
+            elif issubclass(self.kind, ToFrames):
                 x = layer(x).flatten(2).mT
             elif self.kind is AddsSkip:
                 x = layer(x, first) if layer is self.layers[1] else layer(x)
@@ -191,7 +217,7 @@ def captured(kind: type[Plain]) -> tuple[Model, Program]:
     return model, fisopt.capture(model, call(), spec=ModelSpec(("layers.*",), GRID))
 
 
-@pytest.mark.parametrize("kind", [Buffered, InPlace, ToFrames])
+@pytest.mark.parametrize("kind", [Buffered, InPlace, ToFrames, ToFramesByHalves, ToFramesOneByOne])
 @pytest.mark.parametrize("fill", ["residual", "carry"])
 def test_the_update_is_interpolated_however_it_is_returned(kind: type[Plain], fill: Any) -> None:
     (_, want), (_, program) = captured(Plain), captured(kind)
@@ -199,6 +225,11 @@ def test_the_update_is_interpolated_however_it_is_returned(kind: type[Plain], fi
     expected, got = (PassManager([step]).run(p) for p in (want, program))
     assert not any("no residual stream" in note for note in step(program).notes)
     torch.testing.assert_close(got(**call()), expected(**call()), atol=1e-5, rtol=0)
+
+
+def test_a_buffer_that_holds_a_part_of_the_stream_is_no_stream() -> None:
+    _, program = captured(ToHalfAFrame)
+    assert any("no residual stream" in n for n in FrameInterleave(first_block=0)(program).notes)
 
 
 def test_the_sum_of_stream_and_skip_is_what_a_block_updates() -> None:

@@ -276,6 +276,23 @@ def test_a_state_that_is_back_is_not_captured_again(
     pair.check(changed=False)
 
 
+def test_what_python_keeps_in_a_class_is_no_change(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copying fills in the slots of a class, asking for its annotations an empty dict."""
+
+    class Settings:
+        gain = 1.0
+
+    pair.model.layers[0].settings = Settings()
+    pair.check(changed=False)
+    monkeypatch.setattr("fisopt.runtime.captures.capture", None)
+    copy.deepcopy(pair.model)
+    copy.copy(pair.model.layers[0].settings)
+    assert Settings.__annotations__ == {}
+    pair.check(changed=False)
+
+
 @pytest.mark.parametrize("what", ["method", "function", "operator"])
 def test_code_that_is_exchanged(pair: Pair, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.check(changed=False)

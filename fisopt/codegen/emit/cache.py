@@ -14,7 +14,8 @@ import warnings
 from pathlib import Path
 
 from fisopt.errors import FileError
-from fisopt.files import replacing
+from fisopt.files import write as write_file
+from fisopt.reading import read_bytes
 
 VARIABLE = "FISOPT_CACHE"
 
@@ -56,8 +57,7 @@ def keep(name: str, text: str) -> Path:
 def write(path: Path, text: str) -> bool:
     """Write a file as one step; whether it could be written."""
     try:
-        with replacing(path) as beside:
-            beside.write_bytes(text.encode("utf-8"))  # no platform's line ends: it is compared
+        write_file(path, text)
     except FileError as error:
         _say_once(error)
         return False
@@ -76,8 +76,8 @@ def digest(text: str) -> str:
 
 def _read(path: Path) -> str | None:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except OSError:  # writing it will say why
+        return read_bytes(path).decode("utf-8", errors="replace")
+    except FileError:  # writing it will say why
         return None
 
 

@@ -1,0 +1,167 @@
+"""Processes that are killed while fisopt writes: nothing half, mixed or lost.
+
+    python benchmarks/crash.py [--kills N]
+
+Every kind of file is written over and over, one version over the other, and the process that does
+it is killed: at a call that changes the disk, or at some time.  What is there then is one of the
+two versions, all of it, and the next write leaves nothing behind.  Commands that keep their
+progress are killed until a run is whole; what it wrote equals what an uninterrupted run writes.  A
+limit on the size of files does what a full disk does.
+
+What is done is kept beside the results as long as the package and the harness are the same, so
+that a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import RESULTS, machine, write
+from tqdm import tqdm
+
+import fisopt
+from fisopt.files import write as write_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.crash import progress, writers
+from tests.crash.trial import RIGHT, Trials
+
+ROOT = Path(__file__).parent.parent
+ROWS = RESULTS / "crash.partial.json"
+SHARES = {"small": 0.46, "large": 0.46, "progress": 0.08}
+"""How the kills are shared out."""
+FULL = 0.2
+"""Writes to a full disk for each kill of a writer."""
+Row = dict[str, Any]
+
+
+def code() -> str:
+    """A digest of what the rows certify: the package and the harness."""
+    digest = hashlib.blake2b(digest_size=6)
+    package = Path(fisopt.__file__).parent
+    for path in sorted([*package.rglob("*.py"), *(ROOT / "tests" / "crash").glob("*.py")]):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+class Kept:
+    """The rows of this code, kept in a file."""
+
+    def __init__(self) -> None:
+        self.version = code()
+        held = json.loads(ROWS.read_text()) if ROWS.exists() else {}
+        self.rows: list[Row] = held.get("rows", []) if held.get("code") == self.version else []
+
+    def add(self, row: Row) -> None:
+        """Keep a row, and write the results so far."""
+        self.rows.append(row)
+        write_file(ROWS, json.dumps({"code": self.version, "rows": self.rows}))
+        keep(summary(self))
+
+    def count(self, name: str, kind: str) -> int:
+        """How many rows of a case there are."""
+        return sum(r["count"] for r in self.rows if (r["case"], r["kind"]) == (name, kind))
+
+
+def keep(result: Row) -> None:
+    """Write the results beside those of the other parts of the file."""
+    path = RESULTS / "reliability.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    write("reliability", {**held, "crash": result})
+
+
+def summary(kept: Kept) -> Row:
+    """The figures."""
+    cases: dict[str, Counter[str]] = {}
+    for row in kept.rows:
+        found = cases.setdefault(row["case"], Counter())
+        found[row["kind"]] += row["count"]
+        for outcome, count in row["outcomes"].items():
+            found[f"{row['kind']}, {outcome}"] += count
+    faults = [{"case": r["case"], "fault": fault} for r in kept.rows for fault in r["faults"]]
+    return {
+        "machine": machine(),
+        "what": "processes killed (SIGKILL) while they write, and writes to a full disk",
+        "code": kept.version,
+        "kills": sum(found["kill"] for found in cases.values()),
+        "full_disk": sum(found["full"] for found in cases.values()),
+        "half_mixed_lost_or_left_over": len(faults),
+        "faults": faults,
+        "cases": {name: dict(found) for name, found in cases.items()},
+    }
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(dir=ROOT / "benchmarks", prefix=".crash-") as folder:
+        yield Path(folder) / "here"
+
+
+def of_writer(writer: writers.Writer, kills: int, kept: Kept, bar: tqdm[Any]) -> None:
+    """Kill a writer as often as is missing."""
+    full = round(FULL * kills)
+    missing = kills - kept.count(writer.name, "kill")
+    missing_full = full - kept.count(writer.name, "full")
+    if missing <= 0 and missing_full <= 0:
+        return
+    trials = Trials(writer, seed=missing)
+    for i in range(missing + missing_full):
+        kind = "kill" if i < missing else "full"
+        outcome = trials.one() if kind == "kill" else trials.full()
+        if kind == "kill" and outcome.death == "done":
+            outcome_name = "ended before it was killed"
+        else:
+            outcome_name = outcome.kind
+        faults = [] if outcome.kind in RIGHT else [asdict(outcome)]
+        row = {"case": writer.name, "kind": kind, "count": 1, "faults": faults}
+        kept.add({**row, "outcomes": {outcome_name: 1}})
+        bar.update(kind == "kill")
+        bar.set_postfix_str(f"{writer.name}: {outcome_name}")
+
+
+def of_job(job: progress.Job, kills: int, kept: Kept, bar: tqdm[Any]) -> None:
+    """Kill a job as often as is missing, some kills and whole runs at a time."""
+    while (missing := kills - kept.count(job.name, "kill")) > 0:
+        with scratch() as folder:
+            done = progress.again_and_again(job, folder, missing, min(missing, 15), bar.update)
+        row = {"case": job.name, "kind": "kill", "count": done["kills"], "faults": done["wrong"]}
+        kept.add({**row, "outcomes": {"runs that equal an uninterrupted one": done["runs"]}})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--kills", type=int, default=500)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    kept = Kept()
+    done = sum(row["count"] for row in kept.rows if row["kind"] == "kill")
+    bar = tqdm(total=options.kills, initial=done, unit="kill")
+    for share, make in (("small", writers.small), ("large", writers.large)):
+        with scratch() as folder:
+            made = make(folder)
+            for writer in made:
+                kills = -(-round(options.kills * SHARES[share]) // len(made))
+                of_writer(writer, kills, kept, bar)
+    for job in progress.JOBS:
+        of_job(job, -(-round(options.kills * SHARES["progress"]) // len(progress.JOBS)), kept, bar)
+    result = summary(kept)
+    print(json.dumps({k: v for k, v in result.items() if k != "machine"}, indent=1))
+    if result["faults"]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

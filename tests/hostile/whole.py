@@ -1,0 +1,81 @@
+"""Whole files to mutate: a small model exported in every form, and a recipe with its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from torch import nn
+
+import fisopt
+from fisopt import (
+    FrameInterleave,
+    MaskTable,
+    ModelSpec,
+    OptimizedModule,
+    Pass,
+    RadialDecay,
+    Schedule,
+    TokenReduction,
+)
+from fisopt.passes.schedule import Measured
+from fisopt.recipe.recipe import Recipe
+from tests import plain_dit
+from tests.hostile.mutations import Corpus
+from tests.plain_dit import FORMS, PlainDiT
+
+GRID = (5, 2, 3)
+
+
+Made = Callable[[Sequence[Pass]], OptimizedModule]
+
+
+def plain(passes: Sequence[Pass]) -> OptimizedModule:
+    """A plain model with some passes."""
+    form = FORMS["text_in_front"]
+    inputs = plain_dit.inputs(form, *GRID, batch=2)
+    spec = ModelSpec(blocks=("layers.*",), grid=GRID)
+    return fisopt.optimize(PlainDiT(form).eval(), passes, inputs, spec, "eager")
+
+
+def corpus(folder: Path, made: Made = plain, *, onnx: bool = True) -> Corpus:
+    """Write whole files of every kind."""
+    stepwise = made([FrameInterleave(dense_steps=(0,))])
+    whole = {"folder": fisopt.export(stepwise, folder / "whole", steps=3, dynamic=False)}
+    sparse = made([FrameInterleave()])
+    whole["pt2"] = fisopt.export(sparse, folder / "whole.pt2", dynamic=False)
+    if onnx:
+        whole["onnx"] = fisopt.export(sparse, folder / "whole.onnx", "onnx", dynamic=False)
+    return Corpus(whole | texts(folder, sparse.original))
+
+
+def texts(folder: Path, model: nn.Module) -> dict[str, Path]:
+    """Whole files of text."""
+    measured = Measured(model="PlainDiT", grid=GRID, prompts=2, seed=1)
+    schedule = Schedule(((1, 7, 9),) * 3, ((0, 8, 8),) * 3, ((5, 0.3),), ((8, 0.3),), measured)
+    table = MaskTable({"layers.0": 2, "layers.1": RadialDecay(2), "layers.2": None}, {"frames": 5})
+    passes = [fisopt.TileAttention(table=table), TokenReduction(schedule=schedule)]
+    recipe = Recipe.of(model, passes).save(_in(folder, "recipe") / "recipe.yaml")
+    schedule.save(_in(folder, "schedule") / "schedule.yaml")
+    choices = _in(folder, "choices") / "gpu.json"
+    choices.write_text(json.dumps({"kernel 1": {"reference": 3.5, "1 warps": 2.25}}))
+    return {
+        "recipe": recipe,
+        "schedule": folder / "schedule" / "schedule.yaml",
+        "mask_table": table.save(_in(folder, "mask_table") / "masks.json"),
+        "choices": choices,
+    }
+
+
+def _in(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
+
+
+WARM = {"pt2": "artefact", "onnx": "artefact", "folder": "artefact"}
+
+
+def warm(corpus: Corpus) -> list[tuple[str, Path]]:
+    """What a watched process reads first, so that all modules that readers need are there."""
+    return [(WARM.get(kind, kind), path) for kind, path in corpus.whole.items()]
