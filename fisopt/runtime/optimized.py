@@ -113,7 +113,7 @@ class OptimizedModule(nn.Module):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             raise InputError(
                 f"an optimised {type(self).__name__} cannot be traced: it chooses what runs at "
                 "every call; fisopt.export writes what runs, and fisopt.load reads it"
