@@ -56,6 +56,21 @@ def test_grid_is_not_that_of_the_tokens(grid: tuple[int, int, int]) -> None:
     assert "check the grid" in text
 
 
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ((1, 5, 6), r"says \(1, 5, 6\) with 2 frames too; .* if the model makes images, the rows"),
+        ((5, 2, 3), r"says \(5, 2, 3\) with 6 frames too; let it count the frames of the inputs"),
+        (None, r"grid must be three positive ints .*, got None"),
+        (7, r"grid must be three positive ints .*, got 7"),
+    ],
+)
+def test_a_grid_function_that_does_not_follow_its_inputs(grid: Any, message: str) -> None:
+    spec = ModelSpec(blocks=("layers.*",), grid=lambda _: grid)
+    with pytest.raises(CaptureError, match=message):
+        fisopt.capture(model(), inputs(), spec=spec)
+
+
 def test_grid_of_latents_and_not_of_tokens() -> None:
     axes = (None, FrameAxis(5, inner=6, after=4), None)
 

@@ -118,6 +118,12 @@ class Search:
             return error
         if callable(self.spec.grid):
             got, wanted = self._grid(inputs), (frames, self.grid.height, self.grid.width)
+            if got == (self.grid.frames, *wanted[1:]):
+                images = ", or if the model makes images, the rows: (rows, 1, columns)"
+                return (
+                    f"the spec's grid function says {got} with {frames} frames too; let it count "
+                    f"the frames of the inputs it is given{images if got[0] == 1 else ''}"
+                )
             if got != wanted:
                 return f"with {frames} frames the spec's grid function says {got}"
         return _disagreement(self.before, after, self.grid, step)

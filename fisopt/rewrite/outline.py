@@ -178,6 +178,8 @@ def share(root: nn.Module, source: nn.Module, path: str) -> None:
             holder.add_module(part, nn.Module())
         holder = getattr(holder, part)
     value = getattr(value, leaf)
+    for held in (holder._parameters, holder._buffers, vars(holder)):
+        held.pop(leaf, None)  # a parameter may have become a buffer
     if isinstance(value, nn.Parameter):
         holder.register_parameter(leaf, value)
     elif isinstance(value, torch.Tensor):

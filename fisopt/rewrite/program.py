@@ -274,7 +274,9 @@ def pass_of(state: str) -> str:
 
 def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
     """A token layout from a (frames, height, width) triple, checked."""
-    if len(grid) != 3 or any(not isinstance(g, int) or g < 1 for g in grid):
+    given: object = grid  # a function of the user's returns anything
+    sizes = list(given) if isinstance(given, (tuple, list)) else []
+    if len(sizes) != 3 or any(not isinstance(g, int) or g < 1 for g in sizes):
         raise CaptureError(
             f"grid must be three positive ints (frames, height, width), got {grid!r}"
         )
@@ -310,7 +312,8 @@ def _build(source: Source, inputs: Inputs) -> Program:
         if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
             raise CaptureError(
                 f"the model runs different operators at {layout.frames} and {longer} "
-                "frames; it cannot be captured at this shape"
+                "frames; it cannot be captured at this shape. If it keeps what a call made, such "
+                "as positions for one size, empty that before it is captured"
             )
         annotate(flat.graph, wider.graph, layout.frames, step)
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))

@@ -84,8 +84,9 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             f"torch.export cannot trace {type(model).__name__}"
             + (f" at\n    {line}\n" if line else ": ")
             + f"{type(error).__name__}: {first}\n"
-            "Data-dependent control flow must leave the traced part: rewrite that line with "
-            "tensor operations, or give ModelSpec a `prepare` function that does."
+            "Data-dependent control flow must leave the traced part, and so must kernels that "
+            "torch does not know (or be a torch.library.custom_op with a fake): rewrite that line "
+            "with tensor operations, or give ModelSpec a `prepare` function that does."
         ) from error
     return module
 

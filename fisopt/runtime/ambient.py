@@ -12,11 +12,12 @@ import torch
 def ambient(inputs: Iterable[torch.Tensor]) -> tuple[Any, ...]:
     """The modes in which a call with some inputs is made, as part of the key of its graph.
 
-    They are the dtypes that autocast chooses on the CPU and where the inputs are, and the default
-    dtype and device of new tensors.
+    They are the dtypes that autocast chooses on the CPU and where the inputs are, the default
+    dtype and device of new tensors, and whether only deterministic algorithms may run.
     """
     casts = ((kind, torch.get_autocast_dtype(kind)) for kind in _casting(inputs))
-    return (torch.get_default_dtype(), torch.get_default_device(), *casts)
+    fixed = torch.are_deterministic_algorithms_enabled()
+    return (torch.get_default_dtype(), torch.get_default_device(), fixed, *casts)
 
 
 @contextmanager

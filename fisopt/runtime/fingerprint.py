@@ -376,7 +376,10 @@ def _numbers(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
 
 
 def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Type, shape, dtype and device of each weight by path, and which are one tensor."""
+    """Type, shape, dtype and device of each weight by path, and which are one tensor.
+
+    In the place of a parameter a plain tensor counts as one: functional calls put it there.
+    """
     first: dict[int, str] = {}
     forms: dict[str, Any] = {}
     for place, held in weights.items():
@@ -384,7 +387,8 @@ def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         for name, x in held.items():
             path = owner + name
             alias = first.setdefault(id(x), path)
-            forms[path] = None if x is None else (type(x), x.shape, x.dtype, x.device, alias)
+            kind = nn.Parameter if type(x) is Tensor and "_parameters" in place else type(x)
+            forms[path] = None if x is None else (kind, x.shape, x.dtype, x.device, alias)
     return forms
 
 

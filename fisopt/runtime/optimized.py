@@ -110,8 +110,14 @@ class OptimizedModule(nn.Module):
             )
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+            raise InputError(
+                f"an optimised {type(self).__name__} cannot be traced: it chooses what runs at "
+                "every call; fisopt.export writes what runs, and fisopt.load reads it"
+            )
         hook = vars(self.original).get("_hf_hook")
         if hook is None:
             return self._run(args, kwargs)

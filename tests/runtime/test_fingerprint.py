@@ -88,6 +88,38 @@ def test_weights(pair: Pair) -> None:
         torch.testing.assert_close(program(**pair.inputs), want, rtol=0, atol=1e-6)
 
 
+def test_parametrised_weights(pair: Pair) -> None:
+    """A parameter that is a property of its layer meanwhile, and a buffer afterwards."""
+    pair.check(changed=False)
+    layer: Any = pair.model.layers[0].mlp
+    nn.utils.parametrizations.weight_norm(layer)
+    layer.parametrizations.weight.original0 *= 2
+    pair.check()
+    nn.utils.parametrize.remove_parametrizations(layer, "weight")
+    pair.check()
+
+
+def test_weights_that_a_functional_call_gives(pair: Pair) -> None:
+    pair.check(changed=False)
+    other = {name: 1.5 * x for name, x in pair.model.state_dict().items()}
+    with torch.no_grad():
+        want = torch.func.functional_call(pair.model, other, (), pair.inputs)
+    got = torch.func.functional_call(pair.fast, other, (), pair.inputs)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+    pair.check(changed=False)
+
+
+def test_tracing_an_optimised_module_is_refused_and_compiling_around_it_is_not(pair: Pair) -> None:
+    pair.check(changed=False)
+    refused = pytest.raises(InputError, match=r"cannot be traced.*fisopt\.export")
+    with refused:
+        torch.export.export(pair.fast, (), pair.inputs)
+    with refused:
+        torch.jit.trace(pair.fast, example_kwarg_inputs=pair.inputs)
+    around = torch.compile(lambda **call: 2 * pair.fast(**call), backend="eager")
+    torch.testing.assert_close(around(**pair.inputs), 2 * pair.dense(), rtol=0, atol=1e-6)
+
+
 def test_weights_of_another_form_are_captured(pair: Pair) -> None:
     wide, narrow = nn.Parameter(torch.randn(2 * WIDTH, WIDTH)), nn.Linear(2 * WIDTH, WIDTH)
     pair.model.layers[1].mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), narrow)
