@@ -28,6 +28,7 @@ from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
 from fisopt.runtime.branches import conditioning
+from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
 from fisopt.staging import recover
 
@@ -59,7 +60,7 @@ class LoadedModule(nn.Module):
         super().__init__()
         held = self.__dict__
         held["manifest"], held["_runners"] = manifest, dict(runners)
-        held["_generation"] = Generation(scheduler)
+        held["_generation"] = Generation(CallersScheduler(self, scheduler))
         held["_output"] = structure_of(manifest.call.output) if output is None else output
         for index, module in modules.items():
             self.add_module(f"variant_{index}", module)
@@ -244,8 +245,8 @@ def load(
 
     Args:
         path: the file or the folder.
-        scheduler: the pipeline's, whose ``timesteps`` tell the step in pipelines that do not say
-            it themselves.
+        scheduler: whose ``timesteps`` tell the step in a loop of your own; in a pipeline that
+            holds the module beside a scheduler, that one does.
         trust: "code" for an artefact that holds code, and that comes from somebody you trust: a
             package of AOTInductor, which is native code; operators of other libraries; results in
             classes of your own.

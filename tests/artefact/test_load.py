@@ -71,9 +71,23 @@ def test_a_schedule_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             pytest.raises(ScheduleError, match="not in the schedule of 5 steps"),
         ):
             loaded(**inputs)
+    assert asked_in(Pipe(loaded, "its own")) == "its own"
     (path / "variant_1.pt2").unlink()
     with pytest.raises(fisopt.ExportError, match=r"variant_1.pt2 is missing"):
         fisopt.load(path)
+
+
+class Pipe:
+    """Holds a loaded module beside a scheduler."""
+
+    def __init__(self, transformer: fisopt.LoadedModule, scheduler: str) -> None:
+        self.transformer, self.scheduler = transformer, scheduler
+
+
+def asked_in(pipe: Pipe) -> str:
+    """The scheduler that tells the step of a call in a pipeline's function."""
+    told: str = pipe.transformer._generation._scheduler()
+    return told
 
 
 def test_takes_the_original_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
