@@ -52,11 +52,23 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
         if issubclass(cls, family.transformer):
             return family
     known = {family.transformer.__name__ for family in families().values()}
+    if isinstance(model_or_name, nn.Module) and (inner := _inner(model_or_name)):
+        raise InputError(
+            f"no adapter for {cls.__name__}, which holds a {inner[1]} as {inner[0]!r}: optimise "
+            "that one, the wrapper's layers are its own"
+        )
     raise InputError(
         f"no adapter for {cls.__name__}; adapters are there for "
         f"{', '.join(_nearest(cls.__name__, known))}. For another model give "
         f'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
     )
+
+
+def _inner(model: nn.Module) -> tuple[str, str] | None:
+    """The path and the class of the model of a known family that a wrapper holds."""
+    known = tuple(family.transformer for family in families().values())
+    held = ((path, type(m).__name__) for path, m in model.named_modules() if isinstance(m, known))
+    return next(held, None)
 
 
 def spec_of(model: nn.Module) -> ModelSpec:

@@ -281,7 +281,7 @@ class _Tiler:
                     twin[each.query],
                     key,
                     twin[each.value],
-                    None if each.mask is None else twin[each.mask],
+                    _mask(inner, each, twin),
                     rows,
                     keys,
                     plan.pairs,
@@ -291,6 +291,15 @@ class _Tiler:
         inner.erase_dead()
         inner.program.graph_module.recompile()
         return inner.program.graph_module
+
+
+def _mask(inner: Rewriter, read: PlainAttention, twin: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
+    """The mask of an attention in a copy of its graph, as something that is seen or added."""
+    if read.mask is None or read.fill is None:
+        return None if read.mask is None else twin[read.mask]
+    zeros = inner.call(aten.zeros_like.default, twin[read.mask], dtype=read.query.meta["val"].dtype)
+    args = (zeros if a in read.path else twin.get(a, a) for a in read.fill.args)  # type: ignore[arg-type]
+    return inner.call(read.fill.target, *args)
 
 
 def sequence_axis(node: fx.Node, dim: int = -2) -> FrameAxis | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -96,7 +96,7 @@ def _follow(
 ) -> Followed:
     """Find how inputs follow the frames; note what a captured graph does not do."""
     blocks = [m for path, m in model.named_modules() if matches(path, spec.blocks)]
-    with shape_trials(model, blocks, inputs) as (trial, changed):
+    with shape_trials(model, blocks, inputs) as (trial, changed, pinned):
         try:
             search = Search(inputs, layout, spec, trial, trial(inputs))
         except Exception as error:
@@ -112,7 +112,7 @@ def _follow(
             "Rewrite that line with tensor operations, or give ModelSpec a `prepare` function "
             "that does"
         ) from refused
-    for effect in _effects(model, list(changed)):
+    for effect in _effects(model, list(changed), pinned):
         notes[effect] = None
         warnings.warn(f"{type(model).__name__}: {effect}", stacklevel=4)
     if not found.step:
@@ -120,8 +120,14 @@ def _follow(
     return found
 
 
-def _effects(model: nn.Module, changed: Sequence[str]) -> Iterator[str]:
+def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) -> Iterator[str]:
     """What calls of a model do beside computing, which calls of its graph do not."""
+    for kernels in pinned:
+        yield (
+            f"attention is bound to a kernel ({kernels}: sdpa_kernel, a `_native_*` backend of "
+            "diffusers); a graph does not keep that, torch chooses. To bind it, run the "
+            "optimised model inside sdpa_kernel"
+        )
     hooked = [path for path, module in model.named_modules() if has_hooks(module)]
     if changed:
         yield (

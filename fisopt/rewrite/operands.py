@@ -38,6 +38,17 @@ _VIEWS = {
     aten.unsqueeze.default,
     aten.squeeze.dim,
 }
+_FILLS: dict[Any, int] = {
+    aten.masked_fill.Scalar: 1,
+    aten.masked_fill.Tensor: 1,
+    aten.where.self: 0,
+    aten.where.ScalarOther: 0,
+    aten.where.ScalarSelf: 0,
+}
+"""Operators that put one number at the places of a mask, and which operand the mask is."""
+
+_NUMBERS: dict[Any, int] = {aten.scalar_tensor.default: 0, aten.full.default: 1}
+_LOW = -1e8
 Place = tuple[int, int]
 
 
@@ -75,12 +86,14 @@ class PlainAttention(Operands):
         scale: of the scores; None is one over the root of D.
         dropout: probability that a weight is dropped.
         causal: whether a query sees only the keys up to its own position.
+        fill: the operator that puts a very low score where the mask says so, if it does.
     """
 
     mask: fx.Node | None
     scale: float | None
     dropout: float = 0.0
     causal: bool = False
+    fill: fx.Node | None = None
 
 
 def operands_of(attention: Attention) -> Operands | str:
@@ -161,12 +174,16 @@ def plain_attention(attention: Attention) -> PlainAttention | str:
             causal=argument(node, 5, "is_causal", False),
         )
     found = _mask_and_scale(read)
-    return found if isinstance(found, str) else PlainAttention(*parts, *found)
+    if isinstance(found, str):
+        return found
+    mask, scale, fill = found
+    return PlainAttention(*parts, mask=mask, scale=scale, fill=fill)
 
 
-def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float] | str:
+def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float, fx.Node | None] | str:
     """What the operators between the two products do to the scores."""
     scores, weights = read.path[0], False
+    fill: fx.Node | None = None
     scale, beta = (float(_number(scores, name)) for name in ("alpha", "beta"))
     if (mask := bias_of(scores)) is not None and beta != 1:
         return f"{scores.format_node()} scales its bias"
@@ -190,14 +207,30 @@ def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float] | str:
             scale = scale * right if node.target in _PRODUCTS_BY_NUMBER else scale / right
         elif _adds(node) and mask is None and isinstance(other, fx.Node):
             mask = other
+        elif node.target in _FILLS and mask is None:
+            if not _hides(node, before):
+                return f"{node.format_node()} puts a score that hides no key"
+            mask, fill = operand_of(node, _FILLS[node.target]), node
         else:
             return f"{node.format_node()} stands between the scores and the softmax"
     if mask is not None and len(shape(mask)) > len(shape(read.query)):
         return f"its mask has shape {shape(mask)}, its queries have {shape(read.query)}"
-    kinds = [n.meta["val"].dtype for n in (read.query, mask) if n is not None]
+    added = (read.query, None if fill is not None else mask)
+    kinds = [n.meta["val"].dtype for n in added if n is not None]
     if len(set(kinds)) > 1:
         return f"its mask is {kinds[1]}, its queries {kinds[0]}"
-    return mask, scale
+    return mask, scale, fill
+
+
+def _hides(fill: fx.Node, scores: fx.Node) -> bool:
+    """Whether a fill keeps scores, and else puts one so low that nothing added to it counts."""
+    mask = fill.args[_FILLS[fill.target]]
+    rest = [a for a in fill.args if a is not mask and a is not scores]
+    value: Any = rest[0] if len(rest) == 1 else None
+    if isinstance(value, fx.Node):
+        value = value.args[_NUMBERS[value.target]] if value.target in _NUMBERS else None
+    lowest = max(torch.finfo(fill.meta["val"].dtype).min, _LOW)
+    return mask is not scores and isinstance(value, (int, float)) and value <= lowest
 
 
 def _number(product: fx.Node, name: str) -> Any:

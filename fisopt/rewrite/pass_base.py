@@ -52,8 +52,8 @@ class Step:
             raise ScheduleError(
                 f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
                 "but the number of steps is not known; run the model inside "
-                "`with optimized.generation(num_steps=...):`, or optimize the pipeline that calls "
-                "it, whose scheduler knows"
+                "`with optimized.generation(num_steps=...):`, or from a pipeline that holds it "
+                "beside a scheduler that knows"
             )
         last = self.count or 0
         return self.index in {index + last if index < 0 else index for index in dense_steps}
@@ -138,8 +138,9 @@ class Pass(metaclass=Checked):
                 what = "its attention" if "attention" in str(node.target) else str(node.target)
                 raise PreconditionError(
                     f"{what} has dropout ({probability}), so every run draws other numbers and "
-                    "nothing can be left out of it; pass a probability of 0 outside of training "
-                    "(`dropout_p=self.p if self.training else 0.0`)",
+                    "nothing can be left out of it; call model.eval() if a layer is in training "
+                    "mode, as those of adapters may be, and pass a probability of 0 outside of "
+                    "training (`dropout_p=self.p if self.training else 0.0`)",
                     pass_name=self.name,
                     node=where,
                 )

@@ -8,7 +8,7 @@ import inspect
 import sys
 import textwrap
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MethodType
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import InputError
 
@@ -32,14 +33,18 @@ GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 """Where torch keeps the hooks of every module's forward call."""
 
 
-def check_model(model: nn.Module) -> None:
+def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None) -> None:
     """Refuse a model in a state that a graph cannot be captured in.
+
+    Args:
+        model: the model.
+        hidden: modules that it reaches otherwise than as layers, by path.
 
     Raises:
         InputError: it is in training mode; hooks that a graph does not run replace the forward
             calls of its layers (a step cache, parallelism, layerwise casting, offloading of
-            single layers) or run around every module; or a ``forward`` was exchanged on a layer
-            or on its class.
+            single layers) or run around every module; a ``forward`` was exchanged on a layer
+            or on its class; or a weight is of a class that export does not follow.
     """
     if model.training:
         raise InputError(
@@ -52,7 +57,7 @@ def check_model(model: nn.Module) -> None:
             "(register_module_forward_hook), which no captured graph runs; remove it, or hook "
             "the layers that are meant"
         )
-    for path, module in model.named_modules():
+    for path, module in (*model.named_modules(), *(hidden or {}).items()):
         where = f"{type(model).__name__}: {path or 'the model'}"
         if hooks := list(_hooks(module)):
             raise InputError(
@@ -65,6 +70,21 @@ def check_model(model: nn.Module) -> None:
                 "between calls would not reach a captured graph, so it cannot be combined with "
                 "fisopt; put the class's own forward back, or define this one in a subclass"
             )
+        if odd := _odd_weight(module):
+            raise InputError(
+                f"{where} holds {odd}, a tensor class that torch.export takes for a plain tensor "
+                "of the numbers as they are stored; dequantise the model first (diffusers: "
+                "model.dequantize()), or quantise with torchao or quanto, whose tensors it follows"
+            )
+
+
+def _odd_weight(module: nn.Module) -> str | None:
+    """Name a weight of a class that export does not follow, such as one of packed numbers."""
+    for name, x in (*module._parameters.items(), *module._buffers.items()):
+        theirs = type(x).__module__.partition(".")[0] not in ("torch", "builtins")
+        if x is not None and theirs and not is_traceable_wrapper_subclass(x):
+            return f"{name!r}, a {type(x).__module__}.{type(x).__qualname__}"
+    return None
 
 
 def _everywhere() -> Iterator[str]:

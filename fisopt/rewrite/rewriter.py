@@ -73,10 +73,22 @@ class Rewriter:
             yield
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Insert ``target(*args, **kwargs)`` here."""
+        """Insert ``target(*args, **kwargs)`` here.
+
+        Raises:
+            PassError: the operator does not take them.
+        """
         node = self.graph.call_function(target, args, kwargs)
-        with self._mode, torch.no_grad():
-            node.meta["val"] = target(*self._fake(args), **self._fake(kwargs))
+        try:
+            with self._mode, torch.no_grad():
+                node.meta["val"] = target(*self._fake(args), **self._fake(kwargs))
+        except Exception as error:
+            given = [str(tuple(n.meta["val"].shape)) for n in node.all_input_nodes]
+            raise PassError(
+                f"{target} does not take {', '.join(given) or 'its arguments'}: "
+                f"{type(error).__name__}: {error}",
+                pass_name=self.pass_name,
+            ) from error
         node.meta[BY] = self.pass_name
         rule = AXIS_RULES.get(target)
         set_axes(node, rule(node) if rule is not None else self._follow(node))

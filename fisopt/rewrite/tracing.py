@@ -21,6 +21,7 @@ from fisopt.errors import CaptureError
 from fisopt.rewrite.composites import decompositions
 from fisopt.rewrite.frame_dims import INT, FrameDims
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.pins import Pins
 from fisopt.rewrite.shape_numbers import shape_numbers
 from fisopt.rewrite.untouched import untouched
 
@@ -138,7 +139,7 @@ Trial = Callable[[Inputs], Shapes]
 @contextmanager
 def shape_trials(
     model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs
-) -> Iterator[tuple[Trial, Collection[str]]]:
+) -> Iterator[tuple[Trial, Collection[str], Collection[str]]]:
     """Inside, runs of a model on fake tensors of any shapes; the model is left as it is.
 
     Args:
@@ -147,10 +148,11 @@ def shape_trials(
         inputs: the user's inputs, whose tensors are left as they are.
 
     Yields:
-        What runs the model, and names of what the runs changed in the model.
+        What runs the model, names of what the runs changed in the model, and kernels of attention
+        that it chose itself.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model, inputs.leaves) as held:
+    with untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {name: mode.from_tensor(x) for name, x in _weights(model)}
 
         def trial(resized: Inputs) -> Shapes:
@@ -163,7 +165,7 @@ def shape_trials(
             finally:
                 held.restore()
 
-        yield trial, held.changed
+        yield trial, held.changed, pins.found
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -51,8 +51,8 @@ class Captures:
         if now is not None and now[0].holds():
             return now[1]
         with self.lock:
-            check_model(self.model)
             found = Fingerprint(self.model)
+            check_model(self.model, found.hidden)
             known = reversed([*self._states.values()])
             state = next((before for before in known if found.same(before)), found)
             self._states[id(state)] = state

@@ -13,12 +13,13 @@ import operator
 import sys
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from types import FunctionType, MappingProxyType, ModuleType
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
 from fisopt.rewrite.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
@@ -37,6 +38,34 @@ _WITHOUT_EFFECT = {_REGISTRY, "_class_name", "_diffusers_version", "_name_or_pat
 """The registry, and what saving writes into a config."""
 
 
+class _Values(tuple[Any, ...]):
+    """What a watched thing was; the name of its class comes first."""
+
+    def __repr__(self) -> str:
+        return str(self[0])
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """Something that is compared by what is read of it.
+
+    Attributes:
+        of: the thing.
+        read: reads it.
+    """
+
+    of: Any
+    read: Callable[[Any], tuple[Any, ...]]
+
+    def __copy__(self) -> _Values:
+        return _Values((type(self.of).__name__, *self.read(self.of)))
+
+    def __eq__(self, kept: object) -> bool:
+        return self.__copy__() == kept
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass
 class _Seen:
     """What was found on the way through a model: containers with copies, places, weights."""
@@ -47,16 +76,20 @@ class _Seen:
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     objects: dict[str, Any] = field(default_factory=dict)
     classes: dict[type, None] = field(default_factory=dict)
+    hidden: dict[str, nn.Module] = field(default_factory=dict)
     _ids: set[int] = field(default_factory=set)
+    _modules: set[int] = field(default_factory=set)
 
     def model(self, model: nn.Module) -> None:
         """Look through a model, its classes and torch's hooks for every module."""
+        self._modules.update(map(id, model.modules()))
         for path, module in model.named_modules():
             self.module(path, module, is_root=module is model)
-        for cls in self.classes:
-            self.containers[f"class {cls.__module__}.{cls.__qualname__}"] = vars(cls)
-            if cls.__module__.partition(".")[0] != "torch":
-                self.globals(cls)
+        known: set[type] = set()
+        while found := [cls for cls in self.classes if cls not in known]:
+            known.update(found)
+            for cls in found:
+                self.cls(cls)
         for name in GLOBAL_HOOKS:
             self.empty.append(getattr(nn.modules.module, name))
         for name, value in vars(nn.functional).items():
@@ -96,11 +129,24 @@ class _Seen:
                 getattr(base, "__annotations__", None)
                 self.classes[base] = None
 
-    def globals(self, cls: type) -> None:
-        """Take note of what the functions of a class read from their module."""
-        for function in vars(cls).values():
-            if isinstance(function, FunctionType):
-                self.read_by(function, _DEPTH)
+    def cls(self, cls: type) -> None:
+        """Look at what a class defines, holds, and reads from its module."""
+        name = f"class {cls.__module__}.{cls.__qualname__}"
+        self.containers[name] = vars(cls)
+        if cls.__module__.partition(".")[0] != "torch":
+            for key, value in list(vars(cls).items()):
+                if isinstance(value, FunctionType):
+                    self.function(f"{name}.{key}", value, _DEPTH)
+            self.shared(name, vars(cls))
+
+    def shared(self, path: str, held: Mapping[Any, Any]) -> None:
+        """Look into the data that a class holds for all that are of it."""
+        for name, value in list(held.items()):
+            if isinstance(value, (dict, list, *_VALUES)) and self.enter(f"{path}.{name}", value):
+                if isinstance(value, dict):
+                    self.shared(f"{path}.{name}", value)
+            elif isinstance(value, np.ndarray):
+                self.enter(f"{path}.{name}", value, _Watched(value, _numbers))
 
     def read_by(self, function: FunctionType, depth: int) -> None:
         """Take note of what a function reads from its module, and look into data among it."""
@@ -119,25 +165,48 @@ class _Seen:
         """Look into what an attribute holds, as far as its contents can change."""
         if isinstance(value, Tensor):
             self.places[path] = (holder, key, value)
+        if isinstance(value, nn.Module) and id(value) not in self._modules:
+            self.beside(path, value)
         if value is None or depth == 0 or isinstance(value, (Tensor, *_ATOMS)):
             return
-        if isinstance(value, FUNCTIONS):
+        if isinstance(value, np.ndarray):
+            self.places[path] = (holder, key, value)
+            self.enter(path, value, _Watched(value, _numbers))
+        elif isinstance(value, FUNCTIONS):
             self.function(path, value, depth)
         elif isinstance(value, (dict, *_SEQUENCES)):
             self.places[path] = (holder, key, value)
             pairs = value.items() if isinstance(value, dict) else enumerate(value)
-            if self.enter(path, value, contents=value):
+            if self.enter(path, value):
                 for name, part in list(pairs):
                     self.inside(f"{path}[{name!r}]", value, name, part, depth - 1)
         elif isinstance(value, _VALUES):
             self.places[path] = (holder, key, value)
-            self.enter(path, value, contents=value)
+            self.enter(path, value)
         elif _root(type(value)) not in _OPAQUE:
             self.object(path, value, depth)
 
+    def beside(self, path: str, value: nn.Module) -> None:
+        """Look through a module that a list, a dict or an object holds and that is no layer.
+
+        A graph holds the weights of such modules itself.
+        """
+        for name, module in value.named_modules(prefix=path):
+            if id(module) in self._modules:
+                continue
+            self._modules.add(id(module))
+            self.hidden[name] = module
+            self.module(name, module, is_root=False)
+            for kind in ("_parameters", "_buffers"):
+                held = self.weights.pop(f"{name}.{kind}", {})
+                self.containers[f"{name}.{kind}"] = held
+                for key, x in held.items():
+                    if x is not None:
+                        self.containers[f"{name}.{key}"] = _Watched(x, _storage)
+
     def function(self, path: str, value: Any, depth: int) -> None:
         """Look into a function: its closure, defaults, attributes, and what it reads by name."""
-        if not self.enter(path, value, contents=()):
+        if not self.enter(path, value, ()):
             return
         if isinstance(value, FunctionType):
             if _root(value) in _OPAQUE:
@@ -149,7 +218,7 @@ class _Seen:
         """Look into what an object holds, in a dict or elsewhere."""
         if isinstance(held := getattr(value, "__dict__", None), dict):
             self.kind(type(value))
-            if self.enter(path, held, contents=held):
+            if self.enter(path, held):
                 self.objects[path] = value
                 for name, part in list(held.items()):
                     self.inside(f"{path}.{name}", held, name, part, depth - 1)
@@ -157,13 +226,13 @@ class _Seen:
             self.places[f"{path}.{name}"] = (holder, key, holder[key])
             self.inside(f"{path}.{name}", holder, key, holder[key], depth - 1)
 
-    def enter(self, path: str, value: Any, contents: Any) -> bool:
-        """Take note of a container, once."""
+    def enter(self, path: str, value: Any, contents: Any = None) -> bool:
+        """Take note of a container, once; of its contents, where those are compared otherwise."""
         if id(value) in self._ids:
             return False
         self._ids.add(id(value))
-        if not isinstance(contents, tuple):
-            self.containers[path] = contents
+        if contents != ():
+            self.containers[path] = value if contents is None else contents
         return True
 
 
@@ -172,6 +241,9 @@ class Fingerprint:
 
     Args:
         model: the model; its state is read now.
+
+    Attributes:
+        hidden: the modules that it reaches, but not as layers, by path.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -179,6 +251,7 @@ class Fingerprint:
         if (registry := _attention_backends()) is not None:
             seen.kind(registry)
         seen.model(model)
+        self.hidden = seen.hidden
         self._root = seen.containers.pop("")
         self._root_kept = dict(self._root)
         self._paths = list(seen.containers)
@@ -293,6 +366,15 @@ def _mark(tensor: Tensor) -> int:
     return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor)
 
 
+def _storage(tensor: Tensor) -> tuple[Any, ...]:
+    """Where the numbers of a tensor are that a graph holds itself."""
+    return _mark(tensor), tensor.shape, tensor.stride()
+
+
+def _numbers(array: np.ndarray[Any, Any]) -> tuple[Any, ...]:
+    return array.shape, array.dtype, array.tobytes()
+
+
 def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Type, shape, dtype and device of each weight by path, and which are one tensor."""
     first: dict[int, str] = {}
@@ -320,9 +402,14 @@ def _changes(path: str, old: Any, new: Any) -> Iterator[str]:
         for key in pairs:
             was, now = old.get(key, _GONE), new.get(key, _GONE)
             if key not in _WITHOUT_EFFECT and not _equal(was, now):
-                yield f"{path}{'.' if path else ''}{key} was {_text(was)}, is {_text(now)}"
+                yield f"{path}{'.' if path else ''}{key} {_change(was, now)}"
     elif not _equal(old, new):
-        yield f"{path} was {_text(old)}, is {_text(new)}"
+        yield f"{path} {_change(old, new)}"
+
+
+def _change(old: Any, new: Any) -> str:
+    was, now = _text(old), _text(new)
+    return f"was {was}, is {now}" if was != now else f"is another {now}"
 
 
 def _equal(old: Any, new: Any) -> bool:

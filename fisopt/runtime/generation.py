@@ -14,7 +14,7 @@ import torch
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.pass_base import Step
 from fisopt.runtime.branches import TIMESTEPS, Branches, Held, replace
-from fisopt.runtime.timetable import Reader, Reading, Run, Time, Timetable
+from fisopt.runtime.timetable import Reading, Run, Time, Timetable
 
 NOTES = 64
 """So many different lines are counted for the report."""
@@ -66,14 +66,15 @@ class Generation:
     which the pipeline opens ``cache_context(name, step_index=..., num_inference_steps=...)``.
     Else the scheduler of the pipeline tells it, as long as the calls follow its list.  Else steps
     are counted: the timestep falls within a generation and jumps back up when the next one starts.
-    Each thread has its own state, so two pipelines may run at once.
+    Each thread has its own state, so pipelines that share the module may run at once.
 
     What a step leaves for later ones is held here for each guidance branch.  It is forgotten when
     another generation starts: the scheduler has made another list, the step is neither the one
     before again nor the next, or a branch is called again at its step.
 
     Args:
-        scheduler: returns the pipeline's scheduler or its timesteps, None if there is none.
+        scheduler: returns the scheduler of the pipeline that calls, or its timesteps; None if
+            there is none.
 
     Attributes:
         notes: lines for the report, and how often each applied.
@@ -82,7 +83,7 @@ class Generation:
     def __init__(self, scheduler: Callable[[], Any] | None = None) -> None:
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._reader = Reader(scheduler or (lambda: None))
+        self._scheduler = scheduler or (lambda: None)
         self.notes: Counter[str] = Counter()
 
     @property
@@ -135,7 +136,8 @@ class Generation:
         Raises:
             ScheduleError: nothing tells the step, or what is told does not agree.
         """
-        state, reading = self._state, self._reader.read()
+        state = self._state
+        reading = Reading.of(self._scheduler(), state.table)
         table = reading.table if reading is not None else None
         if begins := table is not None and table is not state.table:
             state.table, state.run = table, None

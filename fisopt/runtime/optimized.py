@@ -19,6 +19,7 @@ from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.runtime.branches import conditioning
+from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.made_class import Forward, instance, of_original
@@ -83,7 +84,7 @@ class OptimizedModule(nn.Module):
     ) -> None:
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
-        generation = Generation(scheduler)
+        generation = Generation(CallersScheduler(self, scheduler))
         report = Report(type(model).__name__, backend, notes=generation.notes)
         for name, value in {
             "original": model,

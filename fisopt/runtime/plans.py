@@ -119,10 +119,12 @@ class Plans:
         return len(self._compiled)
 
     def _key(self, inputs: Inputs, passes: tuple[Pass, ...]) -> tuple[Any, ...]:
-        state, before = self._captures.state(), self._state
-        if before is not None and state is not before:
-            self._report.recaptured(state.difference(before))
-        self._state = state
+        state = self._captures.state()
+        if state is not self._state:
+            with self._lock:
+                if self._state is not None and state is not self._state:
+                    self._report.recaptured(state.difference(self._state))
+                self._state = state
         return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), passes)
 
     def _make(self, inputs: Inputs, passes: tuple[Pass, ...], key: tuple[Any, ...]) -> Plan:

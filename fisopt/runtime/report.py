@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fisopt.codegen.choose import Choice
-from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
@@ -66,7 +65,8 @@ class Report:
         backend: who compiles.
         variants: what is held, in the order in which it was made.
         dropped: how many variants have made room for others.
-        changes: what was seen to change in the model, and how often.
+        changes: what was seen to change in the model, the newest last; the same change is one
+            line.
         notes: what happened in generations, and how often.
     """
 
@@ -74,17 +74,22 @@ class Report:
     backend: str
     variants: list[Variant] = field(default_factory=list)
     dropped: int = 0
-    changes: Lru[str, int] = field(default_factory=lambda: Lru(_CHANGES))
+    changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    _times: Counter[str] = field(default_factory=Counter, repr=False)
 
     def recaptured(self, difference: str) -> None:
         """Say that the model is not in the state that it was captured in before."""
         line = f"recaptured: {difference}"
-        self.changes[line] = self.changes.get(line, 0) + 1
+        self._times[line] += 1
+        others = [known for known in self.changes if known != line]
+        self.changes = [*others[1 - _CHANGES :], line]
+        self._times = Counter({known: self._times[known] for known in self.changes})
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
-        for line, count in self.changes.items():
+        for line in self.changes:
+            count = self._times[line]
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")

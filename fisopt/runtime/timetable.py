@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,29 +78,22 @@ class Reading:
     position: int | None = None
     begin: int | None = None
 
+    @staticmethod
+    def of(scheduler: Any, known: Timetable | None) -> Reading | None:
+        """What a scheduler says now, None if it was never told a number of steps.
 
-class Reader:
-    """Reads a scheduler; the same list of it is the same `Timetable`.
-
-    Args:
-        scheduler: returns the scheduler, its timesteps alone, or None.
-    """
-
-    def __init__(self, scheduler: Callable[[], Any]) -> None:
-        self._scheduler = scheduler
-        self._table: Timetable | None = None
-
-    def read(self) -> Reading | None:
-        """What the scheduler says now, None if it was never told a number of steps."""
-        scheduler = self._scheduler()
+        Args:
+            scheduler: the scheduler, its timesteps alone, or None.
+            known: the list that was seen last; the same list is the same `Timetable`.
+        """
         source = getattr(scheduler, "timesteps", scheduler)
         unset = getattr(scheduler, "num_inference_steps", None) is None
         if source is None or (unset and hasattr(scheduler, "set_timesteps")):
             return None
-        table = self._table
+        table = known
         if table is None or not _same(source, table.source):
             times = tuple(map(float, torch.as_tensor(source).tolist()))
-            table = self._table = Timetable(times, source, hasattr(scheduler, "step_index"))
+            table = Timetable(times, source, hasattr(scheduler, "step_index"))
         position, begin = (getattr(scheduler, n, None) for n in ("step_index", "begin_index"))
         return Reading(table, position, begin)
 

@@ -150,11 +150,36 @@ def masked(y: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=seen(y), scale=0.4)
 
 
+def hidden(y: Tensor) -> Tensor:
+    q, k, v = three(y)
+    return (q @ k.mT * 0.4).masked_fill(~seen(y), float("-inf")).softmax(-1) @ v
+
+
+def low(y: Tensor) -> Tensor:
+    q, k, v = three(y)
+    return (q @ k.mT * 0.4).masked_fill(~seen(y), -1e9).softmax(-1) @ v
+
+
+def chosen(y: Tensor) -> Tensor:
+    q, k, v = three(y)
+    return torch.where(seen(y), q @ k.mT * 0.4, float("-inf")).softmax(-1) @ v
+
+
+def chosen_low(y: Tensor) -> Tensor:
+    q, k, v = three(y)
+    lowest = torch.full((), torch.finfo(y.dtype).min)
+    return torch.where(~seen(y), lowest, q @ k.mT * 0.4).softmax(-1) @ v
+
+
 Mask = Callable[[Tensor], Tensor] | None
 WANT: dict[Callable[[Tensor], Tensor], tuple[float, Mask]] = {
     biased: (0.4, bias),
     divided: (0.5, None),
     masked: (0.4, seen),
+    hidden: (0.4, seen),
+    low: (0.4, seen),
+    chosen: (0.4, seen),
+    chosen_low: (0.4, seen),
 }
 
 
@@ -188,6 +213,11 @@ def shaped(y: Tensor) -> Tensor:
     return (q @ k.mT).sigmoid().softmax(-1) @ v
 
 
+def faint(y: Tensor) -> Tensor:
+    q, k, v = three(y)
+    return (q @ k.mT).masked_fill(seen(y), -3.0).softmax(-1) @ v
+
+
 def over_queries(y: Tensor) -> Tensor:
     q, k, v = three(y)
     return (q @ k.mT).softmax(-2) @ v
@@ -205,6 +235,7 @@ def shared(y: Tensor) -> Tensor:
         (causal, r"has a causal flag \(True\)"),
         (dropped, r"has dropout \(0\.1\)"),
         (shaped, r"cannot be read: .*sigmoid.* between the scores and the softmax"),
+        (faint, r"cannot be read: .*masked_fill.* puts a score that hides no key"),
         (over_queries, "softmax runs over dimension -2, not over the keys"),
         (shared, "no block has self-attention across frames"),
         (torch.tanh, "no block has self-attention across frames"),

@@ -29,7 +29,7 @@ from tests.zoo import zoo
 def follow(model: nn.Module, inputs: dict[str, Any], spec: ModelSpec) -> Followed:
     bound = Inputs.of(inputs)
     blocks = [model.get_submodule(f"layers.{i}") for i in range(len(model.layers))]
-    with shape_trials(model, blocks, bound) as (trial, _):
+    with shape_trials(model, blocks, bound) as (trial, *_):
         layout = TokenLayout(*spec.grid_of(inputs))
         return Search(bound, layout, spec, trial, trial(bound)).run()
 
@@ -137,7 +137,7 @@ def test_families_with_batches_like_frames(name: str) -> None:
     for grid, batch in GRIDS:
         inputs = case.inputs(*grid, batch=batch)
         bound = Inputs.of(inputs)
-        with shape_trials(model, (), bound) as (trial, _):
+        with shape_trials(model, (), bound) as (trial, *_):
             search = Search(bound, TokenLayout(*grid), case.spec, trial, trial(bound))
             got.append(found(inputs, search.run()))
     assert got == got[:1] * len(GRIDS)

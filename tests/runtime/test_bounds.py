@@ -11,6 +11,7 @@ import torch
 from torch.fx import graph_module
 
 from fisopt.lru import Lru
+from fisopt.runtime.report import Report
 from tests.runtime.pairs import Pair, video
 
 
@@ -38,6 +39,17 @@ def test_many_shapes_are_held_up_to_a_size() -> None:
     fast.clear()
     assert len(fast._plans) == len(fast.report.variants) == len(fast.captures) == 0
     pair.check(changed=False)
+
+
+def test_changes_are_a_bounded_list_with_the_newest_last() -> None:
+    report = Report("Small", "eager")
+    for i in range(150):
+        report.recaptured(f"change {i}")
+    report.recaptured("change 120")
+    assert len(report.changes) == 100
+    assert report.changes[-1] == "recaptured: change 120"
+    assert report.changes[:2] == ["recaptured: change 50", "recaptured: change 51"]
+    assert "change 120 (2 times)" in str(report)
 
 
 def test_texts_of_graphs_are_not_kept() -> None:

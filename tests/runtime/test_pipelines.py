@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from typing import Any
 
@@ -234,33 +235,65 @@ def test_a_clip_after_one_that_was_cut_is_the_clip_alone(video_to_video: Any) ->
     assert not pipe.transformer.report.notes, "no pass ran afresh: no branch lost its state"
 
 
-def test_pipelines_that_share_a_transformer_have_their_own_steps(
-    video_to_video: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second one is refused the last step until it is optimised itself."""
-    pipe, parts, clip = video_to_video
-    ends = [fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))]
-    fisopt.optimize(pipe, ends, backend="eager")
-    seen: list[Step] = []
+ENDS = [fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))]
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
+    """The steps that were entered."""
+    entered: list[Step] = []
     step = Generation.step
 
     def spy(self: Generation, inputs: Any) -> Step:
-        seen.append(step(self, inputs))
-        return seen[-1]
+        entered.append(step(self, inputs))
+        return entered[-1]
 
     monkeypatch.setattr(Generation, "step", spy)
-    clip(pipe, 1, 0.5)
-    assert seen == [Step(i, 2, 2) for i in (0, 0, 1, 1)]
+    return entered
+
+
+@pytest.mark.parametrize("optimised", ["the first pipeline", "both pipelines", "the module"])
+def test_pipelines_that_share_a_transformer_have_their_own_steps(
+    video_to_video: Any, seen: list[Step], optimised: str
+) -> None:
+    pipe, parts, clip = video_to_video
+    if optimised == "the module":
+        pipe.transformer = fisopt.optimize(pipe.transformer, ENDS, backend="eager")
+    else:
+        fisopt.optimize(pipe, ENDS, backend="eager")
     parts["transformer"] = pipe.transformer
     other = WanVideoToVideoPipeline(scheduler=UniPCMultistepScheduler(flow_shift=3.0), **parts)
-    with pytest.raises(ScheduleError, match="or optimize the pipeline that calls it"):
-        clip(other, 1)
-    fisopt.optimize(other, ends, backend="eager")
-    for on, strength in ((other, 1.0), (pipe, 0.5), (other, 1.0)):
+    if optimised == "both pipelines":
+        fisopt.optimize(other, ENDS, backend="eager")
+    for on, strength in ((pipe, 0.5), (other, 1.0), (pipe, 0.5), (other, 1.0)):
         seen.clear()
         clip(on, 1, strength)
         count = int(4 * strength)
         assert seen == [Step(i, count, 4 - count) for i in range(count) for _ in "ab"]
+
+
+def test_a_loop_that_is_no_pipeline_s_is_refused_the_last_step(video_to_video: Any) -> None:
+    pipe, _, clip = video_to_video
+    fast = fisopt.optimize(pipe.transformer, ENDS, backend="eager")
+    inputs = zoo()["wan"].inputs(5, 3, 4)
+    with pytest.raises(ScheduleError, match="from a pipeline that holds it beside a scheduler"):
+        fast(**inputs)
+    fisopt.optimize(pipe, ENDS, backend="eager")
+    clip(pipe, 1)
+    with pytest.raises(ScheduleError, match="from a pipeline that holds it beside a scheduler"):
+        pipe.transformer(**inputs)
+
+
+def test_pipelines_that_share_a_transformer_run_at_once(video_to_video: Any) -> None:
+    pipe, parts, clip = video_to_video
+    fisopt.optimize(pipe, ENDS, backend="eager")
+    parts["transformer"] = pipe.transformer
+    other = WanVideoToVideoPipeline(scheduler=UniPCMultistepScheduler(flow_shift=3.0), **parts)
+    alone = [clip(on, 1) for on in (pipe, other)]
+    with ThreadPoolExecutor(2) as threads:
+        for _ in range(3):
+            made = [threads.submit(clip, on, 1) for on in (pipe, other)]
+            assert all(map(torch.equal, (m.result() for m in made), alone))
 
 
 def test_passes_by_transformer_are_for_pipelines_that_have_them() -> None:
