@@ -29,7 +29,7 @@ DEEPEST = 64
 """How far values are nested."""
 MOST = 4_000_000
 """Values in a JSON text."""
-MOST_YAML = 100_000
+MOST_YAML = 200_000
 """Values in a YAML text, those behind an alias counted each time."""
 LONGEST_NUMBER = 400
 """Characters of a number."""

@@ -15,7 +15,7 @@ from typing import Any
 from fisopt.errors import FisoptError, RecipeError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.schedule import Schedule
-from fisopt.reading import is_name
+from fisopt.reading import is_name, json_value
 from fisopt.recipe.identity import digest
 
 LONGEST = 1 << 16
@@ -109,8 +109,8 @@ def _unpacked(kind: str, packed: Any) -> Any:
         text = data.decompress(base64.b85decode(packed), LARGEST)
         if data.unconsumed_tail or not data.eof:
             raise RecipeError(f"a {kind} is not complete, or of more than {LARGEST:,} bytes")
-        return json.loads(text)
-    except (ValueError, TypeError, zlib.error, RecursionError) as error:
+        return json_value(text)
+    except (ValueError, TypeError, zlib.error) as error:
         raise RecipeError(f"a {kind} cannot be unpacked: {error}") from error
 
 

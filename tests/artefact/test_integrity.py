@@ -24,6 +24,8 @@ from fisopt.errors import OptionError
 from tests.artefact.models import plain
 from tests.hostile.archives import GRAPH, ROOT, manifest_in, packed, parts_of
 
+pytestmark = pytest.mark.xdist_group("exported")  # captured in one process
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:

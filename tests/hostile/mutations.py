@@ -17,8 +17,12 @@ from fisopt.artefact import onnx_file
 from fisopt.artefact.digests import EXTRA
 from tests.hostile.archives import manifest_in, packed, parts_of, repacked_onnx, sealed
 
-KINDS = ("pt2", "onnx", "folder", "recipe", "schedule", "mask_table", "choices")
-"""Kinds of files; each is read by one reader, see `watched.readers`."""
+KINDS = {
+    **dict.fromkeys(("pt2", "onnx", "folder"), "artefact"),
+    **{kind: kind for kind in ("recipe", "schedule", "mask_table", "choices")},
+    "authors": "schedule",
+}
+"""Kinds of files, and their readers, see `watched.readers`."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,9 @@ class Corpus:
         chance = random.Random(seed)
         kind = chance.choice([k for k in KINDS if k in self.whole])
         path = _MAKERS[kind](self.whole[kind], folder / f"{seed}", chance)
-        if kind in ("pt2", "onnx", "folder"):
+        if KINDS[kind] == "artefact":
             return chance.choice(["artefact", "artefact", "unchecked"]), path
-        return kind, path
+        return KINDS[kind], path
 
 
 def _pt2(whole: Path, target: Path, chance: random.Random) -> Path:
@@ -134,6 +138,7 @@ _MAKERS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
     "folder": _folder,
     "recipe": _text(yaml.safe_load, _yaml),
     "schedule": _text(yaml.safe_load, _yaml),
+    "authors": _text(yaml.safe_load, _yaml),
     "mask_table": _text(json.loads, _json),
     "choices": _text(json.loads, _json),
 }

@@ -19,6 +19,8 @@ HARMLESS = {"guards", "size", "range", "verifier", "weight_name", "value_name", 
 """Crafted entries that are not looked at: the rest of the file is whole, and is read."""
 MUTANTS = 100
 
+pytestmark = pytest.mark.xdist_group("exported")  # captured in one process
+
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Corpus:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import fisopt
@@ -22,7 +24,7 @@ from fisopt import (
 from fisopt.passes.schedule import Measured
 from fisopt.recipe.recipe import Recipe
 from tests import plain_dit
-from tests.hostile.mutations import Corpus
+from tests.hostile.mutations import KINDS, Corpus
 from tests.plain_dit import FORMS, PlainDiT
 
 GRID = (5, 2, 3)
@@ -58,12 +60,17 @@ def texts(folder: Path, model: nn.Module) -> dict[str, Path]:
     passes = [fisopt.TileAttention(table=table), TokenReduction(schedule=schedule)]
     recipe = Recipe.of(model, passes).save(_in(folder, "recipe") / "recipe.yaml")
     schedule.save(_in(folder, "schedule") / "schedule.yaml")
+    authors = _in(folder, "authors") / "limits.yaml"
+    authors.write_text("q:\n  5: 0.3\nv:\n  8: 0.3\ntable: tiers.safetensors\n")
+    tiers = torch.tensor([[1, 7, 9], [0, 8, 8]])
+    save_file({"q": tiers, "v": tiers.clone()}, authors.parent / "tiers.safetensors")
     choices = _in(folder, "choices") / "gpu.json"
     choices.write_text(json.dumps({"kernel 1": {"reference": 3.5, "1 warps": 2.25}}))
     return {
         "recipe": recipe,
         "schedule": folder / "schedule" / "schedule.yaml",
         "mask_table": table.save(_in(folder, "mask_table") / "masks.json"),
+        "authors": authors,
         "choices": choices,
     }
 
@@ -73,9 +80,6 @@ def _in(folder: Path, name: str) -> Path:
     return folder / name
 
 
-WARM = {"pt2": "artefact", "onnx": "artefact", "folder": "artefact"}
-
-
 def warm(corpus: Corpus) -> list[tuple[str, Path]]:
     """What a watched process reads first, so that all modules that readers need are there."""
-    return [(WARM.get(kind, kind), path) for kind, path in corpus.whole.items()]
+    return [(KINDS[kind], path) for kind, path in corpus.whole.items()]
