@@ -1,6 +1,6 @@
 """Soaks: many shapes, which must not need ever more memory; two threads, which must agree.
 
-    python benchmarks/bench_soak.py [--shapes 200] [--generations 200]
+    python benchmarks/bench_soak.py [--shapes 200] [--generations 200] [--turns 1000]
 
 The first runs a small plain transformer at one shape after the other, with room for 16 variants.
 The others run generations in two threads and compare every output with that of the same
@@ -14,7 +14,7 @@ import argparse
 import gc
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
@@ -141,6 +141,65 @@ def pipelines(count: int) -> dict[str, Any]:
     return in_two_threads(generate, count) | {"steps": [STEPS, STEPS + 1]}
 
 
+def turns(count: int, shapes: int, backend: Literal["eager", "inductor"]) -> dict[str, Any]:
+    """Generations of many shapes in turn, two models in two threads, every pass that holds state.
+
+    Each thread runs its own optimised model.  What each shape gives is first found by a module that
+    runs alone; the memory is that after each turn of all shapes.
+    """
+    passes = [
+        TokenReduction(0.5, 0.4, destination_stride=(2, 1, 1), cache_steps=2),
+        FrameInterleave(first_block=0, fill="carry", dense_steps=(0, -1)),
+    ]
+    times = [900.0 - 200 * i for i in range(STEPS)]
+    sizes = [(4 + i % 10, 2 + i // 10) for i in range(shapes)]
+    calls = [[call(*size, time) for time in times] for size in sizes]
+    models = [Small().eval().requires_grad_(False) for _ in range(2)]
+
+    def optimised(model: nn.Module) -> fisopt.OptimizedModule:
+        made: fisopt.OptimizedModule = fisopt.optimize(
+            model, passes, calls[0][0], SPEC, backend, cache_size=8 * shapes
+        )
+        return made
+
+    def generate(module: fisopt.OptimizedModule, shape: int) -> list[Tensor]:
+        with module.generation(STEPS):
+            return [module(**inputs) for inputs in calls[shape]]
+
+    wanted = []
+    for model in models:
+        alone = optimised(model)
+        wanted.append([generate(alone, shape) for shape in range(shapes)])
+    modules, unequal, rows = [optimised(model) for model in models], [], []
+    for turn in range(-(-count // (2 * shapes))):
+
+        def run(which: int, turn: int = turn) -> None:
+            for i in range(shapes):
+                shape = (i + which * shapes // 2) % shapes
+                got = generate(modules[which], shape)
+                if not all(map(torch.equal, got, wanted[which][shape])):
+                    unequal.append(f"turn {turn}, thread {which}, shape {sizes[shape]}")
+
+        threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        done = 2 * shapes * (turn + 1)
+        rows.append({"generations": done, "resident_mib": round(resident_mib(), 1)})
+        print(rows[-1], flush=True)
+    middle, last = rows[len(rows) // 2]["resident_mib"], rows[-1]["resident_mib"]
+    return {
+        "backend": backend,
+        "passes": [str(each) for each in passes],
+        "shapes": shapes,
+        "generations": rows[-1]["generations"],
+        "unequal": unequal,
+        "rows": rows,
+        "grown_mib_in_second_half": round(last - middle, 1),
+    }
+
+
 def in_two_threads(generate: Callable[[int], list[Tensor]], count: int) -> dict[str, Any]:
     """Run half of the generations in each thread and compare each with the same one alone."""
     wanted = [generate(which) for which in range(2)]
@@ -166,12 +225,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--shapes", type=int, default=200)
     parser.add_argument("--generations", type=int, default=200)
+    parser.add_argument("--turns", type=int, default=1000, help="generations of shapes in turn")
+    parser.add_argument("--turn-shapes", type=int, default=50)
+    parser.add_argument("--backend", choices=["eager", "inductor"], default="eager")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     result = {"machine": machine(), "threads": generations(arguments.generations)}
     print(result["threads"], flush=True)
     result["pipelines"] = pipelines(arguments.generations)
     print(result["pipelines"], flush=True)
+    result["turns"] = turns(arguments.turns, arguments.turn_shapes, arguments.backend)
     write("soak", result | {"shapes": shapes(arguments.shapes)})
 
 

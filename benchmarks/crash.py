@@ -117,18 +117,18 @@ def of_writer(writer: writers.Writer, kills: int, kept: Kept, bar: tqdm[Any]) ->
     if missing <= 0 and missing_full <= 0:
         return
     trials = Trials(writer, seed=missing)
-    for i in range(missing + missing_full):
-        kind = "kill" if i < missing else "full"
+    while missing > 0 or missing_full > 0:
+        kind = "kill" if missing > 0 else "full"
         outcome = trials.one() if kind == "kill" else trials.full()
         if kind == "kill" and outcome.death == "done":
-            outcome_name = "ended before it was killed"
-        else:
-            outcome_name = outcome.kind
+            kind = "ended before it was killed"
+        missing -= kind == "kill"
+        missing_full -= kind == "full"
         faults = [] if outcome.kind in RIGHT else [asdict(outcome)]
         row = {"case": writer.name, "kind": kind, "count": 1, "faults": faults}
-        kept.add({**row, "outcomes": {outcome_name: 1}})
+        kept.add({**row, "outcomes": {outcome.kind: 1}})
         bar.update(kind == "kill")
-        bar.set_postfix_str(f"{writer.name}: {outcome_name}")
+        bar.set_postfix_str(f"{writer.name}: {kind}, {outcome.kind}")
 
 
 def of_job(job: progress.Job, kills: int, kept: Kept, bar: tqdm[Any]) -> None:

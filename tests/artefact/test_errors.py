@@ -14,9 +14,16 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import ExportError, FrameInterleave, InputError, OptimizedModule, TokenReduction
+from fisopt import (
+    ExportError,
+    FrameInterleave,
+    InputError,
+    OptimizedModule,
+    Recipe,
+    TokenReduction,
+)
 from fisopt.artefact import aoti
-from fisopt.artefact.export import export
+from fisopt.artefact.export import check_target, export
 from fisopt.artefact.loader import LoadedModule, read_manifest
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
@@ -105,6 +112,33 @@ def test_links_are_paths_that_exist(made: OptimizedModule, tmp_path: Path) -> No
         export(made, link, "text", force=True)
         assert not link.is_symlink()
         assert target.read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ""])
+def test_places_that_take_no_files(suffix: str, tmp_path: Path) -> None:
+    """Told before anything is traced, with the path and the system's reason."""
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    recipe = Recipe.of(torch.nn.Linear(2, 2), [])
+    for name, reason in (
+        ("a" * 300, "File name too long"),
+        ("b" * 300 + "/a", "File name too long"),
+        ("file/a", "is no folder that takes files"),
+        ("loop/a", "symbolic links|is no folder that takes files"),
+        ("dangling/a", "is no folder that takes files"),
+        ("a\0b", "null"),
+        ("/proc/a", "cannot be written|could not be written"),
+    ):
+        path = tmp_path / (name + suffix)
+        for force in (False, True):
+            with pytest.raises(ExportError, match=reason) as raised:
+                recipe.save(path, force=force)
+            assert str(path) in str(raised.value)
+            if not name.startswith("/proc"):  # root may, as far as one can ask beforehand
+                with pytest.raises(ExportError, match=reason):
+                    check_target(path, "pt2", portable=True, force=force)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "file", "loop"]
 
 
 def test_a_disk_that_fills_leaves_no_half_file(made: OptimizedModule, tmp_path: Path) -> None:

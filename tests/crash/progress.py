@@ -136,11 +136,13 @@ def again_and_again(
     while kills < least and not wrong:
         there = folder / str(whole)
         there.mkdir()
+        patience = 1.0  # what is not whole after some kills is given more time each time
         while True:
-            end = run(lambda: job.work(there), Death(seconds=chance.random() * seconds))  # noqa: B023
+            death = Death(seconds=chance.random() * seconds * patience)
+            end = run(lambda: job.work(there), death)  # noqa: B023
             if end != "killed":
                 break
-            kills += 1
+            kills, patience = kills + 1, 1.2 * patience
             seen()
         whole += 1
         if end != "done":

@@ -226,7 +226,8 @@ def exports(folder: Path, name: str, form: Any, external: int = 2 << 30) -> Writ
         for v in range(2):
             model = copy.deepcopy(original)
             with torch.no_grad():
-                next(model.parameters()).mul_(1 + v)
+                for weight in model.parameters():
+                    weight.mul_(1 + v)
             modules.append(fisopt.optimize(model, passes, inputs, spec, "eager"))
     path = folder / name
     options: dict[str, Any] = {"dynamic": False, "steps": 2 if several else None}
@@ -244,6 +245,7 @@ def exports(folder: Path, name: str, form: Any, external: int = 2 << 30) -> Writ
     for v in range(2):
         write(v)
         versions.append(_contents(path))
+    assert versions[0] != versions[1]
     data = [f"{name}.data", f"{name}.1.data"] if external == 1 else []
     return Writer(
         f"export {name}",
