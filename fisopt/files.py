@@ -7,6 +7,7 @@ exception: each leaves what was there before, or what was to be.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fisopt.errors import ExportError, FileError, FisoptError
-from fisopt.renames import exchanged, taken
+from fisopt.renames import RenameError, exchanged, taken
 from fisopt.staging import (
     NEW,
     OLD,
@@ -255,10 +256,13 @@ def _take(source: Path, target: Path) -> None:
     try:
         if taken(source, target):
             return
-    except FileExistsError:
-        raise FileExistsError(f"{target} exists") from None
-    if os.path.lexists(target):
-        raise FileExistsError(f"{target} exists")
+        there = os.path.lexists(target)
+    except RenameError as error:
+        there = error.errno == errno.EEXIST
+        if not there:
+            raise
+    if there:
+        raise RenameError(errno.EEXIST, f"{target} exists")
     source.rename(target)
 
 

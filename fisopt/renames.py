@@ -20,6 +20,10 @@ _NO_REPLACE, _EXCHANGE = 1, 2
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP}
 
 
+class RenameError(OSError):
+    """The system refuses a rename; who writes says of which path."""
+
+
 def exchanged(one: Path, other: Path) -> bool:
     """Swap what two paths hold.
 
@@ -27,7 +31,7 @@ def exchanged(one: Path, other: Path) -> bool:
         Whether the system and the file system can.
 
     Raises:
-        OSError: they can, and it failed.
+        RenameError: they can, and it failed.
     """
     return _renamed(one, other, _EXCHANGE)
 
@@ -39,7 +43,7 @@ def taken(source: Path, target: Path) -> bool:
         Whether the system and the file system can.
 
     Raises:
-        OSError: they can, and it failed: FileExistsError if something is there.
+        RenameError: they can, and it failed; its ``errno`` is EEXIST if something is there.
     """
     return _renamed(source, target, _NO_REPLACE)
 
@@ -51,7 +55,7 @@ def _renamed(source: Path, target: Path, how: int) -> bool:
         return True
     if (code := ctypes.get_errno()) in _CANNOT:
         return False
-    raise OSError(code, os.strerror(code), str(source), None, str(target))
+    raise RenameError(code, os.strerror(code), str(source), None, str(target))
 
 
 @cache

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 from fisopt.errors import ExportError, shown
-from fisopt.reading import is_name, json_value
+from fisopt.reading import MalformedError, is_name, json_value
 from fisopt.recipe.identity import digest
 
 FORMAT = 2
@@ -278,5 +278,5 @@ def conformed(kind: Any, said: Any, where: str) -> Any:
     if origin is list and isinstance(said, list):
         return said
     if not isinstance(kind, type) or type(said) is not kind:
-        raise TypeError(f"{where} is {shown(said)}, wanted {kind}")
+        raise MalformedError(f"{where} is {shown(said)}, wanted {kind}")
     return said

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from fisopt.artefact.manifest import ENTRY
 from fisopt.errors import ExportError
-from fisopt.reading import LARGEST, MIB, opened
+from fisopt.reading import LARGEST, MIB, MalformedError, opened
 
 _METADATA = 14
 """Number of the records of metadata in ONNX's ModelProto; their 1 is the key, their 2 the value."""
@@ -88,7 +88,7 @@ def _records(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes | Non
 
 def _check_record(number: int, fits: bool, start: int) -> None:
     if not number or not fits:
-        raise ValueError(f"there is no record at byte {start}")
+        raise MalformedError(f"there is no record at byte {start}")
 
 
 def _manifest(file: BinaryIO, length: int) -> bytes | None:
@@ -99,7 +99,7 @@ def _manifest(file: BinaryIO, length: int) -> bytes | None:
     before = file.tell()
     size = _number(file)
     if len(prefix) + file.tell() - before + size != length or size > LARGEST:
-        raise ValueError("the manifest is no entry of metadata")
+        raise MalformedError("the manifest is no entry of metadata")
     return file.read(size)
 
 
@@ -110,7 +110,7 @@ def _number(file: BinaryIO) -> int:
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value
-    raise ValueError("a length has more than 63 bits")
+    raise MalformedError("a length has more than 63 bits")
 
 
 def _varint(value: int) -> bytes:

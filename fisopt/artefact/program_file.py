@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from fisopt.artefact.operators import operator_of
 from fisopt.artefact.package import Package
 from fisopt.errors import ExportError, FisoptError, shown
-from fisopt.reading import MIB, json_value
+from fisopt.reading import MIB, MalformedError, json_value
 
 SCHEMA = 8
 """The major version of torch.export's JSON that this reads."""
@@ -355,7 +355,7 @@ def _weight(kind: str, how: Any) -> tuple[str, str]:
 
 def _plain(value: Any, *kinds: type) -> Any:
     if type(value) not in kinds:
-        raise TypeError(f"got {shown(value)}, wanted {' or '.join(k.__name__ for k in kinds)}")
+        raise MalformedError(f"got {shown(value)}, wanted {' or '.join(k.__name__ for k in kinds)}")
     return value
 
 

@@ -37,10 +37,10 @@ def write(program: ExportedProgram, path: Path) -> None:
 
 
 def append(path: Path, manifest: str) -> None:
-    """Write the manifest into a file that has none."""
+    """Write the manifest into a file that has none; the same program gives the same bytes."""
     with zipfile.ZipFile(path, "a") as package:
         root = package.namelist()[0].partition("/")[0]
-        package.writestr(f"{root}/{EXTRA}", manifest)
+        package.writestr(zipfile.ZipInfo(f"{root}/{EXTRA}"), manifest)
 
 
 class _Sink(io.RawIOBase):

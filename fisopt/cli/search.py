@@ -27,7 +27,7 @@ from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.pipelines import modules_of, one_of
-from fisopt.reading import read_json
+from fisopt.reading import MalformedError, read_json
 from fisopt.recipe.identity import weights_digest
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
@@ -172,11 +172,11 @@ def _sizes(value: Any) -> list[int]:
     """Sizes of nested lists of finite numbers.
 
     Raises:
-        ValueError: they are none.
+        MalformedError: they are none.
     """
     found = torch.tensor(value, dtype=torch.float64)
     if not found.isfinite().all():
-        raise ValueError("numbers are not finite")
+        raise MalformedError("numbers are not finite")
     return list(found.shape)
 
 

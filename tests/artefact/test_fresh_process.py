@@ -145,7 +145,7 @@ def test_sorts_for_onnx_keep_the_order_of_equals(
     said_for_onnx(module)
     assert torch.ops.aten.topk.default in {n.target for n in module.graph.nodes}
     made = onnx.convert(torch.export.export(module, (x,)), ["order"])
-    onnx.write(made, tmp_path / "order.onnx")
+    onnx.write(made, tmp_path / "order.onnx", "order.onnx.data")
     session = onnxruntime.InferenceSession(tmp_path / "order.onnx")
     name = made.model.graph.inputs[0].name
     assert torch.equal(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), Order()(x))

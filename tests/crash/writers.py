@@ -222,12 +222,13 @@ def exports(folder: Path, name: str, form: Any, external: int = 2 << 30) -> Writ
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     several, memo, modules = "." not in name, Memo(), []
     passes = [FrameInterleave(dense_steps=(0,))] if several else []
-    with _captured(program):
-        for v in range(2):
-            model = copy.deepcopy(original)
-            with torch.no_grad():
-                for weight in model.parameters():
-                    weight.mul_(1 + v)
+    doubled = copy.deepcopy(original)
+    with torch.no_grad():
+        for weight in doubled.parameters():
+            weight.mul_(2)
+    another = fisopt.capture(doubled, inputs, spec)
+    for model, captured in ((original, program), (doubled, another)):
+        with _captured(captured):
             modules.append(fisopt.optimize(model, passes, inputs, spec, "eager"))
     path = folder / name
     options: dict[str, Any] = {"dynamic": False, "steps": 2 if several else None}
