@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
@@ -110,8 +111,11 @@ class OptimizedModule(nn.Module):
             )
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the graph, which no compiler of the code around it may look into."""
+        return _uncompiled()(self, *args, **kwargs)
+
+    def _hooked(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
         if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             raise InputError(
@@ -353,3 +357,10 @@ def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
     if step.index < 0:
         raise ScheduleError(f"step {step.index} does not exist; the first one is 0")
     return tuple(now for p in passes if (now := p.at(step)) is not None)
+
+
+@cache
+def _uncompiled() -> Callable[..., Any]:
+    """What runs a module; made at the first call, as it imports torch's compiler and Triton."""
+    run: Callable[..., Any] = torch.compiler.disable(OptimizedModule._hooked)  # type: ignore[no-untyped-call]
+    return run
