@@ -3,7 +3,8 @@
 from fisopt import models
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
-from fisopt.artefact.loader import LoadedModule, load
+from fisopt.artefact.loaded import LoadedModule
+from fisopt.artefact.loader import load
 from fisopt.errors import (
     CaptureError,
     ExportError,

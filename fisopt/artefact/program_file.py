@@ -1,27 +1,20 @@
-"""Read the program in a ``.pt2`` archive as data: a graph of known operators, and its weights.
+"""Read the program in a ``.pt2`` archive as data: its parts, its graph, its weights.
 
 torch.export's own reader unpickles parts of an archive, evaluates the expressions and the guards
 that are in it as Python, writes the names in it into code, and looks up functions by name.  This
-one makes the same graph from the same JSON and does none of that: an operator comes from a list,
-every name is replaced by one of ours, and a weight is the bytes of a part.  Sizes are not looked
-at: the graph computes them from its inputs as it runs.
+one does none of that: `fisopt.artefact.graph_file` makes the same graph from the same JSON, and a
+weight is the bytes of a part.
 """
 
 from __future__ import annotations
 
-import keyword
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
-
 import torch
 from torch import Tensor, fx, nn
 
-from fisopt.artefact.operators import operator_of
+from fisopt.artefact.graph_file import DTYPES, GraphReader, ProgramFile, device_of, plain
 from fisopt.artefact.package import Package
 from fisopt.errors import ExportError, FisoptError, shown
-from fisopt.reading import MIB, MalformedError, json_value
+from fisopt.reading import MIB, json_value
 
 SCHEMA = 8
 """The major version of torch.export's JSON that this reads."""
@@ -35,64 +28,11 @@ _EMPTY = "data/sample_inputs/model.pt"
 LARGEST_GRAPH = 256 * MIB
 MOST = 8_000_000
 """Values in a graph's JSON: about fifty an operator."""
-DTYPES: dict[int, torch.dtype] = {
-    **dict(enumerate((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), 1)),
-    **dict(enumerate((torch.float16, torch.float32, torch.float64), 6)),
-    **dict(enumerate((torch.complex32, torch.complex64, torch.complex128, torch.bool), 9)),
-    13: torch.bfloat16,
-    28: torch.uint16,
-    29: torch.float8_e4m3fn,
-    30: torch.float8_e5m2,
-    31: torch.float8_e4m3fnuz,
-    32: torch.float8_e5m2fnuz,
-    34: torch.uint32,
-    35: torch.uint64,
-}
-"""The numbers of dtypes in torch.export's JSON."""
-_LAYOUTS = {7: torch.strided}
-_FORMATS = {
-    1: torch.contiguous_format,
-    2: torch.channels_last,
-    3: torch.channels_last_3d,
-    4: torch.preserve_format,
-}
-_SPECIAL = ("Infinity", "-Infinity", "NaN")
 _MALFORMED = (
     *(FisoptError, LookupError, TypeError, ValueError, AttributeError, RuntimeError),
     ArithmeticError,
 )
 """What reading a value of another form than was expected raises."""
-_DEVICES = ("cpu", "cuda", "mps", "xpu", "meta")
-
-
-@dataclass(frozen=True)
-class TensorForm:
-    """What a program says of a tensor.
-
-    Attributes:
-        dtype: its type.
-        shape: its sizes, None where they are open.
-    """
-
-    dtype: torch.dtype
-    shape: tuple[int | None, ...]
-
-
-@dataclass(frozen=True)
-class ProgramFile:
-    """A program as a file says it.
-
-    Attributes:
-        graph: it, with weights as attributes ``weight_0``, ``weight_1``, ...
-        weights: the name in the archive's configuration of each of them.
-        inputs: what it takes, by name, in order.
-        results: what it returns, in order.
-    """
-
-    graph: fx.Graph
-    weights: tuple[tuple[str, str], ...]
-    inputs: Mapping[str, TensorForm]
-    results: tuple[TensorForm, ...]
 
 
 def check_parts(package: Package, extra: str, where: str) -> None:
@@ -138,7 +78,7 @@ def read_program(package: Package, where: str, *, any_library: bool = False) -> 
     try:
         said = json_value(package.read(GRAPH, LARGEST_GRAPH), MOST)
         _check_version(said["schema_version"]["major"])
-        return _Reader(said["graph_module"], any_library).read()
+        return GraphReader(said["graph_module"], any_library).read()
     except ExportError as error:
         raise ExportError(f"{where} cannot be loaded: {error}") from error
     except _MALFORMED as error:
@@ -177,199 +117,6 @@ def read_module(package: Package, program: ProgramFile, where: str) -> fx.GraphM
     return fx.GraphModule(root, program.graph)
 
 
-@dataclass
-class _Reader:
-    """Makes a graph from torch.export's JSON.
-
-    Attributes:
-        said: the ``graph_module`` entry.
-        any_library: see `read_program`.
-    """
-
-    said: Any
-    any_library: bool
-    graph: fx.Graph = field(default_factory=fx.Graph)
-    values: dict[str, fx.Node] = field(default_factory=dict)
-
-    def read(self) -> ProgramFile:
-        said, signature = self.said["graph"], self.said["signature"]
-        inputs: dict[str, TensorForm] = {}
-        weights: list[tuple[str, str]] = []
-        for given, spec in zip(said["inputs"], signature["input_specs"], strict=True):
-            name = given["as_tensor"]["name"]
-            (kind, how), *_ = spec.items()
-            if kind == "user_input":
-                _check_name(name)
-                inputs[name] = self._form(name)
-                self._keep(name, self.graph.placeholder(f"input_{len(inputs)}"))
-                continue
-            weights.append(_weight(kind, how))
-            self._keep(name, self.graph.get_attr(f"weight_{len(weights) - 1}"))
-        for node in said["nodes"]:
-            self._call(node)
-        results = [o["as_tensor"]["name"] for o in said["outputs"]]
-        if any(set(spec) != {"user_output"} for spec in signature["output_specs"]):
-            raise ExportError("the program changes what it is given, an artefact returns results")
-        self.graph.output(tuple(self.values[name] for name in results))
-        forms = tuple(map(self._form, results))
-        return ProgramFile(self.graph, tuple(weights), inputs, forms)
-
-    def _keep(self, name: Any, node: fx.Node) -> None:
-        if not isinstance(name, str) or name in self.values:
-            raise ExportError(f"the graph has two values with the name {shown(name)}")
-        self.values[name] = node
-
-    def _form(self, name: str) -> TensorForm:
-        said = self.said["graph"]["tensor_values"][name]
-        return TensorForm(DTYPES[said["dtype"]], tuple(s.get("as_int") for s in said["sizes"]))
-
-    def _call(self, said: Any) -> None:
-        target = operator_of(said["target"], any_library=self.any_library)
-        args, kwargs = _arguments(
-            target, [(a["name"], a.get("kind"), self._value(a["arg"])) for a in said["inputs"]]
-        )
-        self._outputs(self.graph.call_function(target, args, kwargs), said["outputs"])
-
-    def _outputs(self, node: fx.Node, said: Sequence[Any]) -> None:
-        """Name the values that an operator returns: one, or several in a tuple or a list."""
-        if len(said) == 1:
-            (kind, value), *_ = said[0].items()
-            if kind == "as_tensors":
-                self._items(node, [{"as_tensor": x} for x in value])
-            elif kind != "as_none":
-                self._keep(_name_of(said[0]), node)
-        else:
-            self._items(node, said)
-
-    def _items(self, node: fx.Node, said: Sequence[Any]) -> None:
-        for i, each in enumerate(said):
-            if "as_none" in each:
-                continue
-            item = self.graph.call_function(operator.getitem, (node, i))
-            if "as_tensors" in each:
-                self._items(item, [{"as_tensor": x} for x in each["as_tensors"]])
-            else:
-                self._keep(_name_of(each), item)
-
-    def _value(self, said: Any) -> Any:
-        """An argument of an operator."""
-        (kind, value), *more = said.items()
-        if more or kind not in _ARGUMENTS:
-            raise ExportError(f"the graph passes {shown(said)}, which is no argument of data")
-        return _ARGUMENTS[kind](self, value)
-
-    def _number(self, said: Any) -> Any:
-        """A size, or a number that the graph computes from sizes."""
-        (kind, value), *_ = said.items()
-        return self.values[value] if kind == "as_name" else _plain(value, int, float, bool)
-
-    def _optional(self, said: Any) -> fx.Node | None:
-        return None if "as_none" in said else self.values[said["as_tensor"]["name"]]
-
-
-def _list_of(*kinds: type) -> Callable[[_Reader, Any], list[Any]]:
-    return lambda _, value: [_plain(x, *kinds) for x in value]
-
-
-def _one_of(*kinds: type) -> Callable[[_Reader, Any], Any]:
-    return lambda _, value: _plain(value, *kinds)
-
-
-_ARGUMENTS: dict[str, Callable[[_Reader, Any], Any]] = {
-    "as_none": lambda _, value: None,
-    "as_tensor": lambda reader, value: reader.values[value["name"]],
-    "as_tensors": lambda reader, value: [reader.values[x["name"]] for x in value],
-    "as_optional_tensor": lambda reader, value: reader._optional(value),
-    "as_optional_tensors": lambda reader, value: [reader._optional(x) for x in value],
-    "as_int": _one_of(int),
-    "as_ints": _list_of(int),
-    "as_float": lambda _, value: _float(value),
-    "as_floats": lambda _, value: [_float(x) for x in value],
-    "as_bool": _one_of(bool),
-    "as_bools": _list_of(bool),
-    "as_string": _one_of(str),
-    "as_strings": _list_of(str),
-    "as_complex": lambda _, value: complex(value["real"], value["imag"]),
-    "as_sym_int": lambda reader, value: reader._number(value),
-    "as_sym_ints": lambda reader, value: [reader._number(x) for x in value],
-    "as_sym_float": lambda reader, value: reader._number(value),
-    "as_sym_floats": lambda reader, value: [reader._number(x) for x in value],
-    "as_sym_bool": lambda reader, value: reader._number(value),
-    "as_sym_bools": lambda reader, value: [reader._number(x) for x in value],
-    "as_scalar_type": lambda _, value: DTYPES[value],
-    "as_memory_format": lambda _, value: _FORMATS[value],
-    "as_layout": lambda _, value: _LAYOUTS[value],
-    "as_device": lambda _, value: _device(value),
-}
-"""The kinds of arguments that data has: no graphs, no operators and no objects."""
-
-
-def _arguments(
-    target: Callable[..., Any], given: list[tuple[str, int | None, Any]]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments by place and by name, those of an operator of torch checked against its schema."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return tuple(value for _, _, value in given), {}
-    named = {name: value for name, _, value in given}
-    args: list[Any] = []
-    kwargs: dict[str, Any] = {}
-    for place, argument in enumerate(schema.arguments):
-        if argument.name not in named:
-            if not argument.has_default_value():
-                raise ExportError(f"the graph calls {target} without its {argument.name}")
-        elif argument.kwarg_only or len(args) < place:
-            kwargs[argument.name] = named.pop(argument.name)
-        else:
-            args.append(named.pop(argument.name))
-    if named or any(map(keyword.iskeyword, kwargs)):
-        raise ExportError(f"the graph calls {target} with {shown([*named, *kwargs])}")
-    return tuple(args), kwargs
-
-
-def _name_of(said: Any) -> Any:
-    """The name of a value that an operator returns."""
-    (kind, value), *_ = said.items()
-    if kind == "as_tensor":
-        return value["name"]
-    if kind in ("as_sym_int", "as_sym_float", "as_sym_bool"):
-        return value["as_name"]
-    raise ExportError(f"the graph has the result {shown(said)}, which is no result of data")
-
-
-def _check_name(name: object) -> None:
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
-        raise ExportError(f"the graph has the input {shown(name)}, wanted a name")
-
-
-def _weight(kind: str, how: Any) -> tuple[str, str]:
-    """The name of a weight, and whether it is with the weights or with the constants."""
-    if kind == "parameter":
-        return how["parameter_name"], "weight"
-    if kind == "buffer":
-        return how["buffer_name"], "weight" if how["persistent"] else "constant"
-    if kind == "tensor_constant":
-        return how["tensor_constant_name"], "constant"
-    raise ExportError(f"the graph takes {shown(kind)}, wanted tensors and weights")
-
-
-def _plain(value: Any, *kinds: type) -> Any:
-    if type(value) not in kinds:
-        raise MalformedError(f"got {shown(value)}, wanted {' or '.join(k.__name__ for k in kinds)}")
-    return value
-
-
-def _float(value: Any) -> float:
-    return float(value if value in _SPECIAL else _plain(value, int, float))
-
-
-def _device(said: Any) -> torch.device:
-    kind, index = said["type"], said["index"]
-    if kind not in _DEVICES or type(index) not in (int, type(None)):
-        raise ExportError(f"the graph names the device {shown(said)}")
-    return torch.device(kind) if index is None else torch.device(kind, index)
-
-
 class _Weights:
     """The tensors of a folder of an archive; several may share one part."""
 
@@ -385,13 +132,13 @@ class _Weights:
         part, form = said["path_name"], said["tensor_meta"]
         if said["use_pickle"] or form is None or not _numbered(part, self.prefix, ""):
             raise ExportError(f"{shown(name)} is not stored as the bytes of a tensor")
-        sizes, strides = ([_plain(x["as_int"], int) for x in form[k]] for k in ("sizes", "strides"))
-        place = (part, DTYPES[form["dtype"]], _device(form["device"]))
+        sizes, strides = ([plain(x["as_int"], int) for x in form[k]] for k in ("sizes", "strides"))
+        place = (part, DTYPES[form["dtype"]], device_of(form["device"]))
         if place not in self.parts:
             self.parts[place] = self._flat(*place)
-        offset = _plain(form["storage_offset"]["as_int"], int)
+        offset = plain(form["storage_offset"]["as_int"], int)
         value = self.parts[place].as_strided(sizes, strides, offset)
-        return value, _plain(said["is_param"], bool)
+        return value, plain(said["is_param"], bool)
 
     def _flat(self, part: str, dtype: torch.dtype, device: torch.device) -> Tensor:
         """All of a part as one row."""

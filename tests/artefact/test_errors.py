@@ -24,7 +24,8 @@ from fisopt import (
 )
 from fisopt.artefact import aoti
 from fisopt.artefact.export import check_target, export
-from fisopt.artefact.loader import LoadedModule, read_manifest
+from fisopt.artefact.loaded import LoadedModule
+from fisopt.artefact.loader import read_manifest
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
 from tests.plain_dit import FORMS
