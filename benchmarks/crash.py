@@ -15,7 +15,6 @@ that a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import sys
 import tempfile
@@ -28,58 +27,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, machine, write
+from harness import machine, write_part
+from kept import ROOT, Kept, Row
 from tqdm import tqdm
-
-import fisopt
-from fisopt.files import write as write_file
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.crash import progress, writers
 from tests.crash.trial import RIGHT, Trials
 
-ROOT = Path(__file__).parent.parent
-ROWS = RESULTS / "crash.partial.json"
 SHARES = {"small": 0.46, "large": 0.46, "progress": 0.08}
 """How the kills are shared out."""
 FULL = 0.2
 """Writes to a full disk for each kill of a writer."""
-Row = dict[str, Any]
 
 
-def code() -> str:
-    """A digest of what the rows certify: the package and the harness."""
-    digest = hashlib.blake2b(digest_size=6)
-    package = Path(fisopt.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *(ROOT / "tests" / "crash").glob("*.py")]):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def add(kept: Kept, row: Row) -> None:
+    """Keep a row, and write the results so far."""
+    kept.add(row)
+    write_part("reliability", "crash", summary(kept))
 
 
-class Kept:
-    """The rows of this code, kept in a file."""
-
-    def __init__(self) -> None:
-        self.version = code()
-        held = json.loads(ROWS.read_text()) if ROWS.exists() else {}
-        self.rows: list[Row] = held.get("rows", []) if held.get("code") == self.version else []
-
-    def add(self, row: Row) -> None:
-        """Keep a row, and write the results so far."""
-        self.rows.append(row)
-        write_file(ROWS, json.dumps({"code": self.version, "rows": self.rows}))
-        keep(summary(self))
-
-    def count(self, name: str, kind: str) -> int:
-        """How many rows of a case there are."""
-        return sum(r["count"] for r in self.rows if (r["case"], r["kind"]) == (name, kind))
-
-
-def keep(result: Row) -> None:
-    """Write the results beside those of the other parts of the file."""
-    path = RESULTS / "reliability.json"
-    held = json.loads(path.read_text()) if path.exists() else {}
-    write("reliability", {**held, "crash": result})
+def counted(kept: Kept, name: str, kind: str) -> int:
+    """How many rows of a case there are."""
+    return sum(r["count"] for r in kept.rows if (r["case"], r["kind"]) == (name, kind))
 
 
 def summary(kept: Kept) -> Row:
@@ -112,8 +82,8 @@ def scratch() -> Iterator[Path]:
 def of_writer(writer: writers.Writer, kills: int, kept: Kept, bar: tqdm[Any]) -> None:
     """Kill a writer as often as is missing."""
     full = round(FULL * kills)
-    missing = kills - kept.count(writer.name, "kill")
-    missing_full = full - kept.count(writer.name, "full")
+    missing = kills - counted(kept, writer.name, "kill")
+    missing_full = full - counted(kept, writer.name, "full")
     if missing <= 0 and missing_full <= 0:
         return
     trials = Trials(writer, seed=missing)
@@ -126,18 +96,18 @@ def of_writer(writer: writers.Writer, kills: int, kept: Kept, bar: tqdm[Any]) ->
         missing_full -= kind == "full"
         faults = [] if outcome.kind in RIGHT else [asdict(outcome)]
         row = {"case": writer.name, "kind": kind, "count": 1, "faults": faults}
-        kept.add({**row, "outcomes": {outcome.kind: 1}})
+        add(kept, {**row, "outcomes": {outcome.kind: 1}})
         bar.update(kind == "kill")
         bar.set_postfix_str(f"{writer.name}: {kind}, {outcome.kind}")
 
 
 def of_job(job: progress.Job, kills: int, kept: Kept, bar: tqdm[Any]) -> None:
     """Kill a job as often as is missing, some kills and whole runs at a time."""
-    while (missing := kills - kept.count(job.name, "kill")) > 0:
+    while (missing := kills - counted(kept, job.name, "kill")) > 0:
         with scratch() as folder:
             done = progress.again_and_again(job, folder, missing, min(missing, 15), bar.update)
         row = {"case": job.name, "kind": "kill", "count": done["kills"], "faults": done["wrong"]}
-        kept.add({**row, "outcomes": {"runs that equal an uninterrupted one": done["runs"]}})
+        add(kept, {**row, "outcomes": {"runs that equal an uninterrupted one": done["runs"]}})
 
 
 def main() -> None:
@@ -146,7 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    kept = Kept()
+    kept = Kept("crash")
     done = sum(row["count"] for row in kept.rows if row["kind"] == "kill")
     bar = tqdm(total=options.kills, initial=done, unit="kill")
     for share, make in (("small", writers.small), ("large", writers.large)):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -26,29 +25,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import RESULTS, machine, write
+from harness import machine, write
+from kept import Kept, Row
 from tqdm import tqdm
-
-import fisopt
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from tests.fuzz.program import LISTS, Case, Outcome, case, check
 from tests.fuzz.shrink import smallest
 
-ROOT = Path(__file__).parent.parent
-ROWS = RESULTS / "fuzz.partial.jsonl"
 FAULTS = ("wrong", "raw error", "touched")
-Row = dict[str, Any]
-
-
-def code() -> str:
-    """A digest of what the rows certify: the package, the generator and the oracle."""
-    digest = hashlib.blake2b(digest_size=6)
-    package = Path(fisopt.__file__).parent
-    for path in sorted([*package.rglob("*.py"), *(ROOT / "tests" / "fuzz").glob("*.py")]):
-        if not path.name.startswith("test_"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
 
 
 def quiet() -> None:
@@ -73,19 +58,6 @@ def run(seed: int) -> Row:
     return {"seed": seed, "outcomes": [[o.kind, o.what, o.passes, o.shape] for o in outcomes]}
 
 
-def kept(version: str) -> dict[int, Row]:
-    """The rows of this code that are there already."""
-    rows: dict[int, Row] = {}
-    for line in ROWS.read_text().splitlines() if ROWS.exists() else []:
-        try:
-            row = json.loads(line)
-        except ValueError:  # the last line of a run that was killed
-            continue
-        if row["code"] == version:
-            rows[row["seed"]] = row
-    return rows
-
-
 def fresh(seeds: list[int], workers: int) -> Iterator[Row]:
     """Rows as they are done."""
     if workers == 1:
@@ -96,7 +68,7 @@ def fresh(seeds: list[int], workers: int) -> Iterator[Row]:
         yield from pool.imap_unordered(run, seeds)
 
 
-def summary(rows: list[Row]) -> dict[str, Any]:
+def summary(rows: list[Row], version: str) -> dict[str, Any]:
     """The figures of some rows."""
     calls = Counter(kind for row in rows for kind, *_ in row["outcomes"])
     refusals = Counter(
@@ -122,7 +94,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
     return {
         "machine": machine(),
         "what": "calls of random models under random passes, each compared with a plain oracle",
-        "code": rows[0]["code"] if rows else code(),
+        "code": version,
         "models": len(rows),
         "programs": LISTS * len(rows),
         "programs_that_ran": len(ran),
@@ -159,22 +131,16 @@ def main() -> None:
     if options.show is not None:
         show(options.show, options.shrink)
         return
-    version = code()
-    rows = kept(version)
+    kept = Kept("fuzz")
     seeds = range(options.seed, options.seed - (-options.programs // LISTS))
-    missing = [seed for seed in seeds if seed not in rows]
+    missing = kept.missing(seeds)
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), unit="model")
-    with ROWS.open("a") as file:
-        for done in fresh(missing, options.workers):
-            row = {"code": version, **done}
-            file.write(json.dumps(row) + "\n")
-            file.flush()
-            rows[row["seed"]] = row
-            write("fuzz", summary(list(rows.values())))
-            bar.update()
-            faults = sum(kind in FAULTS for r in rows.values() for kind, *_ in r["outcomes"])
-            bar.set_postfix(faults=faults)
-    result = summary(list(rows.values()))
+    for row in fresh(missing, options.workers):
+        kept.add(row)
+        write("fuzz", summary(kept.rows, kept.version))
+        bar.update()
+        bar.set_postfix(faults=sum(kind in FAULTS for r in kept.rows for kind, *_ in r["outcomes"]))
+    result = summary(kept.rows, kept.version)
     print(json.dumps({k: v for k, v in result.items() if k != "machine"}, indent=1))
 
 

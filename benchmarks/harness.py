@@ -61,3 +61,10 @@ def paired_ratio(base: list[float], other: list[float]) -> float:
 def write(name: str, result: Any) -> Path:
     """Write a result as JSON beside the others, whole or not at all."""
     return write_file(RESULTS / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+
+def write_part(name: str, part: str, result: Any) -> Path:
+    """Write a result as one part of a file that several benchmarks fill."""
+    path = RESULTS / f"{name}.json"
+    held = json.loads(path.read_text()) if path.exists() else {}
+    return write(name, {**held, part: result})

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
@@ -148,6 +148,8 @@ def yaml_value(text: str) -> Any:
     Raises:
         MalformedError: it is not YAML, is nested too far, or has too many or too large values.
     """
+    if len(text) > LARGEST_YAML:
+        raise MalformedError(f"of more than {LARGEST_YAML:,} characters")
     try:
         _check_nodes(text)
         value = yaml.load(text, Loader=_Plain)  # which makes plain values only
@@ -157,6 +159,28 @@ def yaml_value(text: str) -> Any:
         raise MalformedError(f"not YAML: {error}") from error
     check_value(value)
     return value
+
+
+def check_readable(
+    path: Path | str, text: str, value: Callable[[str], Any], error: type[FisoptError]
+) -> None:
+    """Refuse a text that is about to be written and that its reader would not take.
+
+    Args:
+        path: where it goes.
+        text: the text.
+        value: reads it: `json_value` or `yaml_value`.
+        error: what is raised.
+
+    Raises:
+        FisoptError: an ``error``; it has too many or too large values.
+    """
+    try:
+        value(text)
+    except MalformedError as reason:
+        raise error(
+            f"{path} is not written, since it could not be read: it is {reason}"
+        ) from reason
 
 
 def _text(data: bytes) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -17,30 +16,7 @@ from fisopt.cli.calibrate import parse_stride
 from fisopt.cli.sources import Source
 from fisopt.runtime import captures
 from tests.conftest import captured
-from tests.zoo import zoo
-
-
-class Pipeline:
-    """What ``fisopt calibrate`` uses of a diffusers pipeline."""
-
-    def __init__(self) -> None:
-        self.transformer = zoo()["wan"].model
-        self.prompts: list[str] = []
-
-    def set_progress_bar_config(self, *, disable: bool) -> None:
-        assert disable
-
-    def __call__(
-        self, prompt: str, output_type: str, num_inference_steps: int, generator: torch.Generator
-    ) -> None:
-        assert output_type == "latent"
-        self.prompts.append(prompt)
-        for step in range(num_inference_steps):
-            inputs = zoo()["wan"].inputs(5, 3, 4, batch=2, seed=generator.initial_seed() + step)
-            with self.transformer.cache_context(
-                "cond", step_index=step, num_inference_steps=num_inference_steps
-            ):
-                self.transformer(**inputs)
+from tests.tiny_pipeline import Pipeline
 
 
 def invoke(*args: str) -> Any:

@@ -178,3 +178,23 @@ def test_choices_that_are_none(tmp_path: Path) -> None:
             assert remembered(path) == {}
     os.mkfifo(tmp_path / "pipe.json")
     assert remembered(tmp_path / "pipe.json") == {}
+
+
+def too_large(kind: str) -> tuple[Any, type[FisoptError]]:
+    """Something of more values than its reader takes."""
+    schedule = Schedule(((0,) * 300,) * 400, ((0,) * 300,) * 400, (), ())
+    if kind == "schedule":
+        return schedule, ScheduleError
+    return MaskTable({f"blocks.{i}": RadialDecay(1) for i in range(400)}), OptionError
+
+
+@pytest.mark.parametrize("kind", ["schedule", "mask table"])
+def test_what_could_not_be_read_is_not_written(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(json_value, "__defaults__", (300,))
+    held, error = too_large(kind)
+    (path := tmp_path / "kept").write_text("before")
+    with pytest.raises(error, match=r"kept is not written, since it could not be read: it is of"):
+        held.save(path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["before"]

@@ -47,13 +47,13 @@ class LoadedModule(nn.Module):
         runners: Mapping[int, Runner],
         modules: Mapping[int, nn.Module],
         scheduler: Callable[[], Any],
-        output: pytree.TreeSpec | None = None,
+        output: pytree.TreeSpec,
     ) -> None:
         super().__init__()
         held = self.__dict__
         held["manifest"], held["_runners"] = manifest, dict(runners)
         held["_generation"] = Generation(CallersScheduler(self, scheduler))
-        held["_output"] = structure_of(manifest.call.output) if output is None else output
+        held["_output"] = output
         for index, module in modules.items():
             self.add_module(f"variant_{index}", module)
         self.requires_grad_(False)

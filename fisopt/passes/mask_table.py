@@ -20,7 +20,7 @@ from fisopt.passes.masks import (
     TileMask,
     frame_mask,
 )
-from fisopt.reading import read_json
+from fisopt.reading import check_readable, json_value, read_json
 
 MASKS: dict[str, type[FrameMask]] = {
     cls.__name__: cls for cls in (TileMask, SlidingWindow, RadialDecay, FrameTable)
@@ -84,11 +84,13 @@ class MaskTable(metaclass=Checked):
         """Write the table as JSON, in the place of a file that is there.
 
         Raises:
+            OptionError: it is larger than what `load` reads.
             FileError: it cannot be written; what was there is unchanged.
         """
-        return write(
-            path_of("MaskTable.save: path", path), json.dumps(self.plain(), indent=1) + "\n"
-        )
+        path = path_of("MaskTable.save: path", path)
+        text = json.dumps(self.plain(), indent=1) + "\n"
+        check_readable(path, text, json_value, OptionError)
+        return write(path, text)
 
     @staticmethod
     def load(path: Path | str) -> MaskTable:

@@ -33,7 +33,14 @@ from fisopt.checked import Checked, is_int, path_of
 from fisopt.errors import ScheduleError, shown
 from fisopt.files import write
 from fisopt.passes.tier_files import table_beside
-from fisopt.reading import MalformedError, check_file, is_name, read_yaml
+from fisopt.reading import (
+    MalformedError,
+    check_file,
+    check_readable,
+    is_name,
+    read_yaml,
+    yaml_value,
+)
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
@@ -302,6 +309,7 @@ class Schedule(metaclass=Checked):
                 which no schedule needs.
 
         Raises:
+            ScheduleError: it is larger than what `load` reads.
             FileError: it cannot be written; what was there is unchanged.
         """
         path, measured = path_of("Schedule.save: path", path), self.measured.plain()
@@ -310,6 +318,7 @@ class Schedule(metaclass=Checked):
         said["tiers"] = {IN_FILE[f]: [list(row) for row in getattr(self, f)] for f in FEATURES}
         said["measured"] = measured
         text = yaml.safe_dump(said, sort_keys=False, default_flow_style=None)
+        check_readable(path, text, yaml_value, ScheduleError)
         if extra is not None:
             write(path.with_suffix(".safetensors"), save(dict(extra)))
         write(path, text)

@@ -24,7 +24,13 @@ from fisopt.checked import Checked, flag, path_of
 from fisopt.errors import RecipeError, shown
 from fisopt.files import written
 from fisopt.passes.presets import resolve
-from fisopt.reading import MalformedError, check_value, read_yaml
+from fisopt.reading import (
+    MalformedError,
+    check_readable,
+    check_value,
+    read_yaml,
+    yaml_value,
+)
 from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Store
@@ -72,7 +78,8 @@ class Recipe(metaclass=Checked):
         """The recipe as plain values, complete in itself.
 
         Raises:
-            RecipeError: an option of a pass cannot be written.
+            RecipeError: an option of a pass cannot be written, or it is larger than what `load`
+                reads.
         """
         store = Store()
         return {
@@ -129,6 +136,7 @@ class Recipe(metaclass=Checked):
         """
         flag("Recipe.save: force", force)
         path, text = path_of("Recipe.save: path", path), as_yaml(self.plain())
+        check_readable(path, text, yaml_value, RecipeError)
         with written(path, force=force) as beside:
             beside.write_bytes(text.encode("utf-8"))
         return path

@@ -113,7 +113,7 @@ class OptimizedModule(nn.Module):
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, which no compiler of the code around it may look into."""
-        return _uncompiled()(self, *args, **kwargs)
+        return _untraced()(self, *args, **kwargs)
 
     def _hooked(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
@@ -360,7 +360,7 @@ def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
 
 
 @cache
-def _uncompiled() -> Callable[..., Any]:
+def _untraced() -> Callable[..., Any]:
     """What runs a module; made at the first call, as it imports torch's compiler and Triton."""
     run: Callable[..., Any] = torch.compiler.disable(OptimizedModule._hooked)  # type: ignore[no-untyped-call]
     return run

@@ -6,6 +6,7 @@ import json
 import resource
 import shutil
 import signal
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from fisopt.artefact import aoti
 from fisopt.artefact.export import check_target, export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import read_manifest
+from fisopt.artefact.manifest import Manifest
+from fisopt.artefact.pt2 import Runner
+from fisopt.artefact.tree import structure_of
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
 from tests.plain_dit import FORMS
@@ -268,6 +272,12 @@ def test_weights_that_are_not_there(tmp_path: Path) -> None:
     assert "fisopt::" not in text
 
 
+def module_of(manifest: Manifest, runners: Mapping[int, Runner] | None = None) -> LoadedModule:
+    """A loaded module without its weights."""
+    output = structure_of(manifest.call.output)
+    return LoadedModule(manifest, runners or {}, {}, lambda: None, output)
+
+
 def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
     """A package of AOTInductor reads past the end of others, such as an expanded timestep."""
     manifest, _ = read_manifest(original)
@@ -277,7 +287,7 @@ def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
         got.update(values)
         return [values["video"]]
 
-    loaded = LoadedModule(manifest, {0: run}, {}, None)
+    loaded = module_of(manifest, {0: run})
     inputs = plain_dit.inputs(FORMS["text_in_front"], *GRID, batch=2)
     inputs["time"] = torch.tensor(0.5).expand(2)
     inputs["text"] = inputs["text"].transpose(1, 2).contiguous().transpose(1, 2)
@@ -289,13 +299,13 @@ def test_every_runner_gets_contiguous_tensors(original: Path) -> None:
 
 
 def test_a_loaded_module_stays_where_it_was_exported(original: Path) -> None:
-    loaded = LoadedModule(read_manifest(original)[0], {}, {}, None)
+    loaded = module_of(read_manifest(original)[0])
     assert loaded.to("cpu", torch.float32).float().cpu() is loaded
     for change in (loaded.half, lambda: loaded.to(torch.bfloat16), lambda: loaded.to("meta")):
         with pytest.raises(InputError, match=r"stays as it was exported: .*float32 on cpu"):
             change()
     onnx = replace(loaded.manifest, format="onnx")
-    assert LoadedModule(onnx, {}, {}, None).to("meta").device == torch.device("cpu")
+    assert module_of(onnx).to("meta").device == torch.device("cpu")
 
 
 def test_what_is_not_installed(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
@@ -24,30 +23,9 @@ from fisopt.passes.masks import TileMask
 from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.crash.kill import Death, run
-from tests.zoo import zoo
+from tests.tiny_pipeline import Pipeline
 
 PROMPTS, STEPS = ("one", "two", "three"), 2
-
-
-class Pipeline:
-    """What the commands use of a diffusers pipeline, around a tiny model."""
-
-    def __init__(self) -> None:
-        self.transformer = zoo()["wan"].model
-
-    def set_progress_bar_config(self, *, disable: bool) -> None:
-        assert disable
-
-    def __call__(
-        self, prompt: str, output_type: str, num_inference_steps: int, generator: torch.Generator
-    ) -> None:
-        assert output_type == "latent"
-        for step in range(num_inference_steps):
-            seed = generator.initial_seed() + step
-            inputs = zoo()["wan"].inputs(5, 3, 4, batch=2, seed=seed)
-            said = {"step_index": step, "num_inference_steps": num_inference_steps}
-            with self.transformer.cache_context("cond", **said):
-                self.transformer(**inputs)
 
 
 @dataclass(frozen=True)

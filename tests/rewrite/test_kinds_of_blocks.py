@@ -257,6 +257,14 @@ def test_long_skips_keep_their_self_attention() -> None:
         assert not torch.allclose(sparse(**call()), program(**call()), atol=1e-3)
 
 
+def with_sparse_attention(layer: Any, x: Tensor, kept: tuple[int, ...]) -> Tensor:
+    """What a block makes of its stream if its attention runs on some frames alone."""
+    inner, y = layer.attend, layer.norm(x)
+    short = inner.mix(*(f(y)[:, rows(kept)] for f in (inner.q, inner.k, inner.v)))
+    x = x + inner.out(spread(short, kept))
+    return x + layer.mlp(layer.norm(x)).tanh()
+
+
 def test_text_that_has_seen_the_video_is_no_video() -> None:
     model, program = captured("text")
     for block in program.blocks:
@@ -271,11 +279,7 @@ def test_text_that_has_seen_the_video_is_no_video() -> None:
     sparse = FrameInterleave(first_block=0, scope="attention")(program).program
     x, text = model.embed(call()["video"]), call()["text"]
     for index, layer in enumerate(model.layers):
-        kept, inner = anchor_frames(FRAMES, 2, index % 2), layer.attend
-        y = layer.norm(x)
-        short = inner.mix(*(f(y)[:, rows(kept)] for f in (inner.q, inner.k, inner.v)))
-        x = x + inner.out(spread(short, kept))
-        x = x + layer.mlp(layer.norm(x)).tanh()
+        x = with_sparse_attention(layer, x, anchor_frames(FRAMES, 2, index % 2))
         text = text + layer.to_video(text, x)
         x = x + layer.to_text(x, text)
     torch.testing.assert_close(sparse(**call()), model.unembed(x), atol=1e-5, rtol=0)

@@ -26,6 +26,7 @@ from tests.rewrite.test_kinds_of_blocks import (
     fused,
     rows,
     spread,
+    with_sparse_attention,
 )
 
 aten = torch.ops.aten
@@ -255,11 +256,7 @@ def test_attention_inside_a_frame_is_found_where_the_block_folds_it() -> None:
     got = PassManager([FrameInterleave(first_block=0, scope="attention")]).run(program)(**call())
     x = model.embed(call()["video"])
     for index, layer in enumerate(model.layers):
-        kept, inner = anchor_frames(FRAMES, 2, index % 2), layer.attend
-        y = layer.norm(x)
-        short = inner.mix(*(f(y)[:, rows(kept)] for f in (inner.q, inner.k, inner.v)))
-        x = x + inner.out(spread(short, kept))
-        x = x + layer.mlp(layer.norm(x)).tanh()
+        x = with_sparse_attention(layer, x, anchor_frames(FRAMES, 2, index % 2))
     want = model.unembed(x) + call()["text"].mean()
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
     assert "2 of 2 blocks reduced" in TokenReduction(query=0.4, value=0.3)(program).notes[0]
