@@ -31,7 +31,9 @@ from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
+from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
@@ -48,6 +50,8 @@ __version__ = FISOPT
 __all__ = [
     "PRESETS",
     "PUBLISHED_REDUCTIONS",
+    "Block",
+    "BlockEdit",
     "CaptureError",
     "Cost",
     "ExportError",

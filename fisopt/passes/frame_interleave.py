@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
@@ -174,9 +174,9 @@ class FrameInterleave(Pass):
         every = program.blocks
         selected = every[self.first_block : self.last_block]
         interleaver = _Interleaver(self, rewriter, original)
-        for position, call in enumerate(selected):
+        for position, block in enumerate(selected):
             anchors = anchor_frames(frames, self.stride, position % self.stride)
-            interleaver.block(every.index(call), call, anchors)
+            interleaver.block(block.index, block.call, anchors)
         counts = sorted({len(a) for a in interleaver.used})
         rewriter.note(
             f"{interleaver.sparse} of {len(every)} blocks sparse on "
@@ -242,9 +242,7 @@ class _Interleaver:
         streams: dict[fx.Node, Stream | None],
         found: list[Attention],
     ) -> str | None:
-        if structure(body.graph) != structure(
-            self.original.callee(self.original.blocks[index]).graph
-        ):
+        if structure(body.graph) != structure(self.original.blocks[index].body.graph):
             return "another pass has edited this block; put FrameInterleave first"
         if self.options.scope == "attention":
             return None if found else "no self-attention was found in it"
@@ -284,7 +282,7 @@ class _Interleaver:
         if key not in self.restricted:
             program, options = self.rewriter.program, self.options
             short_program = program.resized(count)
-            short = short_program.callee(short_program.blocks[index])
+            short = short_program.blocks[index].body
             anchors_only = options.kv == "anchors"
             if options.scope == "block":
                 demand = analyse(body.graph, framed, lambda _: anchors_only)
@@ -344,7 +342,8 @@ class _Interleaver:
             node = self.rewriter.call(torch.ops.aten.add.Tensor, node, other)
         for view in stream.views:
             args = (node, *view.args[1:])
-            node = self.rewriter.call(view.target, *args, **view.kwargs)
+            options: dict[str, Any] = dict(view.kwargs)
+            node = self.rewriter.call(view.target, *args, **options)
         return node
 
     def _tables(self, anchors: tuple[int, ...], call: fx.Node) -> dict[str, fx.Node]:

@@ -20,12 +20,15 @@ from fisopt.checked import ints
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
-from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
+from fisopt.rewrite.analysis import Attention, attentions, dependences
 from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.edit import BlockEdit
+from fisopt.rewrite.editor import BY
 from fisopt.rewrite.operands import PlainAttention, plain_attention
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.rewriter import BY, Rewriter
+from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.tile_plan import TilePlan, tile_plan
 
 aten = torch.ops.aten
@@ -103,7 +106,7 @@ class TileAttention(Pass):
                     f"{len(blocks)} video blocks",
                     pass_name=self.name,
                 )
-        paths = [_path(call) for call in blocks]
+        paths = [block.path for block in blocks]
         if isinstance(self.table, MaskTable):
             self._check_table(self.table, paths)
         for path, mask in zip(paths, self._masks(program), strict=True):
@@ -137,10 +140,10 @@ class TileAttention(Pass):
         return [
             None
             if i in dense
-            else table[_path(call)]
+            else table[block.path]
             if table is not None
             else frame_mask(self.mask)
-            for i, call in enumerate(blocks)
+            for i, block in enumerate(blocks)
         ]
 
     def run(self, rewriter: Rewriter) -> None:
@@ -152,8 +155,8 @@ class TileAttention(Pass):
             rewriter.note(f"dense: every tile is kept at {frames} latent frames")
             return
         tiler = _Tiler(rewriter)
-        for call, mask in zip(program.blocks, masks, strict=True):
-            tiler.block(call, mask, named=self.table is not None)
+        for block, mask in zip(program.blocks, masks, strict=True):
+            tiler.block(block, mask, named=self.table is not None)
         if not tiler.attending:
             raise PreconditionError(
                 "no block has self-attention across frames; there is nothing to make sparse",
@@ -172,20 +175,18 @@ class TileAttention(Pass):
 
 
 class _Tiler:
-    """The state of one run: block graphs by what their plans have in common, and the figures."""
+    """The state of one run: the figures of the report."""
 
     def __init__(self, rewriter: Rewriter) -> None:
         self.rewriter = rewriter
-        self.graphs: dict[object, fx.GraphModule] = {}
         self.densities: list[float] = []
         self.used: dict[str, None] = {}
         self.attending = self.within = 0
 
-    def block(self, call: fx.Node, mask: FrameMask | None, *, named: bool) -> None:
+    def block(self, block: Block, mask: FrameMask | None, *, named: bool) -> None:
         """Make the self-attention of one block sparse."""
-        where = str(call.meta["fisopt.region"])
-        body = self.rewriter.program.callee(call)
-        found = [a for a in attentions(body.graph) if _across_frames(body.graph, a)]
+        graph, where = block.body.graph, block.path
+        found = [a for a in attentions(graph) if _across_frames(graph, a)]
         if not found:
             self.within += 1
             if named and mask is not None:
@@ -196,110 +197,79 @@ class _Tiler:
         self.attending += 1
         if mask is None:
             return
-        read = [_read(body.graph, a) for a in found]
-        plans: list[TilePlan] = []
-        for each in read:
-            plan = each if isinstance(each, str) else _plan(each, mask)
-            if isinstance(plan, str):
-                self.rewriter.skip(where, plan)
+        tiles: list[_Tiles] = []
+        for attention in found:
+            read = _read(graph, attention)
+            plan = read if isinstance(read, str) else _plan(read, mask)
+            if isinstance(read, str) or isinstance(plan, str):
+                self.rewriter.skip(where, str(plan))
                 return
-            plans.append(plan)
-        if all(plan.density == 1.0 for plan in plans):
+            tiles.append(_Tiles(attention.result, read, plan, mask))
+        if all(each.plan.density == 1.0 for each in tiles):
             return
-        kept = [each for each in read if not isinstance(each, str)]
-        self._rewrite(call, found, kept, plans, mask)
-        seen = (axis.frames for each in kept if (axis := sequence_axis(each.query)))
-        self.used |= dict.fromkeys(mask.at(frames) for frames in seen)
-        self.densities.append(sum(plan.density for plan in plans) / len(plans))
+        with self.rewriter.edit(block, name="tiles") as edit:
+            for number, each in enumerate(tiles):
+                each.write(edit, number)
+        self.used |= dict.fromkeys(mask.at(each.queries.frames) for each in tiles)
+        self.densities.append(sum(each.plan.density for each in tiles) / len(tiles))
 
-    def _rewrite(
-        self,
-        call: fx.Node,
-        found: list[Attention],
-        read: list[PlainAttention],
-        plans: list[TilePlan],
-        mask: FrameMask,
-    ) -> None:
-        rewriter = self.rewriter
-        outputs = results(rewriter.program.callee(call).graph)
-        old = result_nodes(call, len(outputs))
-        with rewriter.before(call):
-            tables = [self._tables(o, p, mask) for o, p in zip(read, plans, strict=True)]
-            key = (call.target, tuple((tuple(p.keys.shape), p.pairs) for p in plans))
-            if key not in self.graphs:
-                self.graphs[key] = self._graph(call, found, read, plans, tables)
-            pieces = rewriter.call_block(
-                self.graphs[key],
-                [*call.args, *(t for pair in tables for t in pair)],  # type: ignore[list-item]
-                like=call,
-                name=f"{call.target}_tiles",
-                axes=[axes_of(n) for n in outputs],
-            )
-            for result, piece in zip(old, pieces, strict=True):
-                if result is not None:
-                    rewriter.replace_uses(result, piece)
 
-    def _tables(
-        self, read: PlainAttention, plan: TilePlan, mask: FrameMask
-    ) -> tuple[fx.Node, fx.Node]:
-        """The plan as buffers; equal plans are the same buffers."""
-        queries, keys = sequence_axis(read.query), sequence_axis(read.value)
-        assert queries is not None
+@dataclass(frozen=True)
+class _Tiles:
+    """One attention that becomes tile-sparse.
+
+    Attributes:
+        dense: the node that holds what it attends to.
+        read: its operands.
+        plan: the tiles that are kept.
+        mask: the mask that the plan is of.
+    """
+
+    dense: fx.Node
+    read: PlainAttention
+    plan: TilePlan
+    mask: FrameMask
+
+    @property
+    def queries(self) -> FrameAxis:
+        """The frames of its queries."""
+        axis = sequence_axis(self.read.query)
+        assert axis is not None
+        return axis
+
+    def write(self, edit: BlockEdit, number: int) -> None:
+        """Put the sparse attention in the place of the dense one."""
+        read, dense = self.read, edit.twin(self.dense)
+        query, key, value = (edit.twin(n) for n in (read.query, read.key, read.value))
+        rows, keys = self._tables(edit, number)
+        with edit.before(dense):
+            if read.key_columns:
+                key = edit.call(aten.transpose.int, key, -2, -1)
+            mask = self._mask(edit)
+            operands = (query, key, value, mask, rows, keys, self.plan.pairs, read.scale)
+            sparse = edit.call(TILE, *operands)
+        edit.replace_uses(dense, sparse)
+
+    def _tables(self, edit: BlockEdit, number: int) -> tuple[fx.Node, fx.Node]:
+        """The plan as constants; equal plans are the same ones."""
+        keys = sequence_axis(self.read.value)
         assert keys is not None
-        device = read.query.meta["val"].device
-        form = _form(queries)
-        rows = self.rewriter.buffer(f"rows_{form}", plan.rows.to(device))
-        if keys != queries:
+        device, form = self.read.query.meta["val"].device, _form(self.queries)
+        rows = edit.buffer(f"rows_{form}", self.plan.rows.to(device), f"tiles_rows_{number}")
+        if keys != self.queries:
             form += f"_of_{_form(keys)}"
-        return rows, self.rewriter.buffer(f"keys_{mask.label}_{form}", plan.keys.to(device))
+        name = f"keys_{self.mask.label}_{form}"
+        return rows, edit.buffer(name, self.plan.keys.to(device), f"tiles_keys_{number}")
 
-    def _graph(
-        self,
-        call: fx.Node,
-        found: list[Attention],
-        read: list[PlainAttention],
-        plans: list[TilePlan],
-        tables: list[tuple[fx.Node, fx.Node]],
-    ) -> fx.GraphModule:
-        """A copy of a block's graph with its attentions replaced."""
-        body = self.rewriter.program.callee(call)
-        inner = self.rewriter.inside(body)
-        twin = dict(zip(body.graph.nodes, inner.graph.nodes, strict=True))
-        for i, (attention, each, plan) in enumerate(zip(found, read, plans, strict=True)):
-            rows, keys = (
-                inner.argument(f"tiles_{name}_{i}", held.shape, held.dtype, held.device)
-                for name, table in zip(("rows", "keys"), tables[i], strict=True)
-                if isinstance(held := table.meta["val"], torch.Tensor)
-            )
-            dense = twin[attention.result]
-            with inner.before(dense):
-                key = twin[each.key]
-                if each.key_columns:
-                    key = inner.call(aten.transpose.int, key, -2, -1)
-                sparse = inner.call(
-                    TILE,
-                    twin[each.query],
-                    key,
-                    twin[each.value],
-                    _mask(inner, each, twin),
-                    rows,
-                    keys,
-                    plan.pairs,
-                    each.scale,
-                )
-            inner.replace_uses(dense, sparse)
-        inner.erase_dead()
-        inner.program.graph_module.recompile()
-        return inner.program.graph_module
-
-
-def _mask(inner: Rewriter, read: PlainAttention, twin: Mapping[fx.Node, fx.Node]) -> fx.Node | None:
-    """The mask of an attention in a copy of its graph, as something that is seen or added."""
-    if read.mask is None or read.fill is None:
-        return None if read.mask is None else twin[read.mask]
-    zeros = inner.call(aten.zeros_like.default, twin[read.mask], dtype=read.query.meta["val"].dtype)
-    args = (zeros if a in read.path else twin.get(a, a) for a in read.fill.args)  # type: ignore[arg-type]
-    return inner.call(read.fill.target, *args)
+    def _mask(self, edit: BlockEdit) -> fx.Node | None:
+        """The mask of the dense attention, as something that is seen or added."""
+        read = self.read
+        if read.mask is None or read.fill is None:
+            return None if read.mask is None else edit.twin(read.mask)
+        kind = read.query.meta["val"].dtype
+        zeros = edit.call(aten.zeros_like.default, edit.twin(read.mask), dtype=kind)
+        args = fx.node.map_arg(read.fill.args, lambda n: zeros if n in read.path else edit.twin(n))
+        return edit.call(read.fill.target, *args)
 
 
 def sequence_axis(node: fx.Node, dim: int = -2) -> FrameAxis | None:
@@ -315,10 +285,6 @@ def _form(axis: FrameAxis) -> str:
 def _frames(axis: FrameAxis) -> FrameAxis:
     """The frames of a sequence, without what is before and after them: both are global."""
     return replace(axis, before=0, after=0)
-
-
-def _path(call: fx.Node) -> str:
-    return str(call.meta["fisopt.region"])
 
 
 def _across_frames(graph: fx.Graph, attention: Attention) -> bool:

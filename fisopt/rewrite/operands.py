@@ -21,9 +21,9 @@ from fisopt.rewrite.analysis import (
     made_of,
 )
 from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.editor import BY
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.table import argument, operand_of, shape
-from fisopt.rewrite.rewriter import BY
 
 aten = torch.ops.aten
 _CASTS = {aten._to_copy.default, aten.alias.default, aten.clone.default}

@@ -13,10 +13,11 @@ from torch.utils import _pytree as pytree
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.block import Block
 from fisopt.rewrite.follow import Followed, at_frames
 from fisopt.rewrite.frame_dims import FrameDims, fits
 from fisopt.rewrite.inputs import Inputs, bind_example
-from fisopt.rewrite.outline import copied, find_regions, outline
+from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK, Template
@@ -148,9 +149,10 @@ class Program:
         return (*(self.inputs.names[i] for i in self.source.frame_dims), *written)
 
     @property
-    def blocks(self) -> list[fx.Node]:
-        """Calls of the video blocks, in execution order."""
-        return [n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta]
+    def blocks(self) -> list[Block]:
+        """The video blocks, in execution order."""
+        calls = (n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta)
+        return [Block(n.meta[REGION], i, n, self.callee(n)) for i, n in enumerate(calls)]
 
     @property
     def own_results(self) -> int:

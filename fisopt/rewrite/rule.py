@@ -24,8 +24,9 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fisopt.checked import Checked
 from fisopt.errors import OptionError, OptionTypeError, PassError, shown
-from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.editor import Editor
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -117,16 +118,16 @@ class Rule(metaclass=Checked):
             found.append(Match(inputs, match.returning_nodes[0], nodes))
         return sorted(found, key=lambda match: order[match.result])
 
-    def apply(self, rewriter: Rewriter, match: Match) -> fx.Node:
+    def apply(self, editor: Editor, match: Match) -> fx.Node:
         """Put the replacement in the place of a match; return what stands for its result now."""
         made: dict[fx.Node, Any] = {}
-        with rewriter.before(match.result):
+        with editor.before(match.result):
             for node in self._replacement.nodes:
                 if node.op == "placeholder":
                     made[node] = match.inputs[str(node.target)]
                 elif node.op == "call_function":
                     args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
-                    made[node] = rewriter.call(node.target, *args, **kwargs)
+                    made[node] = editor.call(node.target, *args, **kwargs)
         new: fx.Node = made[_returned(self._replacement)]
         was, now = match.result.meta["val"], new.meta["val"]
         if was.dtype != now.dtype or not same_axes(axes_of(match.result), axes_of(new)):
@@ -134,10 +135,10 @@ class Rule(metaclass=Checked):
                 f"rule {self.name!r} replaces {was.dtype} with frames "
                 f"{axes_text(axes_of(match.result))} by {now.dtype} with frames "
                 f"{axes_text(axes_of(new))}; wanted the same of both",
-                pass_name=rewriter.pass_name,
+                pass_name=editor.pass_name,
                 node=match.result,
             )
-        rewriter.replace_uses(match.result, new)
+        editor.replace_uses(match.result, new)
         return new
 
 
@@ -169,28 +170,24 @@ class RulePass(Pass):
         """Rewrite every distinct block graph once, then the graph that calls them."""
         counts = {rule.name: [0, 0] for rule in self.rules}
         program = rewriter.program
-        made: dict[str, fx.GraphModule] = {}
-        for call in program.blocks:
-            target = str(call.target)
-            if target not in made:
-                inner = rewriter.inside(program.callee(call))
-                self._rewrite(inner, counts)
-                inner.program.graph_module.recompile()
-                made[target] = inner.program.graph_module if inner.changed else program.callee(call)
-            if made[target] is not program.callee(call):
-                _replace(rewriter, call, made[target])
+        alike: dict[fx.GraphModule, list[Block]] = {}
+        for block in program.blocks:
+            alike.setdefault(block.body, []).append(block)
+        for blocks in alike.values():
+            with rewriter.edit(*blocks, name="ruled") as edit:
+                self._rewrite(edit, counts)
         self._rewrite(rewriter, counts)
         for name, (applied, refused) in counts.items():
             rewriter.note(
-                f"{name}: {applied} places in {len(made)} block graphs and around them"
+                f"{name}: {applied} places in {len(alike)} block graphs and around them"
                 + (f", {refused} refused by its condition" if refused else "")
             )
 
-    def _rewrite(self, rewriter: Rewriter, counts: dict[str, list[int]]) -> None:
+    def _rewrite(self, editor: Editor, counts: dict[str, list[int]]) -> None:
         for rule in self.rules:
             moved: dict[fx.Node, fx.Node] = {}
             taken: set[fx.Node] = set()
-            for found in rule.matches(rewriter.graph):
+            for found in rule.matches(editor.graph):
                 if found.nodes & taken:
                     continue
                 now = fx.node.map_aggregate(
@@ -202,18 +199,5 @@ class RulePass(Pass):
                 counts[rule.name][not meant] += 1
                 if meant:
                     taken |= found.nodes
-                    moved[match.result] = rule.apply(rewriter, match)
-            rewriter.erase_dead()
-
-
-def _replace(rewriter: Rewriter, call: fx.Node, graph_module: fx.GraphModule) -> None:
-    """Call another graph of the same arguments and results in the place of a block's."""
-    outputs = results(rewriter.program.callee(call).graph)
-    old = result_nodes(call, len(outputs))
-    with rewriter.before(call):
-        args = [n for n in call.args if isinstance(n, fx.Node)]
-        name, axes = f"{call.target}_ruled", [axes_of(n) for n in outputs]
-        pieces = rewriter.call_block(graph_module, args, like=call, name=name, axes=axes)
-    for node, piece in zip(old, pieces, strict=True):
-        if node is not None:
-            rewriter.replace_uses(node, piece)
+                    moved[match.result] = rule.apply(editor, match)
+            editor.erase_dead()
