@@ -34,12 +34,15 @@ from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.edit import BlockEdit
+from fisopt.rewrite.frames import Frames
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.rule import Match, Rule, RulePass
+from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.text import format_graph
+from fisopt.rewrite.tokens import Tokens
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
@@ -61,6 +64,7 @@ __all__ = [
     "FrameInterleave",
     "FrameMask",
     "FrameTable",
+    "Frames",
     "InputError",
     "LoadedModule",
     "LoweringError",
@@ -87,10 +91,12 @@ __all__ = [
     "ScheduleError",
     "SlidingWindow",
     "Step",
+    "Subset",
     "TileAttention",
     "TileMask",
     "TokenLayout",
     "TokenReduction",
+    "Tokens",
     "VerifyError",
     "axes_of",
     "capture",

@@ -8,7 +8,13 @@ from functools import cached_property
 
 from torch import fx
 
-from fisopt.rewrite.analysis import Branch, residual_branches, residual_source, results
+from fisopt.rewrite.analysis import (
+    Branch,
+    residual_branches,
+    residual_source,
+    result_nodes,
+    results,
+)
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.residual import Stream, residual_path, residual_stream
@@ -78,6 +84,11 @@ class Block:
         value = self.call.args[self.arguments.index(argument)]
         assert isinstance(value, fx.Node)
         return value
+
+    def returned(self, result: fx.Node) -> fx.Node | None:
+        """The node of the Program that holds a result, None where nobody uses it."""
+        held = results(self.body.graph)
+        return result_nodes(self.call, len(held))[held.index(result)]
 
 
 def repeated_blocks(blocks: Sequence[Block]) -> list[list[Block]]:

@@ -16,7 +16,8 @@ from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.fixed_grid import FixedGrid
 from fisopt.rewrite.follow import Followed, Search, said
 from fisopt.rewrite.inputs import Inputs, bind_example, check_example
-from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.origin import Source
+from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
 from fisopt.rewrite.readiness import has_hooks, unhooked
 from fisopt.rewrite.runs import check_runs
 from fisopt.rewrite.template import Template, matches

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from fisopt.errors import PassError
+from fisopt.errors import PassError, VerifyError
+from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, axes_of, set_axes
 from fisopt.rewrite.block import Block
+from fisopt.rewrite.demand import analyse
 from fisopt.rewrite.editor import Editor
+from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.outline import copied
+from fisopt.rewrite.relations.table import shape
+from fisopt.rewrite.restrict import Restrict, Restricted
+from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.template import MODE
 
 Source = Callable[[Editor, Block], fx.Node]
@@ -31,7 +37,12 @@ class BlockEdit(Editor):
     """
 
     def __init__(
-        self, block: Block, mode: Any, pass_name: str, place: Callable[[], list[fx.Node]]
+        self,
+        block: Block,
+        mode: Any,
+        pass_name: str,
+        place: Callable[[], list[fx.Node]],
+        resized: Callable[[Subset], fx.GraphModule],
     ) -> None:
         graph, self._twins = copied(block.body.graph)
         super().__init__(graph, mode, pass_name)
@@ -40,7 +51,10 @@ class BlockEdit(Editor):
         self._sources: list[Source] = []
         self._stores: list[tuple[str, fx.Node]] = []
         self._gauges: list[tuple[str, fx.Node]] = []
-        self._placing = place
+        self._computed: dict[fx.Node, Subset] = {}
+        self._narrowed: dict[fx.Node, tuple[Subset, tuple[int, ...]]] = {}
+        self._shorts: dict[Subset, dict[fx.Node, fx.Node]] = {}
+        self._placing, self._resized = place, resized
         self._placed: list[fx.Node] | None = None
         self._finished: fx.GraphModule | None = None
 
@@ -61,10 +75,10 @@ class BlockEdit(Editor):
 
     def bring(self, node: fx.Node, name: str = "brought") -> fx.Node:
         """Let the block see a node of the Program, by one more argument."""
-        value = node.meta["val"]
-        held = self._add(name, value, lambda outer, block: node)
-        set_axes(held, axes_of(node))
-        return held
+        if node not in self._made:
+            self._made[node] = self._add(name, node.meta["val"], lambda outer, block: node)
+            set_axes(self._made[node], axes_of(node))
+        return self._made[node]
 
     def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
         """Read a constant of the Program; see `Editor.buffer`."""
@@ -97,6 +111,67 @@ class BlockEdit(Editor):
         """Return a measurement of this block."""
         self._gauges.append((name, node))
         self.changed = True
+
+    def compute(
+        self,
+        parts: Mapping[fx.Node, Subset],
+        cut: Iterable[fx.Node] = (),
+        fill: Fill | None = None,
+    ) -> Restricted:
+        """Compute some values on a part of the video only, and all that leads to them alone.
+
+        Arguments that are needed on a part are passed on it.  A result in ``parts`` is returned
+        on its part; any other node is spread again, for its users want the whole.
+
+        Args:
+            parts: nodes of the block's body, and the subset of each; several may differ.
+            cut: nodes of the body that see the part as if it were all: keys and values of
+                attentions among them are those of the part.  Others see the whole.
+            fill: how inner nodes are spread; see `Subset.spread`.
+
+        Raises:
+            PassError: parts of the block are computed already, or its sizes at as many tokens
+                are not known.
+            VerifyError: an operator cannot be computed on its part, or two parts meet in one.
+        """
+        if self._computed:
+            done, new = (
+                "; ".join(f"{node.name} on {subset}" for node, subset in asked.items())
+                for asked in (self._computed, parts)
+            )
+            raise PassError(
+                f"the edit computes {done} already, so it cannot compute {new} too; ask for all "
+                "parts at once",
+                pass_name=self.pass_name,
+                node=self.block.path,
+            )
+        self._computed = dict(parts)
+        self._shorts = {subset: self._at(subset) for subset in parts.values()}
+        mapped = {self._twins[n]: subset for n, subset in parts.items()}
+        demand = analyse(self.graph, mapped, [self._twins[n] for n in cut if n in self._twins])
+        exits = {n: s for n, s in mapped.items() if n not in results(self.graph)}
+        restricted = Restrict(self, demand, exits, self._shorts, fill).run()
+        self._narrowed = restricted.narrowed
+        return restricted
+
+    def sizes(self, subset: Subset, node: fx.Node) -> tuple[int, ...]:
+        """The sizes of a node of the body in the block at as many tokens as a computed part has."""
+        return shape(self._shorts[subset][self._twins[node]])
+
+    def _at(self, subset: Subset) -> dict[fx.Node, fx.Node]:
+        """The nodes of the block at as many tokens as a subset has, by node of the copy."""
+        body, short = self.block.body.graph, self._resized(subset).graph
+        kinds = [
+            [(n.op, n.target if n.op == "call_function" else "") for n in graph.nodes]
+            for graph in (body, short)
+        ]
+        if kinds[0] != kinds[1]:
+            pairs = (f"{b[1]} for {a[1]}" for a, b in zip(*kinds, strict=False) if a != b)
+            raise VerifyError(
+                f"{self.block.path} runs other operators ({next(pairs, 'more or fewer')}) on as "
+                f"many tokens as {subset}, so its sizes there are not known"
+            )
+        return {self._twins[a]: b for a, b in zip(body.nodes, short.nodes, strict=True)}
 
     def place(self) -> list[fx.Node]:
         """Put the graph, as it is now, in the place of the block.
@@ -131,7 +206,13 @@ class BlockEdit(Editor):
 
     def passed(self, args: Sequence[fx.Node], outer: Editor, block: Block) -> list[fx.Node]:
         """The arguments of a call of the edited graph, from those of the block's."""
-        return [*args, *(source(outer, block) for source in self._sources)]
+        given = list(args)
+        holders = [n for n in self.graph.nodes if n.op == "placeholder"]
+        for i, holder in enumerate(holders[: len(given)]):
+            if holder in self._narrowed:
+                subset, dims = self._narrowed[holder]
+                given[i] = subset.take(outer, given[i], dims)
+        return [*given, *(source(outer, block) for source in self._sources)]
 
     def hand_over(self, extra: Sequence[fx.Node], outer: Editor, block: Block) -> None:
         """Store and measure what a call of the edited graph returns beside its results."""

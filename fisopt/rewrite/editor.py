@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,8 @@ from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.writes import mutates
 
 BY = "fisopt.by"
+PART = "fisopt.part"
+"""The subset of the video that a value was taken on, by dimension."""
 
 
 class Editor(ABC):
@@ -34,18 +36,34 @@ class Editor(ABC):
         self.pass_name = pass_name
         self.changed = False
         self._mode = mode
+        self._made: dict[Hashable, fx.Node] = {}
+        self._here: fx.Node | None = None
 
     @contextmanager
     def before(self, node: fx.Node) -> Iterator[None]:
         """Insert new nodes before a node."""
+        outside, self._here = self._here, node
         with self.graph.inserting_before(node):
             yield
+        self._here = outside
 
     @contextmanager
     def after(self, node: fx.Node) -> Iterator[None]:
         """Insert new nodes after a node, in the order they are made."""
-        with self.graph.inserting_before(node.next):
+        with self.before(node.next):
             yield
+
+    def once(self, key: Hashable, make: Callable[[], fx.Node]) -> fx.Node:
+        """What was made for a key, if it stands before the place where new nodes go."""
+        held = self._made.get(key)
+        if held is None or (self._here is not None and not held < self._here):
+            held = self._made[key] = make()
+        return held
+
+    def bring(self, node: fx.Node, name: str = "brought") -> fx.Node:
+        """A node of the Program, as it is seen here."""
+        del name
+        return node
 
     def call(self, target: Any, *args: Any, axes: Axes | None = None, **kwargs: Any) -> fx.Node:
         """Insert ``target(*args, **kwargs)`` here.
@@ -77,6 +95,7 @@ class Editor(ABC):
             axes = rule(node) if rule is not None else self._follow(node)
         self._check_axes(node, axes)
         set_axes(node, axes)
+        self._check_parts(node)
         self.changed = True
         return node
 
@@ -97,6 +116,24 @@ class Editor(ABC):
                 pass_name=self.pass_name,
                 node=node,
             )
+
+    def _check_parts(self, node: fx.Node) -> None:
+        """Hand on the parts of the video that operands were taken on; they must agree."""
+        if not any(PART in operand.meta for operand in node.all_input_nodes):
+            return
+        held: dict[int, tuple[fx.Node, object]] = {}
+        for link in relation(node).links:
+            if (part := link.operand.meta.get(PART, {}).get(link.dim)) is None:
+                continue
+            operand, other = held.setdefault(link.out, (link.operand, part))
+            if other != part:
+                raise PassError(
+                    f"{node.target} meets {operand} on {other} and {link.operand} on {part} in "
+                    f"dimension {link.out}; take both on one of them",
+                    pass_name=self.pass_name,
+                    node=node,
+                )
+        node.meta[PART] = {d: part for d, (_, part) in held.items()}
 
     def _follow(self, node: fx.Node) -> Axes:
         """Axes of a new ATen node: those its relation hands on."""
@@ -154,12 +191,21 @@ class Editor(ABC):
             unique = f"{unique}_more"
         with self.graph.inserting_after(holders[-1]):
             node = self.graph.placeholder(unique)
-        with self._mode:
-            node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device=device)
+        node.meta["val"] = self._empty(shape, dtype, device)
         node.meta[BY] = self.pass_name
         set_axes(node, (None,) * len(shape))
         self.changed = True
         return node
+
+    def resize(self, node: fx.Node, shape: Sequence[int]) -> None:
+        """Let an argument of the graph have other sizes; whoever calls it passes them."""
+        value = node.meta["val"]
+        node.meta["val"] = self._empty(shape, value.dtype, value.device)
+        self.changed = True
+
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Any:
+        with self._mode:
+            return torch.empty(tuple(shape), dtype=dtype, device=device)
 
     def also_return(self, node: fx.Node, position: int | None = None) -> None:
         """Add a result to the graph, after those that it has or at a position among them."""
@@ -186,6 +232,7 @@ class Editor(ABC):
 
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses."""
+        self._made.clear()
         # fx keeps what may draw random numbers, attention with dropout among them
         self.graph.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or mutates(node)

@@ -5,18 +5,20 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import torch
 from torch import fx
 
-from fisopt.errors import PassError
-from fisopt.rewrite.analysis import result_nodes, results
+from fisopt.errors import CaptureError, PassError
+from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, axes_of, set_axes
 from fisopt.rewrite.block import EXTRA, Block
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.editor import BY, Editor
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.template import MODE
 
 
@@ -71,13 +73,49 @@ class Rewriter(Editor):
                 "not fit them all; edit them one by one",
                 pass_name=self.pass_name,
             )
-        edit = BlockEdit(block, self._mode, self.pass_name, lambda: self._place(block, edit, name))
+        edit = BlockEdit(
+            block,
+            self._mode,
+            self.pass_name,
+            lambda: self._place(block, edit, name),
+            lambda subset: self._resized(block, subset),
+        )
         with self.before(block.call):
             yield edit
             self._patch(block, edit, edit.place() if edit.changed else None)
         for other in others if edit.changed else ():
             with self.before(other.call):
                 self._patch(other, edit, self._place(other, edit, name))
+
+    def untouched(self, block: Block) -> bool:
+        """Whether a block's graph is still the model's own."""
+        own = self._dense.blocks[block.index].body
+        return block.body is own or structure(block.body.graph) == structure(own.graph)
+
+    @cached_property
+    def _dense(self) -> Program:
+        return self.program.at(self.program.inputs)
+
+    def _resized(self, block: Block, subset: Subset) -> fx.GraphModule:
+        """The graph of the same block at as many tokens as a subset of the video has."""
+        if not self.untouched(block):
+            raise PassError(
+                "another pass has edited the block, so its sizes on a part of the video are not "
+                "known; this pass has to come first",
+                pass_name=self.pass_name,
+                node=block.path,
+            )
+        refused: CaptureError | None = None
+        for grid in subset.grids(self.program.layout):
+            try:
+                return self.program.resized(grid).blocks[block.index].body
+            except CaptureError as error:
+                refused = refused or error
+        raise PassError(
+            f"the model cannot be captured at as many tokens as {subset}: {refused}",
+            pass_name=self.pass_name,
+            node=block.path,
+        )
 
     def _place(self, block: Block, edit: BlockEdit, name: str) -> list[fx.Node]:
         """Call an edited graph here; one node for each result, those that it adds last."""
@@ -95,9 +133,8 @@ class Rewriter(Editor):
 
     def _patch(self, block: Block, edit: BlockEdit, pieces: list[fx.Node] | None) -> None:
         """Point the users of a block's results at what the edit has for them."""
-        held = results(block.body.graph)
-        for i, old in enumerate(result_nodes(block.call, len(held))):
-            result = held[i]
+        for i, result in enumerate(results(block.body.graph)):
+            old = block.returned(result)
             if (new := edit.values.get(result)) is None and pieces is not None:
                 new = pieces[i]
                 self._check_whole(block, result, new, old)

@@ -17,6 +17,7 @@ from fisopt.rewrite.analysis import (
 from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.block import repeated_blocks
 from fisopt.rewrite.demand import analyse
+from fisopt.rewrite.frames import Frames
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
 from tests.zoo import Case, zoo
@@ -106,13 +107,14 @@ def test_exact_demand_keeps_keys_and_values_whole(form: object) -> None:
     """Nothing is cut: the queries' product is on the anchors, the others are whole."""
     _, program = plain_captured(form)  # type: ignore[arg-type]
     graph = program.blocks[0].body.graph
-    demand = analyse(graph, results(graph), lambda _: False)
+    parts = dict.fromkeys(results(graph), Frames((0, 2, 4), 5))
+    demand = analyse(graph, parts)
     attention = self_attentions(graph)[0]
     tokens = [d for d, a in enumerate(axes_of(attention.value)) if a is not None]
-    assert all((attention.value, d) not in demand.anchors for d in tokens)
+    assert all((attention.value, d) not in demand.frames for d in tokens)
     assert demand.sparse(attention.result)
     assert not demand.barriers
-    cut = analyse(graph, results(graph), lambda _: True)
+    cut = analyse(graph, parts, graph.nodes)
     linears = [n for n in graph.nodes if n.target is torch.ops.aten.linear.default]
     framed = [n for n in linears if carries_frames(n)]
     assert all(cut.sparse(n) for n in framed)

@@ -25,7 +25,6 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.token_reduction import Reduction
-from fisopt.rewrite.analysis import result_nodes
 from fisopt.rewrite.pass_base import Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.rewriter import Rewriter
@@ -156,7 +155,7 @@ class HoldBlocks(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         last = rewriter.program.blocks[-1]
-        result = result_nodes(last.call, len(last.results))[0]
+        result = last.returned(last.results[0])
         assert result is not None
         if self.state == "store":
             rewriter.store("blocks", result)
