@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from fisopt import models
+from fisopt.cli.options import DTYPES
 from fisopt.errors import InputError
 from fisopt.models import testbed
 from fisopt.reading import MalformedError, read_json
@@ -27,7 +28,6 @@ PROMPTS = (
     "fish swim through a coral reef",
     "a steam train crosses a stone bridge in autumn",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -141,4 +141,4 @@ class Source:
         name = self.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         if name not in DTYPES:
             raise InputError(f"dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
-        return device, DTYPES[name]
+        return device, getattr(torch, name)
