@@ -41,6 +41,8 @@ from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
+from fisopt.tuning.calibrate import calibrate
+from fisopt.tuning.mask_search import search_masks
 
 __all__ = [
     "PRESETS",
@@ -86,6 +88,7 @@ __all__ = [
     "TokenReduction",
     "VerifyError",
     "axes_of",
+    "calibrate",
     "capture",
     "export",
     "format_graph",
@@ -95,5 +98,6 @@ __all__ = [
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "search_masks",
     "verify",
 ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from fisopt.cli.options import Traceback
@@ -26,6 +27,28 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Return a console for progress and errors."""
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """Progress bars that count denoising steps."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+@contextmanager
+def steps_bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """One bar on stderr; what is yielded takes the number of steps that are done."""
+    with bars(stderr()) as progress:
+        task = progress.add_task(doing, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.console import stderr, stdout
+from fisopt.cli.console import stdout, steps_bar
 from fisopt.cli.options import (
     Component,
     Count,
@@ -51,20 +51,42 @@ def run(
     out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
 ) -> None:
     """Measure redundancy and write a schedule of token reduction."""
-    from fisopt.calibration import Target
-    from fisopt.cli import calibrate
+    import fisopt
+    from fisopt.cli.calibration import heat_map, summary
+    from fisopt.cli.expressions import parse_stride
+    from fisopt.cli.pictures import write_figure
     from fisopt.cli.sources import Source
+    from fisopt.errors import FileError
+    from fisopt.files import check_free, remove
+    from fisopt.passes.schedule import FEATURES
+    from fisopt.tuning.calibrate import Target
 
-    source = Source(model, device, dtype, height, width, frames)
-    settings = calibrate.Settings(
-        source=source,
-        prompts=source.prompts(texts_ or (), prompts, seed),
-        steps=steps,
-        target=Target(target_ratio, target_error),
-        stride=calibrate.parse_stride(stride),
-        cache_steps=cache_steps,
-        seed=seed,
-        component=component,
-        out=out,
-    )
-    calibrate.run(settings, stdout(), stderr())
+    source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)
+    texts = source.prompts(texts_ or (), prompts, seed)
+    Target(target_ratio, target_error)  # refused before a large model is loaded
+    ends = (".png", ".safetensors", ".partial.json")
+    picture, profiles, partial = (out.with_suffix(end) for end in ends)
+    for path in (out, picture, profiles, partial):
+        check_free(path, force=True, error=FileError)
+    pipeline = source.load()
+    with steps_bar("measuring", steps * len(texts)) as seen:
+        made = fisopt.calibrate(
+            pipeline,
+            texts,
+            steps=steps,
+            target_ratio=target_ratio,
+            target_error=target_error,
+            destination_stride=cells,
+            cache_steps=cache_steps,
+            seed=seed,
+            component=component,
+            arguments=source.size,
+            progress=partial,
+            seen=seen,
+        )
+    write_figure(heat_map(made), picture, dpi=120)
+    made.schedule.save(out, {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES})
+    remove(partial)
+    stdout().print(summary(made, cache_steps))
+    for path in (out, profiles, picture):
+        stdout().print(f"wrote {path}", markup=False, soft_wrap=True)
