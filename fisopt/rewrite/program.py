@@ -10,6 +10,7 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from fisopt.concurrency import running, tracing
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.block import Block
@@ -20,7 +21,6 @@ from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK
-from fisopt.rewrite.untouched import LOCK
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 
@@ -160,7 +160,7 @@ class Program:
         refresh(self.graph_module, self.source.model)
         inputs = self._bind(kwargs)
         self.check(inputs)
-        with torch.no_grad():
+        with torch.no_grad(), running():
             values = self.graph_module(*(x for _, x in inputs.tensors()))
         returned = self.split(values)
         self.write_back(inputs, returned)
@@ -239,7 +239,7 @@ def build(source: Source, inputs: Inputs, layout: TokenLayout | None = None) -> 
         layout: their token grid, where what is said of the model does not tell it.
     """
     key = (inputs.key(), layout)
-    with LOCK:
+    with tracing():
         if (program := source.cache.get(key)) is None:
             try:
                 grid = layout or layout_of(source.grid_of(inputs.kwargs()))
