@@ -9,6 +9,7 @@ from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.codegen.specification import check_lowered
 from fisopt.rewrite.ops.registry import OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
@@ -23,6 +24,10 @@ def lower(program: Program) -> fx.GraphModule:
     Every video block becomes one call together with the gathers that only it reads and the
     fills that only it feeds; the code before, between and after the blocks becomes one call
     each.  Calls of equal structure share one callee.
+
+    Raises:
+        LoweringError: an operator has no implementation, or the result is not of the Program's
+            specification.
     """
     program = program.copy()
     graph = program.graph
@@ -37,6 +42,7 @@ def lower(program: Program) -> fx.GraphModule:
             callee.graph.eliminate_dead_code()
             callee.recompile()
     module.recompile()
+    check_lowered(program, module)
     return module
 
 
