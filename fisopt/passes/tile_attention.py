@@ -8,33 +8,22 @@ layer to layer but not from prompt to prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
-
-import networkx as nx
-import torch
-from torch import fx
+from typing import ClassVar
 
 from fisopt.checked import ints
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
-from fisopt.rewrite.analysis import Attention, attentions, dependences
-from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.passes.tiled_block import Tiles, across_frames, tiles_of
+from fisopt.rewrite.analysis import attentions
 from fisopt.rewrite.block import Block
-from fisopt.rewrite.edit import BlockEdit
-from fisopt.rewrite.editor import BY
-from fisopt.rewrite.operands import PlainAttention, plain_attention
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.tile_plan import TilePlan, tile_plan
 
-aten = torch.ops.aten
 DEFAULT = TileMask(2)
-TILE = torch.ops.fisopt.tile_attention.default
-_OF_FRAMES = (torch.ops.fisopt.gather_frames.default, torch.ops.fisopt.fill_frames.default)
 
 
 @dataclass(frozen=True)
@@ -186,7 +175,7 @@ class _Tiler:
     def block(self, block: Block, mask: FrameMask | None, *, named: bool) -> None:
         """Make the self-attention of one block sparse."""
         graph, where = block.body.graph, block.path
-        found = [a for a in attentions(graph) if _across_frames(graph, a)]
+        found = [a for a in attentions(graph) if across_frames(graph, a)]
         if not found:
             self.within += 1
             if named and mask is not None:
@@ -197,14 +186,12 @@ class _Tiler:
         self.attending += 1
         if mask is None:
             return
-        tiles: list[_Tiles] = []
+        tiles: list[Tiles] = []
         for attention in found:
-            read = _read(graph, attention)
-            plan = read if isinstance(read, str) else _plan(read, mask)
-            if isinstance(read, str) or isinstance(plan, str):
-                self.rewriter.skip(where, str(plan))
+            if isinstance(made := tiles_of(graph, attention, mask), str):
+                self.rewriter.skip(where, made)
                 return
-            tiles.append(_Tiles(attention.result, read, plan, mask))
+            tiles.append(made)
         if all(each.plan.density == 1.0 for each in tiles):
             return
         with self.rewriter.edit(block, name="tiles") as edit:
@@ -212,143 +199,3 @@ class _Tiler:
                 each.write(edit, number)
         self.used |= dict.fromkeys(mask.at(each.queries.frames) for each in tiles)
         self.densities.append(sum(each.plan.density for each in tiles) / len(tiles))
-
-
-@dataclass(frozen=True)
-class _Tiles:
-    """One attention that becomes tile-sparse.
-
-    Attributes:
-        dense: the node that holds what it attends to.
-        read: its operands.
-        plan: the tiles that are kept.
-        mask: the mask that the plan is of.
-    """
-
-    dense: fx.Node
-    read: PlainAttention
-    plan: TilePlan
-    mask: FrameMask
-
-    @property
-    def queries(self) -> FrameAxis:
-        """The frames of its queries."""
-        axis = sequence_axis(self.read.query)
-        assert axis is not None
-        return axis
-
-    def write(self, edit: BlockEdit, number: int) -> None:
-        """Put the sparse attention in the place of the dense one."""
-        read, dense = self.read, edit.twin(self.dense)
-        query, key, value = (edit.twin(n) for n in (read.query, read.key, read.value))
-        rows, keys = self._tables(edit, number)
-        with edit.before(dense):
-            if read.key_columns:
-                key = edit.call(aten.transpose.int, key, -2, -1)
-            mask = self._mask(edit)
-            operands = (query, key, value, mask, rows, keys, self.plan.pairs, read.scale)
-            sparse = edit.call(TILE, *operands)
-        edit.replace_uses(dense, sparse)
-
-    def _tables(self, edit: BlockEdit, number: int) -> tuple[fx.Node, fx.Node]:
-        """The plan as constants; equal plans are the same ones."""
-        keys = sequence_axis(self.read.value)
-        assert keys is not None
-        device, form = self.read.query.meta["val"].device, _form(self.queries)
-        rows = edit.buffer(f"rows_{form}", self.plan.rows.to(device), f"tiles_rows_{number}")
-        if keys != self.queries:
-            form += f"_of_{_form(keys)}"
-        name = f"keys_{self.mask.label}_{form}"
-        return rows, edit.buffer(name, self.plan.keys.to(device), f"tiles_keys_{number}")
-
-    def _mask(self, edit: BlockEdit) -> fx.Node | None:
-        """The mask of the dense attention, as something that is seen or added."""
-        read = self.read
-        if read.mask is None or read.fill is None:
-            return None if read.mask is None else edit.twin(read.mask)
-        kind = read.query.meta["val"].dtype
-        zeros = edit.call(aten.zeros_like.default, edit.twin(read.mask), dtype=kind)
-        args = fx.node.map_arg(read.fill.args, lambda n: zeros if n in read.path else edit.twin(n))
-        return edit.call(read.fill.target, *args)
-
-
-def sequence_axis(node: fx.Node, dim: int = -2) -> FrameAxis | None:
-    """The frames of a query, key or value along its sequence, None if it holds none."""
-    axes = axes_of(node)
-    return axes[dim] if len(axes) >= -dim else None
-
-
-def _form(axis: FrameAxis) -> str:
-    return f"f{axis.frames}x{axis.inner}_{axis.before}_{axis.after}"
-
-
-def _frames(axis: FrameAxis) -> FrameAxis:
-    """The frames of a sequence, without what is before and after them: both are global."""
-    return replace(axis, before=0, after=0)
-
-
-def _across_frames(graph: fx.Graph, attention: Attention) -> bool:
-    """Whether an attention joins frames, or did before another pass edited its operands."""
-    if _editor(graph, attention) is not None:
-        return True
-    read = plain_attention(attention)
-    if isinstance(read, str):
-        return sequence_axis(attention.value) is not None
-    return sequence_axis(read.query) is not None and sequence_axis(read.value) is not None
-
-
-def _editor(graph: fx.Graph, attention: Attention) -> fx.Node | None:
-    """The operator of another pass by which an attention no longer runs over whole frames."""
-    if attention.result.target is TILE:
-        return attention.result
-    read = plain_attention(attention)
-    lost = () if isinstance(read, str) else (read.query, read.value)
-    for operand in (n for n in lost if sequence_axis(n) is None):
-        before = nx.ancestors(dependences(graph), operand) | {operand}
-        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _is_foreign(n)]
-        if foreign:
-            return foreign[0]
-    return None
-
-
-def _is_foreign(node: fx.Node) -> bool:
-    """Whether another pass made a node that is not about frames."""
-    target: Any = node.target
-    return getattr(target, "namespace", "") == "fisopt" and target not in _OF_FRAMES
-
-
-def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:
-    """The operands of an attention that can be made sparse, or why it cannot."""
-    if (made := _editor(graph, attention)) is not None:
-        return (
-            f"{made.meta.get(BY, 'another pass')} has edited the attention of this block "
-            f"({made.target}); frames of a tile mask have no meaning on top of that: keep one "
-            "of the two out of the block, see dense_blocks"
-        )
-    read = plain_attention(attention)
-    if isinstance(read, str):
-        return f"its attention cannot be read: {read}"
-    for flag, given in (("dropout", read.dropout), ("a causal flag", read.causal)):
-        if given:
-            return f"its attention has {flag} ({given}); a tile mask is for neither"
-    return read
-
-
-def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
-    """The plan of a mask for an attention, or why there is none."""
-    queries = sequence_axis(read.query)
-    keys = sequence_axis(read.value)
-    if queries is None or keys is None or _frames(queries) != _frames(keys):
-        return (
-            f"its queries are {queries} and its keys {keys}: a mask over frames wants the same "
-            "frames of both (FrameInterleave: kv='anchors')"
-        )
-    sizes = read.query.meta["val"].shape
-    heads = sizes[-3] if len(sizes) > 2 else 1
-    try:
-        table = mask.table(queries.frames)
-        if table.ndim == 3 and table.shape[0] not in (1, heads):
-            return f"the mask is for {table.shape[0]} heads, the attention has {heads}"
-        return tile_plan(table, queries, keys)
-    except ValueError as error:
-        return str(error)

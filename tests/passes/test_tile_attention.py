@@ -28,7 +28,7 @@ from fisopt import (
     program_cost,
 )
 from fisopt.passes.masks import FrameMask
-from fisopt.passes.tile_attention import TILE
+from fisopt.passes.tiled_block import TILE
 from fisopt.rewrite.pass_base import Step
 from tests.passes.loop import Options, blocks_of, interleaved
 from tests.passes.tiled import tiled

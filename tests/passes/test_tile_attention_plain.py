@@ -15,7 +15,7 @@ import fisopt
 from fisopt import ModelSpec, Pass, PassManager, PreconditionError, Program, TileAttention, TileMask
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.passes.tile_attention import TILE
+from fisopt.passes.tiled_block import TILE
 from fisopt.rewrite.analysis import self_attentions
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops import registry
