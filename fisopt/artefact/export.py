@@ -17,7 +17,7 @@ from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manif
 from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
-from fisopt.artefact.variants import Variants, variants_of
+from fisopt.artefact.variants import Exports, exports_of
 from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
@@ -75,16 +75,16 @@ def export(
     if format == "onnx":
         onnx.refuse_bfloat16(optimized.original)
     inputs = _inputs(optimized, example_inputs)
-    variants = variants_of(optimized, inputs, steps)
-    refuse_writes(variants.all[0].program)
+    exports = exports_of(optimized, inputs, steps)
+    refuse_writes(exports.all[0].program)
     if format != "text":
-        refuse_meta(variants.all[0].program)
-    files = _files(path, format, len(variants.all))
-    opened = _opened(optimized, variants, format, portable, SIZES if dynamic else ())
+        refuse_meta(exports.all[0].program)
+    files = _files(path, format, len(exports.all))
+    opened = _opened(optimized, exports, format, portable, SIZES if dynamic else ())
     manifest = describe(
         optimized,
         inputs,
-        variants,
+        exports,
         files,
         form=format,
         portable=portable,
@@ -111,7 +111,7 @@ def export(
 
 def _opened(
     optimized: OptimizedModule,
-    variants: Variants,
+    exports: Exports,
     format: Format,
     portable: bool,
     sizes: Sequence[str],
@@ -125,11 +125,11 @@ def _opened(
         return module
 
     def at(inputs: Inputs, index: int) -> Program:
-        return optimized.rewritten(inputs, variants.all[index].passes, general=True)
+        return optimized.rewritten(inputs, exports.all[index].variant, general=True)
 
     if format in ("aoti", "text"):
-        return open_sizes(variants, at, flat, (), f"files of format {format!r} have one size")
-    return open_sizes(variants, at, flat, sizes)
+        return open_sizes(exports, at, flat, (), f"files of format {format!r} have one size")
+    return open_sizes(exports, at, flat, sizes)
 
 
 def _foreign(path: Path) -> Foreign | None:
