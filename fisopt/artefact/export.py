@@ -14,6 +14,7 @@ from fisopt.artefact.describe import describe
 from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
 from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
+from fisopt.artefact.onnx_operators import LEGALISATION
 from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
@@ -121,7 +122,8 @@ def _opened(
     def flat(program: Program) -> fx.GraphModule:
         module = flatten(program, portable=portable)
         if format == "onnx":
-            onnx.said_for_onnx(module)
+            LEGALISATION.run(module, module)
+            module.recompile()
         return module
 
     def at(inputs: Inputs, index: int) -> Program:

@@ -5,8 +5,15 @@ from __future__ import annotations
 from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.codegen.lowering import LoweringPass, run_passes
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
+
+FLATTENING = (
+    LoweringPass("inline calls", lambda module, root: [inline_calls(root)]),
+    LoweringPass("inline references", lambda module, root: [inline_contracts(module)]),
+)
+"""What makes a flat graph; the second pass makes it portable."""
 
 
 def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
@@ -26,10 +33,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)
-    inline_calls(module, module)
-    if portable:
-        inline_contracts(module)
-    module.graph.eliminate_dead_code()
+    every = FLATTENING if portable else FLATTENING[:1]
+    run_passes(every, module, module)
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)
     return root
