@@ -6,6 +6,7 @@ from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_contracts
 from fisopt.codegen.lowering import LoweringPass, run_passes
+from fisopt.concurrency import tracing
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
 
@@ -33,8 +34,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)
-    every = FLATTENING if portable else FLATTENING[:1]
-    run_passes(every, module, module)
+    with tracing():
+        run_passes(FLATTENING if portable else FLATTENING[:1], module, module)
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)
     return root

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fisopt.checked import Checked
+from fisopt.concurrency import tracing
 from fisopt.errors import OptionTypeError, PassError, shown
 from fisopt.rewrite.pass_base import STAGES, Pass, PassResult
 from fisopt.rewrite.program import Program
@@ -61,8 +62,9 @@ class PassManager(metaclass=Checked):
         names = names_of(self.passes) if self.names is None else self.names
         for name, step in _by_stage(names, self.passes)[: self.stop_after]:
             try:
-                result = step(program, strict=self.strict, name=name)
-                verify(result.program)
+                with tracing():
+                    result = step(program, strict=self.strict, name=name)
+                    verify(result.program)
             except PassError:
                 raise
             except Exception as error:
