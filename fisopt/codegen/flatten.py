@@ -6,7 +6,6 @@ from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_contracts
 from fisopt.codegen.lowering import LoweringPass, run_passes
-from fisopt.concurrency import tracing
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
 
@@ -34,8 +33,7 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)
-    with tracing():
-        run_passes(FLATTENING if portable else FLATTENING[:1], module, module)
+    run_passes(FLATTENING if portable else FLATTENING[:1], module, module)
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)
     return root

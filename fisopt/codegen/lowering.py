@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from fisopt.concurrency import tracing
 from fisopt.errors import LoweringError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.graph_editor import GraphEditor, computed
@@ -35,8 +36,9 @@ class LoweringPass:
                 pass is named.
         """
         editor, before = GraphEditor.of(module, self.name), signature(module.graph)
-        if rewrite(editor, self.rules(module, root)).applied:
-            check(module, before, self.name)
+        with tracing():
+            if rewrite(editor, self.rules(module, root)).applied:
+                check(module, before, self.name)
 
 
 def run_passes(

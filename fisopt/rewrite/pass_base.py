@@ -170,7 +170,11 @@ class Pass(metaclass=Checked):
         return False
 
     def at(self, step: Step) -> Pass | None:
-        """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
+        """The pass to run at a denoising step: itself, another, or none (that step is dense).
+
+        It may decide by what the branch has measured, see `Step.measured`; then no schedule is
+        known before a run, and what needs one, such as an export, refuses the pass.
+        """
         del step
         return self
 
