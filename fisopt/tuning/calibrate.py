@@ -8,34 +8,28 @@ of the model's output.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fisopt.api import optimize
 from fisopt.checked import Checked
-from fisopt.errors import InputError, ScheduleError, shown
-from fisopt.files import write
+from fisopt.errors import InputError, shown
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
-from fisopt.pipelines import modules_of, one_of, transformers_of
-from fisopt.reading import check_file
-from fisopt.recipe.identity import weights_digest
+from fisopt.pipelines import transformers_of
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells
-from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.tuning.progress import Progress, sizes
+from fisopt.tuning.recorder import Generate, Recorder
+from fisopt.tuning.replay import Call, forward_errors, tensors
 
 PROBE = 0.5
 """The share at which a block is reduced alone."""
@@ -88,33 +82,15 @@ class Calibration:
     error: float
 
 
-@dataclass(frozen=True)
-class Call:
-    """A forward call of the dense model that was recorded, to be run again.
+class _Watcher:
+    """Adds up what matching measures, and records some calls of the first prompt that runs."""
 
-    Attributes:
-        step: its place in a generation.
-        branch: its guidance branch.
-        inputs: its keyword arguments.
-        output: the tensors that it returned.
-    """
-
-    step: Step
-    branch: str
-    inputs: Mapping[str, Any]
-    output: list[Tensor]
-
-
-class _Recorder:
-    """Collects what matching measures, and some calls."""
-
-    def __init__(self, module: OptimizedModule, steps: int, seen: Callable[[], None]) -> None:
-        self.module, self.steps, self.seen = module, steps, seen
+    def __init__(self, module: OptimizedModule, steps: int) -> None:
+        self.module, self.steps = module, steps
         self.kept = {round(i * (steps - 1) / (PROBED - 1)) for i in range(PROBED)}
         self.sums: dict[Feature, Tensor] = {}
         self.counts = torch.zeros(steps)
         self.calls: list[Call] = []
-        self.last = -1
         self.adds = True
 
     def leave(self, module: object, args: object, kwargs: dict[str, Any], output: Any) -> None:
@@ -124,7 +100,7 @@ class _Recorder:
             return
         if all((c.step.index, c.branch) != (step.index, branch) for c in self.calls):
             whole = replace(step, count=self.steps)
-            self.calls.append(Call(whole, branch, kwargs, _tensors(output)))
+            self.calls.append(Call(whole, branch, kwargs, tensors(output)))
 
     def __call__(self, gauges: Mapping[str, Tensor]) -> None:
         """Add the measurements of one forward call."""
@@ -133,9 +109,6 @@ class _Recorder:
             raise InputError(f"calibrate: told {self.steps} steps, the pipeline is at {step}")
         if self.adds:
             self._add(gauges, step.index)
-        if step.index != self.last:
-            self.last = step.index
-            self.seen()
 
     def _add(self, gauges: Mapping[str, Tensor], index: int) -> None:
         blocks = list(dict.fromkeys(map(_block_of, gauges)))
@@ -148,6 +121,15 @@ class _Recorder:
                 held[blocks.index(block), index] += profile.cpu() / share
         self.counts[index] += 1
 
+    def state(self) -> dict[str, Any]:
+        """What was added up, as JSON values."""
+        return {"counts": self.counts.tolist()} | {f: self.sums[f].tolist() for f in FEATURES}
+
+    def take_over(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.counts = torch.tensor(state["counts"])
+        self.sums = {f: torch.tensor(state[f]) for f in FEATURES}
+
 
 def _block_of(measured: str) -> str:
     """The block that was measured, which follows the pass in the name."""
@@ -156,80 +138,110 @@ def _block_of(measured: str) -> str:
 
 def calibrate(
     pipeline: Any,
-    generate: Callable[[Any, int], object],
+    prompts: Sequence[str],
     *,
-    prompts: int,
     steps: int,
-    target: Target,
+    target_ratio: float | None = None,
+    target_error: float | None = None,
     destination_stride: Cells = (2, 2, 2),
     cache_steps: int = 1,
     seed: int = 0,
     component: str | None = None,
-    partial: Path | None = None,
-    about: Mapping[str, Any] | None = None,
-    seen: Callable[[], None] = lambda: None,
+    arguments: Mapping[str, Any] | None = None,
+    generate: Generate | None = None,
+    progress: Path | str | None = None,
+    seen: Callable[[int], object] | None = None,
 ) -> Calibration:
-    """Measure a pipeline's model and make a schedule for it.
+    """Measure a pipeline's model and make a schedule of token reduction for it.
 
     Args:
         pipeline: a diffusers pipeline; it is left as it was.
-        generate: runs the pipeline for the prompt of a number.
-        prompts: how many prompts.
+        prompts: what to generate while measuring, one text for each generation.
         steps: denoising steps of a generation.
-        target: what the thresholds are chosen for.
-        destination_stride: the cells of the reduction.
+        target_ratio: mean cost of a visual attention, as a share of the dense one, in (0, 1).
+        target_error: or the relative L2 error of the model's output in one forward call.
+        destination_stride: the cells of the reduction: frames, rows, columns in tokens.
         cache_steps: steps for which one match will be used.
-        seed: of the choice of destinations; the schedule says it.
+        seed: of the noise of the first generation, and of the choice of destinations, which the
+            schedule says.
         component: of a pipeline with two transformers, the one to measure: each has a schedule of
             its own, in which the steps of the other are like the nearest of its own.
-        partial: where to keep what is measured so far; a run that was cut short goes on from it.
-        about: what else a measurement depends on, such as the prompts and the size of the video, as
-            JSON values.  A run about something else, or of other weights in any part of the
-            pipeline, does not go on from ``partial``.
-        seen: called after each step.
+        arguments: more arguments of every call of the pipeline, such as its size; JSON values.
+        generate: runs the pipeline for the prompt of a number, where a call with prompt, steps,
+            generator and arguments is not enough.
+        progress: a file for what is measured so far; a run that was cut short goes on from it.
+        seen: called with the number of steps that are done, of ``len(prompts) * steps``.
 
     Raises:
-        InputError: there is no transformer, or two and none is chosen; the counts are not
-            positive.
-        ScheduleError: what ``partial`` holds is of another run, or is damaged.
-        FileError: ``partial`` cannot be read or written.
+        InputError: there is no prompt; no transformer, or two and none is chosen; the target is
+            not one of the two, or out of reach; what ``progress`` holds is damaged or of another
+            run: other prompts, sizes, or weights in any part of the pipeline.
+        OptionError: a count is not positive, or something is of a wrong type.
+        FileError: ``progress`` cannot be read or written.
     """
-    if min(prompts, steps) < 1:
-        raise InputError(f"calibrate: got {prompts} prompts and {steps} steps, wanted 1 or more")
-    name, several = one_of(pipeline, component), len(transformers_of(pipeline)) > 1
-    original = getattr(pipeline, name)
-    held = "" if partial is None else weights_digest(modules_of(pipeline).values())
-    measure = Reduction(0.0, 0.0, destination_stride, "replace", seed, "measure")
-    optimize(pipeline, {name: [measure]}, backend="eager")
-    module: OptimizedModule = getattr(pipeline, name)
-    recorder = _Recorder(module, steps, seen)
-    told: dict[str, Any] = {"model": type(module.original).__name__, "steps": steps, "seed": seed}
-    told |= {"destination_stride": list(destination_stride), "component": name, **(about or {})}
-    told["weights"] = held
-    try:
-        done = _resume(partial, told, recorder, prompts)
-        handle = module.register_forward_hook(recorder.leave, with_kwargs=True)
-        with module.watch(recorder):
-            for index in [*([0] if done else []), *range(done, prompts)]:
-                recorder.last, recorder.adds = -1, index >= done
-                generate(pipeline, index)
-                if partial is not None and recorder.adds:
-                    _keep(partial, told, recorder, index + 1)
-        handle.remove()
-    finally:
-        setattr(pipeline, name, original)
-    run = recorder.counts.nonzero().flatten().tolist()
+    target = Target(target_ratio, target_error)
+    recorder = Recorder(
+        pipeline,
+        prompts,
+        steps=steps,
+        seed=seed,
+        component=component,
+        arguments=arguments,
+        generate=generate,
+        seen=seen,
+    )
+    base = TokenReduction(destination_stride=destination_stride, cache_steps=cache_steps, seed=seed)
+    stride = base.destination_stride
+    about = recorder.about() | {"destination_stride": list(stride)}
+    about["weights"] = recorder.weights() if progress is not None else ""
+    kept = Progress(progress, about, partial(_damage, steps))
+    measure = Reduction(0.0, 0.0, stride, "replace", seed, "measure")
+    with recorder.watched([measure]) as module:
+        watcher = _measure(recorder, module, kept)
+    several = len(transformers_of(pipeline)) > 1
+    run = watcher.counts.nonzero().flatten().tolist()
     if not run or (len(run) < steps and not several):
         missing = next(step for step in range(steps) if step not in run)
         raise InputError(f"calibrate: told {steps} steps, the pipeline did not run step {missing}")
     nearest = [min(run, key=lambda own: abs(own - step)) for step in range(steps)]
-    means = {f: recorder.sums[f] / recorder.counts[:, None] for f in FEATURES}
+    means = {f: watcher.sums[f] / watcher.counts[:, None] for f in FEATURES}
     profiles = {f: mean[:, nearest] for f, mean in means.items()}
-    base = TokenReduction(destination_stride=destination_stride, cache_steps=cache_steps, seed=seed)
-    layout = module.program(recorder.calls[0].inputs, recorder.calls[0].step).layout
+    layout = module.program(watcher.calls[0].inputs, watcher.calls[0].step).layout
     grid = (layout.frames, layout.height, layout.width)
-    measured = Measured("", told["model"], grid, prompts, seed, str(target))
-    return _choose(module, recorder.calls, profiles, target, base, measured)
+    measured = Measured("", about["model"], grid, len(prompts), seed, str(target))
+    return _choose(module, watcher.calls, profiles, target, base, measured)
+
+
+def _measure(recorder: Recorder, module: OptimizedModule, kept: Progress) -> _Watcher:
+    """Measure every prompt that is not measured yet; the first also runs for its calls."""
+    watcher = _Watcher(module, recorder.steps)
+    if kept.model:
+        watcher.take_over(kept.model)
+    handle = module.register_forward_hook(watcher.leave, with_kwargs=True)
+    try:
+        with module.watch(watcher):
+            for index in range(len(recorder.prompts)):
+                watcher.adds = index not in kept
+                if index == 0 or watcher.adds:
+                    recorder.run(index)
+                if not watcher.sums:
+                    raise InputError("calibrate: the pipeline did not call its transformer")
+                if watcher.adds:
+                    kept.model = watcher.state()
+                    kept.keep(index, None)
+    finally:
+        handle.remove()
+    return watcher
+
+
+def _damage(steps: int, model: Any, prompts: Mapping[str, Any]) -> str:
+    """What of some progress is not as `_Watcher.state` makes it of so many steps."""
+    if not prompts and not model:
+        return ""
+    shapes = {name: sizes(model[name]) for name in ("counts", *FEATURES)}
+    blocks = shapes[FEATURES[0]][:1]
+    fit = {"counts": [steps]} | {f: [*blocks, steps, LEVELS + 1] for f in FEATURES}
+    return "" if shapes == fit and prompts else f"got {shapes} of {len(prompts)} prompts"
 
 
 def _choose(
@@ -300,86 +312,3 @@ def _sensitivity(
     lost = profile[:, known, round(PROBE * LEVELS)].clamp(min=1e-12)
     nearest = [min(range(len(known)), key=lambda i: abs(known[i] - s)) for s in range(steps)]
     return (squared / lost)[:, nearest]
-
-
-def forward_errors(
-    module: OptimizedModule, calls: Sequence[Call], passes: Sequence[Pass]
-) -> list[float]:
-    """Relative L2 error of a module's output under some passes, for each recorded call."""
-    fast: OptimizedModule = optimize(module, passes, backend="eager")
-    errors = []
-    for call in calls:
-        said = {"step_index": call.step.index, "num_inference_steps": call.step.count}
-        with torch.no_grad(), fast.cache_context(call.branch, **said):
-            got = _tensors(fast(**call.inputs))
-        pairs = zip(got, call.output, strict=True)
-        off = sum(float((a - b).double().square().sum()) for a, b in pairs)
-        errors.append(math.sqrt(off / sum(float(b.double().square().sum()) for b in call.output)))
-    return errors
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-
-
-def _keep(path: Path, told: Mapping[str, Any], recorder: _Recorder, done: int) -> None:
-    """Write what was measured so far, whole or not at all."""
-    held: dict[str, Tensor] = {f: recorder.sums[f] for f in FEATURES}
-    held["counts"] = recorder.counts
-    write(path, save(held, {"run": json.dumps(told), "done": str(done)}))
-
-
-def _resume(path: Path | None, told: Mapping[str, Any], recorder: _Recorder, prompts: int) -> int:
-    """Take over what an earlier run measured; returns how many prompts that was."""
-    if path is None or not path.exists():
-        return 0
-    try:
-        check_file(path)
-        with safe_open(path, framework="pt") as held:
-            said = held.metadata() or {}
-            tensors = {name: held.get_tensor(name) for name in held.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ScheduleError(f"{path} is not complete: {error}; remove it to start anew") from error
-    _check_same(path, said.get("run"), told)
-    done = said.get("done", "")
-    if not done.isdecimal() or int(done) < 1 or not _are_sums(tensors, recorder.steps):
-        raise ScheduleError(
-            f"{path} is damaged: got {done or 'no number of'} prompts and "
-            f"{ {name: list(x.shape) for name, x in tensors.items()} }; remove it to start anew"
-        )
-    if int(done) > prompts:
-        raise ScheduleError(
-            f"{path} holds {done} prompts, this run is of {prompts}; give as many, or remove it"
-        )
-    recorder.counts = tensors.pop("counts")
-    recorder.sums = {f: tensors[f] for f in FEATURES}
-    return int(done)
-
-
-def _check_same(path: Path, said: str | None, told: Mapping[str, Any]) -> None:
-    """Refuse what is not this run's, by what differs."""
-    try:
-        there, here = json.loads(said or ""), json.loads(json.dumps(told))
-    except (ValueError, RecursionError):
-        there = None
-    if not isinstance(there, dict):
-        raise ScheduleError(
-            f"{path} is not what calibrate keeps; remove it, or write to another place"
-        )
-    if other := [n for n in {**here, **there} if there.get(n) != here.get(n)]:
-        kept, now = ({n: run.get(n) for n in other} for run in (there, here))
-        raise ScheduleError(
-            f"{path} holds what was measured as {kept}, this run is {now}; remove it, or write to "
-            "another place"
-        )
-
-
-def _are_sums(tensors: Mapping[str, Tensor], steps: int) -> bool:
-    """Whether tensors are what `_keep` writes of so many steps."""
-    shapes = [list(tensors[f].shape) for f in FEATURES if f in tensors]
-    return (
-        set(tensors) == {*FEATURES, "counts"}
-        and list(tensors["counts"].shape) == [steps]
-        and shapes[0] == shapes[1] == [*shapes[0][:1], steps, LEVELS + 1]
-        and all(x.dtype == torch.float32 and bool(x.isfinite().all()) for x in tensors.values())
-    )
