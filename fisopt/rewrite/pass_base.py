@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
@@ -42,7 +42,7 @@ class Step:
     def from_noise(self) -> Step:
         """The same step counted from pure noise."""
         count = None if self.count is None else self.count + self.skipped
-        return Step(self.index + self.skipped, count)
+        return replace(self, index=self.index + self.skipped, count=count, skipped=0)
 
     def among(self, dense_steps: Collection[int], name: str) -> bool:
         """Whether this is one of the dense steps of a pass; negative counts from the last step.

@@ -246,9 +246,15 @@ class Rewriter:
         One of a single number is there for `Pass.at` to read at the branch's next steps.
 
         Raises:
-            PassError: the pass measures something by this name already.
+            PassError: the pass measures something by this name already, or the node is complex.
         """
         measured = f"{self.pass_name}/{name}"
+        if node.meta["val"].is_complex():
+            raise PassError(
+                f"{measured} is complex; measure real numbers, such as its absolute value",
+                pass_name=self.pass_name,
+                node=node,
+            )
         if measured in self.program.gauges:
             raise PassError(
                 f"{measured} is measured twice; give every measurement a name of its own",

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from copy import deepcopy
 from functools import cache
-from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +25,7 @@ from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.made_class import Forward, instance, of_original
+from fisopt.runtime.measure import numbers
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
@@ -136,23 +136,20 @@ class OptimizedModule(nn.Module):
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
-        visit = Visit(
-            self._generation,
-            inputs,
-            lambda: self.rewritten(inputs, Variant()).framed,
-            lambda: self._plans.measured,
-        )
+        visit = Visit(self._generation, self._plans, inputs)
         variant = self._active(inputs, visit)
         plan, held = self.plan(inputs, variant), Held()
         if self._leaves(plan) or plan.program.loads or self._generation.holds:
-            held = visit.held(lambda: plan.program.framed)
+            held = visit.held(plan.program)
         if missing := plan.missing(held.state):
             plan = self._afresh(inputs, variant, missing, held.state)
         plan.program.check(inputs)
         state = (held.state[name] for name in plan.program.loads)
         values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
-        measured = self._measure(inputs, plan, returned.gauges)
+        measured = numbers(returned.gauges, lambda: self._generation.place(inputs.kwargs()))
+        for watcher in self._watchers if returned.gauges else ():
+            watcher(returned.gauges)
         plan.program.write_back(inputs, returned)
         self._generation.keep(held, returned.state, measured)
         return returned.output
@@ -181,28 +178,6 @@ class OptimizedModule(nn.Module):
             f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
             "let its `afresh` return a pass that makes it"
         )
-
-    def _measure(
-        self, inputs: Inputs, plan: Plan, gauges: Mapping[str, torch.Tensor]
-    ) -> dict[str, float]:
-        """Read measurements, with one look at the device; return those that are one number.
-
-        Raises:
-            InputError: one is not finite.
-        """
-        if not gauges:
-            return {}
-        numbers = torch.stack([*map(_number, gauges.values())]).tolist()
-        read = dict(zip(gauges, numbers, strict=True))
-        if wrong := next((name for name, x in read.items() if not isfinite(x)), None):
-            place = self._generation.place(inputs.kwargs())
-            raise InputError(
-                f"{wrong} at {place}: what is measured holds NaN or infinity, so nothing can be "
-                "decided by it; check the weights, the inputs and the dtype"
-            )
-        for watcher in self._watchers:
-            watcher(gauges)
-        return {name: x for name, x in read.items() if name in plan.numbers}
 
     @contextmanager
     def watch(self, watcher: Callable[[Mapping[str, torch.Tensor]], None]) -> Iterator[None]:
@@ -364,11 +339,6 @@ def _again(
 ) -> OptimizedModule:
     """Make a module that was copied or sent; its plans are made when they are needed."""
     return OptimizedModule(model, passes, spec, backend, strict, scheduler, cache_size=cache_size)
-
-
-def _number(measured: torch.Tensor) -> torch.Tensor:
-    """A measurement as one number; of several numbers 0, NaN if they are not all finite."""
-    return (measured if measured.numel() == 1 else measured * 0).sum().float()
 
 
 @cache

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.variants import Variant
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.plans import Plans
 
 PATIENCE = 2
 """So many steps of a generation may pass before a name that a pass reads must have been made."""
@@ -18,37 +21,32 @@ class Visit:
 
     Args:
         generation: knows the step and the branches.
+        plans: know which inputs carry frames, and what Programs have measured so far.
         inputs: those of the call.
-        framed: names the inputs that carry frames.
-        made: names of the numbers that any Program has measured so far.
     """
 
-    def __init__(
-        self,
-        generation: Generation,
-        inputs: Inputs,
-        framed: Callable[[], Collection[str]],
-        made: Callable[[], Collection[str]],
-    ) -> None:
-        self._generation, self._inputs = generation, inputs
-        self._framed, self._made = framed, made
+    def __init__(self, generation: Generation, plans: Plans, inputs: Inputs) -> None:
+        self._generation, self._plans, self._inputs = generation, plans, inputs
         self._held: Held | None = None
 
-    def held(self, framed: Callable[[], Collection[str]] | None = None) -> Held:
+    def held(self, program: Program | None = None) -> Held:
         """What earlier steps of the branch left.
 
         Args:
-            framed: names the inputs that carry frames, where that is known for less.
+            program: one for these inputs, where it is known already.
 
         Raises:
             ScheduleError: no step was entered.
         """
         if self._held is None:
-            names = framed or self._framed
             self._held = self._generation.held(
-                self._inputs.key(), lambda: conditioning(self._inputs, names())
+                self._inputs.key(), lambda: conditioning(self._inputs, self._framed(program))
             )
         return self._held
+
+    def _framed(self, program: Program | None) -> tuple[str, ...]:
+        program = program or self._plans.rewritten(self._inputs, Variant(), general=False)
+        return program.framed
 
     def read(self, owner: str, key: str) -> Mapping[str, float]:
         """What the branch measured last, for a pass that looks for a name; see `Measured`.
@@ -56,8 +54,8 @@ class Visit:
         Raises:
             ScheduleError: after some steps nothing has made the name yet.
         """
-        own, made = f"{owner}/{key}", self._made()
-        if key and not {own, key} & set(made) and self._generation.entered >= PATIENCE:
+        own, made = f"{owner}/{key}", self._plans.measured
+        if key and not {own, key} & made and self._generation.entered >= PATIENCE:
             there = ", ".join(sorted(made)) or "none"
             raise ScheduleError(
                 f"{owner} reads measurement {key!r} at "

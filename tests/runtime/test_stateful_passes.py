@@ -143,6 +143,20 @@ def test_what_nobody_measures_is_an_error() -> None:
     ):
         list(generate(optimized(Decide(asks="maen")), 4))
     assert SEEN == [None, None]
+
+
+@dataclass(frozen=True)
+class Complex(Hold):
+    def run(self, rewriter: Rewriter) -> None:
+        result = next(iter(reversed(rewriter.graph.nodes))).all_input_nodes[0]
+        with rewriter.after(result):
+            made = rewriter.call(aten._to_copy.default, result, dtype=torch.complex64)
+        rewriter.measure("phase", made)
+
+
+def test_what_cannot_be_measured() -> None:
+    with pytest.raises(PassError, match="Complex/phase is complex; measure real numbers"):
+        fisopt.PassManager([Complex()]).run(plain_captured(FORM)[1])
     with pytest.raises(PassError, match="Decide/mean is measured twice"):
         fisopt.PassManager([Decide()] * 2, names=["Decide"] * 2).run(plain_captured(FORM)[1])
 
