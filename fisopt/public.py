@@ -5,6 +5,7 @@ from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
+from fisopt.artefact.sign import sign
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -100,5 +101,6 @@ __all__ = [
     "program_cost",
     "published_reduction",
     "search_masks",
+    "sign",
     "verify",
 ]
