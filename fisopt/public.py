@@ -33,11 +33,12 @@ from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.local import Match
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.rule import Match, Rule, RulePass
+from fisopt.rewrite.rule import Rule, RulePass
 from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
