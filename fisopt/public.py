@@ -5,6 +5,7 @@ from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
+from fisopt.artefact.sign import sign
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -35,11 +36,12 @@ from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.frames import Frames
+from fisopt.rewrite.local import Match
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.rule import Match, Rule, RulePass
+from fisopt.rewrite.rule import Rule, RulePass
 from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.tokens import Tokens
@@ -109,5 +111,6 @@ __all__ = [
     "program_cost",
     "published_reduction",
     "search_masks",
+    "sign",
     "verify",
 ]

@@ -9,13 +9,18 @@ from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_contracts
-from fisopt.codegen.specification import check_lowered
+from fisopt.codegen.lowering import LoweringPass, check, run_passes, signature
 from fisopt.rewrite.ops.registry import OPAQUE
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.template import BLOCK
 
-STAGE = "fisopt.stage"
+LOWERING = (
+    LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),
+    LoweringPass("fuse reduction", lambda stage, root: [fuse_reduction()]),
+    LoweringPass("inline references", lambda stage, root: [inline_contracts(stage, OPAQUE)]),
+)
+"""What is done to every stage, in order."""
 
 
 def lower(program: Program) -> fx.GraphModule:
@@ -36,13 +41,10 @@ def lower(program: Program) -> fx.GraphModule:
     module, _ = outline(program.graph_module, regions, "stage")
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
-            inline_calls(callee, program.graph_module)
-            fuse_reduction(callee.graph)
-            inline_contracts(callee, keep=OPAQUE)
-            callee.graph.eliminate_dead_code()
+            run_passes(LOWERING, callee, program.graph_module)
             callee.recompile()
     module.recompile()
-    check_lowered(program, module)
+    check(module, signature(program.graph), "stages")
     return module
 
 

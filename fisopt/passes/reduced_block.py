@@ -184,7 +184,7 @@ class _Match:
             edit.store(f"{self._held}.kept", kept)
             if self._has_origin:
                 edit.store(f"{self._held}.origin", origin)
-        edit.gauge(f"{self._name}.profile", profile)
+        edit.measure(f"{self._name}.profile", profile)
         return kept, origin
 
     def _chosen(self) -> fx.Node:

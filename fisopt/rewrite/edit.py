@@ -50,7 +50,7 @@ class BlockEdit(Editor):
         self.values: dict[fx.Node, fx.Node] = {}
         self._sources: list[Source] = []
         self._stores: list[tuple[str, fx.Node]] = []
-        self._gauges: list[tuple[str, fx.Node]] = []
+        self._measures: list[tuple[str, fx.Node]] = []
         self._computed: dict[fx.Node, Subset] = {}
         self._narrowed: dict[fx.Node, tuple[Subset, tuple[int, ...]]] = {}
         self._shorts: dict[Subset, dict[fx.Node, fx.Node]] = {}
@@ -107,9 +107,9 @@ class BlockEdit(Editor):
         self._stores.append((name, node))
         self.changed = True
 
-    def gauge(self, name: str, node: fx.Node) -> None:
+    def measure(self, name: str, node: fx.Node) -> None:
         """Return a measurement of this block."""
-        self._gauges.append((name, node))
+        self._measures.append((name, node))
         self.changed = True
 
     def compute(
@@ -196,7 +196,7 @@ class BlockEdit(Editor):
     def finished(self) -> fx.GraphModule:
         """The edited graph, ready to be called."""
         if self._finished is None:
-            for _, node in (*self._stores, *self._gauges):
+            for _, node in (*self._stores, *self._measures):
                 self.also_return(node)
             self.erase_dead()
             body = self.block.body
@@ -219,5 +219,5 @@ class BlockEdit(Editor):
         nodes = iter(extra)
         for name, _ in self._stores:
             outer.store(f"{block.path}/{name}", next(nodes))
-        for name, _ in self._gauges:
-            outer.gauge(f"{block.path}/{name}", next(nodes))
+        for name, _ in self._measures:
+            outer.measure(f"{block.path}/{name}", next(nodes))

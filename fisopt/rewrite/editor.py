@@ -43,9 +43,11 @@ class Editor(ABC):
     def before(self, node: fx.Node) -> Iterator[None]:
         """Insert new nodes before a node."""
         outside, self._here = self._here, node
-        with self.graph.inserting_before(node):
-            yield
-        self._here = outside
+        try:
+            with self.graph.inserting_before(node):
+                yield
+        finally:
+            self._here = outside
 
     @contextmanager
     def after(self, node: fx.Node) -> Iterator[None]:
@@ -174,12 +176,18 @@ class Editor(ABC):
         """Return a tensor for a later step of the same pass to load.
 
         Raises:
-            PassError: the pass, or another of its name, stores one under this name already.
+            PassError: the pass stores one under this name already.
         """
 
     @abstractmethod
-    def gauge(self, name: str, node: fx.Node) -> None:
-        """Return a measurement: a tensor that is not finite stops the run by this name."""
+    def measure(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name.
+
+        One of a single number is there for `Pass.at` to read at the branch's next steps.
+
+        Raises:
+            PassError: the pass measures something by this name already, or the node is complex.
+        """
 
     def argument(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device

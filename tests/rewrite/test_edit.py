@@ -124,12 +124,12 @@ def test_what_passes_add_is_no_result_of_the_block() -> None:
 
     def keep(rewriter: Rewriter, block: Block, edit: BlockEdit) -> None:
         edit.store("update", edit.twin(block.branches[0].update))
-        edit.gauge("update", edit.twin(block.branches[1].update))
+        edit.measure("update", edit.twin(block.branches[1].update))
 
     result = Edit(keep, (0, 1))(program).program
     verify(result)
     assert result.stores == ("Edit/layers.0/update", "Edit/layers.1/update")
-    assert result.gauges == ("layers.0/update", "layers.1/update")
+    assert result.gauges == ("Edit/layers.0/update", "Edit/layers.1/update")
     assert [len(b.results) for b in result.blocks] == [len(b.results) for b in program.blocks]
     again = Edit(scale, (0, 1))(result).program
     verify(again)
