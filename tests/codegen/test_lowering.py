@@ -70,5 +70,5 @@ def test_the_whole_graph_keeps_the_signature_of_its_program(
         return module, calls
 
     monkeypatch.setattr(lowering, "outline", twice)
-    with pytest.raises(LoweringError, match="stages: takes and returns .*, before it was"):
+    with pytest.raises(LoweringError, match=r"stages: takes and returns .*, before it was"):
         lowering.lower(plain_captured(FORMS["fused"])[1])
