@@ -13,7 +13,7 @@ from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, axes_of, set_axes
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.demand import analyse
-from fisopt.rewrite.editor import Editor
+from fisopt.rewrite.editor import GROUP, PART, Editor
 from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.outline import copied
 from fisopt.rewrite.relations.table import shape
@@ -78,6 +78,7 @@ class BlockEdit(Editor):
         if node not in self._made:
             self._made[node] = self._add(name, node.meta["val"], lambda outer, block: node)
             set_axes(self._made[node], axes_of(node))
+            self._made[node].meta |= {PART: node.meta.get(PART, {}), GROUP: self._made[node].name}
         return self._made[node]
 
     def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:

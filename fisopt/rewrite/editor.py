@@ -20,6 +20,8 @@ from fisopt.rewrite.writes import mutates
 BY = "fisopt.by"
 PART = "fisopt.part"
 """The subset of the video that a value was taken on, by dimension."""
+GROUP = "fisopt.group"
+"""Arguments of a block with one of these are on one subset; all that have none are too."""
 
 
 class Editor(ABC):

@@ -18,7 +18,7 @@ from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import axes_of, set_axes
 from fisopt.rewrite.demand import Demand
-from fisopt.rewrite.editor import Editor
+from fisopt.rewrite.editor import GROUP, Editor
 from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.relations import split_dim, virtual_shape
 from fisopt.rewrite.subset import Subset
@@ -113,7 +113,9 @@ class Restrict:
             if axis is None or not subset.covers(axis):
                 return
             sizes, axes[d] = subset.shape(sizes, d, axis), subset.axis(axis)
+        groups = list(dict.fromkeys(s for s, _ in (*self.narrowed.values(), (subset, dims))))
         self.narrowed[node] = (subset, dims)
+        node.meta[GROUP] = groups.index(subset)
         self.demand.frames |= {(node, d): subset for d in dims}
         self.editor.resize(node, sizes)
         self.moved.add(node)

@@ -127,6 +127,29 @@ def test_two_parts_that_meet_are_named() -> None:
         Edit(add)(program)
 
 
+def test_a_block_on_two_parts_is_no_program(wan: Program) -> None:
+    """Hidden states of some frames and rotary tables of others: the sizes fit, the frames do not."""
+    one, two = Frames((0, 2, 4), 5), Frames((0, 3, 4), 5)
+
+    def mixed(rewriter: Rewriter) -> None:
+        block, short = rewriter.program.blocks[0], rewriter.program.resized(3).blocks[0]
+        framed = [a for a in block.arguments if any(axes_of(a))]
+        taken = {
+            a: (one if a is block.stream else two).take(rewriter, block.passed(a)) for a in framed
+        }
+        args = [taken.get(a) or block.passed(a) for a in block.arguments]
+        (piece,) = rewriter.call_block(short.body, args, like=block.call, name="mixed")
+        whole = one.spread(rewriter, piece, axes_of(block.call))
+        rewriter.replace_uses(block.call, whole)
+
+    rewriter = Rewriter(wan.copy(), "Edit")
+    with rewriter.before(rewriter.program.blocks[0].call):
+        mixed(rewriter)
+    message = r"passes gather\S* on frames 0, [23], 4 of 5 and gather\S* on frames 0, [23], 4 of 5"
+    with pytest.raises(fisopt.VerifyError, match=message):
+        fisopt.verify(rewriter.program)
+
+
 def test_parts_are_asked_for_at_once() -> None:
     _, program, _ = plain()
 
