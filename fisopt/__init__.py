@@ -32,6 +32,8 @@ from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.operator import Operator
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
@@ -63,6 +65,7 @@ __all__ = [
     "Match",
     "MaskTable",
     "ModelSpec",
+    "Operator",
     "OptimizedModule",
     "OptionError",
     "OptionTypeError",
@@ -94,6 +97,7 @@ __all__ = [
     "format_graph",
     "load",
     "models",
+    "operator",
     "optimize",
     "predicted_ratio",
     "program_cost",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
 
@@ -17,8 +17,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
 
     Args:
         program: what to flatten; it is unchanged.
-        portable: replace the ``fisopt::`` operators by what they mean in plain torch; otherwise
-            they stay.
+        portable: replace the declared operators by what they mean in plain torch; otherwise they
+            stay.
     """
     program = program.copy()
     module = program.graph_module
@@ -28,7 +28,7 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output.args = (tuple(output.args[0])[:count],)
     inline_calls(module, module)
     if portable:
-        inline_contracts(module)
+        inline_references(module)
     module.graph.eliminate_dead_code()
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)

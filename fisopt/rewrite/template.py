@@ -23,6 +23,7 @@ from fisopt.lru import Lru
 from fisopt.rewrite.frame_dims import FrameDims
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.key_masks import Insert, separate_masks
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.tracing import export, symbolic_dims
 
@@ -176,6 +177,8 @@ class _Instantiate:
             target, values[0], values, options
         ):
             return args[0]
+        if (made := declared(target)) is not None:
+            args, kwargs = made.arguments(args, kwargs)
         value = self._value(target, values, options)
         if value is not None and not isinstance(value, (torch.Tensor, tuple, list)):
             return value
