@@ -20,6 +20,7 @@ from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
 from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
+from fisopt.concurrency import tracing
 from fisopt.errors import ExportError
 from fisopt.files import Foreign, check_free, written
 from fisopt.recipe.recipe import as_yaml
@@ -100,7 +101,8 @@ def export(
             (beside / RECIPE).write_text(as_yaml(manifest.recipe), encoding="utf-8")
         places = [beside if whole else beside / file for file in files]
         for i, place in enumerate(places):
-            _write(opened, i, manifest, place, path if whole else place)
+            with tracing():
+                _write(opened, i, manifest, place, path if whole else place)
         manifest = _with_digests(manifest, places, () if whole else (beside / RECIPE,))
         for place in places:
             _append(manifest, place)

@@ -16,6 +16,7 @@ from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
 from fisopt.artefact.tree import structure_of, structure_text
+from fisopt.concurrency import running
 from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
@@ -83,7 +84,8 @@ class LoadedModule(nn.Module):
             index, variant = variant.afresh, self.manifest.variants[variant.afresh]
         named = {t.name: x for t, x in zip(call.tensors, values, strict=True)}
         named |= {t.name: held[n] for t, n in zip(variant.state, variant.loads, strict=True)}
-        returned = self._runners[index](named)
+        with running():
+            returned = self._runners[index](named)
         count = len(call.results)
         self._generation.keep(held, dict(zip(variant.stores, returned[count:], strict=True)))
         return pytree.tree_unflatten(returned[:count], self._output)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_references
+from fisopt.concurrency import tracing
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
 
@@ -28,7 +29,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output.args = (tuple(output.args[0])[:count],)
     inline_calls(module, module)
     if portable:
-        inline_references(module)
+        with tracing():
+            inline_references(module)
     module.graph.eliminate_dead_code()
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)

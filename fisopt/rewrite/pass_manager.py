@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from fisopt.checked import Checked
+from fisopt.concurrency import tracing
 from fisopt.errors import OptionTypeError, PassError, shown
 from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
 from fisopt.rewrite.program import Program
@@ -52,8 +53,9 @@ class PassManager(metaclass=Checked):
         """
         for step in in_stages(self.passes)[: self.stop_after]:
             try:
-                result = step(program, strict=self.strict)
-                verify(result.program)
+                with tracing():
+                    result = step(program, strict=self.strict)
+                    verify(result.program)
             except PassError:
                 raise
             except Exception as error:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from threading import RLock
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from threading import Event, RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -12,6 +13,7 @@ import torch
 
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
+from fisopt.concurrency import running, tracing
 from fisopt.lru import Lru
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_base import Pass
@@ -33,17 +35,25 @@ class Plan:
         compiled: runs it, handed tensors of the form that it was compiled for.
         stages: what was compiled for it and not for one before.
         variant: its part of the report.
+        ran: whether it has run, and so is compiled.
     """
 
     program: Program
     compiled: Runnable
     stages: tuple[Runnable, ...]
     variant: Variant
+    ran: Event = field(default_factory=Event)
 
     def run(self, *values: torch.Tensor) -> Any:
         """Run it on tensors of the captured shapes, strided in any way."""
-        with torch.no_grad(), without_casts(values):
-            return self.compiled(*map(_plain, values))
+        with torch.no_grad(), without_casts(values), self._among():
+            result = self.compiled(*map(_plain, values))
+        self.ran.set()
+        return result
+
+    def _among(self) -> AbstractContextManager[None]:
+        """The first run compiles, which no other thread may see."""
+        return running() if self.ran.is_set() else tracing()
 
     def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
         """The passes that load state which is not there in the shape that they take."""
@@ -82,7 +92,7 @@ class Plans:
         """What runs for some inputs and active passes; made once for each state of the model."""
         key = self._key(inputs, passes)
         if (plan := self._held.get(key)) is None:
-            with self._lock:
+            with tracing(), self._lock:
                 if (plan := self._held.get(key)) is None:
                     for old in [k for k in self._held if not self._captures.knows(k[1])]:
                         self._drop(old)
@@ -95,7 +105,7 @@ class Plans:
         key = self._key(inputs, passes)
         if not general and (plan := self._held.get(key)) is not None:
             return plan.program
-        with forgotten():
+        with tracing(), forgotten():
             dense = self._captures.dense(inputs, key[1], key[2], "all" if general else "frames")
             return PassManager(passes, strict=self._strict).run(dense)
 
