@@ -46,7 +46,6 @@ _FIRST = {
     operator.getitem,
 }
 _WRITTEN: dict[object, tuple[int, ...]] = {
-    aten.copy.default: (1,),
     aten.where.self: (1, 2),
     aten.slice_scatter.default: (0, 1),
     aten.select_scatter.default: (0, 1),
@@ -153,23 +152,14 @@ def _copied(node: fx.Node) -> fx.Node | None:
     sources: set[Any] = set()
     parts: dict[tuple[Any, ...], int] = {}
     while node.target in _PARTS:
-        part = _held(operand_of(node, 1))
+        part = operand_of(node, 1)
         if part.target is not _PARTS[node.target] or part.args[1:] != node.args[2:]:
             return None
         sources.add(part.args[0])
         parts[part.target, *part.args[1:]] = math.prod(shape(part))
         node = operand_of(node, 0)
-    if node.target is aten.copy.default:
-        return _held(node) if shape(_held(node)) == whole else None
     same = len(sources) == 1 and all(shape(n) == whole for n in sources)
     return sources.pop() if same and sum(parts.values()) == math.prod(whole) else None
-
-
-def _held(node: fx.Node) -> fx.Node:
-    """What is held where something was copied to."""
-    while node.target is aten.copy.default:
-        node = operand_of(node, 1)
-    return node
 
 
 def _residual_edges(graph: fx.Graph) -> nx.DiGraph:

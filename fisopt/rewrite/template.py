@@ -26,6 +26,7 @@ from fisopt.rewrite.key_masks import Insert, separate_masks
 from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.tracing import export, symbolic_dims
+from fisopt.rewrite.training import SWITCHES
 
 aten = torch.ops.aten
 BLOCK = "fisopt.block"
@@ -57,8 +58,10 @@ def _is_noop(
     target: Any, operand: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Whether a functional op returns its first operand's values and type unchanged."""
-    if target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
+    if target in (aten.alias.default, aten.lift_fresh_copy.default):
         return True
+    if target is aten.detach.default:
+        return not operand.is_floating_point()  # it stops a gradient
     if target is aten.dropout.default:
         return not (args[1] and args[2])
     if target is aten.clone.default:
@@ -297,7 +300,7 @@ class Template:
         separate_masks(graph, builder.insert_for)
         _separate_roles(graph)
         module = fx.GraphModule(traced, graph)
-        module.meta[MODE] = self.mode
+        module.meta |= {MODE: self.mode, SWITCHES: traced.meta.get(SWITCHES, False)}
         return module
 
     def trace(self, inputs: Inputs, *, general: bool = False) -> None:

@@ -20,6 +20,7 @@ ONES = (aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squ
 COPIES = (
     aten.clone.default,
     aten.alias.default,
+    aten.detach.default,
     aten.contiguous.default,
     aten._to_copy.default,
 )

@@ -35,7 +35,8 @@ class OptimizedModule(nn.Module):
 
     It has the original's forward signature and return type and passes everything else
     (``config``, ``dtype``, ``device``, ``state_dict``, ``cache_context``, ...) on to it.  A new
-    shape is captured, rewritten and compiled at its first call.  Calls run without gradients.
+    shape is captured, rewritten and compiled at its first call.  Gradients flow to inputs and to
+    the original's parameters where they are on and something asks for one.
 
     Attributes:
         original: the model that was given, unchanged.
@@ -144,7 +145,7 @@ class OptimizedModule(nn.Module):
         returned = plan.program.split(values)
         self._measure(inputs, returned.gauges)
         plan.program.write_back(inputs, returned)
-        self._generation.keep(held, returned.state)
+        self._generation.keep(held, {k: v.detach() for k, v in returned.state.items()})
         return returned.output
 
     def _afresh(
@@ -173,6 +174,7 @@ class OptimizedModule(nn.Module):
         """Refuse measurements that are not finite, with one look at the device; show the rest."""
         if not gauges:
             return
+        gauges = {name: value.detach() for name, value in gauges.items()}
         finite = torch.stack([g.isfinite().all() for g in gauges.values()]).tolist()
         if not all(finite):
             place = self._generation.place(inputs.kwargs())
@@ -329,9 +331,12 @@ class OptimizedModule(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> OptimizedModule:
-        """Stay in inference mode; optimised modules cannot train."""
+        """Stay in evaluation mode, in which gradients flow too; there is no other."""
         if mode:
-            raise InputError("an optimised module cannot be trained; train `.original`")
+            raise InputError(
+                "an optimised module has no training mode, in which every run may draw other "
+                "numbers; leave out .train(): gradients flow in evaluation mode"
+            )
         return self
 
 
