@@ -34,6 +34,8 @@ from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.local import Match
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.operator import Operator
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
@@ -64,6 +66,7 @@ __all__ = [
     "Match",
     "MaskTable",
     "ModelSpec",
+    "Operator",
     "OptimizedModule",
     "OptionError",
     "OptionTypeError",
@@ -96,6 +99,7 @@ __all__ = [
     "format_graph",
     "load",
     "models",
+    "operator",
     "optimize",
     "predicted_ratio",
     "program_cost",

@@ -14,7 +14,7 @@ from torch import fx
 from fisopt.errors import PassError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
-from fisopt.rewrite.ops.registry import AXIS_RULES
+from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation, virtual_shape
@@ -73,11 +73,14 @@ class Rewriter:
             yield
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Insert ``target(*args, **kwargs)`` here.
+        """Insert ``target(*args, **kwargs)`` here; the target is an operator of torch or declared.
 
         Raises:
             PassError: the operator does not take them.
         """
+        target = target.target if isinstance(target, Operator) else target
+        if (made := declared(target)) is not None:
+            args, kwargs = made.arguments(args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         try:
             with self._mode, torch.no_grad():
@@ -90,8 +93,8 @@ class Rewriter:
                 pass_name=self.pass_name,
             ) from error
         node.meta[BY] = self.pass_name
-        rule = AXIS_RULES.get(target)
-        set_axes(node, rule(node) if rule is not None else self._follow(node))
+        rule = self._follow if made is None or made.axes is None else made.axes
+        set_axes(node, rule(node))
         self.changed = True
         return node
 
@@ -105,7 +108,7 @@ class Rewriter:
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
                 f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "register one in rewrite/relations",
+                "declare it: fisopt.operator(..., axes=...)",
                 pass_name=self.pass_name,
                 node=node,
             )
