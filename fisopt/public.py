@@ -37,6 +37,8 @@ from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.frames import Frames
 from fisopt.rewrite.local import Match
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.operator import Operator
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
@@ -72,6 +74,7 @@ __all__ = [
     "Match",
     "MaskTable",
     "ModelSpec",
+    "Operator",
     "OptimizedModule",
     "OptionError",
     "OptionTypeError",
@@ -106,6 +109,7 @@ __all__ = [
     "format_graph",
     "load",
     "models",
+    "operator",
     "optimize",
     "predicted_ratio",
     "program_cost",

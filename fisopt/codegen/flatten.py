@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import fx
 
-from fisopt.codegen.inline import inline_calls, inline_contracts
+from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.codegen.lowering import LoweringPass, run_passes
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
 
 FLATTENING = (
     LoweringPass("inline calls", lambda module, root: [inline_calls(root)]),
-    LoweringPass("inline references", lambda module, root: [inline_contracts(module)]),
+    LoweringPass("inline references", lambda module, root: [inline_references(module)]),
 )
 """What makes a flat graph; the second pass makes it portable."""
 
@@ -24,8 +24,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
 
     Args:
         program: what to flatten; it is unchanged.
-        portable: replace the ``fisopt::`` operators by what they mean in plain torch; otherwise
-            they stay.
+        portable: replace the declared operators by what they mean in plain torch; otherwise they
+            stay.
     """
     program = program.copy()
     module = program.graph_module

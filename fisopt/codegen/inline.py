@@ -1,9 +1,9 @@
-"""Inlining: put callees in the place of calls, and references in the place of contracts."""
+"""Inlining: put callees in the place of calls, and references in the place of operators."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fisopt.errors import LoweringError
 from fisopt.rewrite.graph_editor import GraphEditor
 from fisopt.rewrite.local import NodeRule
-from fisopt.rewrite.ops.registry import CONTRACTS, PLANNED
+from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.outline import value_key
 
 
@@ -29,26 +29,34 @@ def inline_calls(root: fx.GraphModule) -> NodeRule:
     return NodeRule("call of a block", lambda node: node.op == "call_module", body)
 
 
-def inline_contracts(module: fx.GraphModule, keep: Collection[Any] = ()) -> NodeRule:
-    """Every ``fisopt::`` operator of a module, save those to keep, becomes its traced reference.
+def inline_references(module: fx.GraphModule, *, keep_opaque: bool = False) -> NodeRule:
+    """Every declared operator of a module becomes its traced reference, save those of torch's own.
 
     An operator whose plan is a constant of the graph becomes what the plan says instead: its
     reference is for checking.
+
+    Args:
+        module: the graph that the rule is for.
+        keep_opaque: leave opaque operators calls.
+
+    Raises:
+        LoweringError: a reference cannot be traced.
     """
     traced: dict[Hashable, fx.Graph] = {}
 
     def written_out(node: fx.Node) -> bool:
-        ours = node.op == "call_function" and getattr(node.target, "namespace", "") == "fisopt"
-        return ours and node.target not in keep
+        made = declared(node.target)
+        return not (made is None or made.definition is None or (keep_opaque and made.opaque))
 
     def reference(editor: GraphEditor, node: fx.Node) -> Any:
-        target: Any = node.target
-        function, constants = _implementation(node, module)
+        made = declared(node.target)
+        assert made is not None
+        function, constants = _implementation(made, node, module)
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
         places = [i for i in places if i not in constants]
         operands: list[Any] = [node.args[i] for i in places]
         rest = tuple(constants.get(i, a) for i, a in enumerate(node.args) if i not in places)
-        key = (target, tuple(places), repr(rest), tuple(value_key(n) for n in operands))
+        key = (made, tuple(places), repr(rest), tuple(value_key(n) for n in operands))
         if key not in traced:
 
             def run(*values: torch.Tensor) -> Any:
@@ -59,25 +67,31 @@ def inline_contracts(module: fx.GraphModule, keep: Collection[Any] = ()) -> Node
 
             with editor.mode, torch.no_grad():  # equal values share a fake: each needs its own
                 fakes = [torch.empty_like(n.meta["val"]) for n in operands]
-                traced[key] = make_fx(run, pre_dispatch=target in PLANNED)(*fakes).graph
+                traced[key] = _trace(run, fakes, made)
         return editor.copy(traced[key], operands)
 
     return NodeRule("reference of an operator", written_out, reference)
 
 
+def _trace(run: Callable[..., Any], fakes: list[torch.Tensor], made: Operator) -> fx.Graph:
+    try:
+        return make_fx(run, pre_dispatch=made.planned is not None)(*fakes).graph
+    except Exception as error:
+        raise LoweringError(
+            f"the reference of {made.target} cannot be traced: {type(error).__name__}: {error}; "
+            "write it without looking at values, or declare the operator opaque to keep it a call"
+        ) from error
+
+
 def _implementation(
-    node: fx.Node, module: fx.GraphModule
+    made: Operator, node: fx.Node, module: fx.GraphModule
 ) -> tuple[Callable[..., Any], dict[int, Any]]:
-    """The plain-torch form of a contract's call, and its arguments that are known as lists."""
-    target: Any = node.target
-    if target in PLANNED:
-        function, places = PLANNED[target]
-        plans = {i: _constant(node.args[i], module) for i in places}
+    """The plain-torch form of an operator's call, and its arguments that are known as lists."""
+    if made.planned is not None:
+        plans = {i: _constant(node.args[i], module) for i in made.plan}
         if all(isinstance(plan, torch.Tensor) for plan in plans.values()):
-            return function, {i: plan.tolist() for i, plan in plans.items()}  # type: ignore[union-attr]
-    if target not in CONTRACTS:
-        raise LoweringError(f"{target} has no contract in rewrite/ops; nothing implements it")
-    return CONTRACTS[target], {}
+            return made.planned, {i: plan.tolist() for i, plan in plans.items()}  # type: ignore[union-attr]
+    return made.reference, {}
 
 
 def _constant(argument: Any, module: fx.GraphModule) -> torch.Tensor | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import networkx as nx
 import torch
@@ -11,15 +10,15 @@ from torch import fx
 
 from fisopt.passes.masks import FrameMask
 from fisopt.rewrite.analysis import Attention, dependences
-from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.axes import FrameAxis, axes_of, carries_frames
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.editor import BY
 from fisopt.rewrite.operands import PlainAttention, plain_attention
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.tile_plan import TilePlan, tile_plan
 
 aten = torch.ops.aten
 TILE = torch.ops.fisopt.tile_attention.default
-_OF_FRAMES = (torch.ops.fisopt.gather_frames.default, torch.ops.fisopt.fill_frames.default)
 
 
 @dataclass(frozen=True)
@@ -113,16 +112,16 @@ def _editor(graph: fx.Graph, attention: Attention) -> fx.Node | None:
     lost = () if isinstance(read, str) else (read.query, read.value)
     for operand in (n for n in lost if sequence_axis(n) is None):
         before = nx.ancestors(dependences(graph), operand) | {operand}
-        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _is_foreign(n)]
+        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _loses_frames(n)]
         if foreign:
             return foreign[0]
     return None
 
 
-def _is_foreign(node: fx.Node) -> bool:
-    """Whether another pass made a node that is not about frames."""
-    target: Any = node.target
-    return getattr(target, "namespace", "") == "fisopt" and target not in _OF_FRAMES
+def _loses_frames(node: fx.Node) -> bool:
+    """Whether an operator of a pass takes frames and returns something else."""
+    framed = any(carries_frames(n) for n in node.all_input_nodes)
+    return declared(node.target) is not None and framed and not carries_frames(node)
 
 
 def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:

@@ -13,7 +13,7 @@ from torch import fx
 from fisopt.errors import PassError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
-from fisopt.rewrite.ops.registry import AXIS_RULES
+from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.writes import mutates
 
@@ -73,7 +73,7 @@ class Editor(ABC):
         """Insert ``target(*args, **kwargs)`` here.
 
         Args:
-            target: the operator.
+            target: the operator, of torch or declared.
             args: its arguments, nodes among them.
             axes: the frame axis of every dimension of the result, None where it carries none;
                 needed only where they do not follow from the operator.
@@ -83,6 +83,9 @@ class Editor(ABC):
             PassError: the operator does not take them, its result has no axes that can be found,
                 or others than those that are said.
         """
+        target = target.target if isinstance(target, Operator) else target
+        if (made := declared(target)) is not None:
+            args, kwargs = made.arguments(args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         try:
             self.evaluate(node)
@@ -95,8 +98,8 @@ class Editor(ABC):
             ) from error
         node.meta[BY] = self.pass_name
         if axes is None:
-            rule = AXIS_RULES.get(target)
-            axes = rule(node) if rule is not None else self._follow(node)
+            rule = self._follow if made is None or made.axes is None else made.axes
+            axes = rule(node)
         self._check_axes(node, axes)
         set_axes(node, axes)
         self._check_parts(node)
@@ -146,7 +149,7 @@ class Editor(ABC):
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
                 f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "say them (`axes=`) or register one in rewrite/relations",
+                "say them (`axes=`) or declare it: fisopt.operator(..., axes=...)",
                 pass_name=self.pass_name,
                 node=node,
             )

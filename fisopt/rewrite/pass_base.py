@@ -87,9 +87,11 @@ class Pass(metaclass=Checked):
     Attributes:
         stage: what the pass decides, where its place among other passes follows from it: the
             frames that a block computes come before the tokens that its attention sees.
+        differentiable: whether a Program can be trained through after it; False is an error then.
     """
 
     stage: ClassVar[Stage | None] = None
+    differentiable: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -21,6 +21,7 @@ from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK
+from fisopt.rewrite.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 
@@ -149,6 +150,8 @@ class Program:
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does.
 
+        Gradients flow where an input or a parameter asks for one and they are not turned off.
+
         Raises:
             InputError: it takes state of an earlier step, which only a running generation has.
         """
@@ -160,8 +163,11 @@ class Program:
         refresh(self.graph_module, self.source.model)
         inputs = self._bind(kwargs)
         self.check(inputs)
-        with torch.no_grad(), running():
-            values = self.graph_module(*(x for _, x in inputs.tensors()))
+        model, tensors = self.source.model, [x for _, x in inputs.tensors()]
+        if training := asks_for_gradients(model, tensors):
+            check_gradients(self.graph_module, model)
+        with torch.set_grad_enabled(training), running():
+            values = self.graph_module(*tensors)
         returned = self.split(values)
         self.write_back(inputs, returned)
         return returned.output

@@ -14,8 +14,9 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.editor import Editor
-from fisopt.rewrite.operands import BY_SIZES, Operands, score_places
+from fisopt.rewrite.operands import Operands, score_places
 from fisopt.rewrite.relations.table import argument, shape
+from fisopt.rewrite.views import BY_SIZES
 
 aten = torch.ops.aten
 REDUCE = torch.ops.fisopt.reduce_tokens.default

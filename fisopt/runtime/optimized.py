@@ -38,7 +38,8 @@ class OptimizedModule(nn.Module):
 
     It has the original's forward signature and return type and passes everything else
     (``config``, ``dtype``, ``device``, ``state_dict``, ``cache_context``, ...) on to it.  A new
-    shape is captured, rewritten and compiled at its first call.  Calls run without gradients.
+    shape is captured, rewritten and compiled at its first call.  Gradients flow to inputs and to
+    the original's parameters where they are on and something asks for one.
 
     Attributes:
         original: the model that was given, unchanged.
@@ -147,11 +148,13 @@ class OptimizedModule(nn.Module):
         state = (held.state[name] for name in plan.program.loads)
         values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
-        measured = numbers(returned.gauges, lambda: self._generation.place(inputs.kwargs()))
-        for watcher in self._watchers if returned.gauges else ():
-            watcher(returned.gauges)
+        gauges = {name: value.detach() for name, value in returned.gauges.items()}
+        measured = numbers(gauges, lambda: self._generation.place(inputs.kwargs()))
+        for watcher in self._watchers if gauges else ():
+            watcher(gauges)
         plan.program.write_back(inputs, returned)
-        self._generation.keep(held, returned.state, measured)
+        left = {name: value.detach() for name, value in returned.state.items()}
+        self._generation.keep(held, left, measured)
         return returned.output
 
     def _leaves(self, plan: Plan) -> bool:
@@ -322,9 +325,12 @@ class OptimizedModule(nn.Module):
         return made
 
     def train(self, mode: bool = True) -> OptimizedModule:
-        """Stay in inference mode; optimised modules cannot train."""
+        """Stay in evaluation mode, in which gradients flow too; there is no other."""
         if mode:
-            raise InputError("an optimised module cannot be trained; train `.original`")
+            raise InputError(
+                "an optimised module has no training mode, in which every run may draw other "
+                "numbers; leave out .train(): gradients flow in evaluation mode"
+            )
         return self
 
 

@@ -14,12 +14,15 @@ import torch
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.concurrency import running, tracing
+from fisopt.errors import PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis import results
+from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.sources import forgotten
+from fisopt.rewrite.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
@@ -38,6 +41,7 @@ class Plan:
         numbers: names of its measurements that are one number.
         made: its part of the report.
         ran: whether it has run, and so is compiled.
+        training: whether gradients flow through it.
     """
 
     program: Program
@@ -45,12 +49,14 @@ class Plan:
     stages: tuple[Runnable, ...]
     numbers: frozenset[str]
     made: Made
+    training: bool = False
     ran: Event = field(default_factory=Event)
 
     def run(self, *values: torch.Tensor) -> Any:
         """Run it on tensors of the captured shapes, strided in any way."""
-        with torch.no_grad(), without_casts(values), self._among():
-            result = self.compiled(*map(_plain, values))
+        given = (x if self.training else x.detach() if x.requires_grad else x for x in values)
+        with torch.set_grad_enabled(self.training), without_casts(values), self._among():
+            result = self.compiled(*map(_plain, given))
         self.ran.set()
         return result
 
@@ -114,7 +120,8 @@ class Plans:
         if not general and (plan := self._held.get(key)) is not None:
             return plan.program
         with tracing(), forgotten():
-            dense = self._captures.dense(inputs, key[1], key[2], "all" if general else "frames")
+            dynamic: Dynamic = "all" if general else "frames"
+            dense = self._captures.dense(inputs.detached(), key[1], key[2], dynamic)
             return PassManager.of(variant, strict=self._strict).run(dense)
 
     def newest(self) -> Plan | None:
@@ -143,19 +150,26 @@ class Plans:
                 if self._state is not None and state is not self._state:
                     self._report.recaptured(state.difference(self._state))
                 self._state = state
-        return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), variant)
+        tensors = [x for _, x in inputs.tensors()]
+        training = asks_for_gradients(self._captures.model, tensors)
+        return (inputs.key(), state, ambient(tensors), variant, training)
 
     def _make(self, inputs: Inputs, variant: Variant, key: tuple[Any, ...]) -> Plan:
+        training: bool = key[4]
         with torch.inference_mode(False), torch.no_grad(), forgotten():
-            dense = self._captures.dense(inputs, key[1], key[2])
+            dense = self._captures.dense(inputs.detached(), key[1], key[2])
             manager = PassManager.of(variant, strict=self._strict)
             program = manager.run(dense)
+            if training:
+                _check_training(variant, program)
             before = set(self._compiled)
             choices: list[Choice] = []
-            run = compile_program(program, self._backend, self._compiled, choices)
+            run = compile_program(
+                program, self._backend, self._compiled, choices, training=training
+            )
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
         made = Made.of(dense, program, manager.applied, variant.names, len(stages), choices)
-        return Plan(program, run, stages, _numbers(program), made)
+        return Plan(program, run, stages, _numbers(program), made, training)
 
     def _drop(self, key: Any) -> None:
         self._forget(self._held.pop(key))
@@ -175,12 +189,28 @@ def _numbers(program: Program) -> frozenset[str]:
     return frozenset(name for name, node in pairs if node.meta["val"].numel() == 1)
 
 
+def _check_training(variant: Variant, program: Program) -> None:
+    """Refuse to train where gradients do not flow.
+
+    Raises:
+        PreconditionError: through a pass; other errors: see `check_gradients`.
+    """
+    for each in variant.passes:
+        if not each.differentiable:
+            raise PreconditionError(
+                "it has no gradient, so nothing can be trained through what it makes; leave it "
+                "out, or call the module under torch.no_grad",
+                pass_name=each.name,
+            )
+    check_gradients(program.graph_module, program.source.model)
+
+
 def _plain(x: torch.Tensor) -> torch.Tensor:
-    """A tensor as graphs are compiled for: row-major, without gradients or lazy conjugation.
+    """A tensor as graphs are compiled for: row-major, without lazy conjugation.
 
     Compiled code is bound to strides, also to those of dimensions of size one.
     """
-    x = x.detach().resolve_conj().resolve_neg() if x.requires_grad or x.is_complex() else x
+    x = x.resolve_conj().resolve_neg() if x.is_complex() else x
     stride = 1
     for size, got in zip(reversed(x.shape), reversed(x.stride()), strict=True):
         if got != stride:
