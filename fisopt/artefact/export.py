@@ -18,7 +18,7 @@ from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Variants, variants_of
-from fisopt.checked import choice, flag, path_of
+from fisopt.checked import checked, choice, flag, path_of
 from fisopt.codegen.flatten import flatten
 from fisopt.errors import ExportError
 from fisopt.files import Foreign, check_free, written
@@ -28,6 +28,7 @@ from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 
 
+@checked
 def export(
     optimized: OptimizedModule,
     path: Path | str,

@@ -18,7 +18,7 @@ from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.tree import structure_of
-from fisopt.checked import choice, path_of
+from fisopt.checked import checked, choice, path_of
 from fisopt.errors import ExportError, FileError
 from fisopt.reading import opened, read_bytes
 from fisopt.staging import recover
@@ -46,6 +46,7 @@ class Artefact:
     output: pytree.TreeSpec
 
 
+@checked
 def load(
     path: Path | str, scheduler: Any = None, *, trust: Trust = "data", check: Check = "digests"
 ) -> LoadedModule:

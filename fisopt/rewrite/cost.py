@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.checked import checked
 from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
 from fisopt.rewrite.ops import match_tokens
 from fisopt.rewrite.program import Program, check_program
@@ -60,6 +61,7 @@ class Cost:
         self.bytes += other.bytes
 
 
+@checked
 def program_cost(program: Program) -> Cost:
     """Cost of one forward call of a Program."""
     check_program(program)
@@ -100,6 +102,7 @@ def graph_cost(graph: fx.Graph) -> Cost:
     return cost
 
 
+@checked
 def predicted_ratio(dense: Program, optimised: Program) -> float:
     """FLOPs of the dense Program over those of the optimised one: the speed-up to expect."""
     return program_cost(dense).total / program_cost(optimised).total

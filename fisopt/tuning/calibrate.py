@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisopt.checked import Checked
+from fisopt.checked import Checked, checked
 from fisopt.errors import InputError, shown
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
@@ -131,6 +131,7 @@ class _Watcher:
         self.sums = {f: torch.tensor(state[f]) for f in FEATURES}
 
 
+@checked
 def calibrate(
     pipeline: Any,
     prompts: Sequence[str],
