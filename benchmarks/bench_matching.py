@@ -36,7 +36,9 @@ from published_costs import VIDEOS, Graphs, from_table, neighbours, schedule_of
 import fisopt
 from fisopt.models import testbed
 from fisopt.passes.published_reductions import PublishedReduction
-from fisopt.rewrite.ops import match_tokens, reduce_tokens, restore_tokens
+from fisopt.rewrite.ops.match_tokens import match_tokens
+from fisopt.rewrite.ops.reduce_tokens import reduce_tokens
+from fisopt.rewrite.ops.restore_tokens import restore_tokens
 from fisopt.rewrite.partition import destinations, sources_to_keep
 
 WIDTH = {"cogvideox-2b": 64, "hunyuanvideo": 128, "fasthunyuan": 128, "mochi-1": 128}

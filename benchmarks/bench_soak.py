@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import gc
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import torch
@@ -21,11 +21,17 @@ from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, 
 from harness import machine, write
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm import tqdm
 
 import fisopt
 from fisopt import FrameInterleave, ModelSpec, TokenReduction
 
 WIDTH, ROOM, STEPS = 16, 16, 4
+STATEFUL = [
+    TokenReduction(0.5, 0.4, destination_stride=(2, 1, 1), cache_steps=2),
+    FrameInterleave(first_block=0, fill="carry", dense_steps=(0, -1)),
+]
+Backend = Literal["eager", "inductor"]
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1] // 2, 1, 2))
 
 
@@ -70,7 +76,7 @@ def resident_mib() -> float:
     """Memory of this process now."""
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as file:
-        return int(file.read().split()[1]) * 4096 / 2**20
+        return round(int(file.read().split()[1]) * 4096 / 2**20, 1)
 
 
 def shapes(count: int) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def shapes(count: int) -> dict[str, Any]:
             raise SystemExit(f"shape {i} is off by {error:.1e}")
         if (i + 1) % max(1, count // 20) == 0:
             held = {"variants": len(fast.report.variants), "captures": len(fast.captures)}
-            rows.append({"shapes": i + 1, "resident_mib": round(resident_mib(), 1), **held})
+            rows.append({"shapes": i + 1, "resident_mib": resident_mib(), **held})
             print(rows[-1], flush=True)
     middle, last = rows[len(rows) // 2]["resident_mib"], rows[-1]["resident_mib"]
     return {"room": ROOM, "rows": rows, "grown_mib_in_second_half": round(last - middle, 1)}
@@ -108,96 +114,87 @@ def generations(count: int) -> dict[str, Any]:
 
 
 def pipelines(count: int) -> dict[str, Any]:
-    """Generations in two threads, of two pipelines that share a transformer, not optimised twice.
-
-    Steps at both ends keep every frame, and matches are held from step to step.
-    """
-    family = fisopt.models.families()["wan"]
-    model = family.transformer(**family.tiny["wan"]).eval().requires_grad_(False)
-    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
-    first = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts)
-    sparse = [TokenReduction(0.5, 0.4, cache_steps=2), FrameInterleave(dense_steps=(0, -1))]
-    parts["transformer"] = fisopt.optimize(first, sparse, backend="eager").transformer
-    second = WanPipeline(scheduler=UniPCMultistepScheduler(flow_shift=5.0), **parts)
-    texts = torch.randn(2, 2, 1, 12, model.config.text_dim)
-    noise = torch.randn(2, 1, model.config.in_channels, 5, 6, 8)
-    pipes = first, second
-    for pipe in pipes:
-        pipe.set_progress_bar_config(disable=True)
+    """Generations in two threads, of two pipelines that share an optimised transformer."""
+    pipes = two_pipelines(backend="eager", room=ROOM)
 
     def generate(which: int) -> list[Tensor]:
-        made = pipes[which](
-            prompt_embeds=texts[which, 0],
-            negative_prompt_embeds=texts[which, 1],
-            latents=noise[which].clone(),
-            height=48,
-            width=64,
-            num_frames=17,
-            num_inference_steps=STEPS + which,
-            output_type="latent",
-        )
-        return [made.frames]
+        return [pipes[which](5, 6, 8)]
 
     return in_two_threads(generate, count) | {"steps": [STEPS, STEPS + 1]}
 
 
-def turns(count: int, shapes: int, backend: Literal["eager", "inductor"]) -> dict[str, Any]:
-    """Generations of many shapes in turn, two models in two threads, every pass that holds state.
+def turns(count: int, shapes: int, backend: Backend) -> dict[str, Any]:
+    """Generations of many shapes in turn, in two threads, of two pipelines as in `pipelines`.
 
-    Each thread runs its own optimised model.  What each shape gives is first found by a module that
-    runs alone; the memory is that after each turn of all shapes.
+    What each shape gives is first found by pipelines of their own, one after the other; the memory
+    is that after each turn of all shapes.
     """
-    passes = [
-        TokenReduction(0.5, 0.4, destination_stride=(2, 1, 1), cache_steps=2),
-        FrameInterleave(first_block=0, fill="carry", dense_steps=(0, -1)),
-    ]
-    times = [900.0 - 200 * i for i in range(STEPS)]
-    sizes = [(4 + i % 10, 2 + i // 10) for i in range(shapes)]
-    calls = [[call(*size, time) for time in times] for size in sizes]
-    models = [Small().eval().requires_grad_(False) for _ in range(2)]
-
-    def optimised(model: nn.Module) -> fisopt.OptimizedModule:
-        made: fisopt.OptimizedModule = fisopt.optimize(
-            model, passes, calls[0][0], SPEC, backend, cache_size=8 * shapes
-        )
-        return made
-
-    def generate(module: fisopt.OptimizedModule, shape: int) -> list[Tensor]:
-        with module.generation(STEPS):
-            return [module(**inputs) for inputs in calls[shape]]
-
-    wanted = []
-    for model in models:
-        alone = optimised(model)
-        wanted.append([generate(alone, shape) for shape in range(shapes)])
-    modules, unequal, rows = [optimised(model) for model in models], [], []
+    sizes = [(3 + i % 10, 2 * (2 + i // 10), 4) for i in range(shapes)]
+    alone = two_pipelines(backend, room=8 * shapes)
+    wanted = [[pipe(*size) for size in tqdm(sizes, "alone")] for pipe in alone]
+    pipes, unequal, rows = two_pipelines(backend, room=8 * shapes), [], []
     for turn in range(-(-count // (2 * shapes))):
 
         def run(which: int, turn: int = turn) -> None:
             for i in range(shapes):
                 shape = (i + which * shapes // 2) % shapes
-                got = generate(modules[which], shape)
-                if not all(map(torch.equal, got, wanted[which][shape])):
+                if not torch.equal(pipes[which](*sizes[shape]), wanted[which][shape]):
                     unequal.append(f"turn {turn}, thread {which}, shape {sizes[shape]}")
 
-        threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        done = 2 * shapes * (turn + 1)
-        rows.append({"generations": done, "resident_mib": round(resident_mib(), 1)})
+        in_threads(run)
+        rows.append({"generations": 2 * shapes * (turn + 1), "resident_mib": resident_mib()})
         print(rows[-1], flush=True)
     middle, last = rows[len(rows) // 2]["resident_mib"], rows[-1]["resident_mib"]
     return {
         "backend": backend,
-        "passes": [str(each) for each in passes],
+        "passes": [str(each) for each in STATEFUL],
         "shapes": shapes,
         "generations": rows[-1]["generations"],
         "unequal": unequal,
         "rows": rows,
         "grown_mib_in_second_half": round(last - middle, 1),
     }
+
+
+def two_pipelines(backend: Backend, room: int) -> list[Callable[[int, int, int], Tensor]]:
+    """Two pipelines that share a transformer with every kind of pass that holds state.
+
+    Returns:
+        For each a function of latent frames, height and width that generates the latents.
+    """
+    torch.manual_seed(0)
+    family = fisopt.models.families()["wan"]
+    model = family.transformer(**family.tiny["wan"]).eval().requires_grad_(False)
+    parts = {"tokenizer": None, "text_encoder": None, "vae": None, "transformer": model}
+    first = WanPipeline(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), **parts)
+    fast = fisopt.optimize(first, STATEFUL, backend=backend, cache_size=room).transformer
+    second = WanPipeline(
+        scheduler=UniPCMultistepScheduler(flow_shift=5.0), **{**parts, "transformer": fast}
+    )
+    texts = torch.randn(2, 2, 1, 12, model.config.text_dim)
+
+    def generated(which: int) -> Callable[[int, int, int], Tensor]:
+        pipe = (first, second)[which]
+        pipe.set_progress_bar_config(disable=True)
+
+        def generate(frames: int, height: int, width: int) -> Tensor:
+            noise = torch.Generator().manual_seed(which)
+            shape = (1, model.config.in_channels, frames, height, width)
+            made: Tensor = pipe(
+                prompt_embeds=texts[which, 0],
+                negative_prompt_embeds=texts[which, 1],
+                latents=torch.randn(shape, generator=noise),
+                height=8 * height,
+                width=8 * width,
+                num_frames=4 * frames - 3,
+                num_inference_steps=STEPS + which,
+                output_type="latent",
+            ).frames
+            return made
+
+        return generate
+
+    return [generated(which) for which in range(2)]
 
 
 def in_two_threads(generate: Callable[[int], list[Tensor]], count: int) -> dict[str, Any]:
@@ -213,12 +210,14 @@ def in_two_threads(generate: Callable[[int], list[Tensor]], count: int) -> dict[
                 unequal.append(f"thread {which}, generation {i}")
             done[which] += 1
 
-    threads = [threading.Thread(target=run, args=(which,)) for which in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(run)
     return {"threads": 2, "generations": sum(done), "unequal": unequal}
+
+
+def in_threads(run: Callable[[int], None]) -> None:
+    """Run a function of the thread's number in two threads, to the end of both."""
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(run, range(2)))
 
 
 def main() -> None:

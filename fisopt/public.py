@@ -5,6 +5,7 @@ from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
+from fisopt.artefact.sign import sign
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -32,11 +33,14 @@ from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.local import Match
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.operator import Operator
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.rule import Match, Rule, RulePass
+from fisopt.rewrite.rule import Rule, RulePass
 from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
@@ -62,6 +66,7 @@ __all__ = [
     "Match",
     "MaskTable",
     "ModelSpec",
+    "Operator",
     "OptimizedModule",
     "OptionError",
     "OptionTypeError",
@@ -94,10 +99,12 @@ __all__ = [
     "format_graph",
     "load",
     "models",
+    "operator",
     "optimize",
     "predicted_ratio",
     "program_cost",
     "published_reduction",
     "search_masks",
+    "sign",
     "verify",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fisopt.rewrite.axes import FrameAxis
-from fisopt.rewrite.ops import tile_attention as contract
+from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan
 
 TILE = torch.ops.fisopt.tile_attention.default

@@ -36,9 +36,9 @@ from tqdm import tqdm
 
 from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention
 from fisopt.rewrite.axes import FrameAxis
-from fisopt.rewrite.ops import match_tokens as match_contract
-from fisopt.rewrite.ops import reduce_attend_restore as reduced_contract
-from fisopt.rewrite.ops import tile_attention as tile_contract
+from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
+from fisopt.rewrite.ops.reduce_attend_restore import reduce_attend_restore as reduced_contract
+from fisopt.rewrite.ops.tile_attention import tile_attention as tile_contract
 from fisopt.rewrite.partition import destinations, sources_to_keep
 from fisopt.rewrite.tile_plan import TilePlan, bounds, tile_plan, with_text
 
@@ -161,14 +161,14 @@ def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
         kind = SDPBackend.CUDNN_ATTENTION if "cudnn" in name else SDPBackend.FLASH_ATTENTION
         call: Provider = partial(dense, on_cpu or [kind], q, k, v)
     elif name == "reference":
-        call = partial(tile_contract.grouped, *args)
+        call = partial(tile_contract.implementation, *args)
     elif name == "flex attention":
         mask = flex_mask(kept, axis)
         call = partial(compiled(flex_attention, device), q, k, v, block_mask=mask)
     else:
         config = chosen(tile_attention, configs=True)[name]
         call = partial(tile_attention.launch, *args, config=config)
-    error = deviation(call(), tile_contract.grouped(*args))
+    error = deviation(call(), tile_contract.implementation(*args))
     ms = milliseconds(call)
     flops = attention_flops(plan.pairs, shape)
     result = {
@@ -243,7 +243,7 @@ def reduced_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     keys = match_contract.reference(v, places, keep, 0, shape.text)[0]
     args = (q, k, v, None, queries, keys, origin, None, shape.grid[0], 0, shape.text)
     if name == "compiled reference":
-        call: Provider = partial(compiled(reduced_contract.plain, device), *args)
+        call: Provider = partial(compiled(reduced_contract.implementation, device), *args)
     else:
         config = chosen(reduce_attend_restore, configs=True)[name]
         call = partial(reduce_attend_restore.launch, *args, config=config)

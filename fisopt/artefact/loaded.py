@@ -16,11 +16,12 @@ from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
 from fisopt.artefact.tree import structure_of, structure_text
+from fisopt.concurrency import running
 from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
-from fisopt.runtime.branches import conditioning
+from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
 
@@ -72,18 +73,19 @@ class LoadedModule(nn.Module):
         check_sizes(self.manifest, values)
         index = self._variant(inputs)
         variant = self.manifest.variants[index]
-        held: dict[str, Tensor] = {}
+        held = Held()
         if variant.loads or variant.stores or self._generation.holds:
             shapes = tuple(tuple(x.shape) for x in values)
             held = self._generation.held(shapes, lambda: conditioning(inputs, call.framed))
-        if missing := [name for name in variant.loads if name not in held]:
+        if not held.state.keys() >= set(variant.loads):  # all that load do it, in one variant
             place = self._generation.place(inputs.kwargs())
-            for name in dict.fromkeys(map(pass_of, missing)):
+            for name in dict.fromkeys(map(pass_of, variant.loads)):
                 self._generation.note(f"{name} ran afresh at {place}")
             index, variant = variant.afresh, self.manifest.variants[variant.afresh]
         named = {t.name: x for t, x in zip(call.tensors, values, strict=True)}
-        named |= {t.name: held[n] for t, n in zip(variant.state, variant.loads, strict=True)}
-        returned = self._runners[index](named)
+        named |= {t.name: held.state[n] for t, n in zip(variant.state, variant.loads, strict=True)}
+        with running():
+            returned = self._runners[index](named)
         count = len(call.results)
         self._generation.keep(held, dict(zip(variant.stores, returned[count:], strict=True)))
         return pytree.tree_unflatten(returned[:count], self._output)

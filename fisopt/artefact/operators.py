@@ -1,6 +1,7 @@
 """The operators that a graph from a file may call, found by name in lists of ours.
 
-Of ATen those that compute tensors from tensors and numbers and change nothing; of fisopt its own.
+Of ATen those that compute tensors from tensors and numbers and change nothing; of fisopt those
+that are declared.
 None of them reads a file, runs code or keeps anything.
 """
 
@@ -16,6 +17,7 @@ import torch
 from torch._ops import OpOverload
 
 from fisopt.errors import ExportError, shown
+from fisopt.rewrite.ops.operator import declared
 
 _NAME = re.compile(r"torch\.ops\.([a-zA-Z]\w*)\.(\w+)\.(\w+)", re.ASCII)
 _OURS = ("aten", "fisopt")
@@ -80,7 +82,7 @@ def operator_of(name: str, *, any_library: bool = False) -> Callable[..., Any]:
             f"the graph calls {shown(name)}, which is not there; import the library that has it, "
             f"or install a torch that does, here it is {torch.__version__}"
         ) from error
-    if not isinstance(found, OpOverload):
+    if not isinstance(found, OpOverload) or (library == "fisopt" and declared(found) is None):
         raise ExportError(f"the graph calls {shown(name)}, which is no operator")
     if library == "aten" and not _computes(base, found):
         raise ExportError(

@@ -19,7 +19,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
-for name in ("models", "inspect", "codegen", "demo", "calibrate", "search", "export", "verify"):
+COMMANDS = "models inspect codegen demo calibrate search export sign verify"
+for name in COMMANDS.split():
     module = import_module(f"fisopt.cli.commands.{name}")
     app.command(name, help=getattr(texts, name.upper()))(guarded(module.run))
 

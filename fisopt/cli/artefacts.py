@@ -77,4 +77,6 @@ def lines(held: Artefact) -> list[str]:
     passes = ", ".join(str(p["name"]) for p in manifest.recipe["passes"]) or "no passes"
     code = "native code" if manifest.format == "aoti" else "data"
     first = f"{held.path}: {parts} parts of {manifest.format} as written, {code}"
-    return [first, f"  {manifest.model['class']}, {passes}", *(f"  {x}" for x in summary(manifest))]
+    signed = [] if held.signed is None else [f"signed with the key: {held.signed}"]
+    more = [f"{manifest.model['class']}, {passes}", *signed, *summary(manifest)]
+    return [first, *(f"  {line}" for line in more)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,8 +27,9 @@ from fisopt.errors import FileError, OptionError
 from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
-from fisopt.rewrite.pass_base import Pass, Step
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.inputs import bind_example
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.variants import Variants
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.tuning.quality import Similarity, compare, mean_psnr
 
@@ -139,7 +141,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
         optimised = _warm_up("optimised", settings, settings.passes, progress)
         dense_clips, clips = _generate(settings, dense, optimised, progress)
     similar = [compare(a.frames, b.frames) for a, b in zip(clips, dense_clips, strict=True)]
-    predicted = _predicted(settings, dense, optimised)
+    predicted = _predicted(settings, optimised)
     figures = _figures(settings, dense_clips, clips, similar, predicted)
     out.print(_clip_table(settings, dense_clips, clips, similar))
     out.print()
@@ -182,18 +184,12 @@ def _generate(
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _predicted(settings: Settings, dense: Runner, optimised: Runner) -> float:
+def _predicted(settings: Settings, optimised: Runner) -> float:
     """The cost model's speed-up over all steps of a generation."""
-    steps = {
-        tuple(now for p in settings.passes if (now := p.at(step)) is not None): step
-        for step in (Step(index, settings.steps) for index in range(settings.steps))
-    }
-
-    def rewrite(active: tuple[Pass, ...]) -> Program:
-        return optimised.module.program(optimised.inputs, steps[active])
-
-    program = dense.module.program(dense.inputs)
-    return plan_steps(program, settings.passes, settings.steps, rewrite).ratio
+    module = optimised.module
+    inputs = bind_example(module.original, optimised.inputs)
+    variants = Variants.of(settings.passes, settings.steps)
+    return plan_steps(variants, settings.steps, partial(module.rewritten, inputs)).ratio
 
 
 def _figures(

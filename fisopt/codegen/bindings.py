@@ -1,14 +1,15 @@
-"""Hand-written Triton kernels bound to their contracts, for CUDA tensors.
+"""Hand-written Triton kernels attached to their operators, for CUDA tensors.
 
-A kernel's module, and Triton with it, is imported when an operator first meets a CUDA tensor.  An
-operator whose kernel refuses its arguments runs in plain torch there, with a warning.  Kernel and
-plain torch are timed at the first call of a shape, see `fisopt.codegen.choose`, and the slower one
-is not used again.
+The module of `fisopt.codegen.kernels` that has an operator's name is its kernel.  It, and Triton
+with it, is imported when the operator first meets a CUDA tensor.  An operator whose kernel refuses
+its arguments runs in plain torch there, with a warning.  Kernel and plain torch are timed at the
+first call of a shape, see `fisopt.codegen.choose`, and the slower one is not used again.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -19,14 +20,11 @@ import torch
 
 from fisopt.codegen.choose import Candidates, decide_operator, operator_key
 from fisopt.errors import LoweringError
-from fisopt.rewrite.ops import match_tokens, reduce_attend_restore, tile_attention
+from fisopt.rewrite.ops.operator import Operator, operators
 
-KERNELS: dict[Any, Callable[..., Any]] = {
-    torch.ops.fisopt.tile_attention.default: tile_attention.grouped,
-    torch.ops.fisopt.match_tokens.default: match_tokens.reference,
-    torch.ops.fisopt.reduce_attend_restore.default: reduce_attend_restore.plain,
-}
-"""The contracts that have a kernel, and what runs in plain torch where the kernel refuses."""
+_FOLDER = "fisopt.codegen.kernels"
+KERNELS: dict[Any, Callable[..., Any]] = {}
+"""The operators that have a kernel, and what runs in plain torch where the kernel refuses."""
 _CHOSEN: dict[tuple[torch.device, str], bool] = {}
 
 
@@ -38,7 +36,7 @@ def kernel_of(op: Any) -> ModuleType:
     """
     name = str(op).split(".")[1]
     try:
-        return importlib.import_module(f"fisopt.codegen.kernels.{name}")
+        return importlib.import_module(f"{_FOLDER}.{name}")
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != "triton":
             raise
@@ -108,19 +106,14 @@ def _warn(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
-@tile_attention.tile_attention.register_kernel("cuda")
-def _(*args: Any) -> torch.Tensor:
-    result: torch.Tensor = run(torch.ops.fisopt.tile_attention.default, *args)
-    return result
+def _attach(made: Operator) -> None:
+    KERNELS[made.target] = made.implementation
+
+    @made.kernel("cuda")
+    def launch(*args: Any) -> Any:
+        return run(made.target, *args)
 
 
-@match_tokens.match_tokens.register_kernel("cuda")
-def _(*args: Any) -> tuple[torch.Tensor, ...]:
-    result: tuple[torch.Tensor, ...] = run(torch.ops.fisopt.match_tokens.default, *args)
-    return result
-
-
-@reduce_attend_restore.reduce_attend_restore.register_kernel("cuda")
-def _(*args: Any) -> torch.Tensor:
-    result: torch.Tensor = run(torch.ops.fisopt.reduce_attend_restore.default, *args)
-    return result
+for _made in operators():
+    if _made.target.namespace == "fisopt" and importlib.util.find_spec(f"{_FOLDER}.{_made.name}"):
+        _attach(_made)

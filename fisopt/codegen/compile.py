@@ -28,6 +28,8 @@ def compile_program(
     backend: Backend,
     compiled: MutableMapping[Hashable, Runnable] | None = None,
     choices: list[Choice] | None = None,
+    *,
+    training: bool = False,
 ) -> Runnable:
     """Return a callable from a Program's tensor inputs and state to its flat results.
 
@@ -40,6 +42,7 @@ def compile_program(
         backend: who compiles it.
         compiled: the stages that other Programs have compiled, used again and added to.
         choices: takes which implementation was chosen for what, and why.
+        training: leave out emitted kernels, which have no gradient.
     """
     model = program.source.model
     if backend == "eager":
@@ -54,7 +57,7 @@ def compile_program(
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
             chosen += choose_operators(callee, KERNELS, refusal)
-            callee = choose_stage(callee, chosen)
+            callee = callee if training else choose_stage(callee, chosen)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
                 stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)

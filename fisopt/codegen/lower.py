@@ -1,20 +1,27 @@
-"""Lowering: fuse each block with its gathers and fills, and replace contracts by references."""
+"""Lowering: fuse each block with its gathers and fills, and replace operators by references."""
 
 from __future__ import annotations
 
 import operator
 
-import torch
 from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
-from fisopt.codegen.inline import inline_calls, inline_contracts
-from fisopt.rewrite.ops.registry import OPAQUE
+from fisopt.codegen.inline import inline_calls, inline_references
+from fisopt.codegen.lowering import LoweringPass, run_passes
+from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.template import BLOCK
 
-STAGE = "fisopt.stage"
+LOWERING = (
+    LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),
+    LoweringPass("fuse reduction", lambda stage, root: [fuse_reduction()]),
+    LoweringPass(
+        "inline references", lambda stage, root: [inline_references(stage, keep_opaque=True)]
+    ),
+)
+"""What is done to every stage, in order."""
 
 
 def lower(program: Program) -> fx.GraphModule:
@@ -31,10 +38,7 @@ def lower(program: Program) -> fx.GraphModule:
     module, _ = outline(program.graph_module, regions, "stage")
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
-            inline_calls(callee, program.graph_module)
-            fuse_reduction(callee.graph)
-            inline_contracts(callee, keep=OPAQUE)
-            callee.graph.eliminate_dead_code()
+            run_passes(LOWERING, callee, program.graph_module)
             callee.recompile()
     module.recompile()
     return module
@@ -49,10 +53,10 @@ def _stages(graph: fx.Graph) -> dict[fx.Node, str]:
             owner[node] = order[node]
         elif node.target is operator.getitem and node.args[0] in order:
             owner[node] = order[node.args[0]]
-        elif node.target is torch.ops.fisopt.fill_frames.default and node.args[1] in owner:
-            owner[node] = owner[node.args[1]]
+        elif (source := restored(node)) in owner:
+            owner[node] = owner[source]
     for node in reversed(graph.nodes):
-        if node.target is torch.ops.fisopt.gather_frames.default and node.users:
+        if selected(node) is not None and node.users:
             users = {owner.get(user) for user in node.users}
             if len(users) == 1 and (only := users.pop()) is not None:
                 owner[node] = only

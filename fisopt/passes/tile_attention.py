@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import networkx as nx
 import torch
@@ -21,8 +21,9 @@ from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.mask_table import MaskTable
 from fisopt.passes.masks import FrameMask, TileMask, frame_mask
 from fisopt.rewrite.analysis import Attention, attentions, dependences, result_nodes, results
-from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.axes import FrameAxis, axes_of, carries_frames
 from fisopt.rewrite.operands import PlainAttention, plain_attention
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import BY, Rewriter
@@ -31,7 +32,6 @@ from fisopt.rewrite.tile_plan import TilePlan, tile_plan
 aten = torch.ops.aten
 DEFAULT = TileMask(2)
 TILE = torch.ops.fisopt.tile_attention.default
-_OF_FRAMES = (torch.ops.fisopt.gather_frames.default, torch.ops.fisopt.fill_frames.default)
 
 
 @dataclass(frozen=True)
@@ -339,16 +339,16 @@ def _editor(graph: fx.Graph, attention: Attention) -> fx.Node | None:
     lost = () if isinstance(read, str) else (read.query, read.value)
     for operand in (n for n in lost if sequence_axis(n) is None):
         before = nx.ancestors(dependences(graph), operand) | {operand}
-        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _is_foreign(n)]
+        foreign: list[fx.Node] = [n for n in graph.nodes if n in before and _loses_frames(n)]
         if foreign:
             return foreign[0]
     return None
 
 
-def _is_foreign(node: fx.Node) -> bool:
-    """Whether another pass made a node that is not about frames."""
-    target: Any = node.target
-    return getattr(target, "namespace", "") == "fisopt" and target not in _OF_FRAMES
+def _loses_frames(node: fx.Node) -> bool:
+    """Whether an operator of a pass takes frames and returns something else."""
+    framed = any(carries_frames(n) for n in node.all_input_nodes)
+    return declared(node.target) is not None and framed and not carries_frames(node)
 
 
 def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:

@@ -9,22 +9,18 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
-from fisopt.rewrite.ops import reduce_tokens, restore_tokens, tile_attention
+from fisopt.rewrite.ops.operator import declared, restored
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation
-from fisopt.rewrite.relations.reshape import VIEWS, of_dims
+from fisopt.rewrite.relations.reshape import of_dims
 from fisopt.rewrite.relations.table import operand_of, shape
 from fisopt.rewrite.residual import ADDS, form, moved_from, residual_stream
+from fisopt.rewrite.views import CUTS
 
 aten = torch.ops.aten
 
-_RESTORE = restore_tokens.restore_tokens._opoverload
-_REDUCE = reduce_tokens.reduce_tokens._opoverload
-_FUSED = {
-    aten.scaled_dot_product_attention.default,
-    tile_attention.tile_attention._opoverload,
-}
+_FUSED = aten.scaled_dot_product_attention.default
 _WITH_BIAS = {aten.baddbmm.default, aten.addmm.default}
 PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default, *_WITH_BIAS}
 SOFTMAXES = {aten.softmax.int, aten._softmax.default}
@@ -109,7 +105,8 @@ def attentions(graph: fx.Graph) -> list[Attention]:
     """Find every attention of a block, fused or written out, in execution order."""
     found = []
     for node in graph.nodes:
-        if node.target in _FUSED:
+        made = declared(node.target)
+        if node.target is _FUSED or (made is not None and made.attention):
             found.append(Attention(node, frozenset([node]), node.args[2]))
         elif node.target in PRODUCTS and (bias_of(node) is None):
             left, right = factors(node)
@@ -155,7 +152,7 @@ def self_attentions(graph: fx.Graph) -> list[Attention]:
 
 def _is_visual(result: fx.Node) -> bool:
     """Whether an attention answers queries of frames, all of them or some that stand for them."""
-    return carries_frames(result) or any(user.target is _RESTORE for user in result.users)
+    return carries_frames(result) or any(restored(user) is result for user in result.users)
 
 
 def _holds_video(value: fx.Node, streams: set[fx.Node]) -> bool:
@@ -184,9 +181,9 @@ def _followed(node: fx.Node, dim: int) -> set[tuple[fx.Node, int]]:
     """The dimensions of operands whose entries a dimension of a value is made of, in place."""
     if node.op != "call_function":
         return set()
-    if node.target is _REDUCE:
-        return {(operand_of(node, 0), dim)}
-    if node.target in VIEWS:
+    if (made := declared(node.target)) is not None and made.entries:
+        return {(n, dim) for i in made.entries if isinstance(n := node.args[i], fx.Node)}
+    if node.target in CUTS:
         return {(operand_of(node, 0), d) for d in of_dims(node, dim)}
     found = relation(node)
     kept = {(n, d) for n, d in found.mixed if d == dim and dim in found.kept}

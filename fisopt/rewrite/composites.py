@@ -38,6 +38,15 @@ _COMPOSITES = (
 
 @cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: torch's own definition of each."""
+    """What torch.export writes out, by operator: torch's own definition of each, where it has one.
+
+    A copy into a tensor has none, and no gradient either.
+    """
     every = torch.export.default_decompositions()
-    return {operator: every[operator] for operator in _COMPOSITES}
+    return {aten.copy.default: _copy, **{operator: every[operator] for operator in _COMPOSITES}}
+
+
+def _copy(place: torch.Tensor, source: torch.Tensor, non_blocking: bool = False) -> torch.Tensor:
+    """What a tensor holds where another was copied into it."""
+    held = source.to(device=place.device, dtype=place.dtype)
+    return held if held.shape == place.shape else held.expand(place.shape)

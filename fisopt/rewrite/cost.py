@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import fx
 
 from fisopt.checked import checked
 from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
-from fisopt.rewrite.ops import match_tokens
+from fisopt.rewrite.ops.operator import CostClass, declared
 from fisopt.rewrite.program import Program, check_program
 
 aten = torch.ops.aten
-_MATCH = torch.ops.fisopt.match_tokens.default
-CLASSES = ("self-attention", "cross-attention", "linear", "convolution", "matching", "other")
+CLASSES: tuple[CostClass, ...] = get_args(CostClass)
 _CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
@@ -89,12 +88,12 @@ def graph_cost(graph: fx.Graph) -> Cost:
         flops = _flops(node)
         if flops is None:
             cost.flops["other"] += _elements(node)
-        elif node.target is _MATCH:
-            cost.flops["matching"] += flops
         elif node in visual or node in scores:
             cost.flops["self-attention"] += flops
         elif node.target is aten.scaled_dot_product_attention.default:
             cost.flops["cross-attention"] += flops
+        elif (made := declared(node.target)) is not None:
+            cost.flops["cross-attention" if made.attention else made.counts_as] += flops
         elif node.target in _CONVOLUTIONS:
             cost.flops["convolution"] += flops
         else:
@@ -127,18 +126,14 @@ def _flops(node: fx.Node) -> float | None:
     args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     out = node.meta["val"]
     target: Any = node.target
-    if target is _MATCH:
-        return match_tokens.flops(*args)
+    if (made := declared(target)) is not None:
+        return None if made.flops is None else float(made.flops(*args, **node.kwargs))
     if target is aten.linear.default:
         return float(2 * out.numel() * args[0].shape[-1])
     if target is aten.scaled_dot_product_attention.default:
         query, key, value = (a.shape for a in args[:3])
         rows = query[:-2].numel()  # any number of leading dimensions
         return float(2 * rows * query[-2] * key[-2] * (query[-1] + value[-1]))
-    if target is torch.ops.fisopt.tile_attention.default:
-        query, value, keys, pairs = args[0].shape, args[2].shape, args[5].shape, args[6]
-        rows = query[:-2].numel() // keys[0]
-        return float(2 * rows * pairs * (query[-1] + value[-1]))
     if target in _CONVOLUTIONS:
         weight = args[1].shape
         return float(2 * out.numel() * weight[1:].numel())

@@ -80,6 +80,10 @@ class Inputs:
         """The same structure with other leaves."""
         return Inputs(self.names, tuple(leaves), self.structure)
 
+    def detached(self) -> Inputs:
+        """The same without gradients."""
+        return self.replaced([_detached(x) for x in self.leaves])
+
     def tensors(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Index and value of the leaves that are tensors."""
         return ((i, x) for i, x in enumerate(self.leaves) if isinstance(x, torch.Tensor))
@@ -92,6 +96,10 @@ class Inputs:
         """
         leaves = zip(self.names, self.leaves, strict=True)
         return (self.structure, *(_leaf_key(name, leaf) for name, leaf in leaves))
+
+
+def _detached(x: Any) -> Any:
+    return x.detach() if isinstance(x, torch.Tensor) and x.requires_grad else x
 
 
 def _key(entry: Any) -> str:
@@ -133,7 +141,7 @@ def check_example(model: nn.Module, inputs: Inputs) -> None:
     for i, tensor in inputs.tensors():
         if tensor.requires_grad:
             raise InputError(
-                f"input {inputs.names[i]!r} needs gradients; fisopt optimises inference: "
+                f"input {inputs.names[i]!r} needs gradients, and none flow into an example: "
                 "pass it detached"
             )
         if (tensor.is_floating_point() or tensor.is_complex()) and not tensor.is_meta:

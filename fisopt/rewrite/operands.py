@@ -24,20 +24,13 @@ from fisopt.rewrite.axes import FrameAxis, axes_of
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.table import argument, operand_of, shape
 from fisopt.rewrite.rewriter import BY
+from fisopt.rewrite.views import COPIES, PLACES
 
 aten = torch.ops.aten
-_CASTS = {aten._to_copy.default, aten.alias.default, aten.clone.default}
 _PRODUCTS_BY_NUMBER = {aten.mul.Tensor, aten.mul.Scalar}
 _QUOTIENTS_BY_NUMBER = {aten.div.Tensor, aten.div.Scalar}
-_IN_PLACE = {*_CASTS, aten.dropout.default, *SOFTMAXES}
-BY_SIZES = {aten.reshape.default, aten.view.default, aten.expand.default}
-_VIEWS = {
-    *BY_SIZES,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.unsqueeze.default,
-    aten.squeeze.dim,
-}
+_IN_PLACE = {*COPIES, aten.dropout.default, *SOFTMAXES}
+_VIEWS = {*PLACES, aten.expand.default}
 _FILLS: dict[Any, int] = {
     aten.masked_fill.Scalar: 1,
     aten.masked_fill.Tensor: 1,
@@ -190,7 +183,7 @@ def _mask_and_scale(read: Operands) -> tuple[fx.Node | None, float, fx.Node | No
     for before, node in zip(read.path, read.path[1:-1], strict=False):
         left, right = (*node.args, None)[:2]
         other = right if left is before else left
-        if node.target in _CASTS or node.target in _VIEWS:
+        if node.target in COPIES or node.target in _VIEWS:
             continue
         if weights:
             return f"{node.format_node()} stands between the softmax and the values"

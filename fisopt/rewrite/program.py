@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from fisopt.concurrency import running, tracing
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
@@ -20,7 +21,7 @@ from fisopt.rewrite.outline import copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
 from fisopt.rewrite.template import BLOCK, Template
-from fisopt.rewrite.untouched import LOCK
+from fisopt.rewrite.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
 from fisopt.spec import ModelSpec
@@ -202,6 +203,8 @@ class Program:
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does.
 
+        Gradients flow where an input or a parameter asks for one and they are not turned off.
+
         Raises:
             InputError: it takes state of an earlier step, which only a running generation has.
         """
@@ -213,8 +216,11 @@ class Program:
         refresh(self.graph_module, self.source.model)
         inputs = self._bind(kwargs)
         self.check(inputs)
-        with torch.no_grad():
-            values = self.graph_module(*(x for _, x in inputs.tensors()))
+        model, tensors = self.source.model, [x for _, x in inputs.tensors()]
+        if training := asks_for_gradients(model, tensors):
+            check_gradients(self.graph_module, model)
+        with torch.set_grad_enabled(training), running():
+            values = self.graph_module(*tensors)
         returned = self.split(values)
         self.write_back(inputs, returned)
         return returned.output
@@ -286,7 +292,7 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 def build(source: Source, inputs: Inputs) -> Program:
     """Make the Program of a model for inputs of some shapes; made once per shape."""
     key = inputs.key()
-    with LOCK:
+    with tracing():
         if (program := source.cache.get(key)) is None:
             try:
                 program = source.cache[key] = _build(source, inputs)

@@ -48,8 +48,8 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
     """
     if model.training:
         raise InputError(
-            f"{type(model).__name__} is in training mode; fisopt optimises inference: "
-            "call model.eval() first"
+            f"{type(model).__name__} is in training mode, in which runs may draw other numbers: "
+            "call model.eval() first; gradients flow all the same"
         )
     if everywhere := list(_everywhere()):
         raise InputError(

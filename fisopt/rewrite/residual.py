@@ -12,32 +12,15 @@ import torch
 from torch import fx
 
 from fisopt.rewrite.axes import axes_of
-from fisopt.rewrite.ops import fill_frames, gather_frames
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.relations.table import argument, operand_of, shape
+from fisopt.rewrite.views import WHOLE
 
 aten = torch.ops.aten
 
-_VIEWS = {
-    aten.reshape.default,
-    aten.view.default,
-    aten._unsafe_view.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.t.default,
-    aten.unsqueeze.default,
-    aten.squeeze.default,
-    aten.squeeze.dim,
-    aten.squeeze.dims,
-    aten.clone.default,
-    aten.alias.default,
-    aten.contiguous.default,
-    aten._to_copy.default,
-}
-"""Operators that keep every entry of their operand."""
-
 _FIRST = {
-    *_VIEWS,
+    *WHOLE,
     aten.expand.default,
     aten.slice.Tensor,
     aten.narrow.default,
@@ -60,11 +43,9 @@ _FIRST = {
     aten.nan_to_num.default,
     aten.clamp.default,
     aten.clip.default,
-    gather_frames.gather_frames._opoverload,
     operator.getitem,
 }
 _WRITTEN: dict[object, tuple[int, ...]] = {
-    aten.copy.default: (1,),
     aten.where.self: (1, 2),
     aten.slice_scatter.default: (0, 1),
     aten.select_scatter.default: (0, 1),
@@ -73,13 +54,7 @@ _WRITTEN: dict[object, tuple[int, ...]] = {
     aten.scatter.src: (0, 3),
     aten.masked_scatter.default: (0, 2),
 }
-_JOINS = {
-    aten.cat.default,
-    aten.stack.default,
-    aten.hstack.default,
-    aten.vstack.default,
-    fill_frames.fill_frames._opoverload,
-}
+_JOINS = {aten.cat.default, aten.stack.default, aten.hstack.default, aten.vstack.default}
 _PARTS = {
     aten.slice_scatter.default: aten.slice.Tensor,
     aten.select_scatter.default: aten.select.int,
@@ -107,7 +82,8 @@ def moved(node: fx.Node) -> list[fx.Node]:
         return node.all_input_nodes
     if node.target is aten.index_put.default and argument(node, 3, "accumulate", False):
         return []
-    places = _WRITTEN.get(node.target, ())
+    made = declared(node.target)
+    places = made.moves if made is not None else _WRITTEN.get(node.target, ())
     return [n for i in places if isinstance(n := node.args[i], fx.Node)]
 
 
@@ -158,7 +134,7 @@ def _viewed(graph: fx.Graph, output: fx.Node) -> Stream | None:
             if node in copies:
                 edges.remove_edges_from(list(edges.in_edges(node)))
                 edges.add_edge(copies[node], node)
-            elif node.op == "output" or (moved(node) and node.target not in _VIEWS):
+            elif node.op == "output" or (moved(node) and node.target not in WHOLE):
                 edges.remove_node(node)
         if output not in edges:
             return None
@@ -166,7 +142,7 @@ def _viewed(graph: fx.Graph, output: fx.Node) -> Stream | None:
         whole = [n for n in reached if shape(n) and axes_of(n) and any(axes_of(n))]
         if len(whole) == 1:
             path = nx.shortest_path(edges, whole[0], output)
-            return Stream((whole[0],), tuple(n for n in path if n.target in _VIEWS))
+            return Stream((whole[0],), tuple(n for n in path if n.target in WHOLE))
     return None
 
 
@@ -176,23 +152,14 @@ def _copied(node: fx.Node) -> fx.Node | None:
     sources: set[Any] = set()
     parts: dict[tuple[Any, ...], int] = {}
     while node.target in _PARTS:
-        part = _held(operand_of(node, 1))
+        part = operand_of(node, 1)
         if part.target is not _PARTS[node.target] or part.args[1:] != node.args[2:]:
             return None
         sources.add(part.args[0])
         parts[part.target, *part.args[1:]] = math.prod(shape(part))
         node = operand_of(node, 0)
-    if node.target is aten.copy.default:
-        return _held(node) if shape(_held(node)) == whole else None
     same = len(sources) == 1 and all(shape(n) == whole for n in sources)
     return sources.pop() if same and sum(parts.values()) == math.prod(whole) else None
-
-
-def _held(node: fx.Node) -> fx.Node:
-    """What is held where something was copied to."""
-    while node.target is aten.copy.default:
-        node = operand_of(node, 1)
-    return node
 
 
 def _residual_edges(graph: fx.Graph) -> nx.DiGraph:

@@ -14,7 +14,7 @@ from torch import fx
 from fisopt.errors import PassError
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
-from fisopt.rewrite.ops.registry import AXIS_RULES
+from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation, virtual_shape
@@ -73,11 +73,14 @@ class Rewriter:
             yield
 
     def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Insert ``target(*args, **kwargs)`` here.
+        """Insert ``target(*args, **kwargs)`` here; the target is an operator of torch or declared.
 
         Raises:
             PassError: the operator does not take them.
         """
+        target = target.target if isinstance(target, Operator) else target
+        if (made := declared(target)) is not None:
+            args, kwargs = made.arguments(args, kwargs)
         node = self.graph.call_function(target, args, kwargs)
         try:
             with self._mode, torch.no_grad():
@@ -90,8 +93,8 @@ class Rewriter:
                 pass_name=self.pass_name,
             ) from error
         node.meta[BY] = self.pass_name
-        rule = AXIS_RULES.get(target)
-        set_axes(node, rule(node) if rule is not None else self._follow(node))
+        rule = self._follow if made is None or made.axes is None else made.axes
+        set_axes(node, rule(node))
         self.changed = True
         return node
 
@@ -105,7 +108,7 @@ class Rewriter:
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
                 f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "register one in rewrite/relations",
+                "declare it: fisopt.operator(..., axes=...)",
                 pass_name=self.pass_name,
                 node=node,
             )
@@ -228,23 +231,41 @@ class Rewriter:
         """Return a tensor for a later step of the same pass to load.
 
         Raises:
-            PassError: the pass, or another of its name, stores one under this name already.
+            PassError: the pass stores one under this name already.
         """
         program, stored = self.program, f"{self.pass_name}/{name}"
         if stored in program.stores:
             raise PassError(
-                f"{stored} is stored twice; give every tensor, and passes that are used together, "
-                "names of their own",
+                f"{stored} is stored twice; give every tensor a name of its own",
                 pass_name=self.pass_name,
                 node=node,
             )
         self.also_return(node, program.own_results + len(program.stores))
         program.stores += (stored,)
 
-    def gauge(self, name: str, node: fx.Node) -> None:
-        """Return a measurement: a tensor that is not finite stops the run by this name."""
+    def measure(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name.
+
+        One of a single number is there for `Pass.at` to read at the branch's next steps.
+
+        Raises:
+            PassError: the pass measures something by this name already, or the node is complex.
+        """
+        measured = f"{self.pass_name}/{name}"
+        if node.meta["val"].is_complex():
+            raise PassError(
+                f"{measured} is complex; measure real numbers, such as its absolute value",
+                pass_name=self.pass_name,
+                node=node,
+            )
+        if measured in self.program.gauges:
+            raise PassError(
+                f"{measured} is measured twice; give every measurement a name of its own",
+                pass_name=self.pass_name,
+                node=node,
+            )
         self.also_return(node)
-        self.program.gauges += (name,)
+        self.program.gauges += (measured,)
 
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.operands import BY_SIZES, Operands, score_places
+from fisopt.rewrite.operands import Operands, score_places
 from fisopt.rewrite.relations.table import argument, shape
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.views import BY_SIZES
 
 aten = torch.ops.aten
 REDUCE = torch.ops.fisopt.reduce_tokens.default

@@ -23,8 +23,10 @@ from fisopt.lru import Lru
 from fisopt.rewrite.frame_dims import FrameDims
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.key_masks import Insert, separate_masks
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.tracing import export, symbolic_dims
+from fisopt.rewrite.training import SWITCHES
 
 aten = torch.ops.aten
 BLOCK = "fisopt.block"
@@ -56,8 +58,10 @@ def _is_noop(
     target: Any, operand: torch.Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> bool:
     """Whether a functional op returns its first operand's values and type unchanged."""
-    if target in (aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default):
+    if target in (aten.alias.default, aten.lift_fresh_copy.default):
         return True
+    if target is aten.detach.default:
+        return not operand.is_floating_point()  # it stops a gradient
     if target is aten.dropout.default:
         return not (args[1] and args[2])
     if target is aten.clone.default:
@@ -176,6 +180,8 @@ class _Instantiate:
             target, values[0], values, options
         ):
             return args[0]
+        if (made := declared(target)) is not None:
+            args, kwargs = made.arguments(args, kwargs)
         value = self._value(target, values, options)
         if value is not None and not isinstance(value, (torch.Tensor, tuple, list)):
             return value
@@ -294,7 +300,7 @@ class Template:
         separate_masks(graph, builder.insert_for)
         _separate_roles(graph)
         module = fx.GraphModule(traced, graph)
-        module.meta[MODE] = self.mode
+        module.meta |= {MODE: self.mode, SWITCHES: traced.meta.get(SWITCHES, False)}
         return module
 
     def trace(self, inputs: Inputs, *, general: bool = False) -> None:

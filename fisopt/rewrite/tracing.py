@@ -23,6 +23,7 @@ from fisopt.rewrite.frame_dims import INT, FrameDims
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pins import Pins
 from fisopt.rewrite.shape_numbers import shape_numbers
+from fisopt.rewrite.training import SWITCHES, GradientSwitches
 from fisopt.rewrite.untouched import untouched
 
 
@@ -68,7 +69,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             untouched(model, inputs.leaves),
             torch.no_grad(),
             warnings.catch_warnings(),
-            _numbers_from_shapes(model),
+            _numbers_from_shapes(model) as switches,
         ):
             warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
             for parameter in model.parameters():  # integers cannot have gradients; put back too
@@ -77,6 +78,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
             module: fx.GraphModule = program.module(check_guards=True)
+            module.meta[SWITCHES] = switches.found
     except Exception as error:
         line = user_line(error)
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -92,18 +94,23 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
 
 
 @contextmanager
-def _numbers_from_shapes(model: nn.Module) -> Iterator[None]:
-    """Inside, calls of a model make numbers from shapes; it is a mode inside those of export."""
+def _numbers_from_shapes(model: nn.Module) -> Iterator[GradientSwitches]:
+    """Inside, calls of a model make numbers from shapes; it is a mode inside those of export.
+
+    Yields:
+        What notices that the model turns gradients off or on.
+    """
     own, forward = vars(model).get("forward"), model.forward
+    switches = GradientSwitches()
 
     @functools.wraps(forward)
     def call(*args: Any, **kwargs: Any) -> Any:
-        with shape_numbers():
+        with switches, shape_numbers():
             return forward(*args, **kwargs)
 
     model.forward = call
     try:
-        yield
+        yield switches
     finally:
         if own is None:
             del model.forward

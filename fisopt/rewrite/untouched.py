@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fisopt.concurrency import tracing
 from fisopt.rewrite.held_state import HeldState
-
-LOCK = RLock()
-"""Tracing changes state of the whole process: one thread at a time runs a model to learn of it."""
 
 
 @contextmanager
@@ -37,7 +34,7 @@ def untouched(
     Yields:
         What it holds, to put it back between two runs.
     """
-    with LOCK, _random_states():
+    with tracing(), _random_states():
         held = HeldState(model, inputs)
         try:
             with _Writes(held.tensors) if real else nullcontext():

@@ -9,7 +9,7 @@ from fisopt.checked import checked
 from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
-from fisopt.rewrite.ops.registry import CONTRACTS
+from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
@@ -86,8 +86,8 @@ def _check_operator(node: fx.Node, where: str) -> None:
     assert isinstance(target, torch._ops.OpOverload)
     if mutates(node):
         raise VerifyError(f"{where}: {node.format_node()} mutates its input")
-    if target.namespace == "fisopt" and target not in CONTRACTS:
-        raise VerifyError(f"{where}: {target} has no contract in rewrite/ops")
+    if target.namespace == "fisopt" and declared(target) is None:
+        raise VerifyError(f"{where}: {target} is not declared; see fisopt.operator")
 
 
 def _check_call(call: fx.Node, callee: fx.GraphModule) -> None:

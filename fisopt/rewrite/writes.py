@@ -91,12 +91,11 @@ def check_apart(inputs: Inputs, writes: Iterable[Write]) -> None:
 
 
 def write_back(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Copy new values to where the model writes them."""
+    """Copy new values to where the model writes them, with their gradients as the model would."""
     memory = {_storage(t) for t in targets}
     apart = [v.clone() if _storage(v) in memory else v for v in values]
-    with torch.no_grad():
-        for target, value in zip(targets, apart, strict=True):
-            target.copy_(value)
+    for target, value in zip(targets, apart, strict=True):
+        target.copy_(value)
 
 
 def _storage(tensor: torch.Tensor) -> Any:

@@ -13,11 +13,12 @@ def ambient(inputs: Iterable[torch.Tensor]) -> tuple[Any, ...]:
     """The modes in which a call with some inputs is made, as part of the key of its graph.
 
     They are the dtypes that autocast chooses on the CPU and where the inputs are, the default
-    dtype and device of new tensors, and whether only deterministic algorithms may run.
+    dtype and device of new tensors, whether only deterministic algorithms may run, and how many
+    threads share the work.
     """
     casts = ((kind, torch.get_autocast_dtype(kind)) for kind in _casting(inputs))
-    fixed = torch.are_deterministic_algorithms_enabled()
-    return (torch.get_default_dtype(), torch.get_default_device(), fixed, *casts)
+    compiled_for = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    return (torch.get_default_dtype(), torch.get_default_device(), *compiled_for, *casts)
 
 
 @contextmanager

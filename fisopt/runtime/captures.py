@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
 from fisopt.rewrite.capture import Dynamic, capture
@@ -47,10 +48,11 @@ class Captures:
         Raises:
             InputError: the model cannot be captured as it is, see `check_model`.
         """
-        now = self._now
-        if now is not None and now[0].holds():
-            return now[1]
-        with self.lock:
+        with running():  # a model that is being traced is not as it is
+            now = self._now
+            if now is not None and now[0].holds():
+                return now[1]
+        with running(), self.lock:
             found = Fingerprint(self.model)
             check_model(self.model, found.hidden)
             known = reversed([*self._states.values()])
@@ -78,7 +80,7 @@ class Captures:
             for x in inputs.leaves
         )
         key = (inputs.structure, form, state, modes, dynamic)
-        with self.lock:
+        with tracing(), self.lock:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]

@@ -111,13 +111,13 @@ class _Watcher:
             self._add(gauges, step.index)
 
     def _add(self, gauges: Mapping[str, Tensor], index: int) -> None:
-        blocks = list(dict.fromkeys(name.split("/")[0] for name in gauges))
+        blocks = list(dict.fromkeys(map(_block_of, gauges)))
         for feature in FEATURES:
             held = self.sums.setdefault(feature, torch.zeros(len(blocks), self.steps, LEVELS + 1))
             mine = {name: g for name, g in gauges.items() if f".{feature}." in name}
             for name, profile in mine.items():
-                block = name.split("/")[0]
-                share = sum(other.split("/")[0] == block for other in mine)
+                block = _block_of(name)
+                share = sum(_block_of(other) == block for other in mine)
                 held[blocks.index(block), index] += profile.cpu() / share
         self.counts[index] += 1
 
@@ -129,6 +129,11 @@ class _Watcher:
         """Go on from what `state` gave."""
         self.counts = torch.tensor(state["counts"])
         self.sums = {f: torch.tensor(state[f]) for f in FEATURES}
+
+
+def _block_of(measured: str) -> str:
+    """The block that was measured, which follows the pass in the name."""
+    return measured.split("/")[1]
 
 
 @checked

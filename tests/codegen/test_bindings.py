@@ -17,8 +17,8 @@ from fisopt.codegen import bindings, choose
 from fisopt.codegen.emit import cache
 from fisopt.errors import LoweringError
 from fisopt.rewrite.axes import FrameAxis
-from fisopt.rewrite.ops import tile_attention as contract
-from fisopt.rewrite.ops.registry import OPAQUE
+from fisopt.rewrite.ops.operator import operators
+from fisopt.rewrite.ops.tile_attention import tile_attention
 from fisopt.rewrite.tile_plan import tile_plan
 
 TILE = torch.ops.fisopt.tile_attention.default
@@ -46,8 +46,10 @@ def test_importing_fisopt_does_not_import_triton() -> None:
 
 
 def test_every_kernel_stays_a_call() -> None:
-    """Traced, the contract's reference would run in the kernel's place."""
-    assert set(bindings.KERNELS) <= OPAQUE
+    """Traced, the operator's reference would run in the kernel's place."""
+    names = {"tile_attention", "match_tokens", "reduce_attend_restore"}
+    assert {made.name for made in operators() if made.target in bindings.KERNELS} == names
+    assert all(made.opaque for made in operators() if made.target in bindings.KERNELS)
 
 
 def test_without_triton_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +82,7 @@ def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(kernel, "launch", lambda *args: ran.append(1) or launch(*args))
     args = arguments()
     assert bindings.refusal(TILE, args) is None
-    got, want = bindings.run(TILE, *args), contract.grouped(*args)
+    got, want = bindings.run(TILE, *args), tile_attention.implementation(*args)
     torch.testing.assert_close(got, want, rtol=0, atol=3e-3)
     assert ran == [1]
     assert [x is args[0] for x in on] == [True], "it runs on the operands' GPU, not the current one"
@@ -88,7 +90,7 @@ def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> Non
         assert "the kernel takes" in str(bindings.refusal(TILE, refused))
         with pytest.warns(UserWarning, match="the kernel takes .*; it runs in plain torch"):
             got = bindings.run(TILE, *refused)
-        torch.testing.assert_close(got, contract.grouped(*refused), rtol=0, atol=0)
+        torch.testing.assert_close(got, tile_attention.implementation(*refused), rtol=0, atol=0)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             bindings.run(TILE, *refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,10 @@ from torch._dynamo.utils import counters
 
 import fisopt
 from fisopt import FrameInterleave, Program
-from fisopt.codegen import lower as lowering
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.ops import operator as table
 from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
@@ -67,7 +68,7 @@ def test_lowered_equals_the_program(
 def test_opaque_operators_stay_calls(wan: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = torch.ops.fisopt.fill_frames.default
     sparse = FrameInterleave()(wan).program
-    monkeypatch.setattr(lowering, "OPAQUE", frozenset([fill]))
+    monkeypatch.setitem(table._OPERATORS, fill, replace(table._OPERATORS[fill], opaque=True))
     module = lower(sparse)
     left = [
         node.target

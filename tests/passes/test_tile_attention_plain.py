@@ -18,7 +18,6 @@ from fisopt.codegen.lower import lower
 from fisopt.passes.tile_attention import TILE
 from fisopt.rewrite.analysis import result_nodes, results, self_attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of
-from fisopt.rewrite.ops import registry
 from fisopt.rewrite.rewriter import Rewriter
 from tests import plain_dit
 from tests.conftest import plain_captured
@@ -248,15 +247,10 @@ def test_refused(mix: Callable[[Tensor], Tensor], message: str) -> None:
         TileAttention(1)(program)
 
 
-@torch.library.custom_op("fisopt::every_other", mutates_args=())
+@fisopt.operator("fisopt::every_other", axes=lambda node: (None,) * node.meta["val"].ndim)
 def every_other(x: Tensor) -> Tensor:
     """Half of the tokens, as a pass that drops tokens would leave."""
-    return x[..., ::2, :].contiguous()
-
-
-@every_other.register_fake
-def _(x: Tensor) -> Tensor:
-    return x.new_empty(*x.shape[:-2], (x.shape[-2] + 1) // 2, x.shape[-1])
+    return x[..., ::2, :].clone()
 
 
 class DropKeys(Pass):
@@ -269,7 +263,7 @@ class DropKeys(Pass):
         inner = rewriter.inside(body)
         node = dict(zip(body.graph.nodes, inner.graph.nodes, strict=True))[attention.result]
         with inner.before(node):
-            shorter = [inner.call(torch.ops.fisopt.every_other.default, n) for n in node.args[1:3]]
+            shorter = [inner.call(every_other, n) for n in node.args[1:3]]
         node.args = (node.args[0], *shorter)
         module = inner.program.graph_module
         module.recompile()
@@ -282,10 +276,7 @@ class DropKeys(Pass):
                 rewriter.replace_uses(old, new)
 
 
-def test_a_block_with_fewer_tokens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = torch.ops.fisopt.every_other.default
-    monkeypatch.setitem(registry.CONTRACTS, target, lambda x: x[..., ::2, :])
-    monkeypatch.setitem(registry.AXIS_RULES, target, lambda node: (None,) * node.meta["val"].ndim)
+def test_a_block_with_fewer_tokens_is_refused() -> None:
     program, x = captured(lambda y: functional.scaled_dot_product_attention(*three(y)))
     short = PassManager([DropKeys()]).run(program)
     message = r"layers\.0: DropKeys has edited the attention of this block \(fisopt\.every_other"

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fisopt.passes.masks import RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
-from fisopt.rewrite.ops import tile_attention as contract
+from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from tests.tiles import MASKS, TOLERANCES, Problem, problem
 
 TILE = torch.ops.fisopt.tile_attention.default

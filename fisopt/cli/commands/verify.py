@@ -21,6 +21,10 @@ def run(
         str,
         typer.Option(help="data, or code: also take native code and operators of other libraries."),
     ] = "data",
+    public_key: Annotated[
+        str | None,
+        typer.Option(help="Also want a signature by this key of minisign, as text or its file."),
+    ] = None,
 ) -> None:
     """Say of every artefact what it is, or why it cannot be loaded."""
     from fisopt.artefact.loader import examined
@@ -30,7 +34,7 @@ def run(
     for path in paths:
         try:
             with stderr().status(f"reading {path}"):
-                held = examined(path, trust=cast("Trust", trust))
+                held = examined(path, trust=cast("Trust", trust), public_key=public_key)
         except FisoptError as error:
             whole = False
             stderr().print(Text(f"error: {error}", style="red"), soft_wrap=True)

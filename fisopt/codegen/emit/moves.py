@@ -243,11 +243,6 @@ def _select_scatter(read: Reader, node: fx.Node, at: Coords) -> Expr:
     )
 
 
-@rule(aten.copy.default, into=[MOVES])
-def _copy(read: Reader, node: fx.Node, at: Coords) -> Expr:
-    return element(read, node.args[1], node, at, kind_of(value(node).dtype, node))
-
-
 @rule(aten.empty_like.default, aten.zeros_like.default, into=[MOVES])
 def _empty(read: Reader, node: fx.Node, at: Coords) -> Expr:
     kind = kind_of(value(node).dtype, node)

@@ -1,1 +1,24 @@
-"""Op contracts: schema, plain-torch reference and fake of every operator that passes insert."""
+"""The operators that passes insert, each declared in a file of its own.
+
+Importing one makes all known.
+"""
+
+from fisopt.rewrite.ops import (
+    fill_frames,
+    gather_frames,
+    match_tokens,
+    reduce_attend_restore,
+    reduce_tokens,
+    restore_tokens,
+    tile_attention,
+)
+
+__all__ = [
+    "fill_frames",
+    "gather_frames",
+    "match_tokens",
+    "reduce_attend_restore",
+    "reduce_tokens",
+    "restore_tokens",
+    "tile_attention",
+]

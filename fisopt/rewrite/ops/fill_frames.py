@@ -17,12 +17,26 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, axes_of
+from fisopt.rewrite.ops.declare import operator
 
 Fill = Literal["residual", "carry", "state"]
 FILLS: tuple[Fill, ...] = ("residual", "carry", "state")
 
 
-def reference(
+def _axes(node: fx.Node) -> Axes:
+    """Axis rule: the filled dimension holds every frame again."""
+    kept, dim, weight = node.args[1], node.args[2], node.args[6]
+    assert isinstance(kept, fx.Node)
+    assert isinstance(weight, fx.Node)
+    count = weight.meta["val"].shape[0]
+    return tuple(
+        axis.at(count) if d == dim and axis is not None else axis
+        for d, axis in enumerate(axes_of(kept))
+    )
+
+
+@operator("fisopt::fill_frames", axes=_axes, moves=("full", "kept"), restores="kept")
+def fill_frames(
     full: Tensor | None,
     kept: Tensor,
     dim: int,
@@ -68,61 +82,7 @@ def reference(
     exact = y.index_select(axis, left)
     result = torch.where(w == 0, exact, skipped.to(kept.dtype)).flatten(dim, dim + 2)
     if before == 0 and after == 0:
-        return result
+        return result.contiguous()
     return torch.cat(
         [kept.narrow(dim, 0, before), result, kept.narrow(dim, size - after, after)], dim
-    )
-
-
-@torch.library.custom_op("fisopt::fill_frames", mutates_args=())
-def fill_frames(
-    full: Tensor | None,
-    kept: Tensor,
-    dim: int,
-    anchors: Tensor,
-    left: Tensor,
-    right: Tensor,
-    weight: Tensor,
-    outer: int,
-    inner: int,
-    before: int,
-    after: int,
-    fill: str,
-) -> Tensor:
-    """See `reference`."""
-    result = reference(
-        full, kept, dim, anchors, left, right, weight, outer, inner, before, after, fill
-    )
-    return result.contiguous()
-
-
-@fill_frames.register_fake
-def _(
-    full: Tensor | None,
-    kept: Tensor,
-    dim: int,
-    anchors: Tensor,
-    left: Tensor,
-    right: Tensor,
-    weight: Tensor,
-    outer: int,
-    inner: int,
-    before: int,
-    after: int,
-    fill: str,
-) -> Tensor:
-    sizes = list(kept.shape)
-    sizes[dim] = before + outer * weight.shape[0] * inner + after
-    return kept.new_empty(sizes)
-
-
-def axes(node: fx.Node) -> Axes:
-    """Axis rule: the filled dimension holds every frame again."""
-    kept, dim, weight = node.args[1], node.args[2], node.args[6]
-    assert isinstance(kept, fx.Node)
-    assert isinstance(weight, fx.Node)
-    count = weight.meta["val"].shape[0]
-    return tuple(
-        axis.at(count) if d == dim and axis is not None else axis
-        for d, axis in enumerate(axes_of(kept))
     )

@@ -10,9 +10,23 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, axes_of
+from fisopt.rewrite.ops.declare import operator
 
 
-def reference(
+def _axes(node: fx.Node) -> Axes:
+    """Axis rule: the gathered dimension holds as many frames as the index."""
+    x, dim, index = node.args[:3]
+    assert isinstance(x, fx.Node)
+    assert isinstance(index, fx.Node)
+    count = index.meta["val"].shape[0]
+    return tuple(
+        axis.at(count) if d == dim and axis is not None else axis
+        for d, axis in enumerate(axes_of(x))
+    )
+
+
+@operator("fisopt::gather_frames", axes=_axes, moves=("x",), selects="x")
+def gather_frames(
     x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int
 ) -> Tensor:
     """Gather frames in plain torch.
@@ -29,32 +43,3 @@ def reference(
         return kept
     head, tail = x.narrow(dim, 0, before), x.narrow(dim, size - after, after)
     return torch.cat([head, kept, tail], dim)
-
-
-@torch.library.custom_op("fisopt::gather_frames", mutates_args=())
-def gather_frames(
-    x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int
-) -> Tensor:
-    """See `reference`."""
-    return reference(x, dim, index, outer, inner, before, after)
-
-
-@gather_frames.register_fake
-def _(
-    x: Tensor, dim: int, index: Tensor, outer: int, inner: int, before: int, after: int
-) -> Tensor:
-    sizes = list(x.shape)
-    sizes[dim] = before + outer * index.shape[0] * inner + after
-    return x.new_empty(sizes)
-
-
-def axes(node: fx.Node) -> Axes:
-    """Axis rule: the gathered dimension holds as many frames as the index."""
-    x, dim, index = node.args[:3]
-    assert isinstance(x, fx.Node)
-    assert isinstance(index, fx.Node)
-    count = index.meta["val"].shape[0]
-    return tuple(
-        axis.at(count) if d == dim and axis is not None else axis
-        for d, axis in enumerate(axes_of(x))
-    )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes
+from fisopt.rewrite.ops.declare import operator
 
 LEVELS = 10
 """Steps of the profile: entry j is what dropping j/10 of the tokens loses."""
@@ -23,29 +24,10 @@ Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 """Of video [R, N, D], destinations [K] and sources [N - K]: what `_nearest` returns."""
 
 
-def reference(
-    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Match in plain torch, each leading index (batch, head) for itself.
-
-    Shapes: x [..., S, D] with S = before + N + after; destinations [K] int64, increasing, in
-        [0, N); 0 <= keep <= N - K.
-
-    Returns:
-        kept [..., M] int32, M = before + K + keep + after: positions in x of the entries that
-            stay: those before, the destinations, the kept sources, those after;
-        origin [..., S] int32: for every entry of x the position in ``kept`` that stands for it;
-        profile [11] float32: the squared distance between dropped tokens and those that stand
-            for them if the most similar j tenths of the tokens are dropped, as a share of the
-            tokens' squared norm, mean over the leading indices.  Not finite if x is not.
-    """
-    return match_with(_nearest, x, destinations, keep, before, after)
-
-
 def match_with(
     nearest_of: Nearest, x: Tensor, destinations: Tensor, keep: int, before: int, after: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`reference` with another search of the nearest destinations."""
+    """`match_tokens` with another search of the nearest destinations."""
     lead, size = x.shape[:-2], x.shape[-2]
     tokens, count = size - before - after, destinations.shape[0]
     video = x.narrow(-2, before, tokens).reshape(-1, tokens, x.shape[-1])
@@ -116,16 +98,7 @@ def _profile(ascending: Tensor, energy: Tensor, tokens: int) -> Tensor:
     return torch.stack([lost[n] for n in dropped]).to(torch.float32)
 
 
-@torch.library.custom_op("fisopt::match_tokens", mutates_args=())
-def match_tokens(
-    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See `reference`."""
-    return reference(x, destinations, keep, before, after)
-
-
-@match_tokens.register_fake
-def _(
+def _fake(
     x: Tensor, destinations: Tensor, keep: int, before: int, after: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     lead, size = x.shape[:-2], x.shape[-2]
@@ -137,14 +110,43 @@ def _(
     )
 
 
-def axes(node: fx.Node) -> Axes:
+def _axes(node: fx.Node) -> Axes:
     """Axis rule: indices carry no frames."""
     del node
     return ()
 
 
-def flops(x: Any, destinations: Any, keep: int, before: int, after: int) -> float:
+def _flops(x: Any, destinations: Any, keep: int, before: int, after: int) -> float:
     """FLOPs of the distances: a multiply-add for each feature of each pair."""
     del keep
     tokens, count = x.shape[-2] - before - after, destinations.shape[0]
     return float(2 * x.shape[:-2].numel() * (tokens - count) * count * x.shape[-1])
+
+
+@operator(
+    "fisopt::match_tokens",
+    fake=_fake,
+    example=(torch.eye(3, device="cpu"), torch.tensor([0], device="cpu"), 1, 0, 0),
+    axes=_axes,
+    flops=_flops,
+    counts_as="matching",
+    gradient="zero",
+    opaque=True,
+)
+def match_tokens(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match in plain torch, each leading index (batch, head) for itself.
+
+    Shapes: x [..., S, D] with S = before + N + after; destinations [K] int64, increasing, in
+        [0, N); 0 <= keep <= N - K.
+
+    Returns:
+        kept [..., M] int32, M = before + K + keep + after: positions in x of the entries that
+            stay: those before, the destinations, the kept sources, those after;
+        origin [..., S] int32: for every entry of x the position in ``kept`` that stands for it;
+        profile [11] float32: the squared distance between dropped tokens and those that stand
+            for them if the most similar j tenths of the tokens are dropped, as a share of the
+            tokens' squared norm, mean over the leading indices.  Not finite if x is not.
+    """
+    return match_with(_nearest, x, destinations, keep, before, after)

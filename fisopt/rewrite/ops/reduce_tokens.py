@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, axes_of
+from fisopt.rewrite.ops.declare import operator
 
 
 def along(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -22,7 +23,15 @@ def along(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return index.to(torch.int64).reshape(sizes).expand(spread)
 
 
-def reference(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
+def _axes(node: fx.Node) -> Axes:
+    """Axis rule: what is left of a reduced dimension is no frame."""
+    x, dim = node.args[0], node.args[3]
+    assert isinstance(x, fx.Node)
+    return tuple(None if d == dim else axis for d, axis in enumerate(axes_of(x)))
+
+
+@operator("fisopt::reduce_tokens", axes=_axes, selects="x")
+def reduce_tokens(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     """Reduce in plain torch.
 
     Shapes: x with L leading dimensions that ``kept`` shares and S entries along ``dim`` >= L;
@@ -40,23 +49,3 @@ def reference(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tenso
     sizes = [*counts.shape[:-1], *[1] * (x.ndim - counts.ndim + 1)]
     sizes[dim] = counts.shape[-1]
     return (sums / counts.reshape(sizes)).to(x.dtype)
-
-
-@torch.library.custom_op("fisopt::reduce_tokens", mutates_args=())
-def reduce_tokens(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    """See `reference`."""
-    return reference(x, kept, origin, dim)
-
-
-@reduce_tokens.register_fake
-def _(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
-    sizes = list(x.shape)
-    sizes[dim] = kept.shape[-1]
-    return x.new_empty(sizes)
-
-
-def axes(node: fx.Node) -> Axes:
-    """Axis rule: what is left of a reduced dimension is no frame."""
-    x, dim = node.args[0], node.args[3]
-    assert isinstance(x, fx.Node)
-    return tuple(None if d == dim else axis for d, axis in enumerate(axes_of(x)))

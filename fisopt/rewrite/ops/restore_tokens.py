@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of
+from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.reduce_tokens import along
 
 
-def reference(y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int) -> Tensor:
-    """Restore in plain torch.
-
-    Shapes: y with L leading dimensions that ``origin`` shares and M entries along ``dim`` >= L;
-        origin [..., S] int32, positions in [0, M).
-    Args: frames, before, after: the frame axis of the restored dimension, 0 frames if it
-        carries none.
-    Returns: y with S entries along ``dim``.
-    """
-    del frames, before, after
-    return y.gather(dim, along(y, origin, dim))
+def frame_axis(origin: fx.Node, frames: int, before: int, after: int) -> FrameAxis | None:
+    """The frames of a restored dimension, from the operator's arguments."""
+    if not frames:
+        return None
+    video = origin.meta["val"].shape[-1] - before - after
+    return FrameAxis(frames, inner=video // frames, before=before, after=after)
 
 
-@torch.library.custom_op("fisopt::restore_tokens", mutates_args=())
-def restore_tokens(
-    y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int
-) -> Tensor:
-    """See `reference`."""
-    return reference(y, origin, dim, frames, before, after)
-
-
-@restore_tokens.register_fake
-def _(y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int) -> Tensor:
-    sizes = list(y.shape)
-    sizes[dim] = origin.shape[-1]
-    return y.new_empty(sizes)
-
-
-def axes(node: fx.Node) -> Axes:
+def _axes(node: fx.Node) -> Axes:
     """Axis rule: the restored dimension carries the frames that the arguments say."""
     y, origin, dim, frames, before, after = node.args
     assert isinstance(y, fx.Node)
@@ -49,9 +29,17 @@ def axes(node: fx.Node) -> Axes:
     return tuple(axis if d == dim else a for d, a in enumerate(axes_of(y)))
 
 
-def frame_axis(origin: fx.Node, frames: int, before: int, after: int) -> FrameAxis | None:
-    """The frames of a restored dimension, from the operator's arguments."""
-    if not frames:
-        return None
-    video = origin.meta["val"].shape[-1] - before - after
-    return FrameAxis(frames, inner=video // frames, before=before, after=after)
+@operator("fisopt::restore_tokens", axes=_axes, restores="y")
+def restore_tokens(
+    y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int
+) -> Tensor:
+    """Restore in plain torch.
+
+    Shapes: y with L leading dimensions that ``origin`` shares and M entries along ``dim`` >= L;
+        origin [..., S] int32, positions in [0, M).
+    Args: frames, before, after: the frame axis of the restored dimension, 0 frames if it
+        carries none.
+    Returns: y with S entries along ``dim``.
+    """
+    del frames, before, after
+    return y.gather(dim, along(y, origin, dim))

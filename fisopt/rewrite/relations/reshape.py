@@ -22,15 +22,9 @@ from fisopt.rewrite.relations.table import (
     shape,
     wrap,
 )
+from fisopt.rewrite.views import CUTS, ONES, ORDERS
 
 aten = torch.ops.aten
-VIEWS = (
-    aten.view.default,
-    aten.reshape.default,
-    aten._unsafe_view.default,
-    aten.flatten.using_ints,
-    aten.unflatten.int,
-)
 
 
 def _groups(a: tuple[int, ...], b: tuple[int, ...]) -> Iterator[tuple[range, range]]:
@@ -78,7 +72,7 @@ def of_dims(view: fx.Node, dim: int) -> range:
     return next((left for left, right in runs if dim in right), range(0))
 
 
-@relation_rule(*VIEWS)
+@relation_rule(*CUTS)
 def _view(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     return _reshaped(operand, shape(operand), shape(node))
@@ -134,7 +128,7 @@ def _reshape_link(
     return Link(operand, dim, out, convert, invert)
 
 
-@relation_rule(aten.unsqueeze.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
+@relation_rule(*ONES)
 def _squeeze(node: fx.Node) -> Relation:
     """Follow the dimensions in order; those that come or go have size one."""
     operand = operand_of(node, 0)
@@ -164,7 +158,7 @@ def _permute(node: fx.Node) -> Relation:
     return result
 
 
-@relation_rule(aten.transpose.int, aten.t.default, aten.numpy_T.default)
+@relation_rule(*(o for o in ORDERS if o is not aten.permute.default))
 def _transpose(node: fx.Node) -> Relation:
     operand = operand_of(node, 0)
     order = list(range(len(shape(operand))))

@@ -84,7 +84,7 @@ def block_exit(x: Tensor, y: Tensor, gate: Tensor, before: int, after: int, fill
     video = x[:, before : x.shape[1] - after].unflatten(1, (5, inner)).index_select(1, anchors)
     kept = torch.cat([x[:, :before], video.flatten(1, 2), x[:, x.shape[1] - after :]], 1)
     result = kept + gate * y
-    return fill_frames.reference(
+    return fill_frames.fill_frames.reference(
         x, result, 1, anchors, left, right, weight, 1, inner, before, after, fill
     )
 

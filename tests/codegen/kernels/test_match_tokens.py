@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fisopt.codegen.kernels import match_tokens as kernel
 from fisopt.errors import LoweringError
-from fisopt.rewrite.ops.match_tokens import reference
+from fisopt.rewrite.ops.match_tokens import match_tokens
 from tests.codegen.kernels.operators import check_operator
 
 MATCH = torch.ops.fisopt.match_tokens.default
@@ -43,7 +43,7 @@ def made(
 
 
 def check(args: tuple[Any, ...], config: Any = SMALL) -> None:
-    got, want = kernel.launch(*args, config=config), reference(*args)
+    got, want = kernel.launch(*args, config=config), match_tokens.reference(*args)
     for result, expected in zip(got[:2], want[:2], strict=True):
         assert result.dtype == torch.int32
         assert torch.equal(result, expected)
@@ -125,7 +125,7 @@ def test_operator() -> None:
 def test_a_video_on_a_gpu(dtype: torch.dtype) -> None:
     """Rounding may decide between destinations or sources that are nearly alike."""
     args = made((32760, 3900, 9000, 0, 226), dtype, lead=(1, 4), width=128)
-    want = reference(*args)
+    want = match_tokens.reference(*args)
     for config in (None, *kernel.CONFIGS):
         kept, origin, profile = kernel.launch(*args, config=config)
         assert share_of_equal(standing(kept, origin), standing(*want[:2])) > 0.999

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fisopt.codegen.kernels import reduce_attend_restore as kernel
 from fisopt.errors import LoweringError
-from fisopt.rewrite.ops.reduce_attend_restore import reference
+from fisopt.rewrite.ops.reduce_attend_restore import reduce_attend_restore
 from tests.codegen.kernels.operators import check_operator
 from tests.tiles import AVERAGED, TOLERANCES
 
@@ -62,7 +62,7 @@ def made(
 
 def check(args: tuple[Any, ...], config: Any = SMALL) -> None:
     wide = [a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args]
-    want = reference(*wide).to(args[0].dtype)
+    want = reduce_attend_restore.reference(*wide).to(args[0].dtype)
     got = kernel.launch(*args, config=config)
     torch.testing.assert_close(got, want, rtol=0, atol=TOLERANCES[got.dtype])
 
@@ -143,7 +143,7 @@ def test_operator() -> None:
 def test_contract(mask: str) -> None:
     """The operator in plain torch, against its reference, and what torch asks of operators."""
     args = made(SHAPES["odd"], torch.float32, lead=(2, 2), mask=mask)
-    torch.testing.assert_close(FUSED(*args), reference(*args))
+    torch.testing.assert_close(FUSED(*args), reduce_attend_restore.reference(*args))
     assert FUSED(*args).transpose(1, 2).is_contiguous()
     tests = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(FUSED, args, test_utils=tests)
@@ -154,7 +154,7 @@ def test_contract(mask: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_video_on_a_gpu(dtype: torch.dtype) -> None:
     args = made((17160, 9000, 17160, 8000), dtype, lead=(2, 4), width=128)
-    want = reference(*args)
+    want = reduce_attend_restore.reference(*args)
     for config in (None, *kernel.CONFIGS):
         got = kernel.launch(*args, config=config)
         torch.testing.assert_close(got, want, rtol=0, atol=AVERAGED[dtype])

@@ -13,7 +13,7 @@ from fisopt.codegen.kernels import tile_attention as kernel
 from fisopt.errors import LoweringError
 from fisopt.passes.masks import SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
-from fisopt.rewrite.ops import tile_attention as contract
+from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan
 from tests.codegen.kernels.operators import check_operator
 from tests.tiles import AVERAGED, MASKS, TILE, TOLERANCES, Problem, problem
@@ -208,7 +208,7 @@ def test_operator() -> None:
 def test_frames_of_a_video_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     axis = FrameAxis(11, inner=1560, after=226)
     posed = gpu_problem(axis, width, dtype)
-    want = contract.grouped(*posed)
+    want = contract.implementation(*posed)
     for config in (None, *kernel.CONFIGS):
         got = kernel.launch(*posed, config=config)
         torch.testing.assert_close(got, want, rtol=0, atol=AVERAGED[dtype])
@@ -225,7 +225,7 @@ def test_addresses_behind_the_first_4_gib_on_a_gpu() -> None:
     wide = query.new_empty(1, query.shape[2], 100, 128).transpose(1, 2)  # 4.6 GB a tensor
     many = wide.normal_()
     got = kernel.launch(many, many, many, *rest[2:])
-    want = contract.grouped(*(many[:, -1:].contiguous(),) * 3, *rest[2:])
+    want = contract.implementation(*(many[:, -1:].contiguous(),) * 3, *rest[2:])
     torch.testing.assert_close(got[:, -1:], want, rtol=0, atol=TOLERANCES[torch.bfloat16])
 
 

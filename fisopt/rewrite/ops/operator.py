@@ -1,0 +1,117 @@
+"""A declared operator, and the table of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import fx
+from torch._library.custom_ops import CustomOpDef
+from torch._ops import OpOverload
+
+from fisopt.errors import OptionError
+from fisopt.rewrite.axes import Axes
+
+CostClass = Literal[
+    "self-attention", "cross-attention", "linear", "convolution", "matching", "other"
+]
+Gradient = Literal["recompute", "zero", "missing"]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """A declared operator; calling it runs it.
+
+    What is not said here, `fisopt.rewrite.ops.declare.Options` says.
+
+    Attributes:
+        target: what graphs call.
+        reference: its meaning in plain torch.
+        implementation: what runs where no kernel is attached.
+        plan: positions of the operands that ``planned`` takes as lists.
+        moves: positions of operands, as are ``selects`` and ``restores``.
+        definition: what torch knows it by; None for an operator that torch has.
+    """
+
+    target: OpOverload
+    reference: Callable[..., Any]
+    implementation: Callable[..., Any]
+    axes: Callable[[fx.Node], Axes] | None = None
+    planned: Callable[..., Any] | None = None
+    plan: tuple[int, ...] = ()
+    moves: tuple[int, ...] = ()
+    selects: int | None = None
+    restores: int | None = None
+    attention: bool = False
+    opaque: bool = False
+    flops: Callable[..., float] | None = None
+    counts_as: CostClass = "other"
+    gradient: Gradient = "recompute"
+    definition: CustomOpDef | None = None
+
+    @property
+    def name(self) -> str:
+        """Its name in its library."""
+        return self.target._schema.name.partition("::")[2]
+
+    @property
+    def entries(self) -> tuple[int, ...]:
+        """Positions of the operands of whose entries the result's are."""
+        rest = (i for i in (self.selects, self.restores) if i is not None)
+        return tuple(dict.fromkeys((*self.moves, *rest)))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        return self.target(*args, **kwargs)
+
+    def kernel(self, device: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        """Attach what runs on a kind of device, such as ``"cuda"``; it takes every operand.
+
+        Raises:
+            OptionError: torch has the operator, and its kernels.
+        """
+        if self.definition is None:
+            raise OptionError(f"{self.target} is torch's: it has the kernels that torch has")
+        return self.definition.register_kernel(device)
+
+    def arguments(
+        self, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The operands of a call as graphs hold them: by position, save those by name alone."""
+        known = self.target._schema.arguments
+        rest = [operand for operand in known if not operand.kwarg_only][len(args) :]
+        named = {operand.name for operand in known if operand.kwarg_only}
+        given = (kwargs.get(operand.name, operand.default_value) for operand in rest)
+        return (*args, *given), {name: x for name, x in kwargs.items() if name in named}
+
+
+_OPERATORS: dict[Any, Operator] = {}
+
+
+def register(made: Operator) -> Operator:
+    """Make an operator known."""
+    _OPERATORS[made.target] = made
+    return made
+
+
+def declared(target: object) -> Operator | None:
+    """The declaration of what a node calls, None if there is none."""
+    return _OPERATORS.get(target)
+
+
+def selected(node: fx.Node) -> fx.Node | None:
+    """The operand of whose entries a call keeps some, None if it is not declared to."""
+    made = declared(node.target)
+    return None if made is None or made.selects is None else node.args[made.selects]  # type: ignore[return-value]
+
+
+def restored(node: fx.Node) -> fx.Node | None:
+    """The operand whose entries a call gives to all others, None if it is not declared to."""
+    made = declared(node.target)
+    return None if made is None or made.restores is None else node.args[made.restores]  # type: ignore[return-value]
+
+
+def operators() -> list[Operator]:
+    """Every declared operator, in order."""
+    return list(_OPERATORS.values())
