@@ -81,11 +81,20 @@ class Rule(metaclass=Checked):
 
     @cached_property
     def _pattern(self) -> fx.Graph:
-        return fx.symbolic_trace(self.pattern).graph
+        return self._traced("pattern", self.pattern)
 
     @cached_property
     def _replacement(self) -> fx.Graph:
-        return fx.symbolic_trace(self.replacement).graph
+        return self._traced("replacement", self.replacement)
+
+    def _traced(self, what: str, function: Callable[..., Any]) -> fx.Graph:
+        try:
+            return fx.symbolic_trace(function).graph
+        except Exception as error:  # what a function of the user's raises, or fx of it
+            raise OptionError(
+                f"rule {self.name!r}: the {what} cannot be traced: {type(error).__name__}: "
+                f"{error}; wanted a plain function that calls operators, without branches on values"
+            ) from error
 
     def matches(self, graph: fx.Graph) -> list[Match]:
         """Every place in a graph where the pattern is found, in order; places may overlap."""

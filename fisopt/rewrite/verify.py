@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fisopt.checked import checked
 from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
@@ -16,6 +17,7 @@ from fisopt.rewrite.relations import virtual_shape
 from fisopt.rewrite.writes import mutates
 
 
+@checked
 def verify(program: Program) -> None:
     """Check a Program.
 
