@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from threading import Event, RLock
+from functools import cache
+from threading import RLock
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -40,8 +41,8 @@ class Plan:
         stages: what was compiled for it and not for one before.
         numbers: names of its measurements that are one number.
         made: its part of the report.
-        ran: whether it has run, and so is compiled.
-        training: whether gradients flow through it.
+        trained: makes what runs it where gradients are asked for, once.
+        ran: whether it has run, without gradients or with them, and so is compiled.
     """
 
     program: Program
@@ -49,20 +50,30 @@ class Plan:
     stages: tuple[Runnable, ...]
     numbers: frozenset[str]
     made: Made
-    training: bool = False
-    ran: Event = field(default_factory=Event)
+    trained: Callable[[], Runnable]
+    ran: set[bool] = field(default_factory=set)
 
     def run(self, *values: torch.Tensor) -> Any:
-        """Run it on tensors of the captured shapes, strided in any way."""
-        given = (x if self.training else x.detach() if x.requires_grad else x for x in values)
-        with torch.set_grad_enabled(self.training), without_casts(values), self._among():
-            result = self.compiled(*map(_plain, given))
-        self.ran.set()
+        """Run it on tensors of the captured shapes, strided in any way.
+
+        Gradients flow where they are on, and a value or a parameter of the model asks for one.
+
+        Raises:
+            PreconditionError: gradients are asked for through a pass that has none.
+            PassError: or through an operator.
+            InputError: or through a model that turns them off or on itself.
+        """
+        training = asks_for_gradients(self.program.source.model, values)
+        compiled = self.trained() if training else self.compiled
+        given = (x.detach() if x.requires_grad and not training else x for x in values)
+        with torch.set_grad_enabled(training), without_casts(values), self._among(training):
+            result = compiled(*map(_plain, given))
+        self.ran.add(training)
         return result
 
-    def _among(self) -> AbstractContextManager[None]:
+    def _among(self, training: bool) -> AbstractContextManager[None]:
         """The first run compiles, which no other thread may see."""
-        return running() if self.ran.is_set() else tracing()
+        return running() if training in self.ran else tracing()
 
     def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
         """The passes that load state which is not there in the shape that they take."""
@@ -150,26 +161,26 @@ class Plans:
                 if self._state is not None and state is not self._state:
                     self._report.recaptured(state.difference(self._state))
                 self._state = state
-        tensors = [x for _, x in inputs.tensors()]
-        training = asks_for_gradients(self._captures.model, tensors)
-        return (inputs.key(), state, ambient(tensors), variant, training)
+        return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), variant)
 
     def _make(self, inputs: Inputs, variant: Variant, key: tuple[Any, ...]) -> Plan:
-        training: bool = key[4]
         with torch.inference_mode(False), torch.no_grad(), forgotten():
             dense = self._captures.dense(inputs.detached(), key[1], key[2])
             manager = PassManager.of(variant, strict=self._strict)
             program = manager.run(dense)
-            if training:
-                _check_training(variant, program)
             before = set(self._compiled)
             choices: list[Choice] = []
-            run = compile_program(
-                program, self._backend, self._compiled, choices, training=training
-            )
+            run = compile_program(program, self._backend, self._compiled, choices)
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
         made = Made.of(dense, program, manager.applied, variant.names, len(stages), choices)
-        return Plan(program, run, stages, _numbers(program), made, training)
+
+        @cache
+        def trained() -> Runnable:
+            _check_training(variant, program)
+            with tracing(), torch.inference_mode(False), torch.no_grad():
+                return compile_program(program, self._backend, self._compiled, training=True)
+
+        return Plan(program, run, stages, _numbers(program), made, trained)
 
     def _drop(self, key: Any) -> None:
         self._forget(self._held.pop(key))

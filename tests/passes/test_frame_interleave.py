@@ -198,7 +198,7 @@ def test_stride_one_is_dense(case: Case, program: Program) -> None:
 def test_text_stays_whole(case: Case, program: Program) -> None:
     """No gather or fill touches a dimension without frames, and text beside frames is named."""
     result = FrameInterleave()(program).program
-    graphs = [result.graph, *(result.callee(call).graph for call in result.blocks)]
+    graphs = [result.graph, *(block.body.graph for block in result.blocks)]
     for graph in graphs:
         for node in graph.nodes:
             if node.target is torch.ops.fisopt.gather_frames.default:
