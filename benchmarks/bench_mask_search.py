@@ -26,13 +26,8 @@ from tqdm import tqdm
 import fisopt
 from fisopt.models.testbed import load_testbed, sample_prompts
 from fisopt.passes.masks import FrameMask
-from fisopt.search import (
-    Calls,
-    Measurements,
-    default_candidates,
-    joint_error,
-    tile_candidates,
-)
+from fisopt.tuning.mask_choice import Measurements
+from fisopt.tuning.mask_errors import Calls, default_candidates, joint_error, tile_candidates
 
 PATH = RESULTS / "mask_search.json"
 FRAMES = 16

@@ -37,7 +37,7 @@ from fisopt.models.testbed import (
     sample_prompts,
 )
 from fisopt.models.testbed.model import TIMESTEPS, with_coordinates
-from fisopt.quality import compare
+from fisopt.tuning.quality import compare
 
 PATH = RESULTS / "testbed_quality.json"
 

@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 import fisopt
 from fisopt.models import testbed
-from fisopt.quality import compare
+from fisopt.tuning.quality import compare
 
 PATH = RESULTS / "redraw.json"
 BATCH = 8

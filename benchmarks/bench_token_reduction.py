@@ -25,11 +25,11 @@ from harness import RESULTS, interleaved, machine, write
 
 import fisopt
 from fisopt import TokenReduction
-from fisopt.calibration import Call, Target, calibrate, forward_errors
 from fisopt.models import testbed
 from fisopt.passes.schedule import Schedule
 from fisopt.rewrite.partition import destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
+from fisopt.tuning.replay import Call, forward_errors
 
 PATH = RESULTS / "token_reduction.json"
 STRIDE = (2, 2, 2)
@@ -81,15 +81,20 @@ class Bench:
     def rows(self, steps: int, targets: list[float]) -> Iterator[dict[str, Any]]:
         """Calibrated and uniform shares of the same cost."""
         dense, calls = self.trajectory(steps)
-        partial = RESULTS / f"token_reduction_{steps}.partial.safetensors"
+        partial = RESULTS / f"token_reduction_{steps}.partial.json"
 
         def run(pipe: Any, index: int) -> None:
             generator = torch.Generator().manual_seed(1000 + index)
             pipe(self.measured[index], num_inference_steps=steps, generator=generator)
 
         for target in targets:
-            made = calibrate(
-                self.pipe, run, prompts=PROMPTS, steps=steps, target=Target(target), partial=partial
+            made = fisopt.calibrate(
+                self.pipe,
+                self.measured,
+                steps=steps,
+                target_ratio=target,
+                generate=run,
+                progress=partial,
             )
             share = 1 - target**0.5
             for form, step, cost in (

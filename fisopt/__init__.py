@@ -1,106 +1,24 @@
 """fisopt: graph rewriting that makes video diffusion transformers faster, without training."""
 
-from fisopt import models
-from fisopt.api import capture, optimize
-from fisopt.artefact.export import export
-from fisopt.artefact.loaded import LoadedModule
-from fisopt.artefact.loader import load
-from fisopt.errors import (
-    CaptureError,
-    ExportError,
-    FileError,
-    FisoptError,
-    InputError,
-    LoweringError,
-    OptionError,
-    OptionTypeError,
-    PassError,
-    PostconditionError,
-    PreconditionError,
-    RecipeError,
-    ScheduleError,
-    VerifyError,
-)
-from fisopt.passes.frame_interleave import FrameInterleave
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
-from fisopt.passes.presets import PRESETS
-from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
-from fisopt.passes.schedule import Schedule
-from fisopt.passes.tile_attention import TileAttention
-from fisopt.passes.token_reduction import TokenReduction
-from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
-from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
-from fisopt.rewrite.ops.declare import operator
-from fisopt.rewrite.ops.operator import Operator
-from fisopt.rewrite.pass_base import Pass, PassResult, Step
-from fisopt.rewrite.pass_manager import PassManager
-from fisopt.rewrite.program import Program
-from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.rule import Match, Rule, RulePass
-from fisopt.rewrite.text import format_graph
-from fisopt.rewrite.verify import verify
-from fisopt.runtime.optimized import OptimizedModule
-from fisopt.spec import ModelSpec
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fisopt.versions import FISOPT
 
 __version__ = FISOPT
 
-__all__ = [
-    "PRESETS",
-    "PUBLISHED_REDUCTIONS",
-    "CaptureError",
-    "Cost",
-    "ExportError",
-    "FileError",
-    "FisoptError",
-    "FrameAxis",
-    "FrameInterleave",
-    "FrameMask",
-    "FrameTable",
-    "InputError",
-    "LoadedModule",
-    "LoweringError",
-    "Match",
-    "MaskTable",
-    "ModelSpec",
-    "Operator",
-    "OptimizedModule",
-    "OptionError",
-    "OptionTypeError",
-    "Pass",
-    "PassError",
-    "PassManager",
-    "PassResult",
-    "PostconditionError",
-    "PreconditionError",
-    "Program",
-    "RadialDecay",
-    "Recipe",
-    "RecipeError",
-    "Rewriter",
-    "Rule",
-    "RulePass",
-    "Schedule",
-    "ScheduleError",
-    "SlidingWindow",
-    "Step",
-    "TileAttention",
-    "TileMask",
-    "TokenLayout",
-    "TokenReduction",
-    "VerifyError",
-    "axes_of",
-    "capture",
-    "export",
-    "format_graph",
-    "load",
-    "models",
-    "operator",
-    "optimize",
-    "predicted_ratio",
-    "program_cost",
-    "published_reduction",
-    "verify",
-]
+if TYPE_CHECKING:
+    from fisopt.public import *  # noqa: F403
+else:
+    # Imported when the first name is used, so that `fisopt --help` answers without torch.
+
+    def __getattr__(name: str) -> Any:
+        if name == "models":  # which `public` itself needs
+            return import_module("fisopt.models")
+        public = import_module("fisopt.public")
+        if name != "__all__" and name not in public.__all__:
+            raise AttributeError(f"module 'fisopt' has no attribute {name!r}")
+        return getattr(public, name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *import_module("fisopt.public").__all__})

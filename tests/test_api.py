@@ -88,3 +88,10 @@ def test_every_stage_of_a_preset_runs(model: OptimizedModule) -> None:
         assert name == name.lower()
         assert title
         assert passes
+
+
+def test_every_name_is_there_and_no_other() -> None:
+    assert set(fisopt.__all__) < set(dir(fisopt))
+    assert all(getattr(fisopt, name) is not None for name in fisopt.__all__)
+    with pytest.raises(AttributeError, match="module 'fisopt' has no attribute 'optimise'"):
+        fisopt.optimise  # type: ignore[attr-defined]  # noqa: B018

@@ -55,6 +55,25 @@ def test_help_teaches() -> None:
         assert f"  fisopt {command}" in page.output, "no example"
 
 
+def test_help_needs_none_of_the_libraries_that_take_long_to_import() -> None:
+    """Of the whole and of every command, in a process that has imported nothing else."""
+    code = """
+import contextlib, io, sys
+from fisopt.cli import app
+for command in [info.name for info in app.registered_commands] + [None]:
+    with contextlib.redirect_stdout(io.StringIO()) as page:
+        app([command, "--help"] if command else ["--help"], standalone_mode=False)
+    assert "Usage" in page.getvalue()
+print(*sorted({name.partition(".")[0] for name in sys.modules}))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    imported = set(done.stdout.split())
+    assert {"fisopt", "typer"} <= imported
+    slow = {"torch", "diffusers", "transformers", "accelerate", "torchmetrics", "matplotlib"}
+    slow |= {"numpy", "scipy", "networkx", "safetensors", "imageio", "PIL", "av", "triton"}
+    assert not imported & slow
+
+
 def test_no_arguments_shows_the_help() -> None:
     assert "Usage: fisopt" in fisopt_command().output
 

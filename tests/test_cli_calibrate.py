@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from fisopt import Schedule
 from fisopt.cli import app
-from fisopt.cli.calibrate import parse_stride
+from fisopt.cli.expressions import parse_stride
 from fisopt.cli.sources import Source
 from fisopt.runtime import captures
 from tests.conftest import captured

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import FrameInterleave, Recipe, models
-from fisopt.cli import app
-from fisopt.cli import export as command
+from fisopt.cli import app, artefacts
 from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.zoo import zoo
@@ -28,7 +27,7 @@ def wan(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny model in the place of the testbed."""
     case, program = zoo()["wan"], captured("wan")
     monkeypatch.setattr(captures, "capture", lambda *_: program)
-    monkeypatch.setattr(command, "load", lambda _: (case.model, case.inputs(5, 3, 4, batch=2)))
+    monkeypatch.setattr(artefacts, "load", lambda *_: (case.model, case.inputs(5, 3, 4, batch=2)))
 
 
 @pytest.mark.usefixtures("wan")
@@ -84,7 +83,7 @@ def test_a_published_name_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_is_refused_before_anything_is_loaded(
     said: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr(command, "load")
+    monkeypatch.delattr(artefacts, "load")
     result = invoke("testbed", *said)
     assert result.exit_code == 2
     assert message in result.output

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ from fisopt import MaskTable, SlidingWindow, TileAttention, TileMask
 from fisopt.cli import app
 from fisopt.cli.expressions import parse_mask, parse_pass
 from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
-from fisopt.cli.search import Settings, State
-from fisopt.cli.sources import Source
 from fisopt.models import testbed
-from fisopt.search import Calls
+from fisopt.tuning.mask_errors import Calls
 
 PROMPT = "red circle moving left fast over waves"
 PICTURES = ("masks.png", "attention.png", "density.png")
@@ -86,7 +83,7 @@ def test_goes_on_where_it_stopped(
     assert search(weights, tmp_path, "--threshold", "0.5").exit_code != 0
     assert not (tmp_path / "masks.json").exists()
     held = json.loads((tmp_path / "search.json").read_text())
-    assert list(held["errors"]) == ["0"]
+    assert list(held["prompts"]) == ["0"]
     assert search(weights, tmp_path, "--threshold", "0.5").exit_code == 0
     assert sum(measured) == 2, "the first prompt was measured once, and once the second"
     assert search(weights, tmp_path, "--target-ratio", "1.1").exit_code == 0
@@ -136,61 +133,6 @@ def test_a_truncated_file_of_measurements(weights: Path, tmp_path: Path) -> None
     result = search(weights, tmp_path, "--threshold", "1", prompts=1)
     assert result.exit_code == 2, result.output
     assert "search.json is not complete" in result.output.replace("\n", "")
-
-
-SETTINGS = Settings(
-    Source("some"), 0.5, None, (TileMask(1), TileMask(2)), ("a", "b"), 1, None, 0, None, Path()
-)
-
-
-def kept_search(**change: Any) -> dict[str, Any]:
-    """A file of measurements of two blocks and two masks, one prompt done."""
-    known = {"blocks": ["x", "y"], "candidates": [1, 2], "flops": [[1, 2, 3]] * 2, "total": 9}
-    settings = json.loads(json.dumps({**SETTINGS.measured_on(), "weights": "w"}))
-    held = {"settings": settings, "known": known | {"frames": 3}, "maps": {"x": [[0.5] * 3] * 3}}
-    return held | {"errors": {"0": [[[0.1, 0.2]] * 2] * 4}} | change
-
-
-KNOWN = kept_search()["known"]
-
-
-@pytest.mark.parametrize(
-    ("held", "message"),
-    [
-        *(([], "is not what fisopt search keeps"), ({}, "is not what"), (3, "is not what")),
-        *((None, "is not what"), ({"settings": []}, "is not what")),
-        (kept_search(settings={}), "was measured with other candidates"),
-        ({"settings": kept_search()["settings"]}, "is damaged: KeyError: 'known'"),
-        *((kept_search(known={}), "is damaged: KeyError"), (kept_search(known=[]), "is damaged")),
-        (kept_search(known=KNOWN | {"blocks": ["x"]}), r"wanted that flops are numbers \[blocks"),
-        (kept_search(known=KNOWN | {"candidates": ["x", 2]}), "is damaged: OptionTypeError"),
-        (kept_search(known=KNOWN | {"total": None}), "is damaged"),
-        (kept_search(known=KNOWN | {"frames": 2}), "wanted that maps are of blocks"),
-        (kept_search(errors=[]), "is damaged"),
-        (kept_search(errors={"7": []}), "wanted that errors are of the prompts"),
-        (kept_search(errors={"0": [[[0.1]] * 2]}), r"wanted that errors are numbers \[calls\]"),
-        (kept_search(errors={"0": [[[0.1, None]] * 2]}), "is damaged"),
-        (kept_search(errors={"0": [[[0.1, "x"]] * 2]}), "is damaged"),
-        (kept_search(errors={"0": [[[0.1, 0.2], [0.1]]]}), "is damaged"),
-        (kept_search(maps={"z": [[1.0] * 3] * 3}), "wanted that maps are of blocks"),
-    ],
-)
-def test_measurements_that_are_damaged_or_foreign(held: Any, message: str, tmp_path: Path) -> None:
-    (tmp_path / "search.json").write_text(json.dumps(held))
-    with pytest.raises(fisopt.InputError, match=f"search.json .*{message}"):
-        State(replace(SETTINGS, out=tmp_path), "w")
-
-
-def test_measurements_go_on_with_the_same_weights_only(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, out=tmp_path)
-    (tmp_path / "search.json").write_text(json.dumps(kept_search()))
-    assert list(State(settings, "w").errors) == ["0"]
-    with pytest.raises(fisopt.InputError, match="was measured with other weights"):
-        State(settings, "of another")
-    (tmp_path / "search.json").unlink()
-    (tmp_path / "search.json").mkdir()
-    with pytest.raises(fisopt.FileError, match="is a folder and a file is to be written"):
-        State(settings, "w")
 
 
 def test_models_without_weights_are_refused(tmp_path: Path) -> None:

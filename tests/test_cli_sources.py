@@ -50,22 +50,6 @@ def test_prompts(tmp_path: Path) -> None:
     assert Source(str(tmp_path)).prompts((), 2, 0) == PROMPTS[:2]
 
 
-class Latte:
-    def __call__(self, prompt: str, video_length: int = 16, output_type: str = "pil") -> None:
-        raise NotImplementedError
-
-
-def test_arguments_are_those_that_a_pipeline_takes() -> None:
-    assert Source("x", frames=8).arguments(Latte(), prompt="a") == {
-        "prompt": "a",
-        "video_length": 8,
-    }
-    with pytest.raises(InputError, match=r"Latte: .*unexpected.*'height'; got height, prompt, it"):
-        Source("x", height=8).arguments(Latte(), prompt="a")
-    with pytest.raises(InputError, match=r"Latte: missing.*'prompt'.*it takes prompt, video_len"):
-        Source("x").arguments(Latte())
-
-
 def test_only_a_size_that_is_given_is_passed_on() -> None:
     assert Source("testbed").size == {}
     assert Source("testbed", height=480, frames=81).size == {"height": 480, "num_frames": 81}

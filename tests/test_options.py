@@ -19,10 +19,10 @@ from torch import nn
 
 import fisopt
 from fisopt import FisoptError, Pass, Rewriter, Schedule
-from fisopt.calibration import Target
 from fisopt.passes.presets import PASSES
 from fisopt.passes.schedule import Measured
-from fisopt.quality import compare
+from fisopt.tuning.calibrate import Target
+from fisopt.tuning.quality import compare
 from tests.zoo import zoo
 
 GRID = (5, 2, 3)

@@ -12,10 +12,11 @@ from torch import fx, nn
 from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, VariantInfo
 from fisopt.artefact.tree import structure_text
-from fisopt.artefact.variants import Variant, Variants
+from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.variants import names_of
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.versions import versions
 
@@ -30,7 +31,7 @@ NEEDS: dict[Format, tuple[str, ...]] = {
 def describe(
     optimized: OptimizedModule,
     inputs: Inputs,
-    variants: Variants,
+    exports: Exports,
     files: Sequence[str],
     *,
     form: Format,
@@ -44,7 +45,7 @@ def describe(
     Args:
         optimized: what is exported.
         inputs: the call that is exported.
-        variants: its variants.
+        exports: its variants, and which runs when.
         files: the file of each.
         form: kind of the files.
         portable: whether they run without fisopt.
@@ -52,7 +53,7 @@ def describe(
         shapes: of the tensors that have open sizes, by name.
         fixed: sizes of the grid that are fixed, each with the reason.
     """
-    program = variants.all[0].program
+    program = exports.all[0].program
     layout = program.layout
     needs = NEEDS[form] if portable else (*NEEDS[form], "fisopt")
     return Manifest(
@@ -64,36 +65,36 @@ def describe(
         recipe=optimized.recipe.plain(),
         versions=versions("onnx", "onnxscript") if form == "onnx" else versions(),
         seeds={
-            p.name: seed
-            for p in optimized.passes
+            name: seed
+            for name, p in zip(names_of(optimized.passes), optimized.passes, strict=True)
             if isinstance(seed := getattr(p, "seed", None), int)
         },
         grid=(layout.frames, layout.height, layout.width),
         open_sizes=tuple(n for n in SIZES if n not in fixed),
         fixed_sizes=dict(fixed),
         call=_call(optimized.original, inputs, program, shapes),
-        steps=variants.steps,
-        schedule=variants.schedule,
+        steps=exports.steps,
+        schedule=exports.positions,
         variants=tuple(
-            _variant(variant, file, shapes)
-            for variant, file in zip(variants.all, files, strict=True)
+            _variant(exported, file, shapes)
+            for exported, file in zip(exports.all, files, strict=True)
         ),
     )
 
 
 def _variant(
-    variant: Variant, file: str, shapes: Mapping[str, tuple[int | str, ...]]
+    exported: Exported, file: str, shapes: Mapping[str, tuple[int | str, ...]]
 ) -> VariantInfo:
-    program = variant.program
+    program = exported.program
     held = placeholders(program)
     state = held[len(held) - len(program.loads) :]
     return VariantInfo(
         file=file,
-        passes=tuple(p.name for p in variant.passes),
+        passes=exported.variant.names,
         loads=program.loads,
         stores=program.stores,
         state=tuple(tensor_info(n, shapes) for n in state),
-        afresh=variant.afresh,
+        afresh=exported.afresh,
     )
 
 

@@ -14,10 +14,11 @@ from fisopt.artefact.describe import describe
 from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
 from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
+from fisopt.artefact.onnx_operators import LEGALISATION
 from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
-from fisopt.artefact.variants import Variants, variants_of
+from fisopt.artefact.variants import Exports, exports_of
 from fisopt.checked import choice, flag, path_of
 from fisopt.codegen.flatten import flatten
 from fisopt.concurrency import tracing
@@ -76,16 +77,16 @@ def export(
     if format == "onnx":
         onnx.refuse_bfloat16(optimized.original)
     inputs = _inputs(optimized, example_inputs)
-    variants = variants_of(optimized, inputs, steps)
-    refuse_writes(variants.all[0].program)
+    exports = exports_of(optimized, inputs, steps)
+    refuse_writes(exports.all[0].program)
     if format != "text":
-        refuse_meta(variants.all[0].program)
-    files = _files(path, format, len(variants.all))
-    opened = _opened(optimized, variants, format, portable, SIZES if dynamic else ())
+        refuse_meta(exports.all[0].program)
+    files = _files(path, format, len(exports.all))
+    opened = _opened(optimized, exports, format, portable, SIZES if dynamic else ())
     manifest = describe(
         optimized,
         inputs,
-        variants,
+        exports,
         files,
         form=format,
         portable=portable,
@@ -113,7 +114,7 @@ def export(
 
 def _opened(
     optimized: OptimizedModule,
-    variants: Variants,
+    exports: Exports,
     format: Format,
     portable: bool,
     sizes: Sequence[str],
@@ -123,15 +124,16 @@ def _opened(
     def flat(program: Program) -> fx.GraphModule:
         module = flatten(program, portable=portable)
         if format == "onnx":
-            onnx.said_for_onnx(module)
+            LEGALISATION.run(module, module)
+            module.recompile()
         return module
 
     def at(inputs: Inputs, index: int) -> Program:
-        return optimized.rewritten(inputs, variants.all[index].passes, general=True)
+        return optimized.rewritten(inputs, exports.all[index].variant, general=True)
 
     if format in ("aoti", "text"):
-        return open_sizes(variants, at, flat, (), f"files of format {format!r} have one size")
-    return open_sizes(variants, at, flat, sizes)
+        return open_sizes(exports, at, flat, (), f"files of format {format!r} have one size")
+    return open_sizes(exports, at, flat, sizes)
 
 
 def _foreign(path: Path) -> Foreign | None:

@@ -21,7 +21,7 @@ from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
-from fisopt.runtime.branches import conditioning
+from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
 
@@ -73,17 +73,17 @@ class LoadedModule(nn.Module):
         check_sizes(self.manifest, values)
         index = self._variant(inputs)
         variant = self.manifest.variants[index]
-        held: dict[str, Tensor] = {}
+        held = Held()
         if variant.loads or variant.stores or self._generation.holds:
             shapes = tuple(tuple(x.shape) for x in values)
             held = self._generation.held(shapes, lambda: conditioning(inputs, call.framed))
-        if missing := [name for name in variant.loads if name not in held]:
+        if not held.state.keys() >= set(variant.loads):  # all that load do it, in one variant
             place = self._generation.place(inputs.kwargs())
-            for name in dict.fromkeys(map(pass_of, missing)):
+            for name in dict.fromkeys(map(pass_of, variant.loads)):
                 self._generation.note(f"{name} ran afresh at {place}")
             index, variant = variant.afresh, self.manifest.variants[variant.afresh]
         named = {t.name: x for t, x in zip(call.tensors, values, strict=True)}
-        named |= {t.name: held[n] for t, n in zip(variant.state, variant.loads, strict=True)}
+        named |= {t.name: held.state[n] for t, n in zip(variant.state, variant.loads, strict=True)}
         with running():
             returned = self._runners[index](named)
         count = len(call.results)

@@ -17,9 +17,10 @@ from fisopt.artefact.digests import check_beside, check_variant
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
+from fisopt.artefact.signature import check_signature
 from fisopt.artefact.tree import structure_of
 from fisopt.checked import choice, path_of
-from fisopt.errors import ExportError, FileError
+from fisopt.errors import ExportError, FileError, OptionError
 from fisopt.reading import opened, read_bytes
 from fisopt.staging import recover
 
@@ -38,16 +39,23 @@ class Artefact:
         manifest: what it is.
         files: the file of every variant.
         output: the nesting of what it returns.
+        signed: the comment of its signature, None if nobody asked for one.
     """
 
     path: Path
     manifest: Manifest
     files: tuple[Path, ...]
     output: pytree.TreeSpec
+    signed: str | None = None
 
 
 def load(
-    path: Path | str, scheduler: Any = None, *, trust: Trust = "data", check: Check = "digests"
+    path: Path | str,
+    scheduler: Any = None,
+    *,
+    trust: Trust = "data",
+    check: Check = "digests",
+    public_key: Path | str | None = None,
 ) -> LoadedModule:
     """Load what `fisopt.export` wrote, as a module for the same pipeline.
 
@@ -62,16 +70,17 @@ def load(
             package of AOTInductor, which is native code; operators of other libraries; results in
             classes of your own.
         check: "digests" compares every part with the manifest; "none" reads what is there.
+        public_key: a key of minisign, as text or its file: the artefact must be signed with it.
 
     Raises:
-        OptionError: ``trust`` or ``check`` is another word.
-        ExportError: it is not complete, not an artefact, was changed, holds code, or needs what
-            is not installed.
+        OptionError: ``trust`` or ``check`` is another word, or ``public_key`` is no key.
+        ExportError: it is not complete, not an artefact, was changed, holds code, was not signed
+            with the key, or needs what is not installed.
     """
     path = path_of("load: path", path)
     if path.suffix == onnx.SUFFIX:
         onnx.require_runtime()
-    held = examined(path, trust=trust, check=check)
+    held = examined(path, trust=trust, check=check, public_key=public_key)
     manifest = held.manifest
     if manifest.format == "text":
         raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")
@@ -89,10 +98,21 @@ def load(
     return LoadedModule(manifest, runners, modules, lambda: scheduler, held.output)
 
 
-def examined(path: Path, *, trust: Trust = "data", check: Check = "digests") -> Artefact:
+def examined(
+    path: Path,
+    *,
+    trust: Trust = "data",
+    check: Check = "digests",
+    public_key: Path | str | None = None,
+) -> Artefact:
     """Read all of an artefact but its weights, and compare it with its manifest; see `load`."""
     choice("trust", trust, get_args(Trust))
     choice("check", check, get_args(Check))
+    if public_key is not None:
+        if check == "none":
+            raise OptionError("a signature is of the digests: public_key= wants check='digests'")
+        recover(path)
+        signed = check_signature(path, public_key)
     checked, any_code = check == "digests", trust == "code"
     manifest, folder = read_manifest(path, checked=checked)
     if manifest.format == "aoti" and not any_code:
@@ -118,7 +138,7 @@ def examined(path: Path, *, trust: Trust = "data", check: Check = "digests") -> 
                 pt2.check(file, manifest, i, any_library=any_code)
         if checked and folder is not None:
             check_beside(manifest, folder)
-    return Artefact(path, manifest, files, output)
+    return Artefact(path, manifest, files, output, None if public_key is None else signed)
 
 
 def read_manifest(path: Path | str, *, checked: bool = True) -> tuple[Manifest, Path | None]:

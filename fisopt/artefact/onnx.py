@@ -1,15 +1,8 @@
-"""Files of ONNX: the portable graph through torch's exporter, and onnxruntime to run them.
-
-Some things of ATen have no counterpart that onnxruntime runs; they are said otherwise before the
-export.  A choice between booleans, and filling some, becomes and, or, not; a stable sort becomes a
-top-k of all entries, in which ONNX orders equal ones by their place; a squeeze of a dimension that
-is not one goes, which ATen lets be and ONNX refuses.
-"""
+"""Files of ONNX: the portable graph through torch's exporter, and onnxruntime to run them."""
 
 from __future__ import annotations
 
 import io
-import operator
 import os
 import re
 import warnings
@@ -20,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.export import ExportedProgram
 
 from fisopt.artefact import onnx_file
@@ -31,91 +24,6 @@ SUFFIX = ".onnx"
 OPSET = 20
 EXTERNAL_BYTES = 2 << 30
 """From this size on weights are in a file beside: an ONNX file holds less than 2 GiB."""
-aten = torch.ops.aten
-
-
-def said_for_onnx(module: fx.GraphModule) -> None:
-    """Say in a flat graph's operators what onnxruntime has no operators for."""
-    for node in list(module.graph.nodes):
-        rewrite = _REWRITES.get(node.target)
-        if rewrite is None:
-            continue
-        with module.graph.inserting_before(node):
-            new = rewrite(module.graph, node)
-        if new is not None:
-            node.replace_all_uses_with(new)
-            module.graph.erase_node(node)
-    module.recompile()
-
-
-def _boolean_choice(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """``where(c, a, b)`` of booleans: ``c & a | ~c & b``."""
-    value = node.meta.get("val")
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        return None
-    condition, a, b = node.args
-    call = graph.call_function
-    yes = call(aten.logical_and.default, (condition, a))
-    no = call(aten.logical_and.default, (call(aten.logical_not.default, (condition,)), b))
-    return call(aten.logical_or.default, (yes, no))
-
-
-def _boolean_fill(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """``masked_fill(x, mask, value)`` of booleans: ``x | mask``, or ``x & ~mask``."""
-    kind, (x, mask, value) = node.meta.get("val"), node.args
-    if not isinstance(kind, Tensor) or kind.dtype != torch.bool:
-        return None
-    call = graph.call_function
-    if value:
-        return call(aten.logical_or.default, (x, mask))
-    return call(aten.logical_and.default, (x, call(aten.logical_not.default, (mask,))))
-
-
-def _sort(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """A stable sort as the top-k of all entries."""
-    return _top(graph, node, _operand(node))
-
-
-def _argsort(graph: fx.Graph, node: fx.Node) -> fx.Node:
-    """The places of a stable sort; onnxruntime has top-k of no integers below 32 bits."""
-    operand = _operand(node)
-    held = operand.meta["val"].dtype
-    if not held.is_floating_point and held.itemsize < 4:
-        operand = graph.call_function(aten._to_copy.default, (operand,), {"dtype": torch.int32})
-    return graph.call_function(operator.getitem, (_top(graph, node, operand), 1))
-
-
-def _top(graph: fx.Graph, node: fx.Node, operand: fx.Node) -> fx.Node:
-    """The top-k of all of an operand's entries in the order of a sort."""
-    target: Any = node.target
-    names = [a.name for a in target._schema.arguments]
-    options = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    dim, largest = options.get("dim", -1), bool(options.get("descending", False))
-    size = _operand(node).meta["val"].shape[dim]
-    return graph.call_function(aten.topk.default, (operand, size, dim, largest))
-
-
-def _squeeze(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
-    """A squeeze that changes nothing is its operand."""
-    del graph
-    operand = _operand(node)
-    return operand if operand.meta["val"].shape == node.meta["val"].shape else None
-
-
-def _operand(node: fx.Node) -> fx.Node:
-    assert isinstance(node.args[0], fx.Node)
-    return node.args[0]
-
-
-_REWRITES: dict[Any, Callable[[fx.Graph, fx.Node], fx.Node | None]] = {
-    aten.where.self: _boolean_choice,
-    aten.masked_fill.Scalar: _boolean_fill,
-    aten.sort.stable: _sort,
-    aten.sort.default: _sort,
-    aten.argsort.stable: _argsort,
-    aten.squeeze.dim: _squeeze,
-    aten.squeeze.dims: _squeeze,
-}
 
 
 def require() -> None:

@@ -27,7 +27,7 @@ from fisopt.artefact.sizes import (
     resized,
     roles_of,
 )
-from fisopt.artefact.variants import Variants
+from fisopt.artefact.variants import Exports
 from fisopt.errors import FisoptError
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.inputs import Inputs
@@ -62,7 +62,7 @@ class _UnfitError(Exception):
 
 
 def open_sizes(
-    variants: Variants,
+    exports: Exports,
     at: Callable[[Inputs, int], Program],
     flatten: Flatten,
     wanted: Sequence[str] = SIZES,
@@ -71,17 +71,17 @@ def open_sizes(
     """Flatten variants, with as many sizes open as their graphs allow.
 
     Args:
-        variants: what to flatten.
+        exports: what to flatten.
         at: the Program of a variant for inputs of other sizes.
         flatten: makes a flat graph.
         wanted: the sizes to try; the rest are fixed.
         otherwise: why those are.
     """
-    program = variants.all[0].program
-    count, grid, roles = len(variants.all), program.layout, roles_of(program)
+    program = exports.all[0].program
+    count, grid, roles = len(exports.all), program.layout, roles_of(program)
     fixed = {name: otherwise for name in SIZES if name not in wanted}
     if not wanted:
-        return Opened(tuple(flatten(v.program) for v in variants.all), None, {}, fixed)
+        return Opened(tuple(flatten(v.program) for v in exports.all), None, {}, fixed)
     base = [flatten(at(program.inputs, i)) for i in range(count)]
     told = {
         names[0] for places in roles.values() for _, names in places.values() if len(names) == 1
@@ -122,7 +122,7 @@ def open_sizes(
             _write(module, fits, names, roles, program)
     except (_UnfitError, FisoptError) as error:
         reason = str(error).splitlines()[0]
-        base = [flatten(v.program) for v in variants.all]
+        base = [flatten(v.program) for v in exports.all]
         return Opened(tuple(base), None, {}, fixed | dict.fromkeys(names, reason))
     shapes |= _shapes(program, roles, names)
     return Opened(tuple(base), _dynamic(program, roles, names), shapes, fixed)

@@ -1,49 +1,49 @@
-"""Variants: the distinct Programs of a generation, and which of them runs at which step."""
+"""What is exported: the distinct Programs of a generation, and which of them runs at which step."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fisopt.errors import ExportError, shown
+from fisopt.errors import ExportError, ScheduleError
 from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
-from fisopt.runtime.optimized import OptimizedModule, active_at
+from fisopt.rewrite.variants import Variant, Variants
+from fisopt.runtime.optimized import OptimizedModule
 
 
 @dataclass(frozen=True)
-class Variant:
+class Exported:
     """One Program of a generation.
 
     Attributes:
-        passes: the passes that are active in it.
+        variant: the passes that are active in it.
         program: what they made.
-        afresh: position of the variant that runs instead where the state that this one loads is
-            not there; its own if it loads none.
+        afresh: position of what runs instead where the state that this one loads is not there;
+            its own if it loads none.
     """
 
-    passes: tuple[Pass, ...]
+    variant: Variant
     program: Program
     afresh: int
 
 
 @dataclass(frozen=True)
-class Variants:
+class Exports:
     """What runs in a generation.
 
     Attributes:
-        all: the variants, each different from the others.
-        steps: how many denoising steps the schedule has, None where they do not matter.
-        schedule: position of the variant of each step; of all steps if they do not matter.
+        all: the Programs, each of another variant.
+        steps: how many denoising steps there are, None where they do not matter.
+        positions: that of the Program of each step; of all steps if they do not matter.
     """
 
-    all: tuple[Variant, ...]
+    all: tuple[Exported, ...]
     steps: int | None
-    schedule: tuple[int, ...]
+    positions: tuple[int, ...]
 
 
-def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -> Variants:
-    """Find the variants of an optimised module for inputs of one shape.
+def exports_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -> Exports:
+    """Rewrite every variant of an optimised module for inputs of one shape.
 
     Args:
         optimized: the module.
@@ -51,31 +51,23 @@ def variants_of(optimized: OptimizedModule, inputs: Inputs, steps: int | None) -
         steps: number of denoising steps, needed if a pass differs between steps.
 
     Raises:
-        ExportError: a pass differs between steps and their number is not given, or is none.
+        ExportError: a pass differs between steps and their number is not given, or is none; or
+            what a pass does at a step depends on what it measures.
     """
-    stepwise = [p.name for p in optimized.passes if p.stepwise]
-    if stepwise and steps is None:
-        raise ExportError(
-            f"{', '.join(stepwise)} differs between denoising steps: pass steps=, their number "
-            "(--steps), so that every step finds its variant"
-        )
-    if steps is not None and (type(steps) is not int or steps < 1):
-        raise ExportError(f"steps must be at least 1, got {shown(steps)}")
-    counted = steps if stepwise else None
-    active = (
-        [tuple(optimized.passes)]
-        if counted is None
-        else [active_at(optimized.passes, Step(i, counted)) for i in range(counted)]
-    )
-    fresh = {passes: tuple(p.afresh() for p in passes) for passes in active}
-    order = list(dict.fromkeys([*active, *fresh.values()]))
-    place = {passes: i for i, passes in enumerate(order)}
+    try:
+        variants = Variants.of(optimized.passes, steps)
+        if variants.stepwise and steps is None:
+            raise ExportError(
+                f"{', '.join(variants.stepwise)} differs between denoising steps: pass steps=, "
+                "their number (--steps), so that every step finds its variant"
+            )
+        schedule, distinct = variants.schedule, variants.distinct
+    except ScheduleError as error:
+        raise ExportError(f"{error}; an artefact has a fixed schedule") from error
+    place = {variant: i for i, variant in enumerate(distinct)}
     every = tuple(
-        Variant(
-            passes,
-            optimized.rewritten(inputs, passes),
-            place[fresh.get(passes, passes)],
-        )
-        for passes in order
+        Exported(v, optimized.rewritten(inputs, v), place.get(v.afresh(), i))
+        for v, i in place.items()
     )
-    return Variants(every, counted, tuple(place[passes] for passes in active))
+    counted = steps if variants.stepwise else None
+    return Exports(every, counted, tuple(place[v] for v in schedule))

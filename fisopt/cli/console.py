@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from fisopt.cli.options import Traceback
 from fisopt.errors import FisoptError
 
 BAD_INPUT = 2
@@ -23,6 +27,28 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Return a console for progress and errors."""
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Progress]:
+    """Progress bars that count denoising steps."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+@contextmanager
+def steps_bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
+    """One bar on stderr; what is yielded takes the number of steps that are done."""
+    with bars(stderr()) as progress:
+        task = progress.add_task(doing, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 @contextmanager
@@ -42,3 +68,20 @@ def errors(traceback: bool) -> Iterator[None]:
                 raise
             stderr().print(Text(f"error: {error}", style="red"), soft_wrap=True)
             raise typer.Exit(BAD_INPUT) from error
+
+
+def guarded(run: Callable[..., None]) -> Callable[..., None]:
+    """A command under `errors`, with one more option: ``--traceback``."""
+
+    def command(*, traceback: bool, **given: Any) -> None:
+        with errors(traceback):
+            run(**given)
+
+    options = list(inspect.signature(run, eval_str=True).parameters.values())
+    more = inspect.Parameter(
+        "traceback", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Traceback
+    )
+    signature = inspect.Signature([*options, more], return_annotation=None)
+    command.__signature__ = signature  # type: ignore[attr-defined]
+    command.__annotations__ = {o.name: o.annotation for o in signature.parameters.values()}
+    return command

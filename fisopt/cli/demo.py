@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,12 +13,13 @@ import numpy as np
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 import fisopt
 from fisopt.cli.catalog import short
+from fisopt.cli.console import bars
 from fisopt.cli.pictures import Pair, write_json, write_pictures
 from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
@@ -27,10 +27,11 @@ from fisopt.errors import FileError, OptionError
 from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
-from fisopt.quality import Similarity, compare, mean_psnr
-from fisopt.rewrite.pass_base import Pass, Step
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.inputs import bind_example
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.variants import Variants
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.tuning.quality import Similarity, compare, mean_psnr
 
 PROMPTS = (
     "red circle moving left fast over waves",
@@ -135,12 +136,12 @@ def run(settings: Settings, out: Console, err: Console) -> None:
             "no C++ compiler with Python's headers was found: neither model is compiled",
             style="yellow",
         )
-    with _progress(err) as progress:
+    with bars(err) as progress:
         dense = _warm_up("dense", settings, (), progress)
         optimised = _warm_up("optimised", settings, settings.passes, progress)
         dense_clips, clips = _generate(settings, dense, optimised, progress)
     similar = [compare(a.frames, b.frames) for a, b in zip(clips, dense_clips, strict=True)]
-    predicted = _predicted(settings, dense, optimised)
+    predicted = _predicted(settings, optimised)
     figures = _figures(settings, dense_clips, clips, similar, predicted)
     out.print(_clip_table(settings, dense_clips, clips, similar))
     out.print()
@@ -156,19 +157,6 @@ def run(settings: Settings, out: Console, err: Console) -> None:
         written.append(write_json(figures, settings.out / "demo.json"))
     for path in written:
         out.print(Text(f"wrote {path}"))
-
-
-@contextmanager
-def _progress(console: Console) -> Iterator[Progress]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("steps"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        yield progress
 
 
 def _warm_up(what: str, settings: Settings, passes: tuple[Pass, ...], progress: Progress) -> Runner:
@@ -196,18 +184,12 @@ def _generate(
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _predicted(settings: Settings, dense: Runner, optimised: Runner) -> float:
+def _predicted(settings: Settings, optimised: Runner) -> float:
     """The cost model's speed-up over all steps of a generation."""
-    steps = {
-        tuple(now for p in settings.passes if (now := p.at(step)) is not None): step
-        for step in (Step(index, settings.steps) for index in range(settings.steps))
-    }
-
-    def rewrite(active: tuple[Pass, ...]) -> Program:
-        return optimised.module.program(optimised.inputs, steps[active])
-
-    program = dense.module.program(dense.inputs)
-    return plan_steps(program, settings.passes, settings.steps, rewrite).ratio
+    module = optimised.module
+    inputs = bind_example(module.original, optimised.inputs)
+    variants = Variants.of(settings.passes, settings.steps)
+    return plan_steps(variants, settings.steps, partial(module.rewritten, inputs)).ratio
 
 
 def _figures(

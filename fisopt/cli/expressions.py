@@ -12,6 +12,7 @@ from fisopt.nearest import did_you_mean
 from fisopt.passes.mask_table import MASKS
 from fisopt.passes.masks import FrameMask, frame_mask
 from fisopt.passes.presets import MAKERS, PRESETS, resolve, unknown
+from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass
 
 EXAMPLE = 'FrameInterleave(stride=3, kv="all")'
@@ -65,6 +66,21 @@ def parse_mask(text: str) -> FrameMask:
             f"cannot read mask {shown(text)}: {error}; wanted a number of global frames, or one of "
             f"{', '.join(MASKS)} with its options by name"
         ) from error
+
+
+def parse_stride(text: str) -> Cells:
+    """Read ``2,2,2``.
+
+    Raises:
+        OptionError: it is not three positive ints.
+    """
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+        raise OptionError(
+            f"stride must be FRAMES,ROWS,COLUMNS, three ints like 2,2,2; got {text!r}"
+        )
+    frames, rows, columns = (int(part) for part in parts)
+    return frames, rows, columns
 
 
 def _value(expression: ast.expr) -> Any:

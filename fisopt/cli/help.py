@@ -130,17 +130,32 @@ Examples:
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
 """
 
+SIGN = """Write a signature beside artefacts, so that others can tell who made them.
+
+An artefact is compared with its manifest first.  The signature of fast.pt2 is
+fast.pt2.minisig; that of a folder is of its manifest, which holds the digests
+of all files in it.  Keys and signatures are those of the tool minisign, which
+makes a pair of keys with 'minisign -G'.  The password of the key is asked
+for, or taken from FISOPT_KEY_PASSWORD.  Needs: pip install 'fisopt[sign]'.
+
+\b
+Examples:
+  fisopt sign fast.pt2 --key ~/.minisign/minisign.key
+  fisopt verify fast.pt2 --public-key minisign.pub
+"""
+
 VERIFY = """Check that artefacts are as they were written, and that loading them runs nothing.
 
 Every part is compared with its digest in the manifest, the manifest with
 its own, and the graph with the manifest.  Nothing in the files is unpickled,
 imported or run.  The exit code is 1 if one of them is not as it was written
 or holds code, so that a pipeline of CI stops there.  A digest tells damage
-and mistakes; it does not tell who has written a file.
+and mistakes; who has written a file only a signature tells (fisopt sign).
 
 \b
 Examples:
   fisopt verify fast.pt2
   fisopt verify fis-b/ fast.onnx
   fisopt verify compiled.pt2 --trust code
+  fisopt verify fast.pt2 --public-key minisign.pub
 """

@@ -22,6 +22,7 @@ from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import Applied, PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.text import format_graph
+from fisopt.rewrite.variants import Variant, Variants
 
 FIRST_LINES = 16
 _BLOCK = re.compile(r" = (block_|fisopt::)")
@@ -75,16 +76,16 @@ def inspect_model(
     dense = fisopt.capture(model, inputs)
     seconds = time.perf_counter() - start
     status.update("rewriting")
-    manager = PassManager(passes, strict=strict)
-    made = {tuple(passes): manager.run(dense)}
+    variants = Variants.of(passes, steps)
+    manager = PassManager.of(variants.whole, strict=strict)
+    optimised = manager.run(dense)
 
-    def rewrite(active: tuple[Pass, ...]) -> Program:
-        if active not in made:
-            made[active] = PassManager(active, strict=strict).run(dense)
-        return made[active]
+    def rewrite(variant: Variant) -> Program:
+        if variant == variants.whole:
+            return optimised
+        return PassManager.of(variant, strict=strict).run(dense)
 
-    optimised = rewrite(tuple(passes))
-    plan = plan_steps(dense, passes, steps, rewrite)
+    plan = plan_steps(variants, steps, rewrite)
     height_, width_, frames_ = video
     title = f"{known.title}, {frames_} frames of {height_} x {width_} pixels"
     return Inspection(

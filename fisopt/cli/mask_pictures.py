@@ -37,8 +37,8 @@ def write_mask_pictures(
     Args:
         table: a mask for every block.
         frames: latent frames to draw the masks for.
-        maps: attention of each frame to each, by block path, see `fisopt.attention_map`; blocks
-            without one (no video self-attention) are left out of the pictures.
+        maps: attention of each frame to each, by block path, see `frame_maps`; blocks without one
+            (no video self-attention) are left out of the pictures.
         folder: where to write.
     """
     rows = [(path, mask) for path, mask in table.items() if path in maps]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.sources import DTYPES
+DTYPES = ("float32", "bfloat16", "float16")
 
 Passes = Annotated[
     list[str] | None,
@@ -18,6 +18,7 @@ Passes = Annotated[
         show_default=False,
     ),
 ]
+Published = Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")]
 Pipeline = Annotated[
     str,
     typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),

@@ -1,14 +1,13 @@
-"""Which Program runs at which denoising step, and what a whole generation saves."""
+"""What a whole generation saves, and which of its steps are dense."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from fisopt.errors import OptionError
 from fisopt.rewrite.cost import program_cost
-from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.variants import Variant, Variants
 
 
 @dataclass(frozen=True)
@@ -28,31 +27,19 @@ class Plan:
     ratio: float
 
 
-def plan_steps(
-    dense: Program,
-    passes: Sequence[Pass],
-    steps: int,
-    rewrite: Callable[[tuple[Pass, ...]], Program],
-) -> Plan:
-    """Find the passes of every step and the cost of all steps together.
+def plan_steps(variants: Variants, steps: int, rewrite: Callable[[Variant], Program]) -> Plan:
+    """Find the cost of all steps together.
 
     Args:
-        dense: the captured Program.
-        passes: the passes of the generation.
+        variants: what runs in a generation of that many steps.
         steps: number of denoising steps.
-        rewrite: applies the passes that are active at a step.
+        rewrite: the Program of a variant.
     """
-    if steps < 1:
-        raise OptionError(f"steps must be at least 1, got {steps}")
-    active = [
-        tuple(now for p in passes if (now := p.at(Step(index, steps))) is not None)
-        for index in range(steps)
-    ]
-    flops = {each: program_cost(rewrite(each) if each else dense).total for each in set(active)}
-    total = sum(flops[each] for each in active)
+    schedule = variants.schedule if variants.stepwise else variants.schedule * steps
+    flops = {v: program_cost(rewrite(v)).total for v in {*schedule, Variant()}}
     return Plan(
         steps,
-        any(p.stepwise for p in passes),
-        tuple(index for index, each in enumerate(active) if not each),
-        steps * program_cost(dense).total / total,
+        bool(variants.stepwise),
+        tuple(index for index, v in enumerate(schedule) if not v.passes),
+        steps * flops[Variant()] / sum(flops[v] for v in schedule),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Any, cast
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 
 from fisopt import models
+from fisopt.cli.options import DTYPES
 from fisopt.errors import InputError
 from fisopt.models import testbed
 from fisopt.reading import MalformedError, read_json
@@ -27,7 +28,6 @@ PROMPTS = (
     "fish swim through a coral reef",
     "a steam train crosses a stone bridge in autumn",
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,6 @@ class Source:
         named = {"height": self.height, "width": self.width, "num_frames": self.frames}
         return {name: value for name, value in named.items() if value is not None}
 
-    def arguments(self, pipeline: Any, **more: Any) -> dict[str, Any]:
-        """The size of the video and more, as arguments of a call of the pipeline.
-
-        Raises:
-            InputError: the pipeline does not take one of them, or needs another.
-        """
-        given = {**self.size, **more}
-        takes = inspect.signature(pipeline.__call__)
-        if "num_frames" in given and "video_length" in takes.parameters:
-            given["video_length"] = given.pop("num_frames")
-        try:
-            takes.bind(**given)
-        except TypeError as error:
-            raise InputError(
-                f"{type(pipeline).__name__}: {error}; got {', '.join(given)}, it takes "
-                f"{', '.join(takes.parameters)}"
-            ) from error
-        return given
-
     @property
     def is_testbed(self) -> bool:
         """Whether it is the bundled testbed, or one that was saved."""
@@ -89,7 +70,7 @@ class Source:
         return bool(named == testbed.TestbedPipeline.__name__)
 
     def load(self) -> Any:
-        """Load the pipeline and move it to its device.
+        """Load the pipeline, without progress bars of its own, and move it to its device.
 
         Raises:
             InputError: nothing with weights has this name, or the device or dtype is not there.
@@ -99,7 +80,7 @@ class Source:
             pipeline: Any = testbed.load_testbed(None if self.model == TESTBED else self.model)
         elif (Path(self.model) / "model_index.json").is_file() or self._may_be_repository():
             loaded = cast("Any", DiffusionPipeline).from_pretrained
-            return loaded(self.model, torch_dtype=dtype).to(device)
+            return _quiet(loaded(self.model, torch_dtype=dtype).to(device))
         else:
             known = self.model.lower() in models.published()
             raise InputError(
@@ -108,7 +89,7 @@ class Source:
                 + f"; this needs weights, so give {TESTBED!r}, or the folder (with its "
                 "model_index.json) or the repository of a diffusers pipeline"
             )
-        return pipeline.to(device, dtype)
+        return _quiet(pipeline.to(device, dtype))
 
     def prompts(self, given: Sequence[str], count: int | None, seed: int) -> tuple[str, ...]:
         """``count`` prompts: the given ones in turn, or else some that suit the pipeline.
@@ -141,4 +122,10 @@ class Source:
         name = self.dtype or ("bfloat16" if device.type == "cuda" else "float32")
         if name not in DTYPES:
             raise InputError(f"dtype: got {name!r}, wanted one of {', '.join(DTYPES)}")
-        return device, DTYPES[name]
+        return device, getattr(torch, name)
+
+
+def _quiet(pipeline: Any) -> Any:
+    disable_progress_bar()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

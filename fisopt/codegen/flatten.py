@@ -5,9 +5,15 @@ from __future__ import annotations
 from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_references
-from fisopt.concurrency import tracing
+from fisopt.codegen.lowering import LoweringPass, run_passes
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.weights import refresh
+
+FLATTENING = (
+    LoweringPass("inline calls", lambda module, root: [inline_calls(root)]),
+    LoweringPass("inline references", lambda module, root: [inline_references(module)]),
+)
+"""What makes a flat graph; the second pass makes it portable."""
 
 
 def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
@@ -27,11 +33,7 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
     output.args = (tuple(output.args[0])[:count],)
-    inline_calls(module, module)
-    if portable:
-        with tracing():
-            inline_references(module)
-    module.graph.eliminate_dead_code()
+    run_passes(FLATTENING if portable else FLATTENING[:1], module, module)
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)
     return root

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.rewrite.graph_editor import GraphEditor
+from fisopt.rewrite.local import NodeRule
 from fisopt.rewrite.relations.table import argument
-from fisopt.rewrite.writes import mutates
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 _REDUCE = torch.ops.fisopt.reduce_tokens.default
@@ -27,29 +28,14 @@ _RESTORE = torch.ops.fisopt.restore_tokens.default
 _FUSED = torch.ops.fisopt.reduce_attend_restore.default
 
 
-def fuse_reduction(graph: fx.Graph, device: str = "cuda") -> int:
-    """Fuse every reduced attention of a graph that runs on a kind of device, in place.
+def fuse_reduction(device: str = "cuda") -> NodeRule:
+    """Every reduced attention that runs on a kind of device becomes one operator."""
 
-    Returns:
-        How many there were.
-    """
-    count = 0
-    for node in list(graph.nodes):
-        if node.target is not _RESTORE or node.meta["val"].device.type != device:
-            continue
-        operands = _operands(node)
-        if operands is None:
-            continue
-        with graph.inserting_before(node):
-            fused = graph.call_function(_FUSED, operands)
-        fused.meta.update(node.meta)
-        node.replace_all_uses_with(fused)
-        count += 1
-    if count:
-        graph.eliminate_dead_code(
-            lambda node: node.op in ("placeholder", "output") or mutates(node)
-        )
-    return count
+    def fused(editor: GraphEditor, node: fx.Node) -> fx.Node | None:
+        operands = _operands(node) if node.meta["val"].device.type == device else None
+        return None if operands is None else editor.call(_FUSED, *operands)
+
+    return NodeRule("reduced attention", {_RESTORE}, fused)
 
 
 def _operands(restore: fx.Node) -> tuple[Any, ...] | None:

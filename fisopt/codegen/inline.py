@@ -11,59 +11,66 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.errors import LoweringError
+from fisopt.rewrite.graph_editor import GraphEditor
+from fisopt.rewrite.local import NodeRule
 from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.outline import value_key
-from fisopt.rewrite.template import MODE
 
 
-def inline_calls(module: fx.GraphModule, root: fx.GraphModule) -> None:
-    """Replace every call of a block by the block's graph; callees are those of ``root``."""
-    for node in list(module.graph.nodes):
-        if node.op != "call_module":
-            continue
+def inline_calls(root: fx.GraphModule) -> NodeRule:
+    """Every call of a block becomes the block's graph; callees are those of ``root``."""
+
+    def body(editor: GraphEditor, node: fx.Node) -> Any:
         callee = root.get_submodule(str(node.target))
         if not isinstance(callee, fx.GraphModule):
             raise LoweringError(f"{node.format_node()}: {node.target} is not a graph")
-        _inline(module.graph, node, callee.graph, node.args)
+        return editor.copy(callee.graph, node.args)
+
+    return NodeRule("call of a block", lambda node: node.op == "call_module", body)
 
 
-def inline_references(module: fx.GraphModule, *, keep_opaque: bool = False) -> None:
-    """Replace every declared operator by its traced reference, those of torch's own excepted.
+def inline_references(module: fx.GraphModule, *, keep_opaque: bool = False) -> NodeRule:
+    """Every declared operator of a module becomes its traced reference, save those of torch's own.
 
-    An operator whose plan is a constant of the graph is replaced by what the plan says instead:
-    its reference is for checking.
+    An operator whose plan is a constant of the graph becomes what the plan says instead: its
+    reference is for checking.
 
     Args:
-        module: the graph, edited in place.
+        module: the graph that the rule is for.
         keep_opaque: leave opaque operators calls.
 
     Raises:
         LoweringError: a reference cannot be traced.
     """
-    mode = module.meta[MODE]
     traced: dict[Hashable, fx.Graph] = {}
-    for node in list(module.graph.nodes):
+
+    def written_out(node: fx.Node) -> bool:
         made = declared(node.target)
-        if made is None or made.definition is None or (keep_opaque and made.opaque):
-            continue
+        return not (made is None or made.definition is None or (keep_opaque and made.opaque))
+
+    def reference(editor: GraphEditor, node: fx.Node) -> Any:
+        made = declared(node.target)
+        assert made is not None
         function, constants = _implementation(made, node, module)
         places = [i for i, a in enumerate(node.args) if isinstance(a, fx.Node)]
         places = [i for i in places if i not in constants]
-        operands = [node.args[i] for i in places]
+        operands: list[Any] = [node.args[i] for i in places]
         rest = tuple(constants.get(i, a) for i, a in enumerate(node.args) if i not in places)
         key = (made, tuple(places), repr(rest), tuple(value_key(n) for n in operands))
         if key not in traced:
 
             def run(*values: torch.Tensor) -> Any:
-                args = [constants.get(i, a) for i, a in enumerate(node.args)]  # noqa: B023
-                for i, value in zip(places, values, strict=True):  # noqa: B023 - traced at once
+                args = [constants.get(i, a) for i, a in enumerate(node.args)]
+                for i, value in zip(places, values, strict=True):
                     args[i] = value
-                return function(*args)  # noqa: B023
+                return function(*args)
 
-            with mode, torch.no_grad():  # equal values share one fake: each operand needs its own
+            with editor.mode, torch.no_grad():  # equal values share a fake: each needs its own
                 fakes = [torch.empty_like(n.meta["val"]) for n in operands]
                 traced[key] = _trace(run, fakes, made)
-        _inline(module.graph, node, traced[key], operands)
+        return editor.copy(traced[key], operands)
+
+    return NodeRule("reference of an operator", written_out, reference)
 
 
 def _trace(run: Callable[..., Any], fakes: list[torch.Tensor], made: Operator) -> fx.Graph:
@@ -93,22 +100,3 @@ def _constant(argument: Any, module: fx.GraphModule) -> torch.Tensor | None:
         return None
     value: Any = operator.attrgetter(str(argument.target))(module)
     return value if isinstance(value, torch.Tensor) and value.device.type != "meta" else None
-
-
-def _inline(graph: fx.Graph, node: fx.Node, body: fx.Graph, args: Any) -> None:
-    """Put a graph in the place of one call."""
-    env: dict[fx.Node, fx.Node] = {}
-    holders = [n for n in body.nodes if n.op == "placeholder"]
-    env.update(zip(holders, args, strict=True))
-    with graph.inserting_before(node):
-        result = graph.graph_copy(body, env)
-    if isinstance(result, fx.Node):
-        node.replace_all_uses_with(result)
-    else:
-        for user in list(node.users):
-            piece = result[user.args[1]]  # type: ignore[index]
-            if not isinstance(piece, fx.Node):
-                raise LoweringError(f"{node.format_node()}: result {user.args[1]} is no tensor")
-            user.replace_all_uses_with(piece)
-            graph.erase_node(user)
-    graph.erase_node(node)

@@ -8,12 +8,20 @@ from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_references
+from fisopt.codegen.lowering import LoweringPass, run_passes
 from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.template import BLOCK
 
-STAGE = "fisopt.stage"
+LOWERING = (
+    LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),
+    LoweringPass("fuse reduction", lambda stage, root: [fuse_reduction()]),
+    LoweringPass(
+        "inline references", lambda stage, root: [inline_references(stage, keep_opaque=True)]
+    ),
+)
+"""What is done to every stage, in order."""
 
 
 def lower(program: Program) -> fx.GraphModule:
@@ -30,10 +38,7 @@ def lower(program: Program) -> fx.GraphModule:
     module, _ = outline(program.graph_module, regions, "stage")
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
-            inline_calls(callee, program.graph_module)
-            fuse_reduction(callee.graph)
-            inline_references(callee, keep_opaque=True)
-            callee.graph.eliminate_dead_code()
+            run_passes(LOWERING, callee, program.graph_module)
             callee.recompile()
     module.recompile()
     return module

@@ -8,6 +8,8 @@ from typing import Any
 from torch import fx, nn
 
 from fisopt.errors import VerifyError
+from fisopt.rewrite.graph_editor import GraphEditor
+from fisopt.rewrite.local import NodeRule, rewrite
 from fisopt.rewrite.weights import Place, place_of
 
 
@@ -24,14 +26,15 @@ def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequ
         model: the model that it was captured from; a tensor that is not found there under its
             path is the graph's own.
     """
-    graph = module.graph
     places: list[Place] = []
-    for node in [n for n in graph.nodes if n.op == "get_attr"]:
+
+    def handed(editor: GraphEditor, node: fx.Node) -> fx.Node:
         places.insert(0, _place(module, model, str(node.target)))
-        with graph.inserting_before():
-            holder = graph.placeholder(f"weight_{node.name}")
-        node.replace_all_uses_with(holder)
-        graph.erase_node(node)
+        with editor.graph.inserting_before():
+            return editor.graph.placeholder(f"weight_{node.name}")
+
+    rule = NodeRule("weight", lambda node: node.op == "get_attr", handed)
+    rewrite(GraphEditor(module.graph, "hand over weights"), [rule])
     module.recompile()
     forward = module.forward
 

@@ -201,7 +201,7 @@ class Reducer:
         for name in made.stores:
             rewriter.store(f"{where}/{name}", next(rest))
         for name in made.gauges:
-            rewriter.gauge(f"{where}/{name}", next(rest))
+            rewriter.measure(f"{where}/{name}", next(rest))
 
     def _chosen(self, index: int, number: int, side: Side, device: torch.device) -> fx.Node:
         """The destinations of one attention's queries or values: a constant of the Program."""

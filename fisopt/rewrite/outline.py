@@ -99,7 +99,11 @@ def structure(graph: fx.Graph) -> Hashable:
 
 def value_key(node: fx.Node) -> tuple[Hashable, ...]:
     """Shape, type and device of a node's value, or of each of its values."""
-    value = node.meta.get("val")
+    return key_of(node.meta.get("val"))
+
+
+def key_of(value: Any) -> tuple[Hashable, ...]:
+    """Shape, type and device of a value, or of each value of several."""
     values = value if isinstance(value, (tuple, list)) else [value]
     return tuple(
         (tuple(v.shape), v.dtype, v.device) if isinstance(v, torch.Tensor) else None for v in values

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
@@ -30,17 +29,20 @@ class Step:
         count: the number of steps of the run, where it is known.
         skipped: steps of the scheduler that come before the run: it starts between noise and
             video, as under ``strength``.
+        measured: in a running generation, the numbers that this guidance branch measured last, by
+            name: those of the pass itself as it names them, those of others as "Pass/name".
     """
 
     index: int
     count: int | None = None
     skipped: int = 0
+    measured: Mapping[str, float] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def from_noise(self) -> Step:
         """The same step counted from pure noise."""
         count = None if self.count is None else self.count + self.skipped
-        return Step(self.index + self.skipped, count)
+        return replace(self, index=self.index + self.skipped, count=count, skipped=0)
 
     def among(self, dense_steps: Collection[int], name: str) -> bool:
         """Whether this is one of the dense steps of a pass; negative counts from the last step.
@@ -96,8 +98,15 @@ class Pass(metaclass=Checked):
         """How reports and errors call the pass."""
         return type(self).__name__
 
-    def __call__(self, program: Program, *, strict: bool = True) -> PassResult:
+    def __call__(
+        self, program: Program, *, strict: bool = True, name: str | None = None
+    ) -> PassResult:
         """Apply the pass to a copy of a Program.
+
+        Args:
+            program: the Program; it stays as it is.
+            strict: whether what the pass cannot be applied to is an error.
+            name: how to call the pass and its state where several have its name.
 
         Raises:
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
@@ -111,7 +120,7 @@ class Pass(metaclass=Checked):
             return PassResult(program, False, (), (reason,))
         self._refuse_dropout(program)
         self.requires(program)
-        rewriter = Rewriter(program.copy(), self.name)
+        rewriter = Rewriter(program.copy(), name or self.name)
         self.run(rewriter)
         skipped = tuple(f"{where}: {reason}" for where, reason in rewriter.skipped)
         if skipped and strict:
@@ -163,20 +172,14 @@ class Pass(metaclass=Checked):
         return False
 
     def at(self, step: Step) -> Pass | None:
-        """The pass to run at a denoising step: itself, another, or none (that step is dense)."""
+        """The pass to run at a denoising step: itself, another, or none (that step is dense).
+
+        It may decide by what the branch has measured, see `Step.measured`; then no schedule is
+        known before a run, and what needs one, such as an export, refuses the pass.
+        """
         del step
         return self
 
     def afresh(self) -> Pass:
         """The pass to run instead where the state that it loads is not there."""
         return self
-
-
-def in_stages(passes: Sequence[Pass]) -> tuple[Pass, ...]:
-    """Order passes by stage, so that any order in the list means the same.
-
-    Passes of one stage keep their order, and a pass without a stage keeps its place.
-    """
-    by_stage = ([p for p in passes if p.stage == stage] for stage in STAGES)
-    ordered = chain.from_iterable(by_stage)
-    return tuple(p if p.stage is None else next(ordered) for p in passes)

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from fisopt.checked import Checked
 from fisopt.concurrency import tracing
 from fisopt.errors import OptionTypeError, PassError, shown
-from fisopt.rewrite.pass_base import Pass, PassResult, in_stages
+from fisopt.rewrite.pass_base import STAGES, Pass, PassResult
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.variants import Variant, names_of
 from fisopt.rewrite.verify import verify
 
 
@@ -30,13 +31,20 @@ class PassManager(metaclass=Checked):
         strict: a pass that cannot be applied everywhere is an error.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
+        names: how each pass is called; by default its own name, numbered where several have it.
     """
 
     passes: Sequence[Pass]
     strict: bool = True
     stop_after: int | None = None
     on_pass: Callable[[Pass, PassResult], None] | None = None
+    names: Sequence[str] | None = None
     applied: list[Applied] = field(default_factory=list, compare=False)
+
+    @staticmethod
+    def of(variant: Variant, *, strict: bool = True) -> PassManager:
+        """What runs the passes of a variant."""
+        return PassManager(variant.passes, strict, names=variant.names)
 
     def __post_init__(self) -> None:
         passes: object = self.passes
@@ -51,17 +59,28 @@ class PassManager(metaclass=Checked):
         Raises:
             PassError: a pass refused, failed, or returned an invalid Program; it is named.
         """
-        for step in in_stages(self.passes)[: self.stop_after]:
+        names = names_of(self.passes) if self.names is None else self.names
+        for name, step in _by_stage(names, self.passes)[: self.stop_after]:
             try:
                 with tracing():
-                    result = step(program, strict=self.strict)
+                    result = step(program, strict=self.strict, name=name)
                     verify(result.program)
             except PassError:
                 raise
             except Exception as error:
-                raise PassError(f"{type(error).__name__}: {error}", pass_name=step.name) from error
-            self.applied.append(Applied(step.name, result))
+                raise PassError(f"{type(error).__name__}: {error}", pass_name=name) from error
+            self.applied.append(Applied(name, result))
             if self.on_pass is not None:
                 self.on_pass(step, result)
             program = result.program
         return program
+
+
+def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, Pass]]:
+    """Order passes by stage, so that any order in the list means the same.
+
+    Passes of one stage keep their order, and a pass without a stage keeps its place.
+    """
+    pairs = list(zip(names, passes, strict=True))
+    ordered = iter([pair for stage in STAGES for pair in pairs if pair[1].stage == stage])
+    return [pair if pair[1].stage is None else next(ordered) for pair in pairs]

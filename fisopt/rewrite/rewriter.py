@@ -231,23 +231,41 @@ class Rewriter:
         """Return a tensor for a later step of the same pass to load.
 
         Raises:
-            PassError: the pass, or another of its name, stores one under this name already.
+            PassError: the pass stores one under this name already.
         """
         program, stored = self.program, f"{self.pass_name}/{name}"
         if stored in program.stores:
             raise PassError(
-                f"{stored} is stored twice; give every tensor, and passes that are used together, "
-                "names of their own",
+                f"{stored} is stored twice; give every tensor a name of its own",
                 pass_name=self.pass_name,
                 node=node,
             )
         self.also_return(node, program.own_results + len(program.stores))
         program.stores += (stored,)
 
-    def gauge(self, name: str, node: fx.Node) -> None:
-        """Return a measurement: a tensor that is not finite stops the run by this name."""
+    def measure(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name.
+
+        One of a single number is there for `Pass.at` to read at the branch's next steps.
+
+        Raises:
+            PassError: the pass measures something by this name already, or the node is complex.
+        """
+        measured = f"{self.pass_name}/{name}"
+        if node.meta["val"].is_complex():
+            raise PassError(
+                f"{measured} is complex; measure real numbers, such as its absolute value",
+                pass_name=self.pass_name,
+                node=node,
+            )
+        if measured in self.program.gauges:
+            raise PassError(
+                f"{measured} is measured twice; give every measurement a name of its own",
+                pass_name=self.pass_name,
+                node=node,
+            )
         self.also_return(node)
-        self.program.gauges += (name,)
+        self.program.gauges += (measured,)
 
     def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
         """Point every user of ``old``, except those ``new`` is made of, at ``new``."""

@@ -13,8 +13,8 @@ in the order in which they are written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -26,28 +26,9 @@ from fisopt.checked import Checked
 from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
+from fisopt.rewrite.local import Match, Tallies, Tally, rewrite
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
-
-
-@dataclass(frozen=True)
-class Match:
-    """One place where a pattern was found.
-
-    Attributes:
-        inputs: what the pattern's parameters stand for there, by name: nodes or plain values.
-        result: the node that holds what the pattern computes.
-        nodes: all nodes that the pattern computes with, the result among them.
-    """
-
-    inputs: Mapping[str, Any]
-    result: fx.Node
-    nodes: frozenset[fx.Node] = frozenset()
-
-    def value(self, name: str) -> Any:
-        """The fake tensor that a parameter stands for, or its plain value."""
-        held = self.inputs[name]
-        return held.meta["val"] if isinstance(held, fx.Node) else held
 
 
 @dataclass(frozen=True)
@@ -117,16 +98,17 @@ class Rule(metaclass=Checked):
             found.append(Match(inputs, match.returning_nodes[0], nodes))
         return sorted(found, key=lambda match: order[match.result])
 
-    def apply(self, rewriter: Rewriter, match: Match) -> fx.Node:
-        """Put the replacement in the place of a match; return what stands for its result now."""
+    def made(self, editor: Rewriter, match: Match) -> fx.Node | None:
+        """Insert the replacement of a match; None where it is not meant."""
+        if not self.where(match):
+            return None
         made: dict[fx.Node, Any] = {}
-        with rewriter.before(match.result):
-            for node in self._replacement.nodes:
-                if node.op == "placeholder":
-                    made[node] = match.inputs[str(node.target)]
-                elif node.op == "call_function":
-                    args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
-                    made[node] = rewriter.call(node.target, *args, **kwargs)
+        for node in self._replacement.nodes:
+            if node.op == "placeholder":
+                made[node] = match.inputs[str(node.target)]
+            elif node.op == "call_function":
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), made.__getitem__)
+                made[node] = editor.call(node.target, *args, **kwargs)
         new: fx.Node = made[_returned(self._replacement)]
         was, now = match.result.meta["val"], new.meta["val"]
         if was.dtype != now.dtype or not same_axes(axes_of(match.result), axes_of(new)):
@@ -134,10 +116,9 @@ class Rule(metaclass=Checked):
                 f"rule {self.name!r} replaces {was.dtype} with frames "
                 f"{axes_text(axes_of(match.result))} by {now.dtype} with frames "
                 f"{axes_text(axes_of(new))}; wanted the same of both",
-                pass_name=rewriter.pass_name,
+                pass_name=editor.pass_name,
                 node=match.result,
             )
-        rewriter.replace_uses(match.result, new)
         return new
 
 
@@ -167,43 +148,24 @@ class RulePass(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite every distinct block graph once, then the graph that calls them."""
-        counts = {rule.name: [0, 0] for rule in self.rules}
+        tallies = Tallies({rule.name: Tally() for rule in self.rules})
         program = rewriter.program
         made: dict[str, fx.GraphModule] = {}
         for call in program.blocks:
             target = str(call.target)
             if target not in made:
                 inner = rewriter.inside(program.callee(call))
-                self._rewrite(inner, counts)
+                rewrite(inner, self.rules, once=True, tallies=tallies)
                 inner.program.graph_module.recompile()
                 made[target] = inner.program.graph_module if inner.changed else program.callee(call)
             if made[target] is not program.callee(call):
                 _replace(rewriter, call, made[target])
-        self._rewrite(rewriter, counts)
-        for name, (applied, refused) in counts.items():
+        rewrite(rewriter, self.rules, once=True, tallies=tallies)
+        for name, tally in tallies.by_rule.items():
             rewriter.note(
-                f"{name}: {applied} places in {len(made)} block graphs and around them"
-                + (f", {refused} refused by its condition" if refused else "")
+                f"{name}: {tally.applied} places in {len(made)} block graphs and around them"
+                + (f", {tally.refused} refused by its condition" if tally.refused else "")
             )
-
-    def _rewrite(self, rewriter: Rewriter, counts: dict[str, list[int]]) -> None:
-        for rule in self.rules:
-            moved: dict[fx.Node, fx.Node] = {}
-            taken: set[fx.Node] = set()
-            for found in rule.matches(rewriter.graph):
-                if found.nodes & taken:
-                    continue
-                now = fx.node.map_aggregate(
-                    dict(found.inputs),
-                    lambda held: moved.get(held, held) if isinstance(held, fx.Node) else held,  # noqa: B023
-                )
-                match = replace(found, inputs=now)
-                meant = rule.where(match)
-                counts[rule.name][not meant] += 1
-                if meant:
-                    taken |= found.nodes
-                    moved[match.result] = rule.apply(rewriter, match)
-            rewriter.erase_dead()
 
 
 def _replace(rewriter: Rewriter, call: fx.Node, graph_module: fx.GraphModule) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +12,42 @@ from torch import Tensor
 from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
 
+Value = TypeVar("Value")
 TIMESTEPS = ("timestep", "timesteps", "t")
 """Names under which models take the timestep."""
 
-Held = dict[str, Tensor]
-"""State by name; the pass that stored it comes first in the name."""
+
+@dataclass
+class Held:
+    """What a branch holds for inputs of one shape; names begin with the pass that left it.
+
+    Attributes:
+        state: tensors by name.
+        measured: numbers by name.
+    """
+
+    state: dict[str, Tensor] = field(default_factory=dict)
+    measured: dict[str, float] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.state or self.measured)
+
+    def clear(self) -> None:
+        """Hold nothing."""
+        self.state.clear()
+        self.measured.clear()
+
+    def leave(self, state: Mapping[str, Tensor], measured: Mapping[str, float]) -> None:
+        """Hold what a step has left; of each pass it replaces all that was left before."""
+        _replace(self.state, state)
+        _replace(self.measured, measured)
+
+
+def _replace(held: dict[str, Value], left: Mapping[str, Value]) -> None:
+    passes = {pass_of(name) for name in left}
+    for name in [name for name in held if pass_of(name) in passes]:
+        del held[name]
+    held.update(left)
 
 
 @dataclass
@@ -51,15 +83,7 @@ class Branches:
         self._branches = {k: b for k, b in self._branches.items() if b.step in (step - 1, step)}
         branch = self._branches.setdefault(key, _Branch(step))
         branch.step = step
-        return branch.held.setdefault(shape, {})
-
-
-def replace(held: Held, left: Mapping[str, Tensor]) -> None:
-    """Hold what a step has left; it replaces all that the same passes left before."""
-    passes = {pass_of(name) for name in left}
-    for name in [name for name in held if pass_of(name) in passes]:
-        del held[name]
-    held.update(left)
+        return branch.held.setdefault(shape, Held())
 
 
 def conditioning(inputs: Inputs, framed: Collection[str]) -> Hashable:

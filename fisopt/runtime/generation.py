@@ -13,7 +13,7 @@ import torch
 
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.pass_base import Step
-from fisopt.runtime.branches import TIMESTEPS, Branches, Held, replace
+from fisopt.runtime.branches import TIMESTEPS, Branches, Held
 from fisopt.runtime.timetable import Reading, Run, Time, Timetable
 
 NOTES = 64
@@ -36,6 +36,7 @@ class _State:
         rises: how often in a row the timestep rose.
         last: entry of the list that each branch has reached.
         current: the step that was entered last.
+        entered: how many steps of the generation were entered before it.
         branches: what the branches hold.
     """
 
@@ -50,6 +51,7 @@ class _State:
     rises: int = 0
     last: dict[str, int] = field(default_factory=dict)
     current: Step | None = None
+    entered: int = 0
     branches: Branches = field(default_factory=Branches)
 
     def restart(self) -> None:
@@ -149,6 +151,8 @@ class Generation:
             step.count != before.count or step.index - before.index not in (0, 1)
         ):
             state.branches.clear()
+            before = None
+        state.entered = 0 if before is None else state.entered + (step.index - before.index)
         state.current = step
         return step
 
@@ -171,12 +175,17 @@ class Generation:
         key = state.branch or conditions()
         return state.branches.enter(key, state.current.index, shape)
 
-    def keep(self, held: Held, left: Mapping[str, torch.Tensor]) -> None:
+    def keep(
+        self,
+        held: Held,
+        state: Mapping[str, torch.Tensor],
+        measured: Mapping[str, float] | None = None,
+    ) -> None:
         """Hold what a step has left in the place of what the same passes left before.
 
         Nothing is held after the last step.
         """
-        replace(held, left)
+        held.leave(state, measured or {})
         if self.ends:
             held.clear()
 
@@ -195,6 +204,11 @@ class Generation:
     def current(self) -> Step | None:
         """The step that was entered last in this generation."""
         return self._state.current
+
+    @property
+    def entered(self) -> int:
+        """How many steps of this generation were entered before the current one."""
+        return self._state.entered
 
     @property
     def ends(self) -> bool:

@@ -19,14 +19,17 @@ from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
-from fisopt.runtime.branches import conditioning
+from fisopt.rewrite.variants import Variant, Variants
+from fisopt.runtime.branches import Held
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.made_class import Forward, instance, of_original
+from fisopt.runtime.measure import numbers
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
+from fisopt.runtime.visit import Visit
 from fisopt.spec import ModelSpec
 
 
@@ -52,6 +55,7 @@ class OptimizedModule(nn.Module):
         "_plans",
         "_scheduler",
         "_strict",
+        "_variants",
         "_watchers",
         "original",
         "passes",
@@ -68,6 +72,7 @@ class OptimizedModule(nn.Module):
     _plans: Plans
     _scheduler: Callable[[], Any] | None
     _strict: bool
+    _variants: Variants
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
     def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
@@ -99,6 +104,7 @@ class OptimizedModule(nn.Module):
             "_plans": Plans(captures, backend, strict, cache_size, report),
             "_scheduler": scheduler,
             "_strict": strict,
+            "_variants": Variants.of(passes),
             "_watchers": [],
         }.items():
             object.__setattr__(self, name, value)  # a module's own would register the original
@@ -131,59 +137,50 @@ class OptimizedModule(nn.Module):
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
-        active = self._active(inputs)
-        plan, held = self.plan(inputs, active), {}
-        if plan.program.loads or plan.program.stores or self._generation.holds:
-            held = self._generation.held(
-                inputs.key(), lambda: conditioning(inputs, plan.program.framed)
-            )
-        if missing := plan.missing(held):
-            plan = self._afresh(inputs, active, missing, held)
+        visit = Visit(self._generation, self._plans, inputs)
+        variant = self._active(inputs, visit)
+        plan, held = self.plan(inputs, variant), Held()
+        if self._leaves(plan) or plan.program.loads or self._generation.holds:
+            held = visit.held(plan.program)
+        if missing := plan.missing(held.state):
+            plan = self._afresh(inputs, variant, missing, held.state)
         plan.program.check(inputs)
-        state = (held[name] for name in plan.program.loads)
+        state = (held.state[name] for name in plan.program.loads)
         values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
-        self._measure(inputs, returned.gauges)
+        gauges = {name: value.detach() for name, value in returned.gauges.items()}
+        measured = numbers(gauges, lambda: self._generation.place(inputs.kwargs()))
+        for watcher in self._watchers if gauges else ():
+            watcher(gauges)
         plan.program.write_back(inputs, returned)
-        self._generation.keep(held, {k: v.detach() for k, v in returned.state.items()})
+        left = {name: value.detach() for name, value in returned.state.items()}
+        self._generation.keep(held, left, measured)
         return returned.output
+
+    def _leaves(self, plan: Plan) -> bool:
+        """Whether a plan leaves something for later steps; numbers only where steps differ."""
+        return bool(plan.program.stores or (plan.numbers and self._variants.stepwise))
 
     def _afresh(
         self,
         inputs: Inputs,
-        active: tuple[Pass, ...],
+        variant: Variant,
         missing: set[str],
         held: Mapping[str, torch.Tensor],
     ) -> Plan:
         """What runs where state is missing: the passes that load it make it again."""
-        for these in (missing, {p.name for p in active}):
-            passes = tuple(p.afresh() if p.name in these else p for p in active)
-            plan = self.plan(inputs, passes)
+        for these in (missing, set(variant.names)):
+            now = variant.afresh(these)
+            plan = self.plan(inputs, now)
             if not plan.missing(held):
                 place = self._generation.place(inputs.kwargs())
-                for now, then in zip(passes, active, strict=True):
-                    if now != then:
-                        self._generation.note(f"{then.name} ran afresh at {place}")
+                for name in now.differs(variant):
+                    self._generation.note(f"{name} ran afresh at {place}")
                 return plan
         raise ScheduleError(
             f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
             "let its `afresh` return a pass that makes it"
         )
-
-    def _measure(self, inputs: Inputs, gauges: Mapping[str, torch.Tensor]) -> None:
-        """Refuse measurements that are not finite, with one look at the device; show the rest."""
-        if not gauges:
-            return
-        gauges = {name: value.detach() for name, value in gauges.items()}
-        finite = torch.stack([g.isfinite().all() for g in gauges.values()]).tolist()
-        if not all(finite):
-            place = self._generation.place(inputs.kwargs())
-            raise InputError(
-                f"{list(gauges)[finite.index(False)]} at {place}: the features hold NaN or "
-                "infinity, so nothing can be matched; check the weights, the inputs and the dtype"
-            )
-        for watcher in self._watchers:
-            watcher(gauges)
 
     @contextmanager
     def watch(self, watcher: Callable[[Mapping[str, torch.Tensor]], None]) -> Iterator[None]:
@@ -197,31 +194,30 @@ class OptimizedModule(nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = bind_example(self.original, example_inputs)
-        passes = self.passes if step is None else active_at(self.passes, step)
-        return self.plan(inputs, passes).program
+        variants = self._variants
+        return self.plan(inputs, variants.whole if step is None else variants.at(step)).program
 
-    def _active(self, inputs: Inputs) -> tuple[Pass, ...]:
-        """The passes of the current step; passes that ignore the step need not know it."""
-        if not any(p.stepwise for p in self.passes):
-            return tuple(self.passes)
-        return active_at(self.passes, self._generation.step(inputs.kwargs()))
+    def _active(self, inputs: Inputs, visit: Visit) -> Variant:
+        """The variant of the current step; passes that ignore the step need not know it."""
+        variants = self._variants
+        if not variants.stepwise:
+            return variants.whole
+        return variants.at(self._generation.step(inputs.kwargs()), visit.read)
 
-    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Plan:
-        """What runs for some inputs and active passes; made once for each state of the model."""
-        return self._plans.plan(inputs, passes)
+    def plan(self, inputs: Inputs, variant: Variant) -> Plan:
+        """What runs for some inputs and a variant; made once for each state of the model."""
+        return self._plans.plan(inputs, variant)
 
-    def rewritten(
-        self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool = False
-    ) -> Program:
-        """The Program for some inputs and active passes, which is not compiled for it.
+    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool = False) -> Program:
+        """The Program for some inputs and a variant, which is not compiled for it.
 
         Args:
             inputs: the inputs.
-            passes: the active passes.
+            variant: the active passes.
             general: make it from an export with every size open, so that Programs of different
                 sizes correspond node for node.
         """
-        return self._plans.rewritten(inputs, passes, general=general)
+        return self._plans.rewritten(inputs, variant, general=general)
 
     def clear(self) -> None:
         """Drop everything that was captured, rewritten and compiled; it is made again if needed."""
@@ -298,16 +294,14 @@ class OptimizedModule(nn.Module):
                 neither, what runs where every pass is active.
             progress: show a bar over the stages that are compiled.
         """
-        if num_steps is not None and num_steps < 1:
-            raise ScheduleError(f"warmup: num_steps must be at least 1, got {num_steps}")
+        variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
-        steps = [step] if num_steps is None else [Step(i, num_steps) for i in range(num_steps)]
+        one = variants.whole if step is None else variants.at(step)
         plans: dict[Plan, None] = {}
-        for now in steps:
-            passes = self.passes if now is None else active_at(self.passes, now)
-            plan = self.plan(inputs, tuple(passes))
+        for variant in (one,) if num_steps is None else variants.schedule:
+            plan = self.plan(inputs, variant)
             if plan.program.loads:  # nothing is held: what makes the state runs first
-                plans[self.plan(inputs, tuple(p.afresh() for p in passes))] = None
+                plans[self.plan(inputs, variant.afresh())] = None
             plans[plan] = None
         stages = [stage for plan in plans for stage in plan.stages]
         warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
@@ -351,17 +345,6 @@ def _again(
 ) -> OptimizedModule:
     """Make a module that was copied or sent; its plans are made when they are needed."""
     return OptimizedModule(model, passes, spec, backend, strict, scheduler, cache_size=cache_size)
-
-
-def active_at(passes: Sequence[Pass], step: Step) -> tuple[Pass, ...]:
-    """The passes of a step.
-
-    Raises:
-        ScheduleError: it lies before the first one.
-    """
-    if step.index < 0:
-        raise ScheduleError(f"step {step.index} does not exist; the first one is 0")
-    return tuple(now for p in passes if (now := p.at(step)) is not None)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Plans: what runs for one shape, one set of active passes and one state of the model."""
+"""Plans: what runs for one shape, one variant and one state of the model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.concurrency import running, tracing
 from fisopt.errors import PreconditionError
 from fisopt.lru import Lru
+from fisopt.rewrite.analysis import results
 from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.sources import forgotten
 from fisopt.rewrite.training import asks_for_gradients, check_gradients
+from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
-from fisopt.runtime.report import Report, Variant
+from fisopt.runtime.report import Made, Report
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,8 @@ class Plan:
         program: the Program.
         compiled: runs it, handed tensors of the form that it was compiled for.
         stages: what was compiled for it and not for one before.
-        variant: its part of the report.
+        numbers: names of its measurements that are one number.
+        made: its part of the report.
         trained: makes what runs it where gradients are asked for, once.
         ran: whether it has run, without gradients or with them, and so is compiled.
     """
@@ -46,7 +48,8 @@ class Plan:
     program: Program
     compiled: Runnable
     stages: tuple[Runnable, ...]
-    variant: Variant
+    numbers: frozenset[str]
+    made: Made
     trained: Callable[[], Runnable]
     ran: set[bool] = field(default_factory=set)
 
@@ -94,6 +97,9 @@ class Plans:
         strict: whether what a pass cannot be applied to is an error.
         size: how many plans are kept.
         report: takes what is made, exchanged and dropped.
+
+    Attributes:
+        measured: names of the numbers that any Program so far has measured.
     """
 
     def __init__(
@@ -104,28 +110,30 @@ class Plans:
         self._held: Lru[Any, Plan] = Lru(size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._state: Fingerprint | None = None
+        self.measured: frozenset[str] = frozenset()
 
-    def plan(self, inputs: Inputs, passes: tuple[Pass, ...]) -> Plan:
-        """What runs for some inputs and active passes; made once for each state of the model."""
-        key = self._key(inputs, passes)
+    def plan(self, inputs: Inputs, variant: Variant) -> Plan:
+        """What runs for some inputs and a variant; made once for each state of the model."""
+        key = self._key(inputs, variant)
         if (plan := self._held.get(key)) is None:
             with tracing(), self._lock:
                 if (plan := self._held.get(key)) is None:
                     for old in [k for k in self._held if not self._captures.knows(k[1])]:
                         self._drop(old)
-                    plan = self._held[key] = self._make(inputs, passes, key)
-                    self._report.variants.append(plan.variant)
+                    plan = self._held[key] = self._make(inputs, variant, key)
+                    self._report.variants.append(plan.made)
+                    self.measured |= plan.numbers
         return plan
 
-    def rewritten(self, inputs: Inputs, passes: tuple[Pass, ...], *, general: bool) -> Program:
-        """The Program for some inputs and active passes, which is not compiled for it."""
-        key = self._key(inputs, passes)
+    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool) -> Program:
+        """The Program for some inputs and a variant, which is not compiled for it."""
+        key = self._key(inputs, variant)
         if not general and (plan := self._held.get(key)) is not None:
             return plan.program
         with tracing(), forgotten():
             dynamic: Dynamic = "all" if general else "frames"
             dense = self._captures.dense(inputs.detached(), key[1], key[2], dynamic)
-            return PassManager(passes, strict=self._strict).run(dense)
+            return PassManager.of(variant, strict=self._strict).run(dense)
 
     def newest(self) -> Plan | None:
         """The plan that was used last, None if there is none."""
@@ -146,34 +154,33 @@ class Plans:
         """How many compiled graphs are held."""
         return len(self._compiled)
 
-    def _key(self, inputs: Inputs, passes: tuple[Pass, ...]) -> tuple[Any, ...]:
+    def _key(self, inputs: Inputs, variant: Variant) -> tuple[Any, ...]:
         state = self._captures.state()
         if state is not self._state:
             with self._lock:
                 if self._state is not None and state is not self._state:
                     self._report.recaptured(state.difference(self._state))
                 self._state = state
-        return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), passes)
+        return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), variant)
 
-    def _make(self, inputs: Inputs, passes: tuple[Pass, ...], key: tuple[Any, ...]) -> Plan:
+    def _make(self, inputs: Inputs, variant: Variant, key: tuple[Any, ...]) -> Plan:
         with torch.inference_mode(False), torch.no_grad(), forgotten():
             dense = self._captures.dense(inputs.detached(), key[1], key[2])
-            manager = PassManager(passes, strict=self._strict)
+            manager = PassManager.of(variant, strict=self._strict)
             program = manager.run(dense)
             before = set(self._compiled)
             choices: list[Choice] = []
             run = compile_program(program, self._backend, self._compiled, choices)
-        names = tuple(p.name for p in passes)
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
-        variant = Variant.of(dense, program, manager.applied, names, len(stages), choices)
+        made = Made.of(dense, program, manager.applied, variant.names, len(stages), choices)
 
         @cache
         def trained() -> Runnable:
-            _check_training(passes, program)
+            _check_training(variant, program)
             with tracing(), torch.inference_mode(False), torch.no_grad():
                 return compile_program(program, self._backend, self._compiled, training=True)
 
-        return Plan(program, run, stages, variant, trained)
+        return Plan(program, run, stages, _numbers(program), made, trained)
 
     def _drop(self, key: Any) -> None:
         self._forget(self._held.pop(key))
@@ -183,16 +190,23 @@ class Plans:
         self._report.dropped += 1
 
     def _forget(self, plan: Plan) -> None:
-        self._report.variants = [v for v in self._report.variants if v is not plan.variant]
+        self._report.variants = [v for v in self._report.variants if v is not plan.made]
 
 
-def _check_training(passes: tuple[Pass, ...], program: Program) -> None:
+def _numbers(program: Program) -> frozenset[str]:
+    """The names of the measurements of a Program that are one number."""
+    nodes = results(program.graph)[-len(program.gauges) :] if program.gauges else []
+    pairs = zip(program.gauges, nodes, strict=True)
+    return frozenset(name for name, node in pairs if node.meta["val"].numel() == 1)
+
+
+def _check_training(variant: Variant, program: Program) -> None:
     """Refuse to train where gradients do not flow.
 
     Raises:
         PreconditionError: through a pass; other errors: see `check_gradients`.
     """
-    for each in passes:
+    for each in variant.passes:
         if not each.differentiable:
             raise PreconditionError(
                 "it has no gradient, so nothing can be trained through what it makes; leave it "

@@ -16,7 +16,7 @@ _CHANGES = 100
 
 
 @dataclass(frozen=True)
-class Variant:
+class Made:
     """One rewritten Program: a shape and the passes that were active.
 
     Attributes:
@@ -47,13 +47,13 @@ class Variant:
         passes: tuple[str, ...],
         stages: int,
         choices: Sequence[Choice] = (),
-    ) -> Variant:
+    ) -> Made:
         """Describe a rewritten Program."""
         kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
         blocks = tuple((str(c.meta["fisopt.region"]), str(c.target)) for c in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
-        return Variant(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)
+        return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)
 
 
 @dataclass
@@ -72,7 +72,7 @@ class Report:
 
     model: str
     backend: str
-    variants: list[Variant] = field(default_factory=list)
+    variants: list[Made] = field(default_factory=list)
     dropped: int = 0
     changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)

@@ -15,7 +15,7 @@ from fisopt.models import testbed
 from fisopt.models.testbed.model import SHIFT, null_embeddings, with_coordinates
 from fisopt.models.testbed.pipeline import WEIGHTS
 from fisopt.models.testbed.scenes import FRAMES, SIZE
-from fisopt.quality import psnr
+from fisopt.tuning.quality import psnr
 from tests.artefact.fresh import process
 
 STEPS = 4

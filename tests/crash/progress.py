@@ -7,19 +7,16 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from rich.console import Console
 from safetensors.torch import load_file
 
-from fisopt.calibration import Target
-from fisopt.cli import calibrate, search
+from fisopt.cli.commands import calibrate, search
 from fisopt.cli.sources import Source
-from fisopt.passes.masks import TileMask
 from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.crash.kill import Death, run
@@ -50,6 +47,8 @@ def tiny() -> Iterator[None]:
     with (
         mock.patch.object(captures, "capture", return_value=program),
         mock.patch.object(Source, "load", return_value=Pipeline()),
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
@@ -58,22 +57,30 @@ def tiny() -> Iterator[None]:
 
 def calibration(folder: Path) -> None:
     """``fisopt calibrate``."""
-    settings = calibrate.Settings(
-        *(Source("some"), PROMPTS, STEPS, Target(ratio=0.7), (2, 1, 2), 1, 3, None),
-        out=folder / "s.yaml",
-    )
     with tiny():
-        calibrate.run(settings, Console(file=io.StringIO()), Console(file=io.StringIO()))
+        calibrate.run(
+            "some",
+            texts_=list(PROMPTS),
+            steps=STEPS,
+            target_ratio=0.7,
+            stride="2,1,2",
+            seed=3,
+            out=folder / "s.yaml",
+        )
 
 
 def searching(folder: Path) -> None:
     """``fisopt search``."""
-    settings = search.Settings(
-        *(Source("some"), 0.5, None, (TileMask(1), TileMask(2)), PROMPTS, STEPS, None, 3, None),
-        out=folder,
-    )
     with tiny():
-        search.run(settings, Console(file=io.StringIO()), Console(file=io.StringIO()))
+        search.run(
+            "some",
+            threshold=0.5,
+            candidates=["1", "2"],
+            texts_=list(PROMPTS),
+            steps=STEPS,
+            seed=3,
+            out=folder,
+        )
 
 
 def contents(folder: Path) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def exports(folder: Path, name: str, form: Any, external: int = 2 << 30) -> Writ
 
 
 REMEMBERED = (
-    *((export, "variants_of"), (export, "_opened"), (export, "describe"), (export, "exported")),
+    *((export, "exports_of"), (export, "_opened"), (export, "describe"), (export, "exported")),
     (onnx, "convert"),
 )
 

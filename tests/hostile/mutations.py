@@ -19,7 +19,7 @@ from tests.hostile.archives import manifest_in, packed, parts_of, repacked_onnx,
 
 KINDS = {
     **dict.fromkeys(("pt2", "onnx", "folder"), "artefact"),
-    **{kind: kind for kind in ("recipe", "schedule", "mask_table", "choices")},
+    **{kind: kind for kind in ("recipe", "schedule", "mask_table", "choices", "signature")},
     "authors": "schedule",
 }
 """Kinds of files, and their readers, see `watched.readers`."""
@@ -141,6 +141,7 @@ _MAKERS: dict[str, Callable[[Path, Path, random.Random], Path]] = {
     "authors": _text(yaml.safe_load, _yaml),
     "mask_table": _text(json.loads, _json),
     "choices": _text(json.loads, _json),
+    "signature": _text(str, lambda value: str(value).encode()),
 }
 
 

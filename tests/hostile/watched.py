@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-READERS = ("artefact", "unchecked", "recipe", "schedule", "mask_table", "choices")
+READERS = ("artefact", "unchecked", "recipe", "schedule", "mask_table", "choices", "signature")
 _GRAPH = "<eval_with_key>"
 """The code that torch.fx makes of a graph whose names are all ours."""
 _FORBIDDEN = (
@@ -74,6 +74,9 @@ def readers() -> dict[str, Callable[[Path], object]]:
         "schedule": fisopt.Schedule.load,
         "mask_table": MaskTable.load,
         "choices": remembered,
+        "signature": lambda path: fisopt.load(
+            path.with_suffix(""), public_key=path.with_name("key.pub")
+        ),
     }
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import minisign
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -28,6 +30,11 @@ from tests.hostile.mutations import KINDS, Corpus
 from tests.plain_dit import FORMS, PlainDiT
 
 GRID = (5, 2, 3)
+KEY = (
+    "RWQAAEIyAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA4OKjzlw64n+DXx5hxbWh5s9euqbC+cnpOE"
+    "axMvVZAyGClLkdNFZHNF8JV7LaTtjJOyFp9KmNKZaMhkYjTy4xwf2LqnJcndt3m2wi2GhZjL0lWRXc2sOT7lNn8W80PhbdeeNErntFbJc="
+)
+"""A secret key of minisign, the same in every run."""
 
 
 Made = Callable[[Sequence[Pass]], OptimizedModule]
@@ -49,7 +56,18 @@ def corpus(folder: Path, made: Made = plain, *, onnx: bool = True) -> Corpus:
     whole["pt2"] = fisopt.export(sparse, folder / "whole.pt2", dynamic=False)
     if onnx:
         whole["onnx"] = fisopt.export(sparse, folder / "whole.onnx", "onnx", dynamic=False)
+    whole["signature"] = signed(whole["pt2"], _in(folder, "signature"))
     return Corpus(whole | texts(folder, sparse.original))
+
+
+def signed(artefact: Path, folder: Path) -> Path:
+    """A signature beside what it is of and the key that it is by."""
+    path = shutil.copy(artefact, folder / "a.pt2")
+    secret = folder.parent / "secret.key"
+    secret.write_text(f"untrusted comment: of these tests\n{KEY}")
+    key = minisign.SecretKey.from_file(secret).get_public_key()
+    (folder / "key.pub").write_bytes(bytes(key))
+    return fisopt.sign(path, secret)
 
 
 def texts(folder: Path, model: nn.Module) -> dict[str, Path]:

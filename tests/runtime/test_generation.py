@@ -10,7 +10,7 @@ import torch
 import fisopt
 from fisopt import FrameInterleave, ScheduleError
 from fisopt.rewrite.inputs import Inputs
-from fisopt.runtime.branches import conditioning
+from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.generation import NOTES, Generation
 from tests.zoo import zoo
 
@@ -45,7 +45,7 @@ def test_a_named_branch_that_calls_a_step_again_starts_over() -> None:
     def call(index: int) -> dict[str, torch.Tensor]:
         with generation.context("cond", step_index=index, num_inference_steps=4):
             generation.step(at(900 - index))
-            return generation.held("shape")
+            return generation.held("shape").state
 
     call(0)["match"] = torch.zeros(1)
     assert not call(0)
@@ -64,10 +64,10 @@ def test_unnamed_branches_of_one_step_hold_their_own() -> None:
 def visit(generation: Generation, time: float, text: str, shape: str = "") -> str | None:
     """Call once without a name: leave the text, return what was left."""
     generation.step(at(time))
-    held: dict[str, Any] = generation.held(shape, lambda: text)
-    left = held.get("pass/text")
+    held: Any = generation.held(shape, lambda: text)
+    left = held.state.get("pass/text")
     generation.keep(held, {"pass/text": text})  # type: ignore[dict-item]
-    return left
+    return left  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
@@ -111,12 +111,14 @@ def test_another_shape_or_another_number_of_steps_holds_nothing() -> None:
 
 def test_passes_keep_what_others_leave() -> None:
     generation, one = Generation(), torch.ones(1)
-    held: dict[str, torch.Tensor] = {}
+    held = Held()
     generation.keep(held, {"first/a": one, "first/b": one, "second/a": one})
     generation.keep(held, {"first/c": one})
-    assert list(held) == ["second/a", "first/c"], "what a pass left before is replaced whole"
-    generation.keep(held, {})
-    assert len(held) == 2
+    assert list(held.state) == ["second/a", "first/c"], "what a pass left before is replaced whole"
+    generation.keep(held, {}, {"first/change": 0.5})
+    assert len(held.state) == 2
+    generation.keep(held, {"first/d": one}, {"second/change": 0.25})
+    assert held.measured == {"first/change": 0.5, "second/change": 0.25}
 
 
 def test_conditioning_is_what_does_not_change_with_the_step() -> None:

@@ -201,7 +201,7 @@ def test_a_new_list_is_a_new_clip() -> None:
         generation = Generation(lambda scheduler=scheduler: scheduler)
         for cut, first in ((1, 0), (2, 0), (3, 1), (3, 2), (4, 2)):
             for number, _ in enumerate(run(scheduler, generation, 4)):
-                generation.held("shape", lambda: "text")["pass/left"] = torch.ones(1)
+                generation.held("shape", lambda: "text").state["pass/left"] = torch.ones(1)
                 if number + 1 == cut:
                     break
             next(run(scheduler, generation, 4, first))

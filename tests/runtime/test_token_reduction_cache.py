@@ -210,7 +210,7 @@ def test_state_that_nothing_makes_is_an_error(monkeypatch: pytest.MonkeyPatch) -
     ):
         list(generate(model, 1, 3, first=1))
     with pytest.raises(PassError, match="HoldBlocks/blocks is stored twice"):
-        PassManager([HoldBlocks("store"), HoldBlocks("store")]).run(program)
+        PassManager([HoldBlocks("store")] * 2, names=["HoldBlocks"] * 2).run(program)
 
 
 def test_branches_without_names(model: OptimizedModule) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fisopt.errors import InputError
-from fisopt.quality import compare, mean_psnr, psnr, ssim
+from fisopt.tuning.quality import compare, mean_psnr, psnr, ssim
 
 
 def clip(seed: int = 0) -> np.ndarray:

@@ -21,15 +21,10 @@ from fisopt import (
     TileMask,
     predicted_ratio,
 )
-from fisopt.attention_map import frame_maps
 from fisopt.passes.masks import FrameMask
-from fisopt.search import (
-    Calls,
-    Measurements,
-    default_candidates,
-    joint_error,
-    tile_candidates,
-)
+from fisopt.tuning.attention_map import frame_maps
+from fisopt.tuning.mask_choice import Measurements
+from fisopt.tuning.mask_errors import Calls, default_candidates, joint_error, tile_candidates
 from tests.conftest import captured
 from tests.passes.loop import blocks_of
 from tests.passes.tiled import tiled

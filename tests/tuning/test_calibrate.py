@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
-from fisopt import InputError, Schedule, ScheduleError
-from fisopt.calibration import Calibration, Target, _Recorder, _resume, calibrate
+import fisopt
+from fisopt import InputError, Schedule
 from fisopt.rewrite.ops.match_tokens import reference
 from fisopt.rewrite.partition import destinations
 from fisopt.runtime import captures
+from fisopt.tuning.calibrate import Calibration, Target, _damage
+from fisopt.tuning.progress import Progress
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -46,9 +48,15 @@ def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(captures, "capture", lambda *_: program)
 
 
-def made(target: Target, **more: Any) -> Calibration:
-    options: dict[str, Any] = {"prompts": 2, "steps": STEPS, "destination_stride": STRIDE}
-    return calibrate(Pipeline(), lambda pipe, i: pipe(i), target=target, **{**options, **more})
+def made(prompts: int = 2, **more: Any) -> Calibration:
+    return calibrated(Pipeline(), prompts, **more)
+
+
+def calibrated(pipeline: Any, prompts: int, **more: Any) -> Calibration:
+    """As `fisopt.calibrate`, for prompts that are numbers."""
+    options: dict[str, Any] = {"steps": STEPS, "destination_stride": STRIDE, **more}
+    options = {"generate": lambda pipe, i: pipe(i), **options}
+    return fisopt.calibrate(pipeline, [str(i) for i in range(prompts)], **options)
 
 
 def features() -> dict[str, Tensor]:
@@ -80,10 +88,10 @@ def features() -> dict[str, Tensor]:
 
 def test_measures_the_model_and_meets_a_cost(tmp_path: Path) -> None:
     seen: list[int] = []
-    result = made(Target(ratio=0.6), seen=lambda: seen.append(1))
+    result = made(target_ratio=0.6, seen=seen.append)
     for feature, want in features().items():
         torch.testing.assert_close(result.profiles[feature], want)  # type: ignore[index]
-    assert len(seen) == 2 * STEPS
+    assert seen == [STEPS, 2 * STEPS]
     schedule, measured = result.schedule, result.schedule.measured
     assert result.cost == schedule.attention_cost(GRID, STRIDE) <= 0.6
     assert 0 < result.error < 1
@@ -94,14 +102,14 @@ def test_measures_the_model_and_meets_a_cost(tmp_path: Path) -> None:
 
 
 def test_meets_an_error() -> None:
-    loose, strict = made(Target(error=0.2), prompts=1), made(Target(error=0.02), prompts=1)
+    loose, strict = made(1, target_error=0.2), made(1, target_error=0.02)
     assert strict.error <= 0.02
     assert loose.error <= 0.2
     assert loose.cost < strict.cost <= 1
 
 
 def test_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
-    whole, partial = made(Target(ratio=0.6)), tmp_path / "p.safetensors"
+    whole, kept = made(target_ratio=0.6), tmp_path / "p.json"
     ran: list[int] = []
 
     def cut(pipe: Pipeline, index: int) -> None:
@@ -115,79 +123,65 @@ def test_goes_on_where_it_was_cut_short(tmp_path: Path) -> None:
 
     pipeline = Pipeline()
     model = pipeline.transformer
-    options: dict[str, Any] = {"prompts": 2, "steps": STEPS, "destination_stride": STRIDE}
-    options |= {"target": Target(ratio=0.6), "partial": partial}
+    options: dict[str, Any] = {"target_ratio": 0.6, "progress": kept}
     with pytest.raises(KeyboardInterrupt):
-        calibrate(pipeline, cut, **options)
+        calibrated(pipeline, 2, generate=cut, **options)
     assert pipeline.transformer is model
-    rest = calibrate(pipeline, go_on, **options)
+    rest = calibrated(pipeline, 2, generate=go_on, **options)
     assert pipeline.transformer is model
     assert ran == [0, 1], "the first is run again for its calls, and not measured again"
     assert rest.schedule == whole.schedule
     for feature, profile in whole.profiles.items():
         torch.testing.assert_close(rest.profiles[feature], profile)
-    with pytest.raises(ScheduleError, match=r"holds what was measured as .*remove it"):
-        calibrate(pipeline, go_on, **{**options, "seed": 1})
-    with pytest.raises(ScheduleError, match=r"this run is .*of other prompts.*remove it"):
-        calibrate(pipeline, go_on, **options, about={"prompts": ["of other prompts"]})
+    with pytest.raises(InputError, match=r"was measured with other seed: .*remove it"):
+        calibrated(pipeline, 2, generate=go_on, **options, seed=1)
+    with pytest.raises(InputError, match=r"with other prompts: .*this run is .*remove it"):
+        calibrated(pipeline, 3, generate=go_on, **options)
     assert pipeline.transformer is model
-    partial.write_bytes(partial.read_bytes()[:-5])
-    with pytest.raises(ScheduleError, match="is not complete"):
-        calibrate(pipeline, go_on, **options)
+    kept.write_bytes(kept.read_bytes()[:-5])
+    with pytest.raises(InputError, match="is not complete"):
+        calibrated(pipeline, 2, generate=go_on, **options)
 
 
 def test_progress_of_other_weights_is_refused(tmp_path: Path) -> None:
     """One number in one tensor is enough, in any part of the pipeline."""
-    partial, pipeline = tmp_path / "p.safetensors", Pipeline()
-    options: dict[str, Any] = {"prompts": 1, "steps": STEPS, "destination_stride": STRIDE}
-    options |= {"target": Target(ratio=0.6), "partial": partial}
+    pipeline = Pipeline()
+    options: dict[str, Any] = {"target_ratio": 0.6, "progress": tmp_path / "p.json"}
     pipeline.text_encoder = torch.nn.Linear(2, 2)  # type: ignore[attr-defined]
-    calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+    calibrated(pipeline, 1, **options)
     model = pipeline.transformer
     for weight in (model.scale_shift_table, pipeline.text_encoder.bias):  # type: ignore[attr-defined]
         kept = weight.data.clone()
         weight.data.view(-1)[0] += 1e-3
-        with pytest.raises(ScheduleError, match=r"measured as \{'weights': .*remove it"):
-            calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+        with pytest.raises(InputError, match=r"with other weights: .*remove it"):
+            calibrated(pipeline, 1, **options)
         weight.data.copy_(kept)
 
 
-def test_progress_that_is_damaged_or_foreign_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "p.safetensors"
-    run = json.dumps({"model": "M"})
-    sums = {f: torch.zeros(4, STEPS, 11) for f in ("query", "value")}
-    whole = {**sums, "counts": torch.ones(STEPS)}
-    recorder = _Recorder(None, STEPS, print)  # type: ignore[arg-type]
-
-    def resume() -> int:
-        return _resume(path, {"model": "M"}, recorder, 3)
-
-    path.write_bytes(save(whole, {"run": run, "done": "2"}))
-    assert resume() == 2
-    infinite = {**whole, "counts": torch.full((STEPS,), float("inf"))}
-    for tensors, told, message in (
-        (whole, None, "is not what calibrate keeps"),
-        (whole, {"format": "pt"}, "is not what calibrate keeps"),
-        (whole, {"run": "[1]", "done": "2"}, "is not what calibrate keeps"),
-        (whole, {"run": "[" * 9999, "done": "2"}, "is not what calibrate keeps"),
-        (whole, {"run": "{}", "done": "2"}, r"measured as \{'model': None\}"),
-        (whole, {"run": run}, "is damaged: got no number of prompts"),
-        (whole, {"run": run, "done": "two"}, "is damaged"),
-        (whole, {"run": run, "done": "0"}, "is damaged"),
-        (whole, {"run": run, "done": "4"}, "holds 4 prompts, this run is of 3"),
-        (sums, {"run": run, "done": "2"}, "is damaged"),
-        ({"w": torch.ones(2)}, {"run": run, "done": "2"}, "is damaged"),
-        ({**whole, "query": torch.zeros(4, 2, 11)}, {"run": run, "done": "2"}, "is damaged"),
-        ({**whole, "query": torch.zeros(())}, {"run": run, "done": "2"}, "is damaged"),
-        (infinite, {"run": run, "done": "2"}, "is damaged"),
+def test_progress_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    path, about = tmp_path / "p.json", {"prompts": ["a", "b"]}
+    damage = partial(_damage, STEPS)
+    sums = {f: torch.zeros(4, STEPS, 11).tolist() for f in ("query", "value")}
+    whole = {**sums, "counts": [1.0] * STEPS}
+    for state in (
+        {},
+        {**whole, "counts": [float("inf")] * STEPS},
+        {**whole, "counts": [1.0] * (STEPS - 1)},
+        sums,
+        {"w": [1.0, 1.0]},
+        {**whole, "query": torch.zeros(4, 2, 11).tolist()},
+        {**whole, "query": 0.0},
+        {**whole, "query": "x"},
     ):
-        path.write_bytes(save(tensors, told))
-        with pytest.raises(ScheduleError, match=f"p.safetensors .*{message}"):
-            resume()
-    for text in ("", "{}", "x" * 99):
-        path.write_text(text)
-        with pytest.raises(ScheduleError, match="is not complete"):
-            resume()
+        held = {"about": about, "model": state, "prompts": {"0": None}}
+        path.write_text(json.dumps(held))
+        with pytest.raises(InputError, match=r"p\.json is (damaged|not complete)"):
+            Progress(path, about, damage)
+    path.write_text(json.dumps({"about": about, "model": whole, "prompts": {}}))
+    with pytest.raises(InputError, match="of 0 prompts"):
+        Progress(path, about, damage)
+    path.write_text(json.dumps({"about": about, "model": whole, "prompts": {"0": None}}))
+    assert 0 in Progress(path, about, damage)
 
 
 @pytest.mark.parametrize("given", [{}, {"ratio": 0.5, "error": 0.1}, {"ratio": 1.5}, {"error": 0}])
@@ -198,15 +192,15 @@ def test_target(given: Any) -> None:
 
 def test_refusals() -> None:
     with pytest.raises(InputError, match="got 0 prompts"):
-        made(Target(ratio=0.5), prompts=0)
+        made(0, target_ratio=0.5)
     with pytest.raises(InputError, match="told 2 steps, the pipeline is at Step"):
-        made(Target(ratio=0.5), steps=2)
+        made(target_ratio=0.5, steps=2)
     with pytest.raises(InputError, match="told 4 steps, the pipeline did not run step 3"):
-        made(Target(ratio=0.5), steps=4)
+        made(target_ratio=0.5, steps=4)
     with pytest.raises(InputError, match=r"reaches a cost ratio of 0\.\d+ at most, wanted 0.01"):
-        made(Target(ratio=0.01), prompts=1)
+        made(1, target_ratio=0.01)
     with pytest.raises(InputError, match="has transformer; got component='transformer_2'"):
-        made(Target(ratio=0.5), component="transformer_2")
+        made(target_ratio=0.5, component="transformer_2")
 
 
 class TwoTransformers(Pipeline):
@@ -226,15 +220,18 @@ class TwoTransformers(Pipeline):
 
 def test_each_of_two_transformers_has_a_schedule() -> None:
     """Steps that it does not run are like the nearest of those that it does."""
-    options: dict[str, Any] = {"prompts": 1, "steps": STEPS, "destination_stride": STRIDE}
-    options["target"] = Target(ratio=0.6)
     pipeline = TwoTransformers()
     with pytest.raises(InputError, match="has transformer and transformer_2; got component=None"):
-        calibrate(pipeline, lambda pipe, i: pipe(i), **options)
+        calibrated(pipeline, 1, target_ratio=0.6)
     for name, alike in (("transformer", [0, 1, 1]), ("transformer_2", [2, 2, 2])):
-        result = calibrate(pipeline, lambda pipe, i: pipe(i), component=name, **options)
+        result = calibrated(pipeline, 1, component=name, target_ratio=0.6)
         assert getattr(pipeline, name) is zoo()["wan"].model
         for profile in result.profiles.values():
             assert torch.isfinite(profile).all()
             assert torch.equal(profile, profile[:, alike])
         assert result.cost <= 0.6
+
+
+def test_a_pipeline_that_does_not_call_its_transformer() -> None:
+    with pytest.raises(InputError, match="did not call its transformer"):
+        made(1, target_ratio=0.6, generate=lambda pipe, i: None)

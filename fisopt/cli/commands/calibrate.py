@@ -1,0 +1,92 @@
+"""``fisopt calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import stdout, steps_bar
+from fisopt.cli.options import (
+    Component,
+    Count,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Pipeline,
+    Texts,
+    Width,
+)
+
+
+def run(
+    model: Pipeline,
+    prompts: Count = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 25,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean cost of a visual attention, as a share of the dense one; below 1.",
+            show_default=False,
+        ),
+    ] = None,
+    target_error: Annotated[
+        float | None,
+        typer.Option(help="Relative L2 error of one forward call.", show_default=False),
+    ] = None,
+    texts_: Texts = None,
+    stride: Annotated[
+        str, typer.Option(help="Cells that keep one token: FRAMES,ROWS,COLUMNS.")
+    ] = "2,2,2",
+    cache_steps: Annotated[int, typer.Option(min=1, help="Steps that share one match.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the kept tokens.")] = 0,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    component: Component = None,
+    out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
+) -> None:
+    """Measure redundancy and write a schedule of token reduction."""
+    import fisopt
+    from fisopt.cli.calibration import heat_map, summary
+    from fisopt.cli.expressions import parse_stride
+    from fisopt.cli.pictures import write_figure
+    from fisopt.cli.sources import Source
+    from fisopt.errors import FileError
+    from fisopt.files import check_free, remove
+    from fisopt.passes.schedule import FEATURES
+    from fisopt.tuning.calibrate import Target
+
+    source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)
+    texts = source.prompts(texts_ or (), prompts, seed)
+    Target(target_ratio, target_error)  # refused before a large model is loaded
+    ends = (".png", ".safetensors", ".partial.json")
+    picture, profiles, partial = (out.with_suffix(end) for end in ends)
+    for path in (out, picture, profiles, partial):
+        check_free(path, force=True, error=FileError)
+    pipeline = source.load()
+    with steps_bar("measuring", steps * len(texts)) as seen:
+        made = fisopt.calibrate(
+            pipeline,
+            texts,
+            steps=steps,
+            target_ratio=target_ratio,
+            target_error=target_error,
+            destination_stride=cells,
+            cache_steps=cache_steps,
+            seed=seed,
+            component=component,
+            arguments=source.size,
+            progress=partial,
+            seen=seen,
+        )
+    write_figure(heat_map(made), picture, dpi=120)
+    made.schedule.save(out, {f"{f}_profile": made.profiles[f].contiguous() for f in FEATURES})
+    remove(partial)
+    stdout().print(summary(made, cache_steps))
+    for path in (out, profiles, picture):
+        stdout().print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""``fisopt demo``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import stderr, stdout
+from fisopt.cli.options import Passes
+
+
+def run(
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompt",
+            help="COLOUR SHAPE moving DIRECTION SPEED over BACKGROUND; repeatable (default: six).",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    passes: Passes = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="inductor compiles both models, eager neither "
+            "(default: inductor where there is a C++ compiler).",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 2.0,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Another trained testbed, a folder written by save_pretrained."),
+    ] = None,
+) -> None:
+    """Run the testbed dense and optimised, side by side."""
+    from fisopt.cli import demo
+    from fisopt.cli.expressions import parse_passes
+
+    settings = demo.Settings(
+        tuple(prompts or demo.PROMPTS),
+        steps,
+        parse_passes(passes or [demo.PASS]),
+        demo.choose_backend(backend),
+        seed,
+        guidance,
+        out,
+        weights,
+    )
+    demo.run(settings, stdout(), stderr())

@@ -1,0 +1,38 @@
+"""``fisopt inspect``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import stderr, stdout
+from fisopt.cli.options import Frames, Height, Passes, Published, Strict, Width
+
+
+def run(
+    model: Published,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    passes: Passes = None,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Denoising steps, for passes that treat steps differently.")
+    ] = 4,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Print the program text.")] = True,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="In the text, also print each distinct block.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Print all of the text, not the first lines.")
+    ] = False,
+    strict: Strict = True,
+) -> None:
+    """Capture, rewrite and cost a published model on the meta device."""
+    from fisopt.cli.expressions import parse_passes
+    from fisopt.cli.inspection import inspect_model, inspection_view
+
+    parsed, video = parse_passes(passes or []), {"height": height, "width": width, "frames": frames}
+    with stderr().status("starting") as status:
+        found = inspect_model(model, parsed, **video, steps=steps, strict=strict, status=status)
+    stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))

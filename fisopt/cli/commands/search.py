@@ -1,0 +1,100 @@
+"""``fisopt search``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import stderr, stdout, steps_bar
+from fisopt.cli.options import (
+    Component,
+    Count,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Pipeline,
+    Texts,
+    Width,
+)
+
+
+def run(
+    model: Pipeline,
+    threshold: Annotated[
+        float | None,
+        typer.Option(
+            help="How far a mask may move what its block returns, relative L2; not the paper's r."
+        ),
+    ] = None,
+    target_ratio: Annotated[
+        float | None,
+        typer.Option(help="Instead: how many times cheaper, in FLOPs; 1 or more."),
+    ] = None,
+    candidates: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--candidate",
+            help="A mask to try: k, or a mask with options in quotes; repeatable (default: tile "
+            "masks, sliding windows and radial decays).",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Count = None,
+    texts_: Texts = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    component: Component = None,
+    out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
+) -> None:
+    """Search masks for TileAttention, layer by layer."""
+    import fisopt
+    from fisopt.cli.expressions import parse_mask
+    from fisopt.cli.mask_pictures import write_mask_pictures
+    from fisopt.cli.mask_view import masks_table
+    from fisopt.cli.sources import Source
+    from fisopt.tuning.mask_search import check_bound
+
+    check_bound(threshold, target_ratio)  # refused before a large model is loaded
+    masks = tuple(parse_mask(text) for text in candidates or [])
+    source = Source(model, device, dtype, height, width, frames)
+    texts = source.prompts(texts_ or (), prompts, seed=1)
+    guided = {} if guidance is None else {"guidance_scale": guidance}
+    pipeline = source.load()
+    with steps_bar("measuring masks, then all together", 2 * steps * len(texts)) as seen:
+        found = fisopt.search_masks(
+            pipeline,
+            texts,
+            steps=steps,
+            threshold=threshold,
+            target_ratio=target_ratio,
+            candidates=masks,
+            seed=seed,
+            component=component,
+            arguments={**source.size, **guided},
+            progress=out / "search.json",
+            seen=seen,
+        )
+    stdout().print(masks_table(found))
+    said = found.table.measured
+    lines = [
+        f"predicted speed-up {said['predicted_speed_up']:.3f}x; all masks together move the "
+        f"model's result by {said['joint_error_mean']:.3f} on the mean, "
+        f"{said['joint_error_max']:.3f} at most"
+    ]
+    written = [found.table.save(out / "masks.json")]
+    with stderr().status("writing pictures"):
+        written += write_mask_pictures(found.table, found.frames, found.maps, out)
+    for line in [*lines, *(f"wrote {path}" for path in written)]:
+        stdout().print(line, markup=False)

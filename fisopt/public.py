@@ -1,0 +1,110 @@
+"""Every name that `fisopt` exports."""
+
+from fisopt import models
+from fisopt.api import capture, optimize
+from fisopt.artefact.export import export
+from fisopt.artefact.loaded import LoadedModule
+from fisopt.artefact.loader import load
+from fisopt.artefact.sign import sign
+from fisopt.errors import (
+    CaptureError,
+    ExportError,
+    FileError,
+    FisoptError,
+    InputError,
+    LoweringError,
+    OptionError,
+    OptionTypeError,
+    PassError,
+    PostconditionError,
+    PreconditionError,
+    RecipeError,
+    ScheduleError,
+    VerifyError,
+)
+from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.mask_table import MaskTable
+from fisopt.passes.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
+from fisopt.passes.presets import PRESETS
+from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
+from fisopt.passes.schedule import Schedule
+from fisopt.passes.tile_attention import TileAttention
+from fisopt.passes.token_reduction import TokenReduction
+from fisopt.recipe.recipe import Recipe
+from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
+from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.local import Match
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.operator import Operator
+from fisopt.rewrite.pass_base import Pass, PassResult, Step
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.rule import Rule, RulePass
+from fisopt.rewrite.text import format_graph
+from fisopt.rewrite.verify import verify
+from fisopt.runtime.optimized import OptimizedModule
+from fisopt.spec import ModelSpec
+from fisopt.tuning.calibrate import calibrate
+from fisopt.tuning.mask_search import search_masks
+
+__all__ = [
+    "PRESETS",
+    "PUBLISHED_REDUCTIONS",
+    "CaptureError",
+    "Cost",
+    "ExportError",
+    "FileError",
+    "FisoptError",
+    "FrameAxis",
+    "FrameInterleave",
+    "FrameMask",
+    "FrameTable",
+    "InputError",
+    "LoadedModule",
+    "LoweringError",
+    "Match",
+    "MaskTable",
+    "ModelSpec",
+    "Operator",
+    "OptimizedModule",
+    "OptionError",
+    "OptionTypeError",
+    "Pass",
+    "PassError",
+    "PassManager",
+    "PassResult",
+    "PostconditionError",
+    "PreconditionError",
+    "Program",
+    "RadialDecay",
+    "Recipe",
+    "RecipeError",
+    "Rewriter",
+    "Rule",
+    "RulePass",
+    "Schedule",
+    "ScheduleError",
+    "SlidingWindow",
+    "Step",
+    "TileAttention",
+    "TileMask",
+    "TokenLayout",
+    "TokenReduction",
+    "VerifyError",
+    "axes_of",
+    "calibrate",
+    "capture",
+    "export",
+    "format_graph",
+    "load",
+    "models",
+    "operator",
+    "optimize",
+    "predicted_ratio",
+    "program_cost",
+    "published_reduction",
+    "search_masks",
+    "sign",
+    "verify",
+]

@@ -1,0 +1,131 @@
+"""Variants: which passes run at which denoising step, said once for running, costing, exporting."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from fisopt.checked import is_int
+from fisopt.errors import OptionError, ScheduleError, shown
+from fisopt.rewrite.measured import Measured, Read, only_in_a_run
+from fisopt.rewrite.pass_base import Pass, Step
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The passes that run at a step; equal variants share one Program.
+
+    Attributes:
+        passes: what runs, in the order of the list; empty at a dense step.
+        names: for each the name of the pass of the list that it stands for.
+    """
+
+    passes: tuple[Pass, ...] = ()
+    names: tuple[str, ...] = ()
+
+    def afresh(self, missing: Collection[str] | None = None) -> Variant:
+        """What runs where the state that some passes load is not there; None means all of them."""
+        return replace(
+            self,
+            passes=tuple(
+                p.afresh() if missing is None or name in missing else p
+                for name, p in zip(self.names, self.passes, strict=True)
+            ),
+        )
+
+    def differs(self, other: Variant) -> tuple[str, ...]:
+        """The names of passes that another variant of the same names has in another form."""
+        pairs = zip(self.names, self.passes, other.passes, strict=True)
+        return tuple(name for name, one, two in pairs if one != two)
+
+
+@dataclass(frozen=True)
+class Variants:
+    """What runs in a generation.
+
+    Attributes:
+        whole: every pass as it is listed: what runs where no pass differs between steps.
+        steps: the number of denoising steps, None where it is not known or does not matter.
+    """
+
+    whole: Variant
+    steps: int | None = None
+
+    @staticmethod
+    def of(passes: Sequence[Pass], steps: int | None = None) -> Variants:
+        """The variants of a list of passes in a generation of some number of steps.
+
+        Raises:
+            OptionError: a pass has an `at` that nothing would ask, or a name with a slash.
+            ScheduleError: the number of steps is less than one.
+        """
+        if steps is not None and not is_int(steps, 1):
+            raise ScheduleError(f"num_steps must be at least 1, got {shown(steps)}")
+        for each in passes:
+            if type(each).at is not Pass.at and type(each).stepwise is Pass.stepwise:
+                raise OptionError(
+                    f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
+                    "`stepwise` to say whether its steps differ"
+                )
+        return Variants(Variant(tuple(passes), names_of(passes)), steps)
+
+    @cached_property
+    def stepwise(self) -> tuple[str, ...]:
+        """The names of the passes that differ between steps."""
+        pairs = zip(self.whole.names, self.whole.passes, strict=True)
+        return tuple(name for name, p in pairs if p.stepwise)
+
+    def at(self, step: Step, read: Read | None = None) -> Variant:
+        """What runs at a step.
+
+        Args:
+            step: the step.
+            read: what passes see as ``step.measured``; None leaves what the step has.
+
+        Raises:
+            ScheduleError: the step lies before the first one, or a pass refuses it.
+        """
+        if step.index < 0:
+            raise ScheduleError(f"step {step.index} does not exist; the first one is 0")
+        active = []
+        for name, each in zip(self.whole.names, self.whole.passes, strict=True):
+            seen = step if read is None else replace(step, measured=Measured(name, read))
+            if (now := each.at(seen)) is not None:
+                active.append((now, name))
+        return Variant(tuple(p for p, _ in active), tuple(name for _, name in active))
+
+    @cached_property
+    def schedule(self) -> tuple[Variant, ...]:
+        """The variant of every step, one for all of them where they do not differ.
+
+        Raises:
+            ScheduleError: steps differ, and their number is not known or a pass decides by what
+                it measures.
+        """
+        if not self.stepwise:
+            return (self.whole,)
+        if self.steps is None:
+            raise ScheduleError(
+                f"{', '.join(self.stepwise)} differs between denoising steps, and their number is "
+                "not known"
+            )
+        return tuple(self.at(Step(i, self.steps), only_in_a_run) for i in range(self.steps))
+
+    @property
+    def distinct(self) -> tuple[Variant, ...]:
+        """Each variant once: those of the schedule, then those that run afresh in their place."""
+        return tuple(dict.fromkeys([*self.schedule, *(v.afresh() for v in self.schedule)]))
+
+
+def names_of(passes: Sequence[Pass]) -> tuple[str, ...]:
+    """A name for each pass of a list: its own, from the second of that name on with a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for name in (p.name for p in passes):
+        if "/" in name:
+            raise OptionError(f"a pass is named {name!r}; a slash ends its name in those of state")
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return tuple(names)

@@ -1,0 +1,1 @@
+"""Measure a model on its own denoising and choose the options of its passes."""
