@@ -203,10 +203,8 @@ def test_compiled_gradients_are_those_of_the_graph(
 
 @pytest.mark.usefixtures("once")
 def test_inductor_compiles_the_gradient() -> None:
-    compiled, eager = (optimized(PASSES["frames and tiles"], b) for b in ("inductor", "eager"))
+    compiled, eager = (optimized(PASSES["tiles"], b) for b in ("inductor", "eager"))
     eager.requires_grad_(True)
-    with torch.no_grad():
-        compiled(**INPUTS)
     assert_same(gradients_of(compiled, compiled), gradients_of(eager, eager))
 
 
