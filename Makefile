@@ -13,24 +13,34 @@ KILLS ?= 500
 FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint crash fuzz hostile gpu format clean
+.PHONY: help install demo test test-all lint style types units crash fuzz hostile gpu format clean
 
 help: ## Show what can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv and install fisopt into it, with the tools of development
 
 demo: $(STAMP) ## Generate clips dense and optimised, side by side, into out/
 	$(BIN)/fisopt demo --out out
 
-test: lint ## Check style, types, layers, and run every test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+test: style ## Check style, types, layers, and run every test but those that are slow
+	$(MAKE) --no-print-directory -j2 types units
 
-lint: $(STAMP) ## Check style, types and layers only
+test-all: ## The same with every test: minutes more
+	$(MAKE) --no-print-directory test PYTEST_ARGS='-m "slow or not slow" $(PYTEST_ARGS)'
+
+lint: style types ## Check style, types and layers only
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+units: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
 
 crash: $(STAMP) ## Kill processes while they write: minutes, run again to go on
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/crash.py --kills $(KILLS)

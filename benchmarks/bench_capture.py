@@ -55,7 +55,7 @@ def measure(name: str) -> dict[str, Any]:
         "grid": str(program.layout),
         "tokens": program.layout.tokens,
         "blocks": len(program.blocks),
-        "distinct_blocks": len({str(c.target) for c in program.blocks}),
+        "distinct_blocks": len({str(c.call.target) for c in program.blocks}),
         "seconds": round(seconds, 1),
         "cpu_seconds": round(cpu, 1),
         "peak_gib": round(memory, 2),

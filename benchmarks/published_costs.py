@@ -98,9 +98,7 @@ class Graphs:
 
 
 def _flops(program: Program) -> list[float]:
-    return [
-        graph_cost(program.callee(call).graph).flops["self-attention"] for call in program.blocks
-    ]
+    return [graph_cost(b.body.graph).flops["self-attention"] for b in program.blocks]
 
 
 def neighbours(features: torch.Tensor, destinations: torch.Tensor) -> float:

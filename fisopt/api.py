@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 
 from fisopt import models
-from fisopt.checked import choice, count, flag
+from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
@@ -33,6 +33,7 @@ Passes = Sequence[Pass | str]
 Chosen = tuple[Pass, ...] | RecipeSource
 
 
+@checked
 def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | None = None,
@@ -71,6 +72,7 @@ def capture(
     return _capture.capture(model, example_inputs, spec, dynamic)
 
 
+@checked
 def optimize(
     model_or_pipeline: Any,
     passes: Passes | Mapping[str, Passes] = (),

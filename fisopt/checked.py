@@ -34,6 +34,10 @@ class Checked(ABCMeta):
                 cls.__signature__.bind(*args, **options)
             except TypeError as error:
                 raise OptionTypeError(_unfit(cls, options, error)) from None
+            if missing := sorted(cls.__abstractmethods__):
+                raise OptionTypeError(
+                    f"{cls.__name__} is abstract; subclass it, with {', '.join(missing)}"
+                )
             return super().__call__(*args, **options)
 
         @property

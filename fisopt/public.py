@@ -32,7 +32,10 @@ from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
+from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
+from fisopt.rewrite.edit import BlockEdit
+from fisopt.rewrite.frames import Frames
 from fisopt.rewrite.local import Match
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.operator import Operator
@@ -41,7 +44,9 @@ from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.rule import Rule, RulePass
+from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.text import format_graph
+from fisopt.rewrite.tokens import Tokens
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
@@ -51,6 +56,8 @@ from fisopt.tuning.mask_search import search_masks
 __all__ = [
     "PRESETS",
     "PUBLISHED_REDUCTIONS",
+    "Block",
+    "BlockEdit",
     "CaptureError",
     "Cost",
     "ExportError",
@@ -60,6 +67,7 @@ __all__ = [
     "FrameInterleave",
     "FrameMask",
     "FrameTable",
+    "Frames",
     "InputError",
     "LoadedModule",
     "LoweringError",
@@ -87,10 +95,12 @@ __all__ = [
     "ScheduleError",
     "SlidingWindow",
     "Step",
+    "Subset",
     "TileAttention",
     "TileMask",
     "TokenLayout",
     "TokenReduction",
+    "Tokens",
     "VerifyError",
     "axes_of",
     "calibrate",

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import fisopt
 from fisopt import ModelSpec, Program
+from fisopt.models import testbed
+from fisopt.runtime import captures
 from tests import plain_dit
 from tests.zoo import Case, zoo
 
@@ -41,10 +47,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if isinstance(case := params.get("case"), Case):
             item.add_marker(pytest.mark.xdist_group(case.name))
+        elif isinstance(name := params.get("name"), str) and name in zoo():
+            item.add_marker(pytest.mark.xdist_group(name))
+        elif isinstance(name, str) and name in plain_dit.FORMS:
+            item.add_marker(pytest.mark.xdist_group(str(plain_dit.FORMS[name])))
         elif isinstance(form := params.get("form"), plain_dit.Form):
             item.add_marker(pytest.mark.xdist_group(str(form)))
         elif "wan" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("wan"))
+        elif isinstance(form := getattr(item.module, "FORM", None), plain_dit.Form):
+            item.add_marker(pytest.mark.xdist_group(str(form)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _rare_collection() -> Iterator[None]:
+    """Traces make millions of objects that live: looking through them often is a tenth of a run."""
+    threshold = gc.get_threshold()
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    yield
+    gc.set_threshold(*threshold)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -87,3 +110,46 @@ def program(case: Case) -> Program:
 def wan() -> Program:
     """The Program of the tiny Wan, for tests that need some video transformer."""
     return captured("wan")
+
+
+@pytest.fixture
+def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Optimised modules of one model and one form of inputs share one capture, in all tests.
+
+    For tests of what is around a model that does not change: commands, pipelines, pages.
+    """
+    real = captures.capture
+
+    def capture(model: nn.Module, inputs: dict[str, Any], spec: ModelSpec, dynamic: Any) -> Program:
+        leaves = [x for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
+        form = tuple((x.shape, x.dtype, x.device) for x in leaves)
+        key = (model, tuple(inputs), form, spec.blocks, dynamic)
+        if key not in _CAPTURED:
+            _CAPTURED[key] = real(model, inputs, spec, dynamic)
+        return _CAPTURED[key]
+
+    monkeypatch.setattr(captures, "capture", capture)
+
+
+_CAPTURED: dict[Any, Program] = {}
+
+
+@cache
+def _transformer(path: object) -> nn.Module:
+    model: nn.Module = _LOAD(path).transformer  # type: ignore[arg-type]
+    return model
+
+
+_LOAD = testbed.load_testbed
+
+
+@pytest.fixture
+def one_testbed(captured_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Testbeds that are loaded from one folder share their transformer, which is captured once."""
+
+    def load(path: Any = None) -> Any:
+        pipeline = _LOAD(path)
+        pipeline.transformer = _transformer(path)
+        return pipeline
+
+    monkeypatch.setattr(testbed, "load_testbed", load)

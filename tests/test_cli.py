@@ -208,6 +208,8 @@ def test_traceback_on_request() -> None:
     assert isinstance(result.exception, fisopt.InputError)
 
 
+@pytest.mark.xdist_group("testbed of the demo")
+@pytest.mark.usefixtures("one_testbed")
 def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     prompts = ("red circle moving left fast over waves", "blue square moving up slow over plain")
     result = fisopt_command(
@@ -236,6 +238,8 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     assert figures["psnr"] < 100
 
 
+@pytest.mark.xdist_group("testbed of the demo")
+@pytest.mark.usefixtures("one_testbed")
 def test_demo_without_passes_is_exact(weights: Path, tmp_path: Path) -> None:
     result = fisopt_command(
         "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",

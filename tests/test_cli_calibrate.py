@@ -18,6 +18,8 @@ from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.tiny_pipeline import Pipeline
 
+pytestmark = pytest.mark.xdist_group("wan")
+
 
 def invoke(*args: str) -> Any:
     return CliRunner().invoke(app, ["calibrate", *args])

@@ -20,6 +20,7 @@ from fisopt.cli.mask_pictures import kept_tiles, write_mask_pictures
 from fisopt.models import testbed
 from fisopt.tuning.mask_errors import Calls
 
+pytestmark = [pytest.mark.usefixtures("one_testbed"), pytest.mark.xdist_group("testbed")]
 PROMPT = "red circle moving left fast over waves"
 PICTURES = ("masks.png", "attention.png", "density.png")
 

@@ -111,6 +111,7 @@ def test_dry_run(tmp_path: Path, exhaustive: bool) -> None:
         assert (tmp_path / f"{part}.md").read_text().count("| tiny |") == len(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_dry_run_of_emitted_kernels(tmp_path: Path) -> None:
     pytest.importorskip("triton")
@@ -125,7 +126,9 @@ def test_dry_run_of_emitted_kernels(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("script", ["bench_kernels.py", "bench_emitted.py"])
+@pytest.mark.parametrize(
+    "script", ["bench_kernels.py", pytest.param("bench_emitted.py", marks=pytest.mark.slow)]
+)
 def test_without_a_gpu_it_says_so(script: str) -> None:
     pytest.importorskip("triton")
     done = run(script=script)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -94,3 +95,16 @@ def zoo() -> dict[str, Case]:
         for family in models.families().values()
         for name, config in family.tiny.items()
     }
+
+
+KINDS = ("wan", "hunyuan_video", "cogvideox_5b", "ltx", "mochi")
+"""One of each: text across, text behind in two kinds of blocks, text in front, rotary tables that
+are given in other forms, and a model that is exported anew for each size."""
+
+
+def cases(*names: str) -> pytest.MarkDecorator:
+    """A ``case`` of every model; those that are not named, or of a kind of their own, are slow."""
+    wanted = names or KINDS
+    marks = {name: () if name in wanted else (pytest.mark.slow,) for name in zoo()}
+    params = [pytest.param(zoo()[name], id=name, marks=marks[name]) for name in zoo()]
+    return pytest.mark.parametrize("case", params)

@@ -19,7 +19,7 @@ from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Exports, exports_of
-from fisopt.checked import choice, flag, path_of
+from fisopt.checked import checked, choice, flag, path_of
 from fisopt.codegen.flatten import flatten
 from fisopt.concurrency import tracing
 from fisopt.errors import ExportError
@@ -30,6 +30,7 @@ from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 
 
+@checked
 def export(
     optimized: OptimizedModule,
     path: Path | str,

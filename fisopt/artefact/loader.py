@@ -19,7 +19,7 @@ from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.signature import check_signature
 from fisopt.artefact.tree import structure_of
-from fisopt.checked import choice, path_of
+from fisopt.checked import checked, choice, path_of
 from fisopt.errors import ExportError, FileError, OptionError
 from fisopt.reading import opened, read_bytes
 from fisopt.staging import recover
@@ -49,6 +49,7 @@ class Artefact:
     signed: str | None = None
 
 
+@checked
 def load(
     path: Path | str,
     scheduler: Any = None,

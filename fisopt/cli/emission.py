@@ -63,7 +63,7 @@ def emission(
 def emit_program(program: Program) -> Emission:
     """Emit the kernels of every stage of a Program."""
     module, found = lower(program), Emission()
-    blocks = [str(call.meta["fisopt.region"]) for call in program.blocks]
+    blocks = [block.path for block in program.blocks]
     users: dict[str, list[str]] = {}
     for call in module.graph.nodes:
         if call.op == "call_module":

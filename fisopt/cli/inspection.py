@@ -16,7 +16,7 @@ import fisopt
 from fisopt import models
 from fisopt.cli.catalog import Size, short, size_of
 from fisopt.cli.schedule import Plan, plan_steps
-from fisopt.rewrite.analysis import repeated_blocks
+from fisopt.rewrite.block import repeated_blocks
 from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, program_cost
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import Applied, PassManager
@@ -124,13 +124,13 @@ def _blocks(found: Inspection) -> Table:
     table.add_column("blocks", overflow="fold")
     for header in ("count", "operators", "TFLOPs", "attention"):
         table.add_column(header, justify="right")
-    for group in repeated_blocks(found.dense):
-        graph = found.dense.callee(group[0]).graph
+    for group in repeated_blocks(found.dense.blocks):
+        graph = group[0].body.graph
         cost = graph_cost(graph)
         operators = sum(node.op == "call_function" for node in graph.nodes)
         table.add_row(
-            str(group[0].target),
-            ranges([str(call.meta["fisopt.block"]) for call in group]),
+            str(group[0].call.target),
+            ranges([block.path for block in group]),
             str(len(group)),
             str(operators),
             f"{cost.total / 1e12:.3f}",

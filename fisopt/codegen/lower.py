@@ -8,7 +8,7 @@ from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_references
-from fisopt.codegen.lowering import LoweringPass, run_passes
+from fisopt.codegen.lowering import LoweringPass, check, run_passes, signature
 from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
@@ -30,6 +30,10 @@ def lower(program: Program) -> fx.GraphModule:
     Every video block becomes one call together with the gathers that only it reads and the
     fills that only it feeds; the code before, between and after the blocks becomes one call
     each.  Calls of equal structure share one callee.
+
+    Raises:
+        LoweringError: an operator has no implementation, or the result is not of the Program's
+            specification.
     """
     program = program.copy()
     graph = program.graph
@@ -41,6 +45,7 @@ def lower(program: Program) -> fx.GraphModule:
             run_passes(LOWERING, callee, program.graph_module)
             callee.recompile()
     module.recompile()
+    check(module, signature(program.graph), "stages")
     return module
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import fisopt.models
-from fisopt.errors import InputError, shown
+from fisopt.checked import checked
+from fisopt.errors import InputError, OptionError, shown
 from fisopt.models.family import Config, Family, Published
 from fisopt.spec import ModelSpec
 
@@ -39,6 +40,7 @@ def published() -> Mapping[str, Published]:
     )
 
 
+@checked
 def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
     """Return the family of a model, a model class, a family name or a published name.
 
@@ -71,6 +73,7 @@ def _inner(model: nn.Module) -> tuple[str, str] | None:
     return next(held, None)
 
 
+@checked
 def spec_of(model: nn.Module) -> ModelSpec:
     """Return where the blocks and tokens of a model of a known family are.
 
@@ -80,6 +83,7 @@ def spec_of(model: nn.Module) -> ModelSpec:
     return find_family(model).spec(_config_of(model))
 
 
+@checked
 def build(
     name: str,
     device: torch.device | str = "meta",
@@ -96,18 +100,28 @@ def build(
 
     Returns:
         The model in evaluation mode; its parameters need no gradients.
+
+    Raises:
+        InputError: The model is unknown.
+        OptionError: There is no such device or type, or the model's class refuses the config.
     """
     family, model = _find(name)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
     try:
+        torch.set_default_dtype(dtype)
         with torch.device(device):
             built = family.transformer(**{**model.config, **config})
+    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+        raise OptionError(
+            f"{name}: {family.transformer.__name__} cannot be built with {shown(config)} on "
+            f"{shown(device)} in {shown(dtype)}: {error}"
+        ) from error
     finally:
         torch.set_default_dtype(default)
     return built.eval().requires_grad_(False)
 
 
+@checked
 def example_inputs(
     model_or_name: nn.Module | str,
     height: int | None = None,

@@ -8,32 +8,30 @@ stream is interpolated in time for the skipped frames.  Exact: anchors against a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
 
 from fisopt.checked import choice, ints, is_int
 from fisopt.errors import OptionError, PreconditionError, VerifyError, shown
-from fisopt.rewrite.analysis import (
-    Attention,
-    attentions,
-    result_nodes,
-    results,
-    self_attentions,
-)
-from fisopt.rewrite.axes import Axes, axes_of, carries_frames
-from fisopt.rewrite.demand import analyse
+from fisopt.rewrite.analysis import attentions, self_attentions
+from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.edit import BlockEdit
+from fisopt.rewrite.frames import Frames, interpolation
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
-from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.relations.table import shape
-from fisopt.rewrite.residual import Stream, residual_stream
-from fisopt.rewrite.restrict import TABLES, Restrict, Restricted
+from fisopt.rewrite.residual import Stream
+from fisopt.rewrite.restrict import Restricted
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.subset import Subset
+
+__all__ = ["FrameInterleave", "anchor_frames", "interpolation"]
 
 KV = Literal["anchors", "all"]
 Scope = Literal["block", "attention"]
@@ -42,24 +40,6 @@ Scope = Literal["block", "attention"]
 def anchor_frames(frames: int, stride: int, residue: int) -> tuple[int, ...]:
     """Latent frames that a sparse block computes: every stride-th and the two boundaries."""
     return tuple(sorted({*range(residue, frames, stride), 0, frames - 1}))
-
-
-def interpolation(
-    anchors: Sequence[int], frames: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Linear interpolation in time between anchors.
-
-    Returns:
-        left, right [frames] int64: positions in ``anchors`` of the neighbours of each frame;
-        weight [frames] float32 of the right one, 0 exactly at the anchors.
-    """
-    known = torch.tensor(anchors)
-    time = torch.arange(frames)
-    left = torch.searchsorted(known, time, right=True) - 1
-    right = torch.clamp(left + 1, max=len(anchors) - 1)
-    span = (known[right] - known[left]).clamp(min=1)
-    weight = (time - known[left]) / span
-    return left, torch.where(weight == 0, left, right), weight.to(torch.float32)
 
 
 @dataclass(frozen=True)
@@ -170,13 +150,10 @@ class FrameInterleave(Pass):
             boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
             rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
-        original = program.at(program.inputs)
         every = program.blocks
-        selected = every[self.first_block : self.last_block]
-        interleaver = _Interleaver(self, rewriter, original)
-        for position, call in enumerate(selected):
-            anchors = anchor_frames(frames, self.stride, position % self.stride)
-            interleaver.block(every.index(call), call, anchors)
+        interleaver = _Interleaver(self, rewriter)
+        for position, block in enumerate(every[self.first_block : self.last_block]):
+            interleaver.block(block, anchor_frames(frames, self.stride, position % self.stride))
         counts = sorted({len(a) for a in interleaver.used})
         rewriter.note(
             f"{interleaver.sparse} of {len(every)} blocks sparse on "
@@ -186,230 +163,120 @@ class FrameInterleave(Pass):
 
 
 class _Interleaver:
-    """The state of one run: gathers shared by blocks of one residue, graphs by anchor count."""
+    """The state of one run: the figures of the report."""
 
-    def __init__(self, options: FrameInterleave, rewriter: Rewriter, original: Program) -> None:
-        self.options, self.rewriter, self.original = options, rewriter, original
-        self.gathers: dict[tuple[fx.Node, tuple[int, ...], tuple[int, ...]], fx.Node] = {}
-        self.restricted: dict[tuple[str, int], Restricted] = {}
-        self.unplaced: dict[tuple[str, int], list[str]] = {}
+    def __init__(self, options: FrameInterleave, rewriter: Rewriter) -> None:
+        self.options, self.rewriter = options, rewriter
         self.used: set[tuple[int, ...]] = set()
         self.sparse = 0
 
-    def block(self, index: int, call: fx.Node, anchors: tuple[int, ...]) -> None:
-        """Make one block call sparse."""
-        where = str(call.meta["fisopt.region"])
-        program = self.rewriter.program
-        if len(anchors) == program.layout.frames:
-            self.rewriter.note(f"{where}: every frame is an anchor, dense")
+    def block(self, block: Block, anchors: tuple[int, ...]) -> None:
+        """Make one block sparse."""
+        rewriter, frames = self.rewriter, self.rewriter.program.layout.frames
+        if len(anchors) == frames:
+            rewriter.note(f"{block.path}: every frame is an anchor, dense")
             return
-        body = program.callee(call)
-        outputs = results(body.graph)
-        streams = self._streams(call, outputs)
-        found = self_attentions(body.graph) if self.options.scope == "attention" else []
-        if reason := self._refusal(index, body, streams, found):
-            self.rewriter.skip(where, reason)
+        label = f"s{self.options.stride}_a{anchors[1]}_k{len(anchors)}"
+        part, streams = Frames(anchors, frames, label), self._streams(block)
+        if isinstance(parts := self._parts(block, part, streams), str):
+            rewriter.skip(block.path, parts)
             return
         try:
-            restricted = self._restrict(index, call, body, len(anchors), list(streams), found)
+            with rewriter.edit(block, name=f"k{len(anchors)}") as edit:
+                done = edit.compute(parts, self._cut(block), self.options.fill)
+                if edit.changed:
+                    self._fill(block, edit, part, streams)
         except VerifyError as error:
-            self.rewriter.skip(where, f"it cannot be cut to the anchor frames: {error}")
+            rewriter.skip(block.path, f"it cannot be cut to the anchor frames: {error}")
             return
-        if not restricted.tables and not restricted.narrowed:
+        if not edit.changed:
             reason = "every value in it is needed on every frame"
-            self.rewriter.skip(where, "; ".join([reason, *restricted.barriers]))
+            rewriter.skip(block.path, "; ".join([reason, *done.barriers]))
             return
-        for name in self._without_stream(streams) if self.options.scope == "block" else ():
-            self.rewriter.note(
-                f"{where}: result {name} has no residual stream among the block's arguments, so "
-                "it is interpolated itself"
-            )
-        for name in self.unplaced[str(call.target), len(anchors)]:
-            self.rewriter.note(
-                f"{where}: {name} reads the keys of every frame: where the frames are among them "
-                "is not known"
-            )
-        for barrier in restricted.barriers:
-            self.rewriter.note(f"{where}: computed on every frame, unknown operator: {barrier}")
-        self._rewrite(call, restricted, anchors, outputs, streams)
+        self._note(block, edit, part, streams, done)
         self.used.add(anchors)
         self.sparse += 1
 
-    def _refusal(
-        self,
-        index: int,
-        body: fx.GraphModule,
-        streams: dict[fx.Node, Stream | None],
-        found: list[Attention],
-    ) -> str | None:
-        if structure(body.graph) != structure(
-            self.original.callee(self.original.blocks[index]).graph
-        ):
+    def _parts(
+        self, block: Block, part: Frames, streams: dict[fx.Node, Stream | None]
+    ) -> dict[fx.Node, Subset] | str:
+        """What is computed on the anchors: the results or their attention, or why nothing is."""
+        if not self.rewriter.untouched(block):
             return "another pass has edited this block; put FrameInterleave first"
-        if self.options.scope == "attention":
-            return None if found else "no self-attention was found in it"
-        return None if streams else "no result carries frames"
+        if self.options.scope == "block":
+            return dict.fromkeys(streams, part) if streams else "no result carries frames"
+        found = self_attentions(block.body.graph)
+        return {a.result: part for a in found} or "no self-attention was found in it"
 
-    def _streams(self, call: fx.Node, outputs: list[fx.Node]) -> dict[fx.Node, Stream | None]:
+    def _cut(self, block: Block) -> Iterable[fx.Node]:
+        """The operators that see the anchors as if there were no other frames."""
+        graph = block.body.graph
+        if self.options.kv == "all":
+            return ()
+        if self.options.scope == "block":
+            return graph.nodes
+        return {n for a in self_attentions(graph) for n in a.members}
+
+    def _streams(self, block: Block) -> dict[fx.Node, Stream | None]:
         """The residual stream of every result that is filled.
 
         What the model writes into an input or a buffer, such as the keys of a cache, is read again
         at later calls, so it is computed on every frame unless it is a stream.
         """
-        body, written = self.rewriter.program.callee(call), self.rewriter.program.written
-        found: dict[fx.Node, Stream | None] = {}
-        for output, result in zip(outputs, result_nodes(call, len(outputs)), strict=True):
-            if carries_frames(output):
-                stream = residual_stream(body.graph, output)
-                if stream is not None or result not in written:
-                    found[output] = stream
-        return found
+        written = self.rewriter.program.written
+        return {
+            result: stream
+            for result, stream in block.streams.items()
+            if stream is not None or block.returned(result) not in written
+        }
 
-    def _without_stream(self, streams: dict[fx.Node, Stream | None]) -> list[str]:
-        """The results that are interpolated themselves though the fill wants their update."""
-        if self.options.fill == "state":
-            return []
-        return [n.name for n, stream in streams.items() if stream is None]
-
-    def _restrict(
-        self,
-        index: int,
-        call: fx.Node,
-        body: fx.GraphModule,
-        count: int,
-        framed: list[fx.Node],
-        found: list[Attention],
-    ) -> Restricted:
-        key = (str(call.target), count)
-        if key not in self.restricted:
-            program, options = self.rewriter.program, self.options
-            short_program = program.resized(count)
-            short = short_program.callee(short_program.blocks[index])
-            anchors_only = options.kv == "anchors"
-            if options.scope == "block":
-                demand = analyse(body.graph, framed, lambda _: anchors_only)
-                exits: list[fx.Node] = []
-            else:
-                exits = [a.result for a in found]
-                cut = {n for a in found for n in a.members} if anchors_only else set()
-                demand = analyse(body.graph, (), cut.__contains__, exits)
-            frames = program.layout.frames
-            self.unplaced[key] = _unplaced(body.graph, short.graph) if anchors_only else []
-            self.restricted[key] = Restrict(
-                body, short, demand, count, frames, exits, options.fill
-            ).run()
-        return self.restricted[key]
-
-    def _rewrite(
-        self,
-        call: fx.Node,
-        restricted: Restricted,
-        anchors: tuple[int, ...],
-        outputs: list[fx.Node],
-        streams: dict[fx.Node, Stream | None],
+    def _fill(
+        self, block: Block, edit: BlockEdit, part: Frames, streams: dict[fx.Node, Stream | None]
     ) -> None:
-        rewriter = self.rewriter
-        body = rewriter.program.callee(call)
-        arguments = dict(
-            zip((n for n in body.graph.nodes if n.op == "placeholder"), call.args, strict=True)
-        )
-        tables = self._tables(anchors, call)
-        old = result_nodes(call, len(outputs))
-        with rewriter.before(call):
-            args: list[fx.Node] = [n for n in call.args if isinstance(n, fx.Node)]
-            for position, dims in restricted.narrowed.items():
-                args[position] = self._gather(args[position], dims, anchors, tables["anchors"])
-            pieces = rewriter.call_block(
-                restricted.graph_module,
-                [*args, *(tables[name] for name in restricted.tables)],
-                like=call,
-                name=f"{call.target}_k{len(anchors)}",
-                axes=[
-                    _narrow(n, len(anchors)) if i in restricted.sparse_outputs else axes_of(n)
-                    for i, n in enumerate(outputs)
-                ],
-            )
-            for i, (output, piece) in enumerate(zip(outputs, pieces, strict=True)):
-                if i in restricted.sparse_outputs:
-                    stream = streams[output]
-                    full = self._before(stream, arguments) if stream is not None else None
-                    piece = self._fill(output, full, piece, tables)
-                if (result := old[i]) is not None:
-                    rewriter.replace_uses(result, piece)
+        """Make the results whole that the block returns on the anchors."""
+        pieces = dict(zip(block.results, edit.place(), strict=False))
+        for result, piece in pieces.items():
+            if piece.meta["val"].shape == result.meta["val"].shape:
+                continue
+            stream = streams[result]
+            full = self._before(block, stream) if stream is not None else None
+            fill = self.options.fill if full is not None else "state"
+            whole = part.spread(self.rewriter, piece, axes_of(result), full, fill)
+            edit.give(result, whole)
 
-    def _before(self, stream: Stream, arguments: dict[fx.Node, fx.Node]) -> fx.Node:
+    def _before(self, block: Block, stream: Stream) -> fx.Node:
         """What a result is the update of, on every frame."""
-        node, *others = (arguments[n] for n in stream.arguments)
+        node, *others = (block.passed(n) for n in stream.arguments)
         for other in others:
             node = self.rewriter.call(torch.ops.aten.add.Tensor, node, other)
         for view in stream.views:
-            args = (node, *view.args[1:])
-            node = self.rewriter.call(view.target, *args, **view.kwargs)
+            options: dict[str, Any] = dict(view.kwargs)
+            node = self.rewriter.call(view.target, node, *view.args[1:], **options)
         return node
 
-    def _tables(self, anchors: tuple[int, ...], call: fx.Node) -> dict[str, fx.Node]:
-        frames = self.rewriter.program.layout.frames
-        values = (torch.tensor(anchors), *interpolation(anchors, frames))
-        device = next(
-            v.device for n in call.all_input_nodes if isinstance(v := n.meta["val"], torch.Tensor)
-        )
-        stem = f"s{self.options.stride}_a{anchors[1]}_k{len(anchors)}"
-        return {
-            name: self.rewriter.buffer(f"{name}_{stem}", value.to(device))
-            for name, value in zip(TABLES, values, strict=True)
-        }
-
-    def _gather(
-        self, node: fx.Node, dims: tuple[int, ...], anchors: tuple[int, ...], index: fx.Node
-    ) -> fx.Node:
-        key = (node, dims, anchors)
-        if key not in self.gathers:
-            for d in dims:
-                axis = axes_of(node)[d]
-                assert axis is not None
-                node = self.rewriter.call(
-                    torch.ops.fisopt.gather_frames.default,
-                    node,
-                    d,
-                    index,
-                    axis.outer,
-                    axis.inner,
-                    axis.before,
-                    axis.after,
+    def _note(
+        self,
+        block: Block,
+        edit: BlockEdit,
+        part: Frames,
+        streams: dict[fx.Node, Stream | None],
+        done: Restricted,
+    ) -> None:
+        """Report what is approximated in another way than is said, and what is not sparse."""
+        note, options = self.rewriter.note, self.options
+        if options.scope == "block" and options.fill != "state":
+            for name in (n.name for n, stream in streams.items() if stream is None):
+                note(
+                    f"{block.path}: result {name} has no residual stream among the block's "
+                    "arguments, so it is interpolated itself"
                 )
-            self.gathers[key] = node
-        return self.gathers[key]
-
-    def _fill(
-        self, output: fx.Node, full: fx.Node | None, piece: fx.Node, tables: dict[str, fx.Node]
-    ) -> fx.Node:
-        fill: Fill = self.options.fill if full is not None else "state"
-        for d, axis in enumerate(axes_of(output)):
-            if axis is not None:
-                piece = self.rewriter.call(
-                    torch.ops.fisopt.fill_frames.default,
-                    None if fill == "state" else full,
-                    piece,
-                    d,
-                    *(tables[name] for name in TABLES),
-                    axis.outer,
-                    axis.inner,
-                    axis.before,
-                    axis.after,
-                    fill,
+        for attention in attentions(block.body.graph) if options.kv == "anchors" else ():
+            value = attention.value
+            short = edit.sizes(part, value)
+            if short[-2] != shape(value)[-2] and axes_of(value)[-2] is None:
+                note(
+                    f"{block.path}: {attention.result.name} reads the keys of every frame: where "
+                    "the frames are among them is not known"
                 )
-        return piece
-
-
-def _unplaced(graph: fx.Graph, short: fx.Graph) -> list[str]:
-    """The attentions whose values grow with the frames, but hold them in places not known."""
-    twin = dict(zip(graph.nodes, short.nodes, strict=True))
-    return [
-        a.result.name
-        for a in attentions(graph)
-        if shape(a.value)[-2] != shape(twin[a.value])[-2] and axes_of(a.value)[-2] is None
-    ]
-
-
-def _narrow(node: fx.Node, count: int) -> Axes:
-    return tuple(axis.at(count) if axis is not None else None for axis in axes_of(node))
+        for barrier in done.barriers:
+            note(f"{block.path}: computed on every frame, unknown operator: {barrier}")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisopt.checked import Checked, is_int
+from fisopt.checked import Checked, count, is_int
 from fisopt.errors import OptionError, OptionTypeError, shown
 
 
@@ -72,7 +72,7 @@ class TileMask(FrameMask):
 
     def table(self, frames: int) -> Tensor:
         """See `FrameMask.table`."""
-        if self.k > frames:
+        if self.k > count("TileMask: frames", frames):
             raise OptionError(
                 f"TileMask: k={self.k} is more than the {frames} frames; use 1 to {frames}"
             )
@@ -190,7 +190,7 @@ def frame_mask(value: object) -> FrameMask:
 
 
 def _distance(frames: int) -> Tensor:
-    time = torch.arange(frames)
+    time = torch.arange(count("frames of a mask", frames))
     return (time - time[:, None]).abs()
 
 

@@ -11,14 +11,10 @@ from torch import fx
 
 from fisopt.passes.reduced_side import Side, grid_of
 from fisopt.passes.schedule import Feature
-from fisopt.rewrite.analysis import (
-    Attention,
-    attentions,
-    result_nodes,
-    results,
-    self_attentions,
-)
-from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.analysis import Attention, attentions, self_attentions
+from fisopt.rewrite.axes import carries_frames
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.operands import Operands, of_one_sequence, operands_of
 from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
 from fisopt.rewrite.rewriter import Rewriter
@@ -50,31 +46,18 @@ class Matching:
     draw: int = 0
 
 
-@dataclass(frozen=True)
-class _Reduced:
-    """A block's new graph, the constants and state it takes and what it returns beside its own."""
-
-    graph_module: fx.GraphModule
-    constants: tuple[tuple[int, Side], ...]
-    loads: tuple[tuple[str, tuple[int, ...]], ...]
-    stores: tuple[str, ...]
-    gauges: tuple[str, ...]
-
-
 class Reducer:
-    """The state of one run: new graphs by old graph and what stays."""
+    """The state of one run: what was reduced, and to which sizes."""
 
     def __init__(self, options: Matching, rewriter: Rewriter) -> None:
         self.options, self.rewriter = options, rewriter
-        self.made: dict[tuple[object, ...], _Reduced] = {}
         self.shapes: set[tuple[int, int]] = set()
         self.reduced = 0
 
-    def block(self, index: int, call: fx.Node, ratios: dict[Feature, float]) -> None:
+    def block(self, block: Block, ratios: dict[Feature, float]) -> None:
         """Reduce the attentions of one block."""
-        where = str(call.meta["fisopt.region"])
-        body = self.rewriter.program.callee(call)
-        found = self._found(body.graph)
+        where = block.path
+        found = self._found(block.body.graph)
         if not found:
             self.rewriter.skip(where, "no self-attention was found in it")
             return
@@ -92,11 +75,9 @@ class Reducer:
         if not any(sides for *_, sides in planned):
             self.rewriter.note(f"{where}: the ratios leave every token, dense")
             return
-        plans = tuple(tuple(s.plan for s in sides.values()) for *_, sides in planned)
-        key = (str(call.target), plans)
-        if key not in self.made:
-            self.made[key] = self._rewrite(body, planned)
-        self._replace(index, call, self.made[key])
+        with self.rewriter.edit(block, name="r") as edit:
+            for number, each in enumerate(planned):
+                self._rewrite(edit, number, *each)
         self.reduced += 1
         for _, operands, sides in planned:
             lengths = [
@@ -140,138 +121,88 @@ class Reducer:
 
     def _rewrite(
         self,
-        body: fx.GraphModule,
-        planned: list[tuple[Attention, Operands, dict[Feature, Side]]],
-    ) -> _Reduced:
-        """Write the block's graph with shorter attentions."""
-        inner = self.rewriter.inside(body)
-        twin = dict(zip(body.graph.nodes, inner.graph.nodes, strict=True))
-        writer = _Writer(self.options, inner)
-        for number, (attention, operands, sides) in enumerate(planned):
-            result = twin[attention.result]
-            with inner.before(result):
-                index = {
-                    f: writer.index(number, side, twin[side.node]) for f, side in sides.items()
-                }
-                if self.options.state == "measure":
-                    continue
-                new = shorten(
-                    inner, _mapped(operands, twin), index.get("query"), index.get("value")
-                )
-                if (side := sides.get("query")) is not None:
-                    place = (new.meta["val"].ndim - 2, side.frames, side.before, side.after)
-                    new = inner.call(_RESTORE, new, writer.origins[number], *place)
-                inner.replace_uses(result, new)
-        for _, node in (*writer.stores, *writer.gauges):
-            inner.also_return(node)
-        inner.erase_dead()
-        inner.program.graph_module.recompile()
-        return _Reduced(
-            inner.program.graph_module,
-            tuple(writer.constants),
-            tuple(writer.loads),
-            tuple(name for name, _ in writer.stores),
-            tuple(name for name, _ in writer.gauges),
-        )
-
-    def _replace(self, index: int, call: fx.Node, made: _Reduced) -> None:
-        """Call the new graph in the place of the old one."""
-        rewriter, where = self.rewriter, call.meta["fisopt.region"]
-        outputs = results(rewriter.program.callee(call).graph)
-        old = result_nodes(call, len(outputs))
-        device = next(iter(outputs)).meta["val"].device
-        extra = [
-            rewriter.load(f"{where}/{name}", shape, torch.int32, device)
-            for name, shape in made.loads
-        ]
-        extra += [self._chosen(index, number, side, device) for number, side in made.constants]
-        with rewriter.before(call):
-            own = [n for n in call.args if isinstance(n, fx.Node)]
-            pieces = rewriter.call_block(
-                made.graph_module,
-                [*own, *extra],
-                like=call,
-                name=f"{call.target}_r",
-                axes=[*map(axes_of, outputs), *[()] * (len(made.stores) + len(made.gauges))],
-            )
-            for node, piece in zip(old, pieces, strict=False):
-                if node is not None:
-                    rewriter.replace_uses(node, piece)
-        rest = iter(pieces[len(outputs) :])
-        for name in made.stores:
-            rewriter.store(f"{where}/{name}", next(rest))
-        for name in made.gauges:
-            rewriter.measure(f"{where}/{name}", next(rest))
-
-    def _chosen(self, index: int, number: int, side: Side, device: torch.device) -> fx.Node:
-        """The destinations of one attention's queries or values: a constant of the Program."""
-        draw = (self.options.draw,) if self.options.draw else ()
-        key = (self.options.seed, index, number, side.feature, *draw)
-        chosen = destinations(side.grid, side.stride, *key)
-        name = f"destinations_block{index}_attention{number}_{side.feature}"
-        return self.rewriter.buffer(name, chosen.to(device))
+        edit: BlockEdit,
+        number: int,
+        attention: Attention,
+        operands: Operands,
+        sides: dict[Feature, Side],
+    ) -> None:
+        """Write one attention of the block on shorter sequences."""
+        result = edit.twin(attention.result)
+        with edit.before(result):
+            found = {f: _Match(self.options, edit, number, side) for f, side in sides.items()}
+            if self.options.state == "measure":
+                return
+            index = {f: match.index for f, match in found.items()}
+            mapped = _mapped(operands, edit)
+            new = shorten(edit, mapped, index.get("query"), index.get("value"))
+            if (side := sides.get("query")) is not None:
+                place = (new.meta["val"].ndim - 2, side.frames, side.before, side.after)
+                new = edit.call(_RESTORE, new, found["query"].origin, *place)
+            edit.replace_uses(result, new)
 
 
-def _mapped(operands: Operands, twin: dict[fx.Node, fx.Node]) -> Operands:
+def _mapped(operands: Operands, edit: BlockEdit) -> Operands:
     """The operands of an attention in the copy of its graph."""
-    query, key, value = (twin[n] for n in (operands.query, operands.key, operands.value))
-    return Operands(query, key, value, operands.key_dim, tuple(twin[n] for n in operands.path))
+    query, key, value = (edit.twin(n) for n in (operands.query, operands.key, operands.value))
+    return Operands(query, key, value, operands.key_dim, tuple(map(edit.twin, operands.path)))
 
 
-def _held(number: int, side: Side) -> str:
-    """The name by which a match is kept for later steps: its indices are of one grid."""
-    return f"attention{number}.{side.feature}.{'x'.join(map(str, side.grid))}"
+class _Match:
+    """What stays of one sequence, and what stands for the rest: found here, or at an earlier step.
 
+    Attributes:
+        index: for `shorten`.
+        origin: what stands for each entry; None where nothing asks for it.
+    """
 
-class _Writer:
-    """Writes the indices of one block's new graph and collects what crosses its border."""
+    def __init__(self, options: Matching, edit: BlockEdit, number: int, side: Side) -> None:
+        self.options, self.edit, self.number, self.side = options, edit, number, side
+        self.node = edit.twin(side.node)
+        loaded = options.state == "load"
+        kept, self.origin = self._loaded() if loaded else self._matched()
+        self.index = Index(kept, self.origin if options.mode == "mean" else None)
 
-    def __init__(self, options: Matching, inner: Rewriter) -> None:
-        self.options, self.inner = options, inner
-        self.origins: dict[int, fx.Node] = {}
-        self.constants: list[tuple[int, Side]] = []
-        self.loads: list[tuple[str, tuple[int, ...]]] = []
-        self.stores: list[tuple[str, fx.Node]] = []
-        self.gauges: list[tuple[str, fx.Node]] = []
+    @property
+    def _name(self) -> str:
+        return f"attention{self.number}.{self.side.feature}"
 
-    def index(self, number: int, side: Side, node: fx.Node) -> Index:
-        """What stays of a sequence: matched here, or taken from an earlier step."""
-        loaded = self.options.state == "load"
-        kept, origin = (self._loaded if loaded else self._matched)(number, side, node)
-        if side.feature == "query" and origin is not None:
-            self.origins[number] = origin
-        return Index(kept, origin if self.options.mode == "mean" else None)
+    @property
+    def _held(self) -> str:
+        """The name by which a match is kept for later steps: its indices are of one grid."""
+        return f"{self._name}.{'x'.join(map(str, self.side.grid))}"
 
-    def _has_origin(self, side: Side) -> bool:
-        return side.feature == "query" or self.options.mode == "mean"
+    @property
+    def _has_origin(self) -> bool:
+        return self.side.feature == "query" or self.options.mode == "mean"
 
-    def _matched(self, number: int, side: Side, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-        call, name = self.inner.call, f"attention{number}.{side.feature}"
-        count = destination_count(side.grid, side.stride)
-        device = node.meta["val"].device
-        given = self.inner.argument(
-            f"destinations_{number}_{side.feature}", (count,), torch.int64, device
-        )
-        self.constants.append((number, side))
-        match = call(_MATCH, node, given, side.keep, side.before, side.after)
-        kept, origin, profile = (call(operator.getitem, match, i) for i in range(3))
+    def _matched(self) -> tuple[fx.Node, fx.Node | None]:
+        edit, side = self.edit, self.side
+        match = edit.call(_MATCH, self.node, self._chosen(), side.keep, side.before, side.after)
+        kept, origin, profile = (edit.call(operator.getitem, match, i) for i in range(3))
         if self.options.state == "store":
-            self.stores.append((f"{_held(number, side)}.kept", kept))
-            if self._has_origin(side):
-                self.stores.append((f"{_held(number, side)}.origin", origin))
-        self.gauges.append((f"{name}.profile", profile))
+            edit.store(f"{self._held}.kept", kept)
+            if self._has_origin:
+                edit.store(f"{self._held}.origin", origin)
+        edit.measure(f"{self._name}.profile", profile)
         return kept, origin
 
-    def _loaded(self, number: int, side: Side, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-        value, name = node.meta["val"], _held(number, side)
+    def _chosen(self) -> fx.Node:
+        """The destinations: a constant of the Program."""
+        options, side, block = self.options, self.side, self.edit.block.index
+        draw = (options.draw,) if options.draw else ()
+        key = (options.seed, block, self.number, side.feature, *draw)
+        chosen = destinations(side.grid, side.stride, *key).to(self.node.meta["val"].device)
+        name = f"destinations_block{block}_attention{self.number}_{side.feature}"
+        return self.edit.buffer(name, chosen, f"destinations_{self.number}_{side.feature}")
+
+    def _loaded(self) -> tuple[fx.Node, fx.Node | None]:
+        value, side = self.node.meta["val"], self.side
         lead = tuple(value.shape[:-2])
-        taken = {"kept": (*lead, side.length), "origin": (*lead, int(value.shape[-2]))}
-        if not self._has_origin(side):
-            del taken["origin"]
-        nodes = {}
-        for what, shape in taken.items():
-            self.loads.append((f"{name}.{what}", shape))
-            nodes[what] = self.inner.argument(
-                f"{what}_{number}_{side.feature}", shape, torch.int32, value.device
-            )
-        return nodes["kept"], nodes.get("origin")
+
+        def load(what: str, length: int) -> fx.Node:
+            name, sizes = f"{self._held}.{what}", (*lead, length)
+            return self.edit.load(name, sizes, torch.int32, value.device)
+
+        kept = load("kept", side.length)
+        return kept, load("origin", int(value.shape[-2])) if self._has_origin else None

@@ -36,11 +36,6 @@ class Side:
     keep: int
 
     @property
-    def plan(self) -> tuple[object, ...]:
-        """What a block's new graph depends on."""
-        return (self.feature, self.grid, self.stride, self.keep)
-
-    @property
     def length(self) -> int:
         """Entries that stay, text included."""
         return self.before + destination_count(self.grid, self.stride) + self.keep + self.after

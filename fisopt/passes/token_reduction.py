@@ -97,10 +97,10 @@ class Reduction(Pass):
             return
         how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
         reducer, every = Reducer(how, rewriter), rewriter.program.blocks
-        for index, call in enumerate(every):
-            ratios = {f: _of_block(getattr(self, f), index) for f in FEATURES}
+        for block in every:
+            ratios = {f: _of_block(getattr(self, f), block.index) for f in FEATURES}
             if any(ratios.values()) or self.state == "measure":
-                reducer.block(index, call, ratios)
+                reducer.block(block, ratios)
         shapes = ", ".join(f"{q}x{k}" for q, k in sorted(reducer.shapes))
         if self.state == "measure":
             rewriter.note(f"{reducer.reduced} of {len(every)} blocks measured, attention is dense")

@@ -1,8 +1,9 @@
-"""What a block is made of, found from structure: dependences, residuals, attentions, repeats."""
+"""What a block is made of, found from structure: dependences, residuals, attentions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import networkx as nx
 import torch
@@ -10,8 +11,6 @@ from torch import fx
 
 from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.ops.operator import declared, restored
-from fisopt.rewrite.outline import structure
-from fisopt.rewrite.program import Program
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.reshape import of_dims
 from fisopt.rewrite.relations.table import operand_of, shape
@@ -24,6 +23,7 @@ _FUSED = aten.scaled_dot_product_attention.default
 _WITH_BIAS = {aten.baddbmm.default, aten.addmm.default}
 PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default, *_WITH_BIAS}
 SOFTMAXES = {aten.softmax.int, aten._softmax.default}
+BranchKind = Literal["self_attention", "cross_attention", "feed_forward"]
 
 
 def dependences(graph: fx.Graph) -> nx.DiGraph:
@@ -44,11 +44,21 @@ def residual_source(graph: fx.Graph, output: fx.Node) -> fx.Node | None:
 
 @dataclass(frozen=True)
 class Branch:
-    """A residual branch: what runs between the residual stream and the addition back to it."""
+    """A residual branch: what runs between the residual stream and the addition back to it.
+
+    Attributes:
+        stream: the value of the stream that it reads.
+        add: the addition that closes it.
+        update: what is added to the stream.
+        nodes: the operators between the two, ``update`` among them.
+        kind: by what it attends to: the video itself, something else such as text, or nothing.
+    """
 
     stream: fx.Node
     add: fx.Node
+    update: fx.Node
     nodes: frozenset[fx.Node]
+    kind: BranchKind
 
 
 def residual_branches(graph: fx.Graph) -> list[Branch]:
@@ -72,6 +82,14 @@ def residual_branches(graph: fx.Graph) -> list[Branch]:
             b = dominators[b]
         return b is a
 
+    itself = {a.result for a in self_attentions(graph)}
+    attended = {a.result for a in attentions(graph)}
+
+    def kind(nodes: set[fx.Node]) -> BranchKind:
+        if not nodes & attended:
+            return "feed_forward"
+        return "self_attention" if nodes & itself else "cross_attention"
+
     branches = []
     for node in graph.nodes:
         if node.target not in ADDS or not carries_frames(node):
@@ -82,7 +100,7 @@ def residual_branches(graph: fx.Graph) -> list[Branch]:
         for stream, last in (pair, pair[::-1]):
             if stream is not last and dominates(stream, last):
                 between = (nx.ancestors(framed, last) | {last}) & nx.descendants(framed, stream)
-                branches.append(Branch(stream, node, frozenset(between)))
+                branches.append(Branch(stream, node, last, frozenset(between), kind(between)))
     return branches
 
 
@@ -223,11 +241,3 @@ def result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:
         return [call]
     by_index = {user.args[1]: user for user in call.users}
     return [by_index.get(i) for i in range(count)]
-
-
-def repeated_blocks(program: Program) -> list[list[fx.Node]]:
-    """Group the video blocks by structure: blocks of one group are one graph, other weights."""
-    groups: dict[object, list[fx.Node]] = {}
-    for call in program.blocks:
-        groups.setdefault(structure(program.callee(call).graph), []).append(call)
-    return list(groups.values())

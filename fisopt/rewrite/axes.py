@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
+from fisopt.errors import OptionTypeError, shown
+
 KEY = "fisopt.axes"
 
 
@@ -80,8 +82,15 @@ Axes = tuple[FrameAxis | None, ...]
 
 
 def axes_of(node: fx.Node) -> Axes:
-    """Return the frame axis of every dimension of a node's value (None: carries no frames)."""
-    axes: Axes = node.meta.get(KEY, ())
+    """Return the frame axis of every dimension of a node's value (None: carries no frames).
+
+    Raises:
+        OptionTypeError: it is no node.
+    """
+    try:
+        axes: Axes = node.meta.get(KEY, ())
+    except AttributeError:
+        raise OptionTypeError(f"axes_of: got {shown(node)}, wanted a node of a Program") from None
     return axes
 
 

@@ -16,7 +16,8 @@ from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.fixed_grid import FixedGrid
 from fisopt.rewrite.follow import Followed, Search, said
 from fisopt.rewrite.inputs import Inputs, bind_example, check_example
-from fisopt.rewrite.program import BOUNDARIES, Program, Source, build, layout_of
+from fisopt.rewrite.origin import Source
+from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
 from fisopt.rewrite.readiness import has_hooks, unhooked
 from fisopt.rewrite.runs import check_runs
 from fisopt.rewrite.template import Template, matches
@@ -151,11 +152,12 @@ def _check_video(program: Program, spec: ModelSpec) -> None:
     if not program.blocks:
         raise CaptureError(f"no operator ran inside the blocks {list(spec.blocks)}")
     followed = program.source.followed.step > 0 and layout.frames > BOUNDARIES
-    for call in program.blocks if followed else []:
+    for block in program.blocks if followed else []:
+        call = block.call
         axes = [a for n in (call, *call.users) for a in axes_of(n) if a is not None]
         if not axes:
             raise CaptureError(
-                f"block {call.meta['fisopt.block']} returns nothing that carries the frames of "
+                f"block {block.path} returns nothing that carries the frames of "
                 f"the grid {layout}; its inputs are "
                 f"{[_text(n) for n in call.all_input_nodes if n.op != 'get_attr']}: "
                 "check the grid, and name video blocks only"
@@ -167,8 +169,8 @@ def _check_tokens_per_frame(program: Program) -> None:
     """Refuse a grid with more tokens a frame than there are, such as one of latents, not tokens."""
     found = [
         math.prod(node.meta["val"].shape[:dim]) * axis.inner  # rows may be folded into the batch
-        for call in program.blocks
-        for node in (call, *call.users)
+        for block in program.blocks
+        for node in (block.call, *block.call.users)
         for dim, axis in enumerate(axes_of(node))
         if axis is not None and axis.inner > 1  # 1: frames have a dimension of their own
     ]

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import torch
 from torch import fx
 
+from fisopt.checked import checked
 from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
 from fisopt.rewrite.ops.operator import CostClass, declared
 from fisopt.rewrite.program import Program, check_program
@@ -59,6 +60,7 @@ class Cost:
         self.bytes += other.bytes
 
 
+@checked
 def program_cost(program: Program) -> Cost:
     """Cost of one forward call of a Program."""
     check_program(program)
@@ -99,6 +101,7 @@ def graph_cost(graph: fx.Graph) -> Cost:
     return cost
 
 
+@checked
 def predicted_ratio(dense: Program, optimised: Program) -> float:
     """FLOPs of the dense Program over those of the optimised one: the speed-up to expect."""
     return program_cost(dense).total / program_cost(optimised).total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,9 +90,10 @@ class Search:
 
     def _said_dims(self, step: int) -> FrameDims:
         """What grows when the spec itself resizes the inputs."""
-        other = at_frames(self.spec, self.inputs, {}, self.grid, self.grid.frames + step)
+        grid = replace(self.grid, frames=self.grid.frames + step)
+        made = at_grid(self.spec, self.inputs, {}, self.grid, grid)
         dims: FrameDims = {}
-        for i, (leaf, more) in enumerate(zip(self.inputs.leaves, other.leaves, strict=True)):
+        for i, (leaf, more) in enumerate(zip(self.inputs.leaves, made.leaves, strict=True)):
             sizes, longer = (
                 (x.shape if isinstance(x, torch.Tensor) else (x,)) for x in (leaf, more)
             )
@@ -112,7 +113,8 @@ class Search:
         """Why an assignment cannot be the right one; None if it can."""
         frames = self.grid.frames + step
         try:
-            inputs = at_frames(self.spec, self.inputs, dims, self.grid, frames)
+            longer = replace(self.grid, frames=frames)
+            inputs = at_grid(self.spec, self.inputs, dims, self.grid, longer)
             after = self.trial(inputs)
         except Exception as error:
             return error
@@ -182,19 +184,24 @@ class Search:
         return f"{text}: check the grid"
 
 
-def at_frames(
-    spec: ModelSpec, inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int
+def at_grid(
+    spec: ModelSpec, inputs: Inputs, dims: FrameDims, grid: TokenLayout, other: TokenLayout
 ) -> Inputs:
-    """Inputs for another number of latent frames: as the spec says, or by what grows."""
+    """Inputs for another token grid: as the spec says, or by what grows."""
     if spec.resized is None:
-        return resize(inputs, dims, grid, frames)
-    other = Inputs.of(spec.resized(inputs.kwargs(), frames))
-    if other.structure != inputs.structure:
+        return resize(inputs, dims, grid, other)
+    if (other.height, other.width) != (grid.height, grid.width):
         raise CaptureError(
-            f"ModelSpec.resized returned {list(other.names)}, wanted the arguments that it was "
+            f"ModelSpec.resized makes inputs for more frames of {grid.height}x{grid.width} tokens, "
+            f"so the model cannot be made for {other}"
+        )
+    made = Inputs.of(spec.resized(inputs.kwargs(), other.frames))
+    if made.structure != inputs.structure:
+        raise CaptureError(
+            f"ModelSpec.resized returned {list(made.names)}, wanted the arguments that it was "
             f"given: {list(inputs.names)}"
         )
-    return other
+    return made
 
 
 def shapes_of(inputs: Inputs) -> Mapping[str, Any]:

@@ -41,6 +41,11 @@ class Growth:
         """Entries that a frame adds on a token grid."""
         return self.per_frame * (grid.tokens_per_frame if self.tokens else 1)
 
+    def more(self, grid: TokenLayout, other: TokenLayout) -> int:
+        """Entries that another token grid has more."""
+        added = other.tokens - grid.tokens if self.tokens else other.frames - grid.frames
+        return self.per_frame * added
+
 
 FrameDims = dict[int, tuple[Growth, ...]]
 """Leaf index -> the dimensions of the leaf that grow with frames."""
@@ -54,17 +59,21 @@ def size_of(leaf: torch.Tensor | int, growth: Growth) -> int:
     return leaf.shape[growth.dim] if isinstance(leaf, torch.Tensor) else leaf
 
 
-def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, frames: int) -> Inputs:
-    """Return inputs of the same form for another number of frames; values are zeros."""
-    leaves, more = list(inputs.leaves), frames - grid.frames
+def resize(inputs: Inputs, dims: FrameDims, grid: TokenLayout, other: TokenLayout) -> Inputs:
+    """Return inputs of the same form for another token grid; values are zeros."""
+    leaves = list(inputs.leaves)
     for i, growths in dims.items():
         leaf = leaves[i]
         if not isinstance(leaf, torch.Tensor):
-            leaves[i] = leaf + more * growths[0].step(grid)
+            leaves[i] = leaf + growths[0].more(grid, other)
             continue
         sizes = list(leaf.shape)
         for growth in growths:
-            sizes[growth.dim] = max(sizes[growth.dim] + more * growth.step(grid), 0)
+            sizes[growth.dim] = max(sizes[growth.dim] + growth.more(grid, other), 0)
+            if growth.plane is not None:
+                by = (other.height - grid.height, other.width - grid.width)
+                for d, rows in zip(growth.plane, by, strict=True):
+                    sizes[d] += growth.scale * rows
         leaves[i] = leaf.new_zeros(sizes)
     return inputs.replaced(leaves)
 

@@ -21,9 +21,9 @@ from fisopt.rewrite.analysis import (
     made_of,
 )
 from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.rewrite.editor import BY
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.table import argument, operand_of, shape
-from fisopt.rewrite.rewriter import BY
 from fisopt.rewrite.views import COPIES, PLACES
 
 aten = torch.ops.aten

@@ -14,6 +14,9 @@ from torch import fx, nn
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import axes_of
 
+REGION = "fisopt.region"
+"""Where a call says what was outlined into its callee."""
+
 
 @dataclass
 class Region:
@@ -142,7 +145,7 @@ def outline(
         call = graph.create_node(
             "call_module", callees[key], tuple(env[n] for n in item.inputs), name=_safe(item.name)
         )
-        call.meta["fisopt.region"] = item.name
+        call.meta[REGION] = item.name
         calls[item.name] = call
         if len(item.outputs) == 1:
             env[item.outputs[0]] = call

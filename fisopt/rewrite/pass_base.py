@@ -141,11 +141,10 @@ class Pass(metaclass=Checked):
         return result
 
     def _refuse_dropout(self, program: Program) -> None:
-        callees = {str(c.target): (c, program.callee(c).graph) for c in program.blocks}
-        for call, graph in [(None, program.graph), *callees.values()]:
+        graphs = {program.graph: "the model", **{b.body.graph: b.path for b in program.blocks}}
+        for graph, where in graphs.items():
             if (found := active_dropout(graph)) is not None:
                 node, probability = found
-                where = call.meta["fisopt.region"] if call is not None else "the model"
                 what = "its attention" if "attention" in str(node.target) else str(node.target)
                 raise PreconditionError(
                     f"{what} has dropout ({probability}), so every run draws other numbers and "

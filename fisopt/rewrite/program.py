@@ -2,95 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import fx
 from torch.utils import _pytree as pytree
 
 from fisopt.concurrency import running, tracing
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
-from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.follow import Followed, at_frames
-from fisopt.rewrite.frame_dims import FrameDims, fits
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.frame_dims import FrameDims
 from fisopt.rewrite.inputs import Inputs, bind_example
-from fisopt.rewrite.outline import copied, find_regions, outline
+from fisopt.rewrite.origin import Source
+from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
-from fisopt.rewrite.template import BLOCK, Template
+from fisopt.rewrite.template import BLOCK
 from fisopt.rewrite.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
-from fisopt.spec import ModelSpec
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""
-
-
-@dataclass
-class Source:
-    """Where a Program came from: what is needed to make it again at another shape.
-
-    Attributes:
-        model: the model.
-        template: its exports.
-        spec: what the caller says of it.
-        grid_of: the token grid of any inputs.
-        followed: how its inputs follow the number of frames.
-        follow: finds that anew, for inputs that tell more.
-        notes: what a report should say of the capture.
-        cache: Programs by shape.
-    """
-
-    model: nn.Module
-    template: Template
-    spec: ModelSpec
-    grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
-    followed: Followed
-    follow: Callable[[Inputs, TokenLayout], Followed]
-    notes: dict[str, None] = field(default_factory=dict)
-    cache: Lru[Any, Program] = field(default_factory=Lru)
-
-    def refresh(self) -> None:
-        """Let every graph that is held have the weights that the model holds now."""
-        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
-            refresh(module, self.model)
-
-    def bound(self, size: int) -> None:
-        """Hold at most so many Programs, and graphs that they are made from."""
-        self.cache.size = size
-        self.template.bound(size)
-
-    @property
-    def frame_dims(self) -> FrameDims:
-        """Which dimensions of the inputs grow with frames."""
-        return self.followed.dims
-
-    def at_frames(self, inputs: Inputs, layout: TokenLayout, frames: int) -> Inputs:
-        """Inputs of the same form for another number of latent frames; values are zeros.
-
-        Raises:
-            CaptureError: how the inputs follow the frames could not be found.
-        """
-        if not self.followed.step and frames != layout.frames:
-            raise CaptureError(
-                f"{type(self.model).__name__} is captured at {layout.frames} latent frames alone "
-                f"({self.followed.why_fixed}), so it cannot be made for {frames}"
-            )
-        return at_frames(self.spec, inputs, self.frame_dims, layout, frames)
-
-    def learn(self, inputs: Inputs, layout: TokenLayout) -> None:
-        """Find anew how inputs follow the frames, where these tell more than those before."""
-        known = self.followed
-        more = known.frames == 1 < layout.frames
-        if not known.step:
-            more = known.frames != layout.frames
-        if more or not fits(inputs, known.dims, layout):
-            self.followed = self.follow(inputs, layout)
-            self.template.frame_dims = self.followed.dims
 
 
 @dataclass(frozen=True)
@@ -149,9 +85,10 @@ class Program:
         return (*(self.inputs.names[i] for i in self.source.frame_dims), *written)
 
     @property
-    def blocks(self) -> list[fx.Node]:
-        """Calls of the video blocks, in execution order."""
-        return [n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta]
+    def blocks(self) -> list[Block]:
+        """The video blocks, in execution order."""
+        calls = (n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta)
+        return [Block(n.meta[REGION], i, n, self.callee(n)) for i, n in enumerate(calls)]
 
     @property
     def own_results(self) -> int:
@@ -194,11 +131,21 @@ class Program:
         bound = inputs if isinstance(inputs, Inputs) else self._bind(inputs)
         return build(self.source, bound)
 
-    def resized(self, frames: int) -> Program:
-        """The unoptimised Program for another number of latent frames, node for node the same."""
-        if frames == self.layout.frames:
+    def resized(self, grid: int | TokenLayout) -> Program:
+        """The unoptimised Program at another token grid, or at another number of latent frames.
+
+        With other frames it is node for node the same.  At a grid ``(K, 1, 1)``, or any of K
+        tokens, its blocks are those that K tokens run through, where the model takes such a grid.
+
+        Raises:
+            CaptureError: the model does not, or how its inputs follow the grid is not known.
+        """
+        other = replace(self.layout, frames=grid) if isinstance(grid, int) else grid
+        if other == self.layout:
             return build(self.source, self.inputs)
-        return build(self.source, self.source.at_frames(self.inputs, self.layout, frames))
+        inputs = self.source.at_grid(self.inputs, self.layout, other)
+        plane = (other.height, other.width) == (self.layout.height, self.layout.width)
+        return build(self.source, inputs, None if plane else other)
 
     def __call__(self, **kwargs: Any) -> Any:
         """Run the Program eagerly on inputs of the captured shapes; returns what the model does.
@@ -289,27 +236,33 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
     return TokenLayout(*grid)
 
 
-def build(source: Source, inputs: Inputs) -> Program:
-    """Make the Program of a model for inputs of some shapes; made once per shape."""
-    key = inputs.key()
+def build(source: Source, inputs: Inputs, layout: TokenLayout | None = None) -> Program:
+    """Make the Program of a model for inputs of some shapes; made once per shape.
+
+    Args:
+        source: of the model.
+        inputs: the shapes.
+        layout: their token grid, where what is said of the model does not tell it.
+    """
+    key = (inputs.key(), layout)
     with tracing():
         if (program := source.cache.get(key)) is None:
             try:
-                program = source.cache[key] = _build(source, inputs)
+                grid = layout or layout_of(source.grid_of(inputs.kwargs()))
+                program = source.cache[key] = _build(source, inputs, grid)
             except CaptureError:
                 check_runs(source.model, inputs)  # the inputs may be at fault
                 raise
         return program
 
 
-def _build(source: Source, inputs: Inputs) -> Program:
-    layout = layout_of(source.grid_of(inputs.kwargs()))
+def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
     template, step = source.template, source.followed.step
     needed = step > 0 and layout.frames > BOUNDARIES
-    longer = layout.frames + step
-    more = source.at_frames(inputs, layout, longer)
+    longer = replace(layout, frames=layout.frames + step)
+    more = source.at_grid(inputs, layout, longer)
     traced = template.traced_for(inputs, more if needed else None)
     flat = template.instantiate(inputs, traced)
     check_dtypes(source.model, flat.graph, inputs)
@@ -317,7 +270,7 @@ def _build(source: Source, inputs: Inputs) -> Program:
         wider = template.instantiate(more, template.traced_for(more, inputs))
         if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
             raise CaptureError(
-                f"the model runs different operators at {layout.frames} and {longer} "
+                f"the model runs different operators at {layout.frames} and {longer.frames} "
                 "frames; it cannot be captured at this shape. If it keeps what a call made, such "
                 "as positions for one size, empty that before it is captured"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,6 +112,14 @@ class Stream:
 
     arguments: tuple[fx.Node, ...]
     views: tuple[fx.Node, ...] = ()
+
+
+def residual_path(graph: fx.Graph, output: fx.Node, arguments: Collection[fx.Node]) -> set[fx.Node]:
+    """The values of the residual stream on its way from some arguments to a result, both ends."""
+    edges = _residual_edges(graph)
+    behind = set(arguments).union(*(nx.descendants(edges, n) for n in arguments))
+    path: set[fx.Node] = behind & (nx.ancestors(edges, output) | {output})
+    return path
 
 
 def residual_stream(graph: fx.Graph, output: fx.Node) -> Stream | None:

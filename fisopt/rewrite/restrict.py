@@ -1,13 +1,13 @@
-"""Restriction: a block's graph that computes no more frames than are demanded of it.
+"""Restriction: a block's graph, edited so that it computes no more than is demanded of it.
 
-A gather goes where the demand drops, a fill where an inner node was computed on the anchors
-though its users want every frame.
+A gather goes where the demand drops; where an inner node was computed on a subset though its users
+want the whole, it is spread again.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,259 +16,238 @@ from torch import fx
 
 from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import results
-from fisopt.rewrite.axes import FrameAxis, axes_of, set_axes
+from fisopt.rewrite.axes import axes_of, set_axes
 from fisopt.rewrite.demand import Demand
+from fisopt.rewrite.editor import GROUP, Editor
+from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.relations import split_dim, virtual_shape
+from fisopt.rewrite.subset import Subset
 
-TABLES = ("anchors", "left", "right", "weight")
-"""The frame tables that a restricted block may take after its own arguments."""
+Shorts = Mapping[Subset, Mapping[fx.Node, fx.Node]]
+"""For every subset, the nodes of the same block at as many tokens: its sizes are read there."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Restricted:
-    """A block graph that computes only what is demanded.
+    """What became of a block's graph.
 
     Attributes:
-        graph_module: takes the block's arguments, then the frame tables that it uses.
-        narrowed: positions of arguments that it expects on the anchor frames, with the
-            dimensions to gather.
-        tables: names of the frame tables it takes after the block's own arguments.
-        sparse_outputs: positions of results that hold the anchor frames only.
-        barriers: operators that were computed whole for want of a relation.
+        narrowed: arguments that it expects on a subset only, with the dimensions to take it of.
+        short: results that it returns on a subset only, by their place among the results.
+        barriers: operators that are computed whole because nothing is known of them.
     """
 
-    graph_module: fx.GraphModule
-    narrowed: dict[int, tuple[int, ...]]
-    tables: tuple[str, ...]
-    sparse_outputs: tuple[int, ...]
+    narrowed: dict[fx.Node, tuple[Subset, tuple[int, ...]]]
+    short: dict[int, Subset]
     barriers: tuple[str, ...]
 
 
 class Restrict:
-    """Write the graph that a demand asks for.
+    """Edit a graph as a demand asks for.
 
     Args:
-        body: the block's graph at all frames.
-        short: the same graph, node for node, at ``anchors`` frames: where constants that
-            depend on the frame count are read.
-        demand: the analysis of ``body``.
-        anchors: the number of anchor frames.
-        frames: the number of all frames.
-        exits: inner nodes to be filled after they are computed, with the fill.
+        editor: of the graph.
+        demand: the analysis of the graph.
+        exits: inner nodes that are spread after they are computed.
+        shorts: where numbers that depend on how much there is of the video are read.
+        fill: how they are spread.
     """
 
     def __init__(
         self,
-        body: fx.GraphModule,
-        short: fx.GraphModule,
+        editor: Editor,
         demand: Demand,
-        anchors: int,
-        frames: int,
-        exits: Collection[fx.Node] = (),
-        fill: str = "residual",
+        exits: Mapping[fx.Node, Subset],
+        shorts: Shorts,
+        fill: Fill | None,
     ) -> None:
-        self.body, self.demand = body, demand
-        self.twin = dict(zip(body.graph.nodes, short.graph.nodes, strict=True))
-        self.count, self.frames = anchors, frames
-        self.exits, self.fill = set(exits), fill
-        self.graph = fx.Graph()
-        self.env: dict[fx.Node, fx.Node] = {}
-        self.tables: dict[str, fx.Node] = {}
-        self.gathered: dict[tuple[fx.Node, tuple[int, ...]], fx.Node] = {}
-        self.narrowed: dict[int, tuple[int, ...]] = {}
-        self.mode = body.meta["fisopt.mode"]
+        self.editor, self.demand, self.exits = editor, demand, exits
+        self.shorts, self.fill = shorts, fill
+        self.whole: dict[fx.Node, fx.Node] = {}
+        self.moved: set[fx.Node] = set()
+        nodes = editor.graph.nodes
+        self.sizes = {n: virtual_shape(n) for n in nodes if n.op != "output"}
+        self.framed = {n: [d for d, axis in enumerate(axes_of(n)) if axis] for n in nodes}
+        self.narrowed: dict[fx.Node, tuple[Subset, tuple[int, ...]]] = {}
 
     def run(self) -> Restricted:
-        """Emit the graph."""
-        holders = [n for n in self.body.graph.nodes if n.op == "placeholder"]
-        for position, node in enumerate(holders):
-            self.env[node] = self._placeholder(position, node)
-        for name in TABLES:
-            self.tables[name] = self._table(name)
-        for node in self.body.graph.nodes:
-            if node.op == "call_function":
-                self.env[node] = self._call(node)
-            elif node.op == "output":
-                self._output(node)
-        used = [name for name, table in self.tables.items() if table.users]
-        for name, table in self.tables.items():
-            if name not in used:
-                self.graph.erase_node(table)
-        module = fx.GraphModule(self.body, self.graph, class_name="Block")
-        module.meta["fisopt.mode"] = self.mode
-        sparse = tuple(i for i, n in enumerate(results(self.body.graph)) if self._ends_sparse(n))
+        """Edit the graph from the arguments to the results.
+
+        Raises:
+            VerifyError: an operator cannot be computed on what is demanded of it.
+        """
         barriers = tuple(n.format_node() or n.name for n in self.demand.barriers)
-        return Restricted(module, self.narrowed, tuple(used), sparse, barriers)
+        short = self._short_results()
+        for node in list(self.editor.graph.nodes):
+            if node.op == "placeholder":
+                self._narrow(node)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                node.args = fx.node.map_arg(node.args, lambda n: self._operand(node, n))  # noqa: B023
+        return Restricted(self.narrowed, short, barriers)
 
-    def _output(self, sink: fx.Node) -> None:
-        """Return the results, cut to the anchors where that is all that is demanded."""
-        self.graph.output(fx.node.map_arg(sink.args[0], lambda n: self._operand(sink, n)))
+    def _short_results(self) -> dict[int, Subset]:
+        graph, needs = self.editor.graph, self.demand.needs
+        sink = next(n for n in reversed(graph.nodes) if n.op == "output")
+        found = {}
+        for i, node in enumerate(results(graph)):
+            for d in range(len(axes_of(node))):
+                if (subset := needs.get((sink, node, d))) is not None:
+                    found[i] = subset
+        return found
 
-    def _ends_sparse(self, node: fx.Node) -> bool:
-        sink = next(n for n in reversed(self.body.graph.nodes) if n.op == "output")
-        return any(self.demand.needs.get((sink, node, d)) for d in range(len(axes_of(node))))
-
-    def _placeholder(self, position: int, node: fx.Node) -> fx.Node:
-        """Take an argument on the anchors where nobody needs more of it."""
-        new = self.graph.placeholder(node.name)
+    def _narrow(self, node: fx.Node) -> None:
+        """Take an argument on a subset where nobody needs more of it."""
+        needs = self.demand.needs
         dims = tuple(d for d, axis in enumerate(axes_of(node)) if axis is not None)
-        uses = [
-            self.demand.needs.get((user, node, d))
-            for user in node.users
-            for d in dims
-            if (user, node, d) in self.demand.needs
-        ]
-        returned = any(user.op == "output" for user in node.users)
-        if dims and uses and all(uses) and not returned:
-            self.narrowed[position] = dims
-            self.demand.anchors |= {(node, d) for d in dims}
-            new.meta = dict(self.twin[node].meta)
-        else:
-            new.meta = dict(node.meta)
-        return new
-
-    def _table(self, name: str) -> fx.Node:
-        node = self.graph.placeholder(f"frames_{name}")
-        size = self.count if name == "anchors" else self.frames
-        dtype = torch.float32 if name == "weight" else torch.int64
-        device = next(
-            n.meta["val"].device for n in self.env if isinstance(n.meta.get("val"), torch.Tensor)
-        )
-        with self.mode:
-            node.meta["val"] = torch.empty(size, dtype=dtype, device=device)
-        return node
+        places = ((user, node, d) for user in node.users for d in dims)
+        uses = {needs[place] for place in places if place in needs}
+        subset = uses.pop() if len(uses) == 1 else None
+        if subset is None or any(user.op == "output" for user in node.users):
+            return
+        axes = list(axes_of(node))
+        sizes = list(node.meta["val"].shape)
+        for d in dims:
+            axis = axes[d]
+            if axis is None or not subset.covers(axis):
+                return
+            sizes, axes[d] = subset.shape(sizes, d, axis), subset.axis(axis)
+        groups = list(dict.fromkeys(s for s, _ in (*self.narrowed.values(), (subset, dims))))
+        self.narrowed[node] = (subset, dims)
+        node.meta[GROUP] = groups.index(subset)
+        self.demand.frames |= {(node, d): subset for d in dims}
+        self.editor.resize(node, sizes)
+        self.moved.add(node)
+        set_axes(node, tuple(axes))
 
     def _operand(self, user: fx.Node, operand: fx.Node) -> fx.Node:
-        """The operand as its user needs it: gathered where the demand drops."""
-        drops = tuple(
-            d
-            for d, axis in enumerate(axes_of(operand))
-            if axis is not None
-            and (operand, d) not in self.demand.anchors
-            and self.demand.needs.get((user, operand, d), False)
-        )
-        if operand in self.exits:
-            drops = tuple(
-                d
-                for d, axis in enumerate(axes_of(operand))
-                if axis is not None and self.demand.needs.get((user, operand, d), False)
+        """The operand as its user needs it: taken on a subset where the demand drops."""
+        node, computed = self.whole.get(operand, operand), self.demand.frames
+        drops: dict[Subset, list[int]] = {}
+        for d in range(len(axes_of(operand))):
+            need = self.demand.needs.get((user, operand, d))
+            if need is not None and (operand in self.whole or (operand, d) not in computed):
+                drops.setdefault(need, []).append(d)
+        for subset, dims in drops.items():
+            with self.editor.before(user):
+                node = subset.take(self.editor, node, dims)
+        return node
+
+    def _call(self, node: fx.Node) -> None:
+        given: Any = fx.node.map_arg(self._constants(node), lambda n: self._operand(node, n))
+        if given == (node.args, node.kwargs) and not self.moved.intersection(node.all_input_nodes):
+            return
+        node.args, node.kwargs = given
+        self.moved.add(node)
+        self.editor.changed = True
+        try:
+            self.editor.evaluate(node)
+        except Exception as error:
+            raise VerifyError(
+                f"{node.format_node()} cannot be computed on {self._said(node)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self._check(node)
+        whole = axes_of(node)
+        held = [self.demand.frames.get((node, d)) for d in range(len(whole))]
+        set_axes(node, tuple(s.axis(a) if s and a else a for s, a in zip(held, whole, strict=True)))
+        if node in self.exits and self.demand.sparse(node):
+            axes = tuple(a if s else None for s, a in zip(held, whole, strict=True))
+            with self.editor.after(node):
+                full = self.exits[node].spread(self.editor, node, axes, fill=self.fill)
+            set_axes(full, whole)
+            self.whole[node] = full
+
+    def _check(self, node: fx.Node) -> None:
+        """Insist on the sizes that the block has at as many tokens; items may be more."""
+        value, sizes = node.meta["val"], list(self.sizes[node])
+        for d in range(len(sizes)):
+            if (subset := self.demand.frames.get((node, d))) is not None:
+                sizes[d] = self._virtual(subset, node)[d]
+        if not isinstance(value, torch.Tensor) or list(value.shape) == sizes:
+            return
+        items = {s.items for s in self._subsets(node)}
+        if [*value.shape[1:]] != sizes[1:] or sizes[0] != 1 or value.shape[0] not in items:
+            raise VerifyError(
+                f"{node.format_node()} has shape {list(value.shape)} where the demand for "
+                f"{self._said(node)} says {sizes}"
             )
-        if not drops:
-            return self.env[operand]
-        key = (operand, drops)
-        if key not in self.gathered:
-            node = self.env[operand]
-            for d in drops:
-                axis = axes_of(operand)[d]
-                assert axis is not None
-                source = node
-                node = self.emit(
-                    torch.ops.fisopt.gather_frames.default,
-                    (
-                        node,
-                        d,
-                        self.tables["anchors"],
-                        axis.outer,
-                        axis.inner,
-                        axis.before,
-                        axis.after,
-                    ),
-                )
-                axes = axes_of(source) or axes_of(operand)
-                set_axes(node, (*axes[:d], axis.at(self.count), *axes[d + 1 :]))
-            self.gathered[key] = node
-        return self.gathered[key]
 
-    def _call(self, node: fx.Node) -> fx.Node:
-        args, kwargs = self._constants(node)
-        args, kwargs = fx.node.map_arg((args, kwargs), lambda n: self._operand(node, n))
-        new = self.emit(node.target, args, kwargs, name=node.name)
-        new.meta |= {k: v for k, v in node.meta.items() if k not in ("val", "fisopt.axes")}
-        new.meta["fisopt.axes"] = self._axes(node)
-        want = self._sizes(node)
-        got = tuple(new.meta["val"].shape) if isinstance(new.meta["val"], torch.Tensor) else want
-        if want != got:
-            raise VerifyError(f"{node.format_node()} has shape {got} where the demand says {want}")
-        return self._filled(node, new) if node in self.exits else new
+    def _subsets(self, node: fx.Node) -> list[Subset]:
+        """The subsets that a node and its operands are on."""
+        nodes = (node, *node.all_input_nodes)
+        return list(dict.fromkeys(subset for n in nodes for subset in self.demand.of(n)))
 
-    def _filled(self, node: fx.Node, new: fx.Node) -> fx.Node:
-        for d, axis in enumerate(axes_of(node)):
-            if axis is not None and (node, d) in self.demand.anchors:
-                tables = [self.tables[name] for name in TABLES]
-                new = self.emit(
-                    torch.ops.fisopt.fill_frames.default,
-                    (
-                        None,
-                        new,
-                        d,
-                        *tables,
-                        axis.outer,
-                        axis.inner,
-                        axis.before,
-                        axis.after,
-                        self.fill,
-                    ),
-                )
-        new.meta["fisopt.axes"] = axes_of(node)
-        return new
+    def _said(self, node: fx.Node) -> str:
+        return " and ".join(map(str, self._subsets(node))) or "the whole video"
 
-    def _axes(self, node: fx.Node) -> tuple[FrameAxis | None, ...]:
-        return tuple(
-            axis.at(self.count) if axis is not None and (node, d) in self.demand.anchors else axis
-            for d, axis in enumerate(axes_of(node))
-        )
-
-    def _sizes(self, node: fx.Node) -> tuple[int, ...]:
-        short = virtual_shape(self.twin[node])
-        return tuple(
-            short[d] if (node, d) in self.demand.anchors else size
-            for d, size in enumerate(virtual_shape(node))
-        )
+    def _virtual(self, subset: Subset, node: fx.Node) -> tuple[int, ...]:
+        """The sizes of a node in the block at as many tokens."""
+        short = self.shorts[subset].get(node)
+        return self.sizes[node] if short is None else virtual_shape(short)
 
     def _constants(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """A node's arguments, sizes read at the frame count of the dimension they speak of.
+        """A node's arguments, sizes read at the subset of the dimension they speak of.
 
-        Numbers that are not sizes (a scale made from the token count) are those of the anchors
+        Numbers that are not sizes (a scale made from the token count) are those of the subset
         only where the operator is cut.
         """
-        twin = self.twin[node]
-        if repr(node.args) == repr(twin.args) and repr(node.kwargs) == repr(twin.kwargs):
+        subset = self._narrow_on(node)
+        others = {s: short for s in self.shorts if (short := self.shorts[s].get(node)) is not None}
+        same = (repr(short.args) == repr(node.args) for short in others.values())
+        kept = (repr(short.kwargs) == repr(node.kwargs) for short in others.values())
+        if all(same) and all(kept):
             return node.args, dict(node.kwargs)
-        anchors, rank = self.demand.anchors, len(virtual_shape(node))
-        framed = [d for d, a in enumerate(axes_of(node)) if a is not None]
-        if framed:
-            narrow = all((node, d) in anchors for d in framed)
-        else:
-            narrow = any(self.demand.sparse(n) for n in node.all_input_nodes if n not in self.exits)
+        frames, rank = self.demand.frames, len(self.sizes[node])
         by_dim = split_dim(node) is None
 
-        def size(value: Any, other: Any) -> Any:
+        def size(value: Any, other: dict[Subset, Any]) -> Any:
             if isinstance(value, (list, tuple)):
-                pairs = list(zip(value, other, strict=True))
                 if len(value) == rank and by_dim:
-                    return [o if (node, d) in anchors else v for d, (v, o) in enumerate(pairs)]
-                return [size(v, o) for v, o in pairs]
-            return value if isinstance(value, fx.Node) or not narrow else other
+                    held = [frames.get((node, d)) for d in range(rank)]
+                    return [
+                        v if (s := held[d]) is None else other[s][d] for d, v in enumerate(value)
+                    ]
+                return [size(v, {s: o[i] for s, o in other.items()}) for i, v in enumerate(value)]
+            return value if isinstance(value, fx.Node) or subset is None else other[subset]
 
-        def choose(schema: torch.Argument | None, value: Any, other: Any) -> Any:
+        def choose(schema: torch.Argument | None, value: Any, other: dict[Subset, Any]) -> Any:
             if schema is None or "int" in str(schema.type):
                 return size(value, other)
             constant = not isinstance(value, (fx.Node, list, tuple))
-            return other if constant and node in self.demand.cut else value
+            if constant and subset is not None and node in self.demand.cut:
+                return other[subset]
+            return value
 
         known = getattr(getattr(node.target, "_schema", None), "arguments", ())
         by_name = {a.name: a for a in known}
-        pairs = itertools.zip_longest(known[: len(node.args)], node.args, twin.args)
-        args = tuple(choose(*pair) for pair in pairs)
-        kwargs = {k: choose(by_name.get(k), v, twin.kwargs[k]) for k, v in node.kwargs.items()}
+        schemas = itertools.zip_longest(known[: len(node.args)], node.args)
+        args = tuple(
+            choose(schema, value, {s: short.args[i] for s, short in others.items()})
+            for i, (schema, value) in enumerate(schemas)
+        )
+        kwargs = {
+            k: choose(by_name.get(k), v, {s: short.kwargs[k] for s, short in others.items()})
+            for k, v in node.kwargs.items()
+        }
         return args, kwargs
 
-    def emit(
-        self, target: Any, args: Any, kwargs: dict[str, Any] | None = None, name: str | None = None
-    ) -> fx.Node:
-        """Add a call and compute its value on fake tensors."""
-        node = self.graph.create_node("call_function", target, args, kwargs or {}, name=name)
-        values, options = fx.node.map_arg((args, kwargs or {}), lambda n: n.meta["val"])
-        with self.mode, torch.no_grad():
-            node.meta["val"] = target(*values, **options)
-        return node
+    def _narrow_on(self, node: fx.Node) -> Subset | None:
+        """The subset that the numbers of an operator speak of, None if of the whole video.
+
+        Raises:
+            VerifyError: it may be one of two.
+        """
+        held = {self.demand.frames.get((node, d)) for d in self.framed[node]}
+        if not held:
+            operands = (n for n in node.all_input_nodes if n not in self.exits)
+            held = {subset for n in operands for subset in self.demand.of(n)} or {None}
+        if None in held:
+            return None
+        if len(held) > 1:
+            one, two, *_ = sorted(map(str, held))
+            raise VerifyError(
+                f"{node.format_node()} meets {one} and {two}; ask for the same subset of both"
+            )
+        return held.pop()

@@ -5,26 +5,24 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
+from functools import cached_property
 
 import torch
 from torch import fx
 
-from fisopt.errors import PassError
+from fisopt.errors import CaptureError, PassError
 from fisopt.rewrite.analysis import results
-from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
-from fisopt.rewrite.ops.operator import Operator, declared
+from fisopt.rewrite.axes import Axes, axes_of, set_axes
+from fisopt.rewrite.block import EXTRA, Block
+from fisopt.rewrite.edit import BlockEdit
+from fisopt.rewrite.editor import BY, Editor
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.relations import relation, virtual_shape
+from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.template import MODE
-from fisopt.rewrite.writes import mutates
-
-BY = "fisopt.by"
 
 
-class Rewriter:
+class Rewriter(Editor):
     """Edit a Program; every new node gets its value, its axes and the name of its maker.
 
     Attributes:
@@ -35,22 +33,15 @@ class Rewriter:
     """
 
     def __init__(self, program: Program, pass_name: str) -> None:
+        super().__init__(program.graph, program.graph_module.meta[MODE], pass_name)
         self.program = program
-        self.pass_name = pass_name
-        self.changed = False
         self.notes: list[str] = []
         self.skipped: list[tuple[str, str]] = []
-        self._mode = program.graph_module.meta[MODE]
         self._keys = {
             structure(m.graph): name
             for name, m in program.graph_module.named_children()
             if isinstance(m, fx.GraphModule)
         }
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The graph being edited."""
-        return self.program.graph
 
     def note(self, text: str) -> None:
         """Report something that was applied."""
@@ -61,62 +52,106 @@ class Rewriter:
         self.skipped.append((where, reason))
 
     @contextmanager
-    def before(self, node: fx.Node) -> Iterator[None]:
-        """Insert new nodes before a node."""
-        with self.graph.inserting_before(node):
-            yield
+    def edit(self, block: Block, *others: Block, name: str = "edited") -> Iterator[BlockEdit]:
+        """Edit a copy of a block's graph; leaving puts it in the place of the block.
 
-    @contextmanager
-    def after(self, node: fx.Node) -> Iterator[None]:
-        """Insert new nodes after a node, in the order they are made."""
-        with self.graph.inserting_before(node.next):
-            yield
+        New nodes of this Rewriter go before the block's call meanwhile.  Blocks whose graphs are
+        equal afterwards share one.  An edit that changes nothing leaves the block as it was, and
+        so does an exception.
 
-    def call(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Insert ``target(*args, **kwargs)`` here; the target is an operator of torch or declared.
+        Args:
+            block: the block.
+            others: blocks that call the same graph and are to be edited alike.
+            name: what to call the new graph, behind the name of the old one.
 
         Raises:
-            PassError: the operator does not take them.
+            PassError: a result of the block is left without a value.
         """
-        target = target.target if isinstance(target, Operator) else target
-        if (made := declared(target)) is not None:
-            args, kwargs = made.arguments(args, kwargs)
-        node = self.graph.call_function(target, args, kwargs)
-        try:
-            with self._mode, torch.no_grad():
-                node.meta["val"] = target(*self._fake(args), **self._fake(kwargs))
-        except Exception as error:
-            given = [str(tuple(n.meta["val"].shape)) for n in node.all_input_nodes]
+        if any(other.body is not block.body for other in others):
             raise PassError(
-                f"{target} does not take {', '.join(given) or 'its arguments'}: "
-                f"{type(error).__name__}: {error}",
+                f"{[b.path for b in (block, *others)]} do not call one graph, so one edit does "
+                "not fit them all; edit them one by one",
                 pass_name=self.pass_name,
-            ) from error
-        node.meta[BY] = self.pass_name
-        rule = self._follow if made is None or made.axes is None else made.axes
-        set_axes(node, rule(node))
-        self.changed = True
-        return node
-
-    def _fake(self, args: Any) -> Any:
-        return fx.node.map_arg(args, lambda n: n.meta["val"])
-
-    def _follow(self, node: fx.Node) -> Axes:
-        """Axes of a new ATen node: those its relation hands on."""
-        axes: list[FrameAxis | None] = [None] * len(virtual_shape(node))
-        found = relation(node)
-        if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
-            raise PassError(
-                f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "declare it: fisopt.operator(..., axes=...)",
-                pass_name=self.pass_name,
-                node=node,
             )
-        for link in found.links:
-            operand = axes_of(link.operand)
-            if link.dim < len(operand) and (axis := operand[link.dim]) is not None:
-                axes[link.out] = link.convert(axis)
-        return tuple(axes)
+        edit = BlockEdit(
+            block,
+            self._mode,
+            self.pass_name,
+            lambda: self._place(block, edit, name),
+            lambda subset: self._resized(block, subset),
+        )
+        with self.before(block.call):
+            yield edit
+            self._patch(block, edit, edit.place() if edit.changed else None)
+        for other in others if edit.changed else ():
+            with self.before(other.call):
+                self._patch(other, edit, self._place(other, edit, name))
+
+    def untouched(self, block: Block) -> bool:
+        """Whether a block's graph is still the model's own."""
+        own = self._dense.blocks[block.index].body
+        return block.body is own or structure(block.body.graph) == structure(own.graph)
+
+    @cached_property
+    def _dense(self) -> Program:
+        return self.program.at(self.program.inputs)
+
+    def _resized(self, block: Block, subset: Subset) -> fx.GraphModule:
+        """The graph of the same block at as many tokens as a subset of the video has."""
+        if not self.untouched(block):
+            raise PassError(
+                "another pass has edited the block, so its sizes on a part of the video are not "
+                "known; this pass has to come first",
+                pass_name=self.pass_name,
+                node=block.path,
+            )
+        refused: CaptureError | None = None
+        for grid in subset.grids(self.program.layout):
+            try:
+                return self.program.resized(grid).blocks[block.index].body
+            except CaptureError as error:
+                refused = refused or error
+        raise PassError(
+            f"the model cannot be captured at as many tokens as {subset}: {refused}",
+            pass_name=self.pass_name,
+            node=block.path,
+        )
+
+    def _place(self, block: Block, edit: BlockEdit, name: str) -> list[fx.Node]:
+        """Call an edited graph here; one node for each result, those that it adds last."""
+        args = [n for n in block.call.args if isinstance(n, fx.Node)]
+        args = edit.passed(args, self, block)
+        pieces = self.call_block(
+            edit.finished(), args, like=block.call, name=f"{block.call.target}_{name}"
+        )
+        count = len(results(block.body.graph))
+        call = pieces[0] if len(pieces) == 1 else pieces[0].args[0]
+        assert isinstance(call, fx.Node)
+        call.meta[EXTRA] = block.call.meta.get(EXTRA, 0) + len(pieces) - count
+        edit.hand_over(pieces[count:], self, block)
+        return pieces[:count]
+
+    def _patch(self, block: Block, edit: BlockEdit, pieces: list[fx.Node] | None) -> None:
+        """Point the users of a block's results at what the edit has for them."""
+        for i, result in enumerate(results(block.body.graph)):
+            old = block.returned(result)
+            if (new := edit.values.get(result)) is None and pieces is not None:
+                new = pieces[i]
+                self._check_whole(block, result, new, old)
+            if old is not None and new is not None:
+                self.replace_uses(old, new)
+
+    def _check_whole(
+        self, block: Block, result: fx.Node, piece: fx.Node, old: fx.Node | None
+    ) -> None:
+        got, want = list(piece.meta["val"].shape), list(result.meta["val"].shape)
+        if old is not None and got != want:
+            raise PassError(
+                f"the edit leaves result {result.name} without a value: the block returns {got} "
+                f"of it, wanted {want}; make that of what `place` returns and `give` it",
+                pass_name=self.pass_name,
+                node=block.path,
+            )
 
     def call_block(
         self,
@@ -124,7 +159,7 @@ class Rewriter:
         args: Sequence[fx.Node],
         like: fx.Node,
         name: str,
-        axes: Sequence[Axes],
+        axes: Sequence[Axes] | None = None,
     ) -> list[fx.Node]:
         """Insert a call of a block graph here; callees of equal structure are shared.
 
@@ -133,16 +168,18 @@ class Rewriter:
             args: its arguments.
             like: the block call that this one stands for; its identity is handed on.
             name: what to call the callee, made unique.
-            axes: the axes of each result.
+            axes: the axes of each result, those of the callee if not given.
 
         Returns:
             One node for each result of the callee.
         """
+        returned = results(callee.graph)
+        axes = [axes_of(n) for n in returned] if axes is None else axes
         target = self._register(callee, name)
         call = self.graph.call_module(target, tuple(args))
         call.meta.update({k: v for k, v in like.meta.items() if k.startswith("fisopt.")})
         call.meta[BY] = self.pass_name
-        values = [n.meta["val"] for n in results(callee.graph)]
+        values = [n.meta["val"] for n in returned]
         self.changed = True
         if len(values) == 1:
             call.meta["val"] = values[0]
@@ -169,8 +206,9 @@ class Rewriter:
             self._keys[key] = unique
         return self._keys[key]
 
-    def buffer(self, name: str, value: torch.Tensor) -> fx.Node:
+    def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
         """Read a constant tensor here; equal names with equal values are one buffer."""
+        del argument
         module = self.program.graph_module
         path = f"fisopt_{name}"
         held = getattr(module, path, None)
@@ -193,32 +231,6 @@ class Rewriter:
         set_axes(node, (None,) * value.ndim)
         self.changed = True
         return node
-
-    def inside(self, callee: fx.GraphModule) -> Rewriter:
-        """A Rewriter on a copy of a block's graph; `call_block` puts the copy in its place."""
-        return Rewriter(replace(self.program, graph_module=callee).copy(), self.pass_name)
-
-    def argument(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> fx.Node:
-        """Add an argument to the graph, after those that it has."""
-        holders = [n for n in self.graph.nodes if n.op == "placeholder"]
-        with self.graph.inserting_after(holders[-1]):
-            node = self.graph.placeholder(name)
-        with self._mode:
-            node.meta["val"] = torch.empty(tuple(shape), dtype=dtype, device=device)
-        node.meta[BY] = self.pass_name
-        set_axes(node, (None,) * len(shape))
-        self.changed = True
-        return node
-
-    def also_return(self, node: fx.Node, position: int | None = None) -> None:
-        """Add a result to the graph, after those that it has or at a position among them."""
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        held = results(self.graph)
-        at = len(held) if position is None else position
-        output.args = ((*held[:at], node, *held[at:]),)
-        self.changed = True
 
     def load(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
@@ -267,28 +279,9 @@ class Rewriter:
         self.also_return(node)
         self.program.gauges += (measured,)
 
-    def replace_uses(self, old: fx.Node, new: fx.Node) -> None:
-        """Point every user of ``old``, except those ``new`` is made of, at ``new``."""
-        if tuple(old.meta["val"].shape) != tuple(new.meta["val"].shape):
-            raise PassError(
-                f"cannot replace {old} {tuple(old.meta['val'].shape)} by {new} "
-                f"{tuple(new.meta['val'].shape)}: shapes differ",
-                pass_name=self.pass_name,
-                node=old,
-            )
-        made_of = {new}
-        order = {n: i for i, n in enumerate(self.graph.nodes)}
-        old.replace_all_uses_with(
-            new, delete_user_cb=lambda user: user not in made_of and order[user] > order[new]
-        )
-        self.changed = True
-
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses and callees that nobody calls."""
-        # fx keeps what may draw random numbers, attention with dropout among them
-        self.graph.eliminate_dead_code(
-            lambda node: node.op in ("placeholder", "output") or mutates(node)
-        )
+        super().erase_dead()
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module
         for name, child in list(module.named_children()):

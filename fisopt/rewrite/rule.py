@@ -24,8 +24,9 @@ from torch.fx.passes.utils.matcher_utils import SubgraphMatcher
 
 from fisopt.checked import Checked
 from fisopt.errors import OptionError, OptionTypeError, PassError, shown
-from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.editor import Editor
 from fisopt.rewrite.local import Match, Tallies, Tally, rewrite
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
@@ -80,11 +81,20 @@ class Rule(metaclass=Checked):
 
     @cached_property
     def _pattern(self) -> fx.Graph:
-        return fx.symbolic_trace(self.pattern).graph
+        return self._traced("pattern", self.pattern)
 
     @cached_property
     def _replacement(self) -> fx.Graph:
-        return fx.symbolic_trace(self.replacement).graph
+        return self._traced("replacement", self.replacement)
+
+    def _traced(self, what: str, function: Callable[..., Any]) -> fx.Graph:
+        try:
+            return fx.symbolic_trace(function).graph
+        except Exception as error:  # what a function of the user's raises, or fx of it
+            raise OptionError(
+                f"rule {self.name!r}: the {what} cannot be traced: {type(error).__name__}: "
+                f"{error}; wanted a plain function that calls operators, without branches on values"
+            ) from error
 
     def matches(self, graph: fx.Graph) -> list[Match]:
         """Every place in a graph where the pattern is found, in order; places may overlap."""
@@ -98,7 +108,7 @@ class Rule(metaclass=Checked):
             found.append(Match(inputs, match.returning_nodes[0], nodes))
         return sorted(found, key=lambda match: order[match.result])
 
-    def made(self, editor: Rewriter, match: Match) -> fx.Node | None:
+    def made(self, editor: Editor, match: Match) -> fx.Node | None:
         """Insert the replacement of a match; None where it is not meant."""
         if not self.where(match):
             return None
@@ -150,32 +160,15 @@ class RulePass(Pass):
         """Rewrite every distinct block graph once, then the graph that calls them."""
         tallies = Tallies({rule.name: Tally() for rule in self.rules})
         program = rewriter.program
-        made: dict[str, fx.GraphModule] = {}
-        for call in program.blocks:
-            target = str(call.target)
-            if target not in made:
-                inner = rewriter.inside(program.callee(call))
-                rewrite(inner, self.rules, once=True, tallies=tallies)
-                inner.program.graph_module.recompile()
-                made[target] = inner.program.graph_module if inner.changed else program.callee(call)
-            if made[target] is not program.callee(call):
-                _replace(rewriter, call, made[target])
+        alike: dict[fx.GraphModule, list[Block]] = {}
+        for block in program.blocks:
+            alike.setdefault(block.body, []).append(block)
+        for blocks in alike.values():
+            with rewriter.edit(*blocks, name="ruled") as edit:
+                rewrite(edit, self.rules, once=True, tallies=tallies)
         rewrite(rewriter, self.rules, once=True, tallies=tallies)
         for name, tally in tallies.by_rule.items():
             rewriter.note(
-                f"{name}: {tally.applied} places in {len(made)} block graphs and around them"
+                f"{name}: {tally.applied} places in {len(alike)} block graphs and around them"
                 + (f", {tally.refused} refused by its condition" if tally.refused else "")
             )
-
-
-def _replace(rewriter: Rewriter, call: fx.Node, graph_module: fx.GraphModule) -> None:
-    """Call another graph of the same arguments and results in the place of a block's."""
-    outputs = results(rewriter.program.callee(call).graph)
-    old = result_nodes(call, len(outputs))
-    with rewriter.before(call):
-        args = [n for n in call.args if isinstance(n, fx.Node)]
-        name, axes = f"{call.target}_ruled", [axes_of(n) for n in outputs]
-        pieces = rewriter.call_block(graph_module, args, like=call, name=name, axes=axes)
-    for node, piece in zip(old, pieces, strict=True):
-        if node is not None:
-            rewriter.replace_uses(node, piece)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.rewrite.editor import Editor
 from fisopt.rewrite.operands import Operands, score_places
 from fisopt.rewrite.relations.table import argument, shape
-from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.views import BY_SIZES
 
 aten = torch.ops.aten
@@ -49,7 +49,7 @@ def cannot_shorten(operands: Operands) -> str | None:
 
 
 def shorten(
-    rewriter: Rewriter, operands: Operands, queries: Index | None, keys: Index | None
+    editor: Editor, operands: Operands, queries: Index | None, keys: Index | None
 ) -> fx.Node:
     """Insert the attention on shorter operands here; None leaves a sequence whole.
 
@@ -63,7 +63,7 @@ def shorten(
     short = [
         node
         if index is None
-        else rewriter.call(REDUCE, node, *_for(rewriter, index, shape(node)[:-2]), dim)
+        else editor.call(REDUCE, node, *_for(editor, index, shape(node)[:-2]), dim)
         for node, index, dim in parts
     ]
     first, last = operands.path[0], operands.path[-1]
@@ -84,10 +84,10 @@ def shorten(
             if operand in env or operand in whole:
                 return env.get(operand, operand)
             lead = shape(node if node in places else query)[:-2]
-            return _mask(rewriter, operand, lead, queries, keys)
+            return _mask(editor, operand, lead, queries, keys)
 
-        args, kwargs = fx.node.map_arg((tuple(given), node.kwargs), follow)
-        env[node] = rewriter.call(node.target, *args, **kwargs)
+        new: tuple[Any, Any] = fx.node.map_arg((tuple(given), node.kwargs), follow)
+        env[node] = editor.call(node.target, *new[0], **new[1])
     return env[last]
 
 
@@ -107,19 +107,19 @@ def _shorter(
     return result
 
 
-def _for(rewriter: Rewriter, index: Index, lead: tuple[int, ...]) -> tuple[fx.Node, fx.Node | None]:
+def _for(editor: Editor, index: Index, lead: tuple[int, ...]) -> tuple[fx.Node, fx.Node | None]:
     """What stays, for an operand whose heads and batch items are indexed by other dimensions."""
 
     def viewed(node: fx.Node) -> fx.Node:
         if shape(node)[:-1] == lead:
             return node
-        return rewriter.call(aten.reshape.default, node, [*lead, shape(node)[-1]])
+        return editor.call(aten.reshape.default, node, [*lead, shape(node)[-1]])
 
     return viewed(index.kept), None if index.origin is None else viewed(index.origin)
 
 
 def _mask(
-    rewriter: Rewriter,
+    editor: Editor,
     mask: fx.Node,
     lead: tuple[int, ...],
     queries: Index | None,
@@ -134,7 +134,7 @@ def _mask(
     ]
     if not cuts:
         return mask
-    mask = rewriter.call(aten.expand.default, mask, [*lead, *sizes[-2:]])
+    mask = editor.call(aten.expand.default, mask, [*lead, *sizes[-2:]])
     for index, d in cuts:
-        mask = rewriter.call(REDUCE, mask, _for(rewriter, index, lead)[0], None, d)
+        mask = editor.call(REDUCE, mask, _for(editor, index, lead)[0], None, d)
     return mask

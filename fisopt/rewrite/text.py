@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.checked import checked
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.program import Program, check_program
 
 
+@checked
 def format_graph(program: Program, *, blocks: bool = True, parameters: bool = False) -> str:
     """Print a Program as text: the graph of block calls, then each distinct block.
 

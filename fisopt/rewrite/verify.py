@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from fisopt.checked import checked
 from fisopt.errors import VerifyError
 from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
+from fisopt.rewrite.editor import GROUP, PART
 from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.program import Program, check_program
@@ -15,13 +17,14 @@ from fisopt.rewrite.relations import virtual_shape
 from fisopt.rewrite.writes import mutates
 
 
+@checked
 def verify(program: Program) -> None:
     """Check a Program.
 
     Raises:
         VerifyError: the graph is malformed, a value or an axis is missing or wrong, a block is
-            called with arguments or results of other sizes or frames, an operator mutates or has
-            no contract.
+            called with arguments or results of other sizes or frames, or on two parts of the
+            video, an operator mutates or has no contract.
     """
     check_program(program)
     module = program.graph_module
@@ -88,6 +91,20 @@ def _check_operator(node: fx.Node, where: str) -> None:
         raise VerifyError(f"{where}: {target} is not declared; see fisopt.operator")
 
 
+def _check_parts(call: fx.Node, holders: list[fx.Node]) -> None:
+    """Insist that what a block is passed on a part of the video is on one part."""
+    held: dict[object, tuple[object, object]] = {}
+    for holder, arg in zip(holders, call.args, strict=True):
+        parts = arg.meta.get(PART, {}).values() if isinstance(arg, fx.Node) else ()
+        for part in parts:
+            first, other = held.setdefault(holder.meta.get(GROUP), (arg, part))
+            if other != part:
+                raise VerifyError(
+                    f"{call.target}: {call} passes {first} on {other} and {arg} on {part}; take "
+                    "both on one of them"
+                )
+
+
 def _check_call(call: fx.Node, callee: fx.GraphModule) -> None:
     holders = [n for n in callee.graph.nodes if n.op == "placeholder"]
     if len(holders) != len(call.args):
@@ -107,6 +124,7 @@ def _check_call(call: fx.Node, callee: fx.GraphModule) -> None:
                 f"{call.target}: argument {holder.name} takes frames {axes_text(axes_of(holder))}, "
                 f"{call} passes {arg} with frames {axes_text(axes_of(arg))}"
             )
+    _check_parts(call, holders)
     returned = results(callee.graph)
     got = call.meta["val"] if isinstance(call.meta["val"], tuple) else (call.meta["val"],)
     want = [n.meta["val"] for n in returned]

@@ -50,7 +50,7 @@ class Made:
     ) -> Made:
         """Describe a rewritten Program."""
         kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
-        blocks = tuple((str(c.meta["fisopt.region"]), str(c.target)) for c in program.blocks)
+        blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
         return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)

@@ -34,8 +34,7 @@ class _Maps(fx.Interpreter):
 
     def __init__(self, program: Program) -> None:
         super().__init__(program.graph_module)
-        self.program = program
-        self.blocks = set(program.blocks)
+        self.blocks = {block.call: block for block in program.blocks}
         self.found: dict[str, Tensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -43,13 +42,13 @@ class _Maps(fx.Interpreter):
         if n not in self.blocks:
             return super().run_node(n)
         args, _ = self.fetch_args_kwargs_from_env(n)
-        body = self.program.callee(n)
+        body = self.blocks[n].body
         for attention in self_attentions(body.graph):
             read = plain_attention(attention)
             axis = None if isinstance(read, str) else axes_of(read.query)[-2]
             if not isinstance(read, str) and axis is not None:
                 values = _record(body, args, {read.query, read.key, read.mask} - {None})
-                self.found[str(n.meta["fisopt.region"])] = _reduced(read, values, axis)
+                self.found[self.blocks[n].path] = _reduced(read, values, axis)
         return body(*args)
 
 

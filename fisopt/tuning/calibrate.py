@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisopt.checked import Checked
+from fisopt.checked import Checked, checked
 from fisopt.errors import InputError, shown
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
@@ -136,6 +136,7 @@ def _block_of(measured: str) -> str:
     return measured.split("/")[1]
 
 
+@checked
 def calibrate(
     pipeline: Any,
     prompts: Sequence[str],

@@ -70,12 +70,12 @@ class Calls:
     @property
     def blocks(self) -> tuple[str, ...]:
         """The paths of the video blocks."""
-        return tuple(str(call.meta["fisopt.region"]) for call in self.dense.blocks)
+        return tuple(block.path for block in self.dense.blocks)
 
     def flops(self) -> list[list[float]]:
         """FLOPs of every block under every candidate, dense last; equal where none applies."""
         programs = (*self.sparse, self.dense)
-        columns = [[graph_cost(p.callee(c).graph).total for c in p.blocks] for p in programs]
+        columns = [[graph_cost(b.body.graph).total for b in p.blocks] for p in programs]
         return [list(row) for row in zip(*columns, strict=True)]
 
     def errors(self, call: Mapping[str, Any]) -> list[list[float]]:
@@ -97,7 +97,7 @@ class _Probe(fx.Interpreter):
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls.dense.graph_module)
         self.calls = calls
-        self.place = {node: i for i, node in enumerate(calls.dense.blocks)}
+        self.place = {block.call: block.index for block in calls.dense.blocks}
         self.errors: list[list[float]] = []
 
     def run_node(self, n: fx.Node) -> Any:
@@ -110,9 +110,9 @@ class _Probe(fx.Interpreter):
         video = [i for i, node in enumerate(results(dense.graph)) if carries_frames(node)]
         row = []
         for program in self.calls.sparse:
-            call = program.blocks[self.place[n]]
-            tables = [_buffer(program, a) for a in call.args[len(args) :]]
-            other = program.callee(call)(*args, *tables)
+            block = program.blocks[self.place[n]]
+            tables = [_buffer(program, a) for a in block.call.args[len(args) :]]
+            other = block.body(*args, *tables)
             row.append(_distance(other, result, video))
         self.errors.append(row)
         return result

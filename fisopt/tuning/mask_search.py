@@ -15,6 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from fisopt.checked import checked
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.passes.mask_table import MaskTable, as_json, from_json
 from fisopt.passes.masks import FrameMask
@@ -62,6 +63,7 @@ def check_bound(threshold: object, target_ratio: object) -> None:
             raise OptionError(f"{name} must be more than {least}, got {shown(value)}")
 
 
+@checked
 def search_masks(
     pipeline: Any,
     prompts: Sequence[str],

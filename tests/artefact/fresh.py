@@ -35,7 +35,9 @@ RUNS = {
         imports="", load="torch.export.load(path + '.pt2').module()", fisopt=False
     ),
     "pt2 native": _TORCH.format(
-        imports="import fisopt", load="torch.export.load(path + '.pt2').module()", fisopt=True
+        imports="from fisopt import load",
+        load="torch.export.load(path + '.pt2').module()",
+        fisopt=True,
     ),
     "aoti": _TORCH.format(
         imports="from torch._inductor import aoti_load_package",

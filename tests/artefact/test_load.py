@@ -90,6 +90,7 @@ def asked_in(pipe: Pipe) -> str:
     return told
 
 
+@pytest.mark.xdist_group("wan")
 def test_takes_the_original_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case, program = zoo()["wan"], captured("wan")
     monkeypatch.setattr(captures, "capture", lambda *_: program)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import fx
 
+from fisopt.codegen import lower as lowering
 from fisopt.codegen.flatten import flatten
 from fisopt.codegen.lowering import LoweringPass
 from fisopt.errors import LoweringError
@@ -55,3 +56,19 @@ def test_a_wrong_pass_is_named(make: Any, message: str) -> None:
     rule = NodeRule("gelu", {aten.gelu.default}, make)
     with pytest.raises(LoweringError, match=message):
         LoweringPass("break", lambda module, root: [rule]).run(flat, flat)
+
+
+def test_the_whole_graph_keeps_the_signature_of_its_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outline = lowering.outline
+
+    def twice(*args: Any) -> Any:
+        module, calls = outline(*args)
+        output = next(n for n in module.graph.nodes if n.op == "output")
+        output.args = ((*output.args[0], *output.args[0]),)
+        return module, calls
+
+    monkeypatch.setattr(lowering, "outline", twice)
+    with pytest.raises(LoweringError, match=r"stages: takes and returns .*, before it was"):
+        lowering.lower(plain_captured(FORMS["fused"])[1])

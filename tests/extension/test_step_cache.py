@@ -22,9 +22,9 @@ class StepCache(fisopt.Pass):
         return replace(self, reuse=little if self.threshold else step.index % 2 == 1)
 
     def run(self, rewriter: fisopt.Rewriter) -> None:
-        first, last = (rewriter.program.blocks[i] for i in (0, -1))
+        first, last = rewriter.program.blocks[0], rewriter.program.blocks[-1].call
         x = last.meta["val"]
-        now = before = next(a for a in first.args if a.meta["val"].shape == x.shape)
+        now = before = first.passed(first.stream)
         with rewriter.after(last):
             if self.reuse:
                 before, added = (rewriter.load(n, x.shape, x.dtype, x.device) for n in ("x", "dx"))

@@ -15,7 +15,7 @@ from fisopt import models
 from fisopt.errors import InputError
 from fisopt.models import registry
 from fisopt.models.mochi import MaskedAttention
-from tests.zoo import Case, zoo
+from tests.zoo import Case, cases, zoo
 
 # name: (parameters in billions, token grid at the published size)
 PUBLISHED: dict[str, tuple[float, tuple[int, int, int]]] = {
@@ -205,9 +205,9 @@ def test_prepared_shares_parameters(name: str) -> None:
         assert not isinstance(getattr(module, "processor", None), MaskedAttention)
 
 
-@pytest.mark.parametrize("name", zoo())
-def test_exports_with_a_symbolic_frame_count(name: str) -> None:
-    case = zoo()[name]
+@cases()
+def test_exports_with_a_symbolic_frame_count(case: Case) -> None:
+    """Without fisopt; `test_equals_the_model` captures every model."""
     inputs, longer = case.inputs(5, 2, 3), case.inputs(6, 2, 3)
     symbol = torch.export.Dim("frames", min=2, max=1024)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fisopt import FrameInterleave, PassManager, PreconditionError, Program
 from tests.passes.loop import Block, Options, blocks_of, interleaved
-from tests.zoo import Case, zoo
+from tests.zoo import KINDS, Case, cases, zoo
 
 TOLERANCE = 1e-5
 Grid = tuple[int, int, int]
@@ -77,19 +77,37 @@ def test_every_two_values_meet() -> None:
         assert met == every
 
 
-@every_case
-@pytest.mark.parametrize("stride", [2, 3, 4])
-def test_equals_plain_loop(case: Case, program: Program, stride: int) -> None:
+def rows() -> list[Any]:
+    """All of them for one model of each kind, half for any other, in turn; the rest is slow."""
+    found = []
+    for turn, (name, case) in enumerate(zoo().items()):
+        for i, options in enumerate(PAIRS):
+            few = name not in KINDS and (i + turn) % 2
+            marks = (pytest.mark.slow,) if few else ()
+            found.append(pytest.param(case, options, id=f"{name}-{i}", marks=marks))
+    return found
+
+
+def test_every_two_values_meet_in_every_run() -> None:
+    """Each model also meets every value of every option."""
+    run = [row.values for row in rows() if not row.marks]
+    for name in ("stride", "fill", "kv", "scope"):
+        met = {(case.name, getattr(options, name)) for case, options in run}
+        assert met == {(case, getattr(options, name)) for case in zoo() for options in EVERY}
+    assert {options for _, options in run} == set(PAIRS)
+
+
+@pytest.mark.parametrize(("case", "options"), rows())
+def test_equals_plain_loop(case: Case, program: Program, options: Options) -> None:
     grid = (7, 3, 4)
     inputs = case.inputs(*grid, batch=2)
     dense = program.at(inputs)
-    for options in (o for o in PAIRS if o.stride == stride):
-        want = looped(case, inputs, grid, options)
-        assert_equal(run(sparse(dense, options), inputs), want, options)
-        assert not torch.allclose(want, run(dense, inputs), atol=1e-3), "the loop did nothing"
+    want = looped(case, inputs, grid, options)
+    assert_equal(run(sparse(dense, options), inputs), want, options)
+    assert not torch.allclose(want, run(dense, inputs), atol=1e-3), "the loop did nothing"
 
 
-def cases(*names: str) -> pytest.MarkDecorator:
+def only(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", [zoo()[name] for name in names], ids=names)
 
 
@@ -102,7 +120,7 @@ EVERY = tuple(
 )
 
 
-@every_case
+@cases("wan", "hunyuan_video", "cogvideox_5b", "ltx", "latte")
 def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> None:
     """One option set a frame count, another one for the next model."""
     turn = list(zoo()).index(case.name)
@@ -124,7 +142,7 @@ def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> No
             assert_equal(got, looped(case, inputs, grid, options), (frames, options))
 
 
-@cases("wan", "hunyuan_video", "latte")
+@only("wan", "hunyuan_video", "latte")
 @pytest.mark.parametrize(
     ("first", "last"), [(1, None), (0, -1), (1, -1), (-2, None), (0, 2), (3, 4)]
 )
@@ -136,7 +154,7 @@ def test_block_range(case: Case, program: Program, first: int, last: int | None)
     assert_equal(got, looped(case, inputs, grid, options), options)
 
 
-@cases("wan")
+@only("wan")
 def test_one_video(case: Case, program: Program) -> None:
     grid = (7, 4, 3)
     inputs = case.inputs(*grid, batch=1)
@@ -145,7 +163,7 @@ def test_one_video(case: Case, program: Program) -> None:
     assert_equal(got, looped(case, inputs, grid, options), options)
 
 
-@cases("wan")
+@only("wan")
 def test_the_loop_tells_mistakes(case: Case, program: Program) -> None:
     """A wrong residue, compacted positions and forgotten modulation would all show."""
     grid = (7, 3, 4)
@@ -167,7 +185,7 @@ def replace_argument(name: str, gather: Any) -> Callable[[Block], Block]:
     return lambda block: replace(block, arguments={**block.arguments, name: gather})
 
 
-@cases("cogvideox_2b")
+@only("cogvideox_2b")
 def test_stride_one_is_dense(case: Case, program: Program) -> None:
     inputs = case.inputs(5, 3, 4, batch=2)
     result = FrameInterleave(stride=1)(program)
@@ -180,7 +198,7 @@ def test_stride_one_is_dense(case: Case, program: Program) -> None:
 def test_text_stays_whole(case: Case, program: Program) -> None:
     """No gather or fill touches a dimension without frames, and text beside frames is named."""
     result = FrameInterleave()(program).program
-    graphs = [result.graph, *(result.callee(call).graph for call in result.blocks)]
+    graphs = [result.graph, *(block.body.graph for block in result.blocks)]
     for graph in graphs:
         for node in graph.nodes:
             if node.target is torch.ops.fisopt.gather_frames.default:

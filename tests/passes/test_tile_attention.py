@@ -28,7 +28,7 @@ from fisopt import (
     program_cost,
 )
 from fisopt.passes.masks import FrameMask
-from fisopt.passes.tile_attention import TILE
+from fisopt.passes.tiled_block import TILE
 from fisopt.rewrite.pass_base import Step
 from tests.passes.loop import Options, blocks_of, interleaved
 from tests.passes.tiled import tiled
@@ -80,9 +80,7 @@ def assert_equal(got: Tensor, want: Tensor) -> None:
 
 def tiles(program: Program) -> list[list[fx.Node]]:
     """The tile attentions of every block."""
-    return [
-        [n for n in program.callee(call).graph.nodes if n.target is TILE] for call in program.blocks
-    ]
+    return [[n for n in b.body.graph.nodes if n.target is TILE] for b in program.blocks]
 
 
 @every_case
@@ -93,8 +91,8 @@ def test_equals_the_explicit_mask(case: Case, program: Program, mask: FrameMask)
     want = oracle(case, inputs, mask)
     assert_equal(run(sparse, inputs), want)
     assert not torch.allclose(want, run(program, inputs), atol=1e-4), "the mask did nothing"
-    for call, found in zip(sparse.blocks, tiles(sparse), strict=True):
-        assert len(found) == int(case.name != "latte" or "temporal" in call.meta["fisopt.region"])
+    for block, found in zip(sparse.blocks, tiles(sparse), strict=True):
+        assert len(found) == int(case.name != "latte" or "temporal" in block.path)
 
 
 @every_case
@@ -148,7 +146,7 @@ def test_padding_masks_hold(case: Case, program: Program) -> None:
 @cases("wan", "cogvideox_2b")
 def test_table_and_dense_blocks(case: Case, program: Program) -> None:
     inputs = case.inputs(*GRID, batch=2)
-    paths = [str(call.meta["fisopt.region"]) for call in program.blocks]
+    paths = [block.path for block in program.blocks]
     masks: list[FrameMask | None] = [TileMask(1 + i % 2) for i in range(len(paths))]
     masks[1] = None
     table = dict(zip(paths, masks, strict=True))
@@ -164,13 +162,13 @@ def test_table_and_dense_blocks(case: Case, program: Program) -> None:
 def test_blocks_of_one_mask_share_a_graph(wan: Program) -> None:
     """Text of a block and sharing: two masks are two graphs, each called by several blocks."""
     uniform = TileAttention(2)(wan).program
-    assert len({call.target for call in uniform.blocks}) == 1
-    paths = [str(call.meta["fisopt.region"]) for call in wan.blocks]
+    assert len({block.call.target for block in uniform.blocks}) == 1
+    paths = [block.path for block in wan.blocks]
     table = {path: 1 + (i > 1) for i, path in enumerate(paths)}
     mixed = TileAttention(table=table)(wan).program
-    assert [call.target for call in mixed.blocks] == ["block_a_tiles"] * 2 + ["block_a_tiles_1"] * (
-        len(paths) - 2
-    )
+    assert [block.call.target for block in mixed.blocks] == ["block_a_tiles"] * 2 + [
+        "block_a_tiles_1"
+    ] * (len(paths) - 2)
     text = fisopt.format_graph(uniform, parameters=True)
     line = next(x for x in text.splitlines() if "fisopt::tile_attention" in x)
     assert line.endswith("None, %tiles_rows_0, %tiles_keys_0, 2736, None)")
@@ -299,7 +297,7 @@ def test_not_strict_reports_and_leaves_dense(wan: Program) -> None:
 def test_blocks_that_attend_within_frames(case: Case, program: Program) -> None:
     result = TileAttention(1)(program)
     assert any("have no self-attention across frames" in note for note in result.notes)
-    paths = [str(call.meta["fisopt.region"]) for call in program.blocks]
+    paths = [block.path for block in program.blocks]
     with pytest.raises(PreconditionError, match="the table gives it a mask, but it has no video"):
         TileAttention(table=dict.fromkeys(paths, 1))(program)
     inside = [p for p, found in zip(paths, tiles(result.program), strict=True) if not found]

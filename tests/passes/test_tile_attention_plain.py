@@ -15,9 +15,9 @@ import fisopt
 from fisopt import ModelSpec, Pass, PassManager, PreconditionError, Program, TileAttention, TileMask
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.passes.tile_attention import TILE
-from fisopt.rewrite.analysis import result_nodes, results, self_attentions
-from fisopt.rewrite.axes import FrameAxis, axes_of
+from fisopt.passes.tiled_block import TILE
+from fisopt.rewrite.analysis import self_attentions
+from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.rewriter import Rewriter
 from tests import plain_dit
 from tests.conftest import plain_captured
@@ -257,23 +257,13 @@ class DropKeys(Pass):
     """Attend to half of the keys: another pass that edits attention."""
 
     def run(self, rewriter: Rewriter) -> None:
-        call = rewriter.program.blocks[0]
-        body = rewriter.program.callee(call)
-        (attention,) = self_attentions(body.graph)
-        inner = rewriter.inside(body)
-        node = dict(zip(body.graph.nodes, inner.graph.nodes, strict=True))[attention.result]
-        with inner.before(node):
-            shorter = [inner.call(every_other, n) for n in node.args[1:3]]
-        node.args = (node.args[0], *shorter)
-        module = inner.program.graph_module
-        module.recompile()
-        outputs = results(body.graph)
-        with rewriter.before(call):
-            axes = [axes_of(n) for n in outputs]
-            pieces = rewriter.call_block(module, list(call.args), call, "short", axes)  # type: ignore[arg-type]
-        for old, new in zip(result_nodes(call, len(outputs)), pieces, strict=True):
-            if old is not None:
-                rewriter.replace_uses(old, new)
+        block = rewriter.program.blocks[0]
+        (attention,) = self_attentions(block.body.graph)
+        with rewriter.edit(block, name="short") as edit:
+            node = edit.twin(attention.result)
+            with edit.before(node):
+                fewer = [edit.call(every_other, n) for n in node.args[1:3]]
+            node.args = (node.args[0], *fewer)
 
 
 def test_a_block_with_fewer_tokens_is_refused() -> None:

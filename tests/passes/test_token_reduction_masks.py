@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import combinations, product
 from typing import Any
 from unittest import mock
 
@@ -62,13 +63,26 @@ def built(form: str, shape: tuple[int, ...], kind: torch.dtype) -> tuple[Model, 
     return model, inputs
 
 
-@pytest.mark.parametrize("form", ["fused", "written out"])
-@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
-@pytest.mark.parametrize(
-    "shape",
-    [(2, 1, 1, TOKENS), (TOKENS, TOKENS), (1, 2, TOKENS, TOKENS), (2, 1, TOKENS, 1), (1, TOKENS)],
-    ids=str,
+FORMS, KINDS = ("fused", "written out"), (torch.bool, torch.float32)
+SHAPES = (
+    *((2, 1, 1, TOKENS), (TOKENS, TOKENS), (1, 2, TOKENS, TOKENS), (2, 1, TOKENS, 1)),
+    (1, TOKENS),
 )
+ROWS = [
+    pytest.param(form, kind, shape, marks=() if (i + j + k) % 2 else (pytest.mark.slow,))
+    for (i, form), (j, kind), (k, shape) in product(*map(enumerate, (FORMS, KINDS, SHAPES)))
+]
+"""Every two values meet; the other half is slow."""
+
+
+def test_every_two_values_meet() -> None:
+    run = [row.values for row in ROWS if not row.marks]
+    for one, other in combinations(range(3), 2):
+        met = {(values[one], values[other]) for values in run}
+        assert met == set(product((FORMS, KINDS, SHAPES)[one], (FORMS, KINDS, SHAPES)[other]))
+
+
+@pytest.mark.parametrize(("form", "kind", "shape"), ROWS)
 def test_rows_and_columns(form: str, kind: torch.dtype, shape: tuple[int, ...]) -> None:
     model, inputs = built(form, shape, kind)
     program = fisopt.capture(model, inputs, spec=SPEC)

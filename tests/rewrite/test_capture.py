@@ -106,11 +106,11 @@ def test_structure(case: Case, program: Program) -> None:
     eager(case.model, case.inputs(5, 3, 4, batch=2))
     for handle in handles:
         handle.remove()
-    assert [c.meta["fisopt.region"] for c in program.blocks] == [wanted[m] for m in order]
-    assert len({str(c.target) for c in program.blocks}) < len(program.blocks)
+    assert [c.path for c in program.blocks] == [wanted[m] for m in order]
+    assert len({str(c.call.target) for c in program.blocks}) < len(program.blocks)
     assert program.layout.tokens == 60
-    for call in program.blocks:
-        body = program.callee(call)
+    for block in program.blocks:
+        body = block.body
         assert not [n for n in body.graph.nodes if n.op == "get_attr"]
         assert any(map(carries_frames, results(body.graph)))
     fisopt.verify(program)
@@ -196,7 +196,7 @@ def test_plain_model(form: Form) -> None:
     """No adapter: blocks by pattern, grid by numbers; the rest is found."""
     model, program = plain_captured(form)
     assert len(program.blocks) == 3
-    assert len({str(c.target) for c in program.blocks}) == 1
+    assert len({str(c.call.target) for c in program.blocks}) == 1
     for frames, batch in ((5, 2), (7, 2), (4, 1)):
         inputs = plain_dit.inputs(form, frames, 2, 3, batch=batch)
         assert_equal(program.at(inputs)(**inputs), eager(model, inputs), (frames, batch))

@@ -28,7 +28,7 @@ def test_wan_block(wan: Program) -> None:
     config = zoo()["wan"].model.config
     heads, head, ffn = config.num_attention_heads, config.attention_head_dim, config.ffn_dim
     assert (heads, head, heads * head) == (HEADS, HEAD, D)
-    cost = graph_cost(wan.callee(wan.blocks[0]).graph)
+    cost = graph_cost(wan.blocks[0].body.graph)
     assert cost.flops["self-attention"] == attention(N, N)
     assert cost.flops["cross-attention"] == attention(N, T)
     projections = 6 * linear(N, D, D) + 2 * linear(T, D, D)

@@ -267,7 +267,7 @@ def test_sizes_that_are_not_frames_alone(kind: type[Toy]) -> None:
     followed = program.source.followed
     assert (followed.step, found(inputs, followed)) == (step, wanted)
     torch.testing.assert_close(program(**inputs), model(**inputs), rtol=0, atol=0)
-    assert any("f6" in str(axis) for call in program.blocks for axis in axes_of(call))
+    assert any("f6" in str(axis) for block in program.blocks for axis in axes_of(block.call))
     longer = program.resized(GRID[0] + step)
     assert longer.layout.frames == GRID[0] + step
 
@@ -428,7 +428,7 @@ def test_one_frame_and_many_in_either_order(frames: tuple[int, int]) -> None:
         assert other.layout == TokenLayout(count, 2, 3)
         torch.testing.assert_close(other(**inputs), model(**inputs))
         if count > 2:
-            assert [str(axis) for axis in axes_of(other.blocks[0])] == ["None", "f5*6", "None"]
+            assert [str(axis) for axis in axes_of(other.blocks[0].call)] == ["None", "f5*6", "None"]
 
 
 def test_a_width_that_is_the_token_count() -> None:

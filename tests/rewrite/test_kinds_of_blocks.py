@@ -238,7 +238,7 @@ def test_a_result_without_a_stream_is_interpolated_itself() -> None:
 @pytest.mark.parametrize("kind", ["hint", "skip"])
 def test_only_a_residual_path_is_a_source(kind: str) -> None:
     _, program = captured(kind)
-    graph = program.callee(program.blocks[-1]).graph
+    graph = program.blocks[-1].body.graph
     sources = [residual_source(graph, n) for n in results(graph) if carries_frames(n)]
     assert [s is None for s in sources] == ([False, True] if kind == "hint" else [True])
 
@@ -246,7 +246,7 @@ def test_only_a_residual_path_is_a_source(kind: str) -> None:
 def test_long_skips_keep_their_self_attention() -> None:
     _, program = captured("skip")
     for block in program.blocks:
-        assert len(self_attentions(program.callee(block).graph)) == 1
+        assert len(self_attentions(block.body.graph)) == 1
     for step in (
         TokenReduction(query=0.4, value=0.4),
         TileAttention(1),
@@ -268,7 +268,7 @@ def with_sparse_attention(layer: Any, x: Tensor, kept: tuple[int, ...]) -> Tenso
 def test_text_that_has_seen_the_video_is_no_video() -> None:
     model, program = captured("text")
     for block in program.blocks:
-        graph = program.callee(block).graph
+        graph = block.body.graph
         assert len(attentions(graph)) == 3
         assert len(self_attentions(graph)) == 1
         flops = graph_cost(graph).flops
@@ -289,7 +289,7 @@ def test_text_that_has_seen_the_video_is_no_video() -> None:
 def test_every_way_of_writing_attention_is_the_same(name: str) -> None:
     """Whatever the layout of the heads, a pass makes of it what it makes of the fused operator."""
     (_, want), (_, program) = captured("plain"), captured("plain", MIXES[name])
-    assert len(self_attentions(program.callee(program.blocks[0]).graph)) == 1
+    assert len(self_attentions(program.blocks[0].body.graph)) == 1
     for step in (
         TokenReduction(query=0.4, value=0.3),
         TileAttention(1),

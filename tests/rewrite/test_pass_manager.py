@@ -64,13 +64,13 @@ def without_value(rewriter: Rewriter) -> None:
 
 
 def wrong_axis(rewriter: Rewriter) -> None:
-    call = rewriter.program.blocks[0]
+    call = rewriter.program.blocks[0].call
     set_axes(call, (None, FrameAxis(4, inner=12), None))
     rewriter.changed = True
 
 
 def wrong_rank(rewriter: Rewriter) -> None:
-    set_axes(rewriter.program.blocks[0], (None,))
+    set_axes(rewriter.program.blocks[0].call, (None,))
     rewriter.changed = True
 
 
@@ -81,13 +81,13 @@ def mutating(rewriter: Rewriter) -> None:
 
 
 def dropped_argument(rewriter: Rewriter) -> None:
-    call = rewriter.program.blocks[0]
+    call = rewriter.program.blocks[0].call
     call.args = call.args[:-1]
     rewriter.changed = True
 
 
 def other_argument(rewriter: Rewriter) -> None:
-    call = rewriter.program.blocks[0]
+    call = rewriter.program.blocks[0].call
     call.args = (call.args[1], call.args[0], *call.args[2:])
     rewriter.changed = True
 
@@ -100,9 +100,9 @@ def too_few_results(rewriter: Rewriter) -> None:
 
 def chosen_by_content(rewriter: Rewriter) -> None:
     """As many tokens as three frames have, but those of largest norm: no frames any more."""
-    call = rewriter.program.blocks[0]
+    call = rewriter.program.blocks[0].call
     short = rewriter.program.resized(3)
-    body = short.callee(short.blocks[0])
+    body = short.blocks[0].body
     with rewriter.before(call):
         args = []
         for arg, holder in zip(
@@ -128,17 +128,15 @@ def _others(node: fx.Node, dim: int) -> list[int]:
 
 def edited_result(rewriter: Rewriter) -> None:
     """An edit inside a block by which its result holds text in front of the frames."""
-    call = rewriter.program.blocks[0]
-    inner = rewriter.inside(rewriter.program.callee(call))
-    last_node = results(inner.graph)[0]
-    axis = next(a for a in axes_of(last_node) if a is not None)
-    moved = replace(axis, frames=axis.frames - 1, after=axis.inner)
-    set_axes(last_node, tuple(moved if a is not None else None for a in axes_of(last_node)))
-    module = inner.program.graph_module
-    with rewriter.before(call):
-        axes = [axes_of(call)]
-        new = rewriter.call_block(module, list(call.args), call, "edited", axes)[0]  # type: ignore[arg-type]
-    rewriter.replace_uses(call, new)
+    block = rewriter.program.blocks[0]
+    with rewriter.edit(block) as edit:
+        last_node = edit.twin(block.results[0])
+        axis = next(a for a in axes_of(last_node) if a is not None)
+        moved = replace(axis, frames=axis.frames - 1, after=axis.inner)
+        set_axes(last_node, tuple(moved if a is not None else None for a in axes_of(last_node)))
+        edit.changed = True
+        (new,) = edit.place()
+        set_axes(new, axes_of(block.call))
 
 
 def erased_change(rewriter: Rewriter) -> None:
@@ -235,7 +233,7 @@ def test_strict(wan: Program) -> None:
 
 def test_unknown_operator_needs_a_relation(wan: Program) -> None:
     def transform(rewriter: Rewriter) -> None:
-        node = rewriter.program.blocks[0]
+        node = rewriter.program.blocks[0].call
         with rewriter.after(node):
             rewriter.call(aten.fft_fft.default, node)
 
@@ -245,7 +243,7 @@ def test_unknown_operator_needs_a_relation(wan: Program) -> None:
 
 def test_rewriter_fills_value_axes_and_maker(wan: Program) -> None:
     def add(rewriter: Rewriter) -> None:
-        node = rewriter.program.blocks[0]
+        node = rewriter.program.blocks[0].call
         with rewriter.after(node):
             new = rewriter.call(aten.mul.Tensor, node, 2.0)
             assert new.meta["val"].shape == node.meta["val"].shape
@@ -261,7 +259,7 @@ def test_rewriter_fills_value_axes_and_maker(wan: Program) -> None:
 
 def test_replace_uses_refuses_other_shapes(wan: Program) -> None:
     def shrink(rewriter: Rewriter) -> None:
-        node = rewriter.program.blocks[0]
+        node = rewriter.program.blocks[0].call
         with rewriter.after(node):
             rewriter.replace_uses(node, rewriter.call(aten.sum.dim_IntList, node, [0]))
 
@@ -283,7 +281,7 @@ def test_buffers(wan: Program) -> None:
 def test_verify_accepts_what_capture_makes(wan: Program) -> None:
     verify(wan)
     broken = wan.copy()
-    broken.blocks[0].meta.pop("val")
+    broken.blocks[0].call.meta.pop("val")
     with pytest.raises(VerifyError, match="has no value"):
         verify(broken)
     verify(wan)

@@ -235,7 +235,7 @@ def test_a_buffer_that_holds_a_part_of_the_stream_is_no_stream() -> None:
 
 def test_the_sum_of_stream_and_skip_is_what_a_block_updates() -> None:
     model, program = captured(AddsSkip)
-    graph = program.callee(program.blocks[1]).graph
+    graph = program.blocks[1].body.graph
     stream = residual_stream(graph, results(graph)[0])
     assert stream is not None
     assert len(stream.arguments) == 2
@@ -252,7 +252,7 @@ def test_the_sum_of_stream_and_skip_is_what_a_block_updates() -> None:
 def test_attention_inside_a_frame_is_found_where_the_block_folds_it() -> None:
     model, program = captured(InFrames)
     for block in program.blocks:
-        assert len(self_attentions(program.callee(block).graph)) == 1
+        assert len(self_attentions(block.body.graph)) == 1
     got = PassManager([FrameInterleave(first_block=0, scope="attention")]).run(program)(**call())
     x = model.embed(call()["video"])
     for index, layer in enumerate(model.layers):

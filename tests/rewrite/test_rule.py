@@ -41,7 +41,7 @@ MODULATE = Rule("modulate", modulated, fused, by_channel)
 
 
 def count(program: Program, target: Any) -> int:
-    graphs = {str(c.target): program.callee(c).graph for c in program.blocks}
+    graphs = {str(c.call.target): c.body.graph for c in program.blocks}
     return sum(
         n.target is target for graph in (program.graph, *graphs.values()) for n in graph.nodes
     )
@@ -55,7 +55,7 @@ def test_a_fusion_changes_the_text_and_not_the_values(case: Case, program: Progr
     torch.testing.assert_close(result(**inputs)[0], want, atol=1e-5, rtol=0)
     places = len(MODULATE.matches(program.graph)) + sum(
         len(MODULATE.matches(graph))
-        for graph in {str(c.target): program.callee(c).graph for c in program.blocks}.values()
+        for graph in {str(c.call.target): c.body.graph for c in program.blocks}.values()
     )
     assert count(program, aten.addcmul.default) == 0
     assert 0 < count(result, aten.addcmul.default) <= places
@@ -78,7 +78,9 @@ def test_blocks_still_share_one_graph_and_frames_can_still_be_skipped(wan: Progr
     sparse = FrameInterleave(first_block=0)(wan).program
     result = RulePass((MODULATE,))(sparse).program
     fisopt.verify(result)
-    assert len({c.target for c in result.blocks}) == len({c.target for c in sparse.blocks})
+    assert len({c.call.target for c in result.blocks}) == len(
+        {c.call.target for c in sparse.blocks}
+    )
     inputs = zoo()["wan"].inputs(5, 3, 4, batch=2)
     torch.testing.assert_close(result(**inputs)[0], sparse(**inputs)[0], atol=1e-5, rtol=0)
 
@@ -101,7 +103,7 @@ def test_a_chain_of_matches() -> None:
 
 def test_what_another_reads_is_not_fused_away(wan: Program) -> None:
     """A match whose inner value has another user would compute it twice; it is no match."""
-    graph = wan.callee(wan.blocks[0]).graph
+    graph = wan.blocks[0].body.graph
     for match in MODULATE.matches(graph):
         product = next(n for n in match.result.all_input_nodes if n.target is aten.mul.Tensor)
         assert set(product.users) == {match.result}
@@ -166,7 +168,7 @@ def test_of_places_that_overlap_the_condition_chooses() -> None:
         return aten.add.Tensor(x, aten.add.Tensor(y, z))
 
     every = Rule("every", chain, joined, anywhere)
-    places = every.matches(program.callee(program.blocks[0]).graph)
+    places = every.matches(program.blocks[0].body.graph)
     assert len(places) == 2
     for place in places:
         name = place.result.name

@@ -295,7 +295,7 @@ def test_shared_weights_stay_the_models_own(share: Callable[[nn.Module], None]) 
     assert all(now[name] is p and torch.equal(p, value) for name, (p, value) in before.items())
     torch.testing.assert_close(program(**inputs), model(**inputs), rtol=0, atol=0)
     assert len(program.blocks) == 3, "one call of a block each"
-    assert len({str(call.target) for call in program.blocks}) == 1
+    assert len({str(block.call.target) for block in program.blocks}) == 1
     assert {id(p) for p in program.graph_module.parameters()} <= {id(p) for p, _ in before.values()}
 
 

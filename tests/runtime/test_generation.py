@@ -185,6 +185,8 @@ class Pipe:
         self.transformer = zoo()["wan"].model
 
 
+@pytest.mark.usefixtures("captured_once")
+@pytest.mark.xdist_group("wan")
 def test_example_inputs_of_a_pipeline_are_captured_before_it_changes() -> None:
     pipe, inputs = Pipe(), zoo()["wan"].inputs(5, 3, 4)
     with pytest.raises(fisopt.PreconditionError, match="first_block=9 is outside"):

@@ -29,6 +29,7 @@ from fisopt.runtime.generation import Generation
 from tests.conftest import captured
 from tests.zoo import zoo
 
+pytestmark = pytest.mark.xdist_group("wan")
 DENSE_ENDS = fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))
 Run = Callable[[int], Any]
 

@@ -25,7 +25,6 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.token_reduction import Reduction
-from fisopt.rewrite.analysis import result_nodes, results
 from fisopt.rewrite.pass_base import Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.rewriter import Rewriter
@@ -156,8 +155,7 @@ class HoldBlocks(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         last = rewriter.program.blocks[-1]
-        returned = results(rewriter.program.callee(last).graph)
-        result = result_nodes(last, len(returned))[0]
+        result = last.returned(last.results[0])
         assert result is not None
         if self.state == "store":
             rewriter.store("blocks", result)
@@ -326,7 +324,7 @@ def test_state_is_explicit() -> None:
     assert len(first.stores) == 3 * 3, "kept and origin of queries, kept of values, each block"
     assert len(first.gauges) == 3 * 2
     assert not later.gauges
-    targets = {n.target for c in later.blocks for n in later.callee(c).graph.nodes}
+    targets = {n.target for c in later.blocks for n in c.body.graph.nodes}
     assert torch.ops.fisopt.match_tokens.default not in targets
     with pytest.raises(InputError, match="reuses state of an earlier step"):
         later(**plain_dit.inputs(FORM, 5, 2, 3, batch=2))

@@ -22,6 +22,7 @@ from fisopt.tuning.progress import Progress
 from tests.conftest import captured
 from tests.zoo import zoo
 
+pytestmark = pytest.mark.xdist_group("wan")
 GRID, STRIDE, STEPS = (5, 3, 4), (2, 1, 2), 3
 
 

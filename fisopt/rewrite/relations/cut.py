@@ -73,6 +73,8 @@ def _read_by_number(
     first, last = axis.before + axis.inner, axis.before + axis.video - axis.inner
     if step != 1 or axis.outer != 1 or (first < end and start < last):
         result.addressed.append((operand, dim))
+    else:
+        result.ends.append((operand, dim))
 
 
 def bounds(start: int | None, end: int | None, size: int) -> tuple[int, int]:

@@ -43,6 +43,7 @@ class Relation:
         kept: result dimensions computed from a mixed operand dimension of the same position.
         addressed: operand dimensions whose entries are read or written by number: the numbers
             speak of the whole dimension, so it is never cut.
+        ends: those of ``mixed`` of which only the first or the last frame is read, by number.
         placed: dimensions whose frames lie where those of a value written there before lie; the
             operator reads the whole buffer all the same.
         ties: pairs of operand dimensions that are combined entry by entry.
@@ -54,6 +55,7 @@ class Relation:
     mixed: list[tuple[fx.Node, int]] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     addressed: list[tuple[fx.Node, int]] = field(default_factory=list)
+    ends: list[tuple[fx.Node, int]] = field(default_factory=list)
     placed: list[Link] = field(default_factory=list)
     ties: list[tuple[tuple[fx.Node, int], tuple[fx.Node, int]]] = field(default_factory=list)
     constant: set[int] = field(default_factory=set)

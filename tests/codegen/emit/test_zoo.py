@@ -22,13 +22,13 @@ from fisopt.rewrite.inputs import Inputs, bind
 from tests.codegen.emit.interpreter import Interpreter
 from tests.codegen.emit.regions import as_dtype, emitted, one_program, operands, reference, taken
 from tests.conftest import GRID, captured
-from tests.zoo import Case, zoo
+from tests.zoo import Case, cases, zoo
 
 TOLERANCES = {torch.float32: 2e-5, torch.bfloat16: 1e-2}
 ALWAYS = ("wan", "hunyuan_video", "cogvideox_5b", "mochi")
 EXPECTED = Path(__file__).parent / "expected"
 
-by_case = pytest.mark.parametrize("case", zoo().values(), ids=zoo())
+by_case = cases(*ALWAYS)
 
 
 @cache
@@ -108,10 +108,8 @@ def interpreted(triton_interpreter: Interpreter, monkeypatch: pytest.MonkeyPatch
 
 @by_case
 @pytest.mark.usefixtures("interpreted")
-def test_a_model_with_every_kernel_in_place(case: Case, exhaustive: bool) -> None:
+def test_a_model_with_every_kernel_in_place(case: Case) -> None:
     """Regions are found so that they can be taken out: the whole model computes the same."""
-    if not exhaustive and case.name not in ALWAYS:
-        pytest.skip("one model of each form of attention is run; --exhaustive runs all")
     assert_unchanged(sparse(case.name), case)
 
 
