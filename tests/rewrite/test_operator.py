@@ -88,7 +88,7 @@ def test_a_pass_inserts_it_and_the_values_are_the_models_own(program: Program) -
     assert "= test::soft_sign(%" in format_graph(made)
     assert made.graph is not program.graph
     torch.testing.assert_close(made(**INPUTS), own(Softsign())(**INPUTS))
-    (node,) = [n for n in made.callee(made.blocks[0]).graph.nodes if n.target is soft_sign.target]
+    (node,) = [n for n in made.blocks[0].body.graph.nodes if n.target is soft_sign.target]
     assert node.args[1:] == (0.5,)
     assert node.kwargs == {}
     assert axes_of(node) == axes_of(node.args[0])
@@ -106,7 +106,7 @@ def test_met_in_a_model_it_runs_on_the_frames_that_are_needed() -> None:
     torch.testing.assert_close(made(**INPUTS), own(Softsign())(**INPUTS))
     got, want = (PassManager([FrameInterleave(2)]).run(p) for p in (made, plain))
     torch.testing.assert_close(got(**INPUTS), want(**INPUTS))
-    sparse = got.callee(got.blocks[1]).graph
+    sparse = got.blocks[1].body.graph
     (node,) = [n for n in sparse.nodes if n.target is soft_sign.target]
     assert node.meta["val"].shape[1] == 3 * 6
 
