@@ -13,7 +13,7 @@ KILLS ?= 500
 FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint style types units crash fuzz hostile gpu format clean
+.PHONY: help install demo test test-all lint style types units crash fuzz hostile soak gpu format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ crash: $(STAMP) ## Kill processes while they write: minutes, run again to go on
 
 fuzz: $(STAMP) ## Compare random models under random passes with a plain oracle: hours, run again to go on
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/fuzz.py --programs $(PROGRAMS) --workers $(JOBS)
+
+soak: $(STAMP) ## Generate a thousand times in two threads, compiled, at fifty shapes: an hour
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/bench_soak.py
 
 hostile: $(STAMP) ## Read mutated files under an audit hook: minutes, run again to go on
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/hostile.py --files $(FILES)

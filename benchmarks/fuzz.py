@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import machine, write
+from harness import machine, write, write_part
 from kept import Kept, Row
 from tqdm import tqdm
 
@@ -34,6 +34,11 @@ from tests.fuzz.program import LISTS, Case, Outcome, case, check
 from tests.fuzz.shrink import smallest
 
 FAULTS = ("wrong", "raw error", "touched")
+COUNTED = (
+    *("machine", "what", "code", "programs", "calls"),
+    *("equal", "refused", "wrong", "raw_error", "touched"),
+)
+"""What stands beside the counts of kills, hostile files and soaks."""
 
 
 def quiet() -> None:
@@ -137,7 +142,9 @@ def main() -> None:
     bar = tqdm(total=len(seeds), initial=len(seeds) - len(missing), unit="model")
     for row in fresh(missing, options.workers):
         kept.add(row)
-        write("fuzz", summary(kept.rows, kept.version))
+        figures = summary(kept.rows, kept.version)
+        write("fuzz", figures)
+        write_part("reliability", "fuzz", {name: figures[name] for name in COUNTED})
         bar.update()
         bar.set_postfix(faults=sum(kind in FAULTS for r in kept.rows for kind, *_ in r["outcomes"]))
     result = summary(kept.rows, kept.version)

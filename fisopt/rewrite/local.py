@@ -41,7 +41,7 @@ class Match:
         return held.meta["val"] if isinstance(held, fx.Node) else held
 
 
-class Editor(Protocol):
+class Edits(Protocol):
     """What edits a graph: the Rewriter for passes, `GraphEditor` for what is lowered."""
 
     @property
@@ -124,7 +124,7 @@ class Tallies:
 
 
 def rewrite(
-    editor: Editor,
+    editor: Edits,
     rules: Sequence[LocalRule],
     *,
     once: bool = False,
@@ -152,7 +152,7 @@ def rewrite(
     raise LoweringError(f"{names}: still something to replace after {SWEEPS} sweeps of the graph")
 
 
-def _sweep(editor: Editor, rule: LocalRule, tally: Tally) -> None:
+def _sweep(editor: Edits, rule: LocalRule, tally: Tally) -> None:
     """Apply a rule to the matches that a graph has now and that do not overlap."""
     moved: dict[fx.Node, Any] = {}
     taken: set[fx.Node] = set()

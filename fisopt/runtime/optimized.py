@@ -140,7 +140,7 @@ class OptimizedModule(nn.Module):
         visit = Visit(self._generation, self._plans, inputs)
         variant = self._active(inputs, visit)
         plan, held = self.plan(inputs, variant), Held()
-        if self._leaves(plan) or plan.program.loads or self._generation.holds:
+        if self._generation.holds or plan.remembers(bool(self._variants.stepwise)):
             held = visit.held(plan.program)
         if missing := plan.missing(held.state):
             plan = self._afresh(inputs, variant, missing, held.state)
@@ -156,10 +156,6 @@ class OptimizedModule(nn.Module):
         left = {name: value.detach() for name, value in returned.state.items()}
         self._generation.keep(held, left, measured)
         return returned.output
-
-    def _leaves(self, plan: Plan) -> bool:
-        """Whether a plan leaves something for later steps; numbers only where steps differ."""
-        return bool(plan.program.stores or (plan.numbers and self._variants.stepwise))
 
     def _afresh(
         self,

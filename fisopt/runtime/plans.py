@@ -75,6 +75,11 @@ class Plan:
         """The first run compiles, which no other thread may see."""
         return running() if training in self.ran else tracing()
 
+    def remembers(self, stepwise: bool) -> bool:
+        """Whether it takes or leaves something between steps; numbers count where steps differ."""
+        program = self.program
+        return bool(program.loads or program.stores or (stepwise and self.numbers))
+
     def missing(self, held: Mapping[str, torch.Tensor]) -> set[str]:
         """The passes that load state which is not there in the shape that they take."""
         if not self.program.loads:

@@ -186,7 +186,7 @@ def test_tokens_of_a_frame_follow_the_resolution() -> None:
     case = zoo()["wan_ti2v"]
     inputs = case.inputs(5, 5, 4, batch=2)
     dims = captured("wan_ti2v").source.frame_dims
-    wider = resize(Inputs.of(inputs), dims, TokenLayout(5, 5, 4), 7).kwargs()
+    wider = resize(Inputs.of(inputs), dims, TokenLayout(5, 5, 4), TokenLayout(7, 5, 4)).kwargs()
     assert wider["timestep"].shape == (2, 7 * 5 * 4)
     assert wider["hidden_states"].shape == case.inputs(7, 5, 4, batch=2)["hidden_states"].shape
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import fisopt
 from fisopt import InputError, Schedule
-from fisopt.rewrite.ops.match_tokens import reference
+from fisopt.rewrite.ops.match_tokens import match_tokens
 from fisopt.rewrite.partition import destinations
 from fisopt.runtime import captures
 from fisopt.tuning.calibrate import Calibration, Target, _damage
@@ -73,7 +73,7 @@ def features() -> dict[str, Tensor]:
             block += 1
             for feature, x in (("query", query), ("value", value)):
                 chosen = destinations(GRID, STRIDE, 0, block, 0, feature)
-                profiles[feature][block, step] += reference(x, chosen, 0, 0, 0)[2] / 4
+                profiles[feature][block, step] += match_tokens.reference(x, chosen, 0, 0, 0)[2] / 4
         return real(query, key, value, *args, **kwargs)
 
     model = zoo()["wan"].model
