@@ -53,7 +53,7 @@ def export(
         path: where to write.
         format: "pt2" (torch.export), "onnx", "aoti" (a compiled package), or "text": the graph
             without weights, also of a model on the meta device.
-        portable: write ``fisopt::`` operators out in plain torch, so that torch alone runs the
+        portable: write declared operators out in plain torch, so that torch alone runs the
             file; otherwise they stay, and a process that loads the file imports fisopt.
         example_inputs: keyword arguments of one forward call; by default those of the newest
             shapes that the module was prepared for.

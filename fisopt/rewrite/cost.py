@@ -92,7 +92,7 @@ def graph_cost(graph: fx.Graph) -> Cost:
             cost.flops["self-attention"] += flops
         elif node.target is aten.scaled_dot_product_attention.default:
             cost.flops["cross-attention"] += flops
-        elif (made := declared(node.target)) is not None:
+        elif (made := declared(node.target)) is not None and made.flops is not None:
             cost.flops["cross-attention" if made.attention else made.counts_as] += flops
         elif node.target in _CONVOLUTIONS:
             cost.flops["convolution"] += flops
@@ -126,8 +126,8 @@ def _flops(node: fx.Node) -> float | None:
     args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
     out = node.meta["val"]
     target: Any = node.target
-    if (made := declared(target)) is not None:
-        return None if made.flops is None else float(made.flops(*args, **node.kwargs))
+    if (made := declared(target)) is not None and made.flops is not None:
+        return float(made.flops(*args, **node.kwargs))
     if target is aten.linear.default:
         return float(2 * out.numel() * args[0].shape[-1])
     if target is aten.scaled_dot_product_attention.default:
