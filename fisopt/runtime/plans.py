@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from threading import RLock
@@ -73,7 +73,7 @@ class Plan:
 
     def _among(self, training: bool) -> AbstractContextManager[None]:
         """The first run compiles, which no other thread may see."""
-        return running() if training in self.ran else tracing()
+        return running() if training in self.ran else _compiling(training)
 
     def remembers(self, stepwise: bool) -> bool:
         """Whether it takes or leaves something between steps; numbers count where steps differ."""
@@ -196,6 +196,17 @@ class Plans:
 
     def _forget(self, plan: Plan) -> None:
         self._report.variants = [v for v in self._report.variants if v is not plan.made]
+
+
+@contextmanager
+def _compiling(training: bool) -> Iterator[None]:
+    """Inside, no other thread traces or runs, and what is compiled is so with its gradient."""
+    with tracing(), ExitStack() as stack:
+        if training:
+            from torch._functorch import config  # over a second: not at import
+
+            stack.enter_context(config.patch(force_non_lazy_backward_lowering=True))
+        yield
 
 
 def _numbers(program: Program) -> frozenset[str]:

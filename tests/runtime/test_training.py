@@ -10,7 +10,9 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 
 import fisopt
 from fisopt import (
@@ -199,6 +201,25 @@ def test_compiled_gradients_are_those_of_the_graph(
     compiled, eager = optimized(PASSES[name], "inductor"), optimized(PASSES[name])
     eager.requires_grad_(True)
     assert_same(gradients_of(compiled, compiled), gradients_of(eager, eager))
+
+
+@pytest.mark.usefixtures("once")
+def test_the_gradient_is_compiled_before_other_threads_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def noted(what: str) -> Callable[..., Any]:
+        return lambda graph, _: seen.append(what) or make_boxed_func(graph.forward)
+
+    backend = aot_autograd(fw_compiler=noted("forward"), bw_compiler=noted("gradient"))
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **kw: real(f, backend=backend, **kw))
+    fast = optimized(PASSES["frames"], "inductor")
+    fast.requires_grad_(True)
+    loss = loss_of(fast(**INPUTS)["video"])
+    before = list(seen)
+    loss.backward()
+    assert set(before) == {"forward", "gradient"}
+    assert seen == before
 
 
 @pytest.mark.usefixtures("once")
