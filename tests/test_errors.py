@@ -76,7 +76,8 @@ def test_grid_of_latents_and_not_of_tokens() -> None:
 
     def check(rows: int, columns: int, batch: int = 1) -> None:
         value = torch.empty(batch, 34, 8)
-        block = SimpleNamespace(meta={KEY: axes, "val": value}, users=())
+        call = SimpleNamespace(meta={KEY: axes, "val": value}, users=())
+        block = SimpleNamespace(call=call)
         program: Any = SimpleNamespace(blocks=[block], layout=TokenLayout(5, rows, columns))
         _check_tokens_per_frame(program)
 

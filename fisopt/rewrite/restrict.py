@@ -216,8 +216,9 @@ class Restrict:
             if schema is None or "int" in str(schema.type):
                 return size(value, other)
             constant = not isinstance(value, (fx.Node, list, tuple))
-            if constant and subset is not None and node in self.demand.cut:
-                return other[subset]
+            if constant and node in self.demand.cut and {value} != {*other.values()}:
+                read = self._read_by(node) if subset is None and not self.framed[node] else subset
+                return value if read is None else other[read]
             return value
 
         known = getattr(getattr(node.target, "_schema", None), "arguments", ())
@@ -233,6 +234,30 @@ class Restrict:
         }
         return args, kwargs
 
+    def _read_by(self, node: fx.Node) -> Subset | None:
+        """The subset that an operator without frames was made of, such as a mean of tokens.
+
+        Raises:
+            VerifyError: it was made of two.
+        """
+        held: set[Subset] = set()
+        open_nodes = [node]
+        while open_nodes:
+            user = open_nodes.pop()
+            for operand in user.all_input_nodes:
+                places = ((user, operand, d) for d in self.framed.get(operand, ()))
+                held |= {s for p in places if (s := self.demand.needs.get(p)) is not None}
+                open_nodes += [] if self.framed.get(operand) else [operand]
+        return self._one_of(node, held)
+
+    def _one_of(self, node: fx.Node, held: set[Subset]) -> Subset | None:
+        if len(held) > 1:
+            one, two, *_ = sorted(map(str, held))
+            raise VerifyError(
+                f"{node.format_node()} meets {one} and {two}; ask for the same subset of both"
+            )
+        return held.pop() if held else None
+
     def _narrow_on(self, node: fx.Node) -> Subset | None:
         """The subset that the numbers of an operator speak of, None if of the whole video.
 
@@ -242,12 +267,6 @@ class Restrict:
         held = {self.demand.frames.get((node, d)) for d in self.framed[node]}
         if not held:
             operands = (n for n in node.all_input_nodes if n not in self.exits)
-            held = {subset for n in operands for subset in self.demand.of(n)} or {None}
-        if None in held:
-            return None
-        if len(held) > 1:
-            one, two, *_ = sorted(map(str, held))
-            raise VerifyError(
-                f"{node.format_node()} meets {one} and {two}; ask for the same subset of both"
-            )
-        return held.pop()
+            held = {subset for n in operands for subset in self.demand.of(n)}
+        subsets = {subset for subset in held if subset is not None}
+        return None if None in held else self._one_of(node, subsets)

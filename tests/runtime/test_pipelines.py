@@ -140,9 +140,9 @@ def test_dense_ends_through_the_pipeline(
     seen: list[tuple[str, bool]] = []
     plan = fisopt.OptimizedModule.plan
 
-    def spy(self: Any, inputs: Any, passes: Any) -> Any:
-        seen.append((self.branch, bool(passes)))
-        return plan(self, inputs, passes)
+    def spy(self: Any, inputs: Any, variant: Any) -> Any:
+        seen.append((self.branch, bool(variant.passes)))
+        return plan(self, inputs, variant)
 
     monkeypatch.setattr(fisopt.OptimizedModule, "plan", spy)
     for steps in (4, 3):
@@ -173,10 +173,10 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     seen: list[tuple[bool, int, int | None, bool]] = []
     plan = fisopt.OptimizedModule.plan
 
-    def spy(self: Any, inputs: Any, passes: Any) -> Any:
+    def spy(self: Any, inputs: Any, variant: Any) -> Any:
         step = self.step
-        seen.append((self.original is second, step.index, step.count, bool(passes)))
-        return plan(self, inputs, passes)
+        seen.append((self.original is second, step.index, step.count, bool(variant.passes)))
+        return plan(self, inputs, variant)
 
     monkeypatch.setattr(fisopt.OptimizedModule, "plan", spy)
     assert torch.isfinite(run(5)).all()
