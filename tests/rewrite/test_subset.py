@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fisopt
 from fisopt import Block, BlockEdit, Frames, OptionError, Pass, PassError, Program, Rewriter, Tokens
@@ -199,3 +199,42 @@ def test_a_program_at_another_grid(wan: Program) -> None:
         ]
         assert tuple(other.blocks[0].call.meta["val"].shape) == (2, 12, 48)
     assert wan.resized(wan.layout.frames).layout == wan.layout
+
+
+class TwoMeans(nn.Module):
+    """Two branches, each of which is scaled by a mean over all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for branch in self.branches:
+            x = x + branch(x * (x.sum(1, keepdim=True) / x.shape[1]))
+        return x
+
+
+def test_what_two_parts_read_of_all_tokens_counts_all_of_them() -> None:
+    model = nn.Sequential(TwoMeans()).eval().requires_grad_(False)
+    spec = fisopt.ModelSpec(blocks=("0",), grid=(5, 2, 3))
+    x = torch.randn(1, 30, 8)
+    program = fisopt.capture(model, {"input": x}, spec=spec)
+    kept = ((0, 2, 4), (0, 3, 4))
+
+    def compute(_: Rewriter, block: Block, edit: BlockEdit) -> None:
+        parts = {b.update: Frames(k, 5) for b, k in zip(block.branches, kept, strict=True)}
+        edit.compute(parts, cut=block.body.graph.nodes)
+
+    got, want = Edit(compute)(program).program(input=x), x
+    for branch, frames in zip(model[0].branches, kept, strict=True):
+        tokens = want.unflatten(1, (5, 6))
+        update = branch((tokens * want.mean(1)[:, None, None])[:, list(frames)])
+        middle = frames[1]
+        full = [
+            torch.lerp(update[:, 0], update[:, 1], f / middle)
+            if f <= middle
+            else torch.lerp(update[:, 1], update[:, 2], (f - middle) / (4 - middle))
+            for f in range(5)
+        ]
+        want = want + torch.stack(full, 1).flatten(1, 2)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
