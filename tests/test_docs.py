@@ -12,10 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from fisopt.models import testbed
 from fisopt.models.testbed.pipeline import WEIGHTS
 
-LOAD = testbed.load_testbed
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -36,13 +34,6 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     ]
 
 
-def three_blocks() -> testbed.TestbedPipeline:
-    """The trained testbed, a quarter as deep: pages say how it is called, not what it draws."""
-    pipe = LOAD()
-    pipe.transformer.blocks = pipe.transformer.blocks[:3]
-    return pipe
-
-
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=name_of)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = python_blocks(page)
@@ -53,7 +44,6 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if torch.cuda.is_available():
             pytest.skip("this process runs kernels on the GPU and cannot interpret them")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(testbed, "load_testbed", three_blocks)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     torch.manual_seed(0)
     with torch.compiler.set_stance("force_eager"):

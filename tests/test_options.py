@@ -176,6 +176,7 @@ def test_an_option_of_a_wrong_type(make: Any, option: str) -> None:
         (lambda: Schedule(((1,),), ((1,),), (), (), "here"), "measured: got 'here'"),
         (lambda: fisopt.RulePass(rules=["x"]), r"rules must be a list of Rule, got \['x'\]"),
         (lambda: fisopt.Rule("r", len, "x", bool), "rule 'r': replacement must be a function"),
+        (lambda: fisopt.PassManager([]).run(3), "got int, wanted a Program"),
         (lambda: fisopt.PassManager(["fis-a"]), "Pass objects, got .'fis-a'"),
         (lambda: fisopt.PassManager(fisopt.FrameInterleave()), "must be a list of Pass objects"),
         (lambda: fisopt.published_reduction(["mochi-1"], "t"), "unknown published reduction .'moc"),

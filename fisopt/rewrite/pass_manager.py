@@ -9,7 +9,7 @@ from fisopt.checked import Checked
 from fisopt.concurrency import tracing
 from fisopt.errors import OptionTypeError, PassError, shown
 from fisopt.rewrite.pass_base import STAGES, Pass, PassResult
-from fisopt.rewrite.program import Program
+from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.variants import Variant, names_of
 from fisopt.rewrite.verify import verify
 
@@ -58,7 +58,9 @@ class PassManager(metaclass=Checked):
 
         Raises:
             PassError: a pass refused, failed, or returned an invalid Program; it is named.
+            OptionTypeError: it is no Program.
         """
+        check_program(program)
         names = names_of(self.passes) if self.names is None else self.names
         for name, step in _by_stage(names, self.passes)[: self.stop_after]:
             try:
