@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, when a test's import needs Triton
+
 from hypothesis import settings
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -20,9 +24,6 @@ from fisopt.models import testbed
 from fisopt.runtime import captures
 from tests import plain_dit
 from tests.zoo import Case, zoo
-
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it once, when it is imported
 
 GRID = (5, 3, 4)
 
