@@ -22,7 +22,7 @@ from fisopt import models
 from fisopt.cli import app
 from fisopt.cli import help as texts
 from fisopt.cli.catalog import models_table, short
-from fisopt.cli.demo import choose_backend, has_compiler
+from fisopt.cli.demo import choose_backend, doubtful, has_compiler
 from fisopt.cli.inspection import excerpt, ranges
 from fisopt.models import testbed
 
@@ -236,6 +236,17 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     assert [clip["prompt"] for clip in figures["clips"]] == list(prompts)
     assert figures["predicted_speed_up"] > 1
     assert figures["psnr"] < 100
+
+
+def test_demo_says_when_its_times_say_little() -> None:
+    def timed(dense: tuple[float, ...], optimised: tuple[float, ...]) -> str | None:
+        pairs = zip(dense, optimised, strict=True)
+        clips = [{"seconds_dense": a, "seconds_optimised": b} for a, b in pairs]
+        return doubtful({"clips": clips})
+
+    assert timed((4.5, 4.9, 5.6), (2.6, 2.7, 2.8)) is None
+    assert "dense clips took 4.50 to 15.58 s" in str(timed((15.58, 4.5), (2.6, 2.7)))
+    assert "optimised clips took 2.60 to 18.55 s" in str(timed((4.5, 4.9), (2.6, 18.55)))
 
 
 @pytest.mark.xdist_group("testbed of the demo")

@@ -42,6 +42,8 @@ PROMPTS = (
     "cyan triangle moving right fast over waves",
 )
 PASS = "fis-balanced"
+STEADY = 1.3
+"""Times of clips that cost the same differ by no more on a quiet machine."""
 ATTRIBUTES = ("colour", "shape", "direction")
 
 
@@ -146,6 +148,8 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     out.print(_clip_table(settings, dense_clips, clips, similar))
     out.print()
     out.print(_summary(figures))
+    if doubt := doubtful(figures):
+        out.print(Text(doubt, style="yellow"), soft_wrap=True)
     out.print(Text(str(optimised.module.report), style="dim"), soft_wrap=True)
     pairs = [
         Pair(prompt, a.frames, b.frames, a.check.right, b.check.right)
@@ -264,6 +268,21 @@ def _clip_table(
 def _right(check: testbed.Check) -> Text:
     count = sum(getattr(check, name) for name in ATTRIBUTES)
     return Text(str(count), style="green" if check.right else "red")
+
+
+def doubtful(figures: dict[str, Any]) -> str | None:
+    """Why the measured speed-up says little, None if nothing speaks against it.
+
+    All clips cost the same, so that times which differ tell of other work on the machine.
+    """
+    for name in ("dense", "optimised"):
+        seconds = [clip[f"seconds_{name}"] for clip in figures["clips"]]
+        if max(seconds) > STEADY * min(seconds):
+            return (
+                f"{name} clips took {min(seconds):.2f} to {max(seconds):.2f} s though all cost the "
+                "same: the machine was busy, so the measured speed-up says little; run it again"
+            )
+    return None
 
 
 def _summary(figures: dict[str, Any]) -> Table:
