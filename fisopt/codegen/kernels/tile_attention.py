@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fisopt.codegen.kernels import tile_merge
 from fisopt.codegen.kernels.launching import (
     Launch,
     architecture_of,
@@ -32,8 +33,11 @@ from fisopt.codegen.kernels.work_list import work_list_of
 from fisopt.rewrite.ops import tile_attention as contract
 
 OP = "fisopt::tile_attention"
+PREFERRED = {"merge": tile_merge}
+"""Other implementations, which run before this one where nothing was measured."""
 __all__ = [
     "CONFIGS",
+    "PREFERRED",
     "Masked",
     "default_config",
     "launch",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends
-from fisopt.codegen.kernels.launching import DTYPES, in_four
+from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
 from fisopt.codegen.kernels.merge import merge
 from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment, cheapest
 from fisopt.codegen.kernels.plan_cache import once_a_plan
@@ -49,8 +49,10 @@ def supports(
             f"{OP}: query is {list(query.shape)} and there are {widths} features a head; wanted "
             "two to four dimensions, and as many features of queries, keys and values, in eights"
         )
-    if query.is_cuda and query.dtype not in DTYPES:
-        raise LoweringError(f"{OP}: query is {query.dtype}; wanted one of {DTYPES}")
+    if query.device.type != "cpu":
+        refuse_device(OP, "query", query)
+        if query.dtype not in DTYPES:
+            raise LoweringError(f"{OP}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
     if scale is not None and scale <= 0:
         raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
     if not backends(query, mask):
