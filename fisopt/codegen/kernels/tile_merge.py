@@ -1,0 +1,209 @@
+"""tile_attention by dense attentions: a few calls of the device's own, merged by log-sum-exp.
+
+The plan is read from the device once, and cut as `fisopt.codegen.kernels.pieces` says; views of
+queries, keys and values serve as operands where they can.
+
+Source: merging is that of FlashAttention's blocks, arXiv:2205.14135.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends
+from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
+from fisopt.codegen.kernels.merge import merge
+from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment, cheapest
+from fisopt.codegen.kernels.plan_cache import once_a_plan
+from fisopt.errors import LoweringError
+from fisopt.rewrite.ops import tile_attention as contract
+
+OP = "fisopt::tile_attention"
+
+
+def supports(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> None:
+    """Check that dense attentions can make up this call of the contract.
+
+    Raises:
+        LoweringError: they cannot; the message names what it got and what is supported.
+    """
+    del rows, pairs
+    if keys.shape[0] != 1:
+        raise LoweringError(f"{OP}: {keys.shape[0]} heads have plans of their own; wanted one")
+    widths = [x.shape[-1] for x in (query, key, value)]
+    if not 2 <= query.ndim <= 4 or len(set(widths)) > 1 or widths[0] % 8 or not widths[0]:
+        raise LoweringError(
+            f"{OP}: query is {list(query.shape)} and there are {widths} features a head; wanted "
+            "two to four dimensions, and as many features of queries, keys and values, in eights"
+        )
+    if query.device.type != "cpu":
+        refuse_device(OP, "query", query)
+        if query.dtype not in DTYPES:
+            raise LoweringError(f"{OP}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
+    if scale is not None and scale <= 0:
+        raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
+    if not backends(query, mask):
+        raise LoweringError(f"{OP}: no dense attention of {query.device} takes these operands")
+
+
+def launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> Tensor:
+    """Run the contract's arguments by the cheapest cut of their plan.
+
+    Where a mask hides every key of a query, also by finite values below -32768, it gets zeros.
+
+    Raises:
+        LoweringError: see `supports`; or every backend fails.
+    """
+    supports(query, key, value, mask, rows, keys, pairs, scale)
+    heads = query.shape[:-2].numel()
+    cut = once_a_plan(
+        rows, keys, (OP, heads), lambda: cheapest(rows.tolist(), keys[0].tolist(), heads)
+    )
+    return run(cut, query, key, value, mask, scale)
+
+
+def run(
+    cut: Cut, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+) -> Tensor:
+    """Run a cut of a plan; operands are those of the contract."""
+    result = contract.empty_result(query, value)
+    q, k, v = (_ready(in_four(x)) for x in (query, key, value))
+    out = in_four(result)
+    seen = None if mask is None else in_four(mask).expand(*in_four(mask).shape[:-1], k.shape[-2])
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    if any(piece.windows > 1 for piece in cut.pieces):
+        for item in range(q.shape[0]):
+            one = slice(item, item + 1)
+            hides = None if seen is None else seen[one if seen.shape[0] > 1 else slice(None)]
+            _Operands(q[one], k[one], v[one], hides, scale).fill(cut, out[one])
+    else:
+        _Operands(q, k, v, seen, scale).fill(cut, out)
+    return result
+
+
+def _ready(x: Tensor) -> Tensor:
+    """The same as the kernels read it: entries of a head side by side, in units of 16 bytes."""
+    unit = 16 // x.element_size()
+    strides = [s for s, size in zip(x.stride(), x.shape, strict=True) if size > 1]
+    fits = 0 not in strides and not any(s % unit for s in x.stride()[:-1])
+    return x if fits and x.stride(-1) == 1 and x.data_ptr() % 16 == 0 else x.contiguous()
+
+
+@dataclass
+class _Operands:
+    """What the attentions of a cut read; with windows the batch is of one item.
+
+    Shapes: query [B, h, N, D]; key, value [B, h', M, D]; mask [B or 1, h or 1, N or 1, M].
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    gathered: dict[tuple[Range, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def fill(self, cut: Cut, out: Tensor) -> None:
+        """Run the attentions in the order of the queries; no result is kept longer than needed."""
+        last = {part: n for n, one in enumerate(cut.segments) for part, _ in one.parts}
+        results: dict[int, tuple[Tensor, Tensor]] = {}
+        for n, segment in enumerate(cut.segments):
+            for part, _ in segment.parts:
+                if part not in results:
+                    results[part] = self.attend(cut.pieces[part])
+            self.write(segment, results, out[:, :, segment.start : segment.end])
+            results = {part: result for part, result in results.items() if last[part] > n}
+
+    def write(
+        self, segment: Segment, results: dict[int, tuple[Tensor, Tensor]], out: Tensor
+    ) -> None:
+        """Write the results of a segment's queries."""
+        size = segment.end - segment.start
+        parts = [results[part][0].narrow(2, place, size) for part, place in segment.parts]
+        sums = [results[part][1].narrow(2, place, size) for part, place in segment.parts]
+        if not parts:
+            out.zero_()
+        elif len(parts) == 1 and self.mask is None:
+            out.copy_(parts[0])
+        else:
+            merge(out, parts, sums, self.mask is not None, out.is_cuda)
+
+    def attend(self, piece: Piece) -> tuple[Tensor, Tensor]:
+        """[B, h, windows x queries, D] and the log-sum-exp of each query."""
+        if piece.windows == 1:
+            query = contract.take(self.query, 2, piece.queries)
+            result, lse = attend(query, *self.gather(piece.keys), self.bias(piece), self.scale)
+            return result, lse
+        step, along = piece.steps
+        query = _windows(self.query, piece.queries[0], piece.windows, step)
+        key, value = (
+            _windows(x, piece.keys[0], piece.windows, along) for x in (self.key, self.value)
+        )
+        result, lse = attend(query, key, value, self.bias(piece), self.scale)
+        return (
+            result.transpose(0, 1).flatten(1, 2)[None],
+            lse.transpose(0, 1).flatten(1, 2)[None],
+        )
+
+    def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
+        """Keys and values of some ranges, laid side by side once."""
+        if ranges not in self.gathered:
+            key, value = (contract.take(x, 2, ranges) for x in (self.key, self.value))
+            self.gathered[ranges] = (key, value)
+        return self.gathered[ranges]
+
+    def bias(self, piece: Piece) -> Tensor | None:
+        """What is added to the scores of a piece, rows in units of 16 entries."""
+        if self.mask is None:
+            return None
+        seen = self.mask
+        alike = seen.shape[2] == 1
+        if piece.windows > 1:
+            step, along = piece.steps
+            windows, (first, end), (column, stop) = piece.windows, piece.queries[0], piece.keys[0]
+            s = seen.stride()
+            rows = (1, 0, 0) if alike else (end - first, s[2], first)
+            seen = seen.as_strided(
+                (windows, seen.shape[1], rows[0], stop - column),
+                (step * rows[1] + along * s[3], s[1], rows[1], s[3]),
+                seen.storage_offset() + rows[2] * rows[1] + column * s[3],
+            )
+        else:
+            seen = seen if alike else contract.take(seen, 2, piece.queries)
+            seen = contract.take(seen, 3, piece.keys)
+        width = seen.shape[-1]
+        room = (*seen.shape[:-1], -(-width // 16) * 16)
+        bias = self.query.new_full(room, HIDDEN)[..., :width]
+        if seen.dtype == torch.bool:
+            return bias.masked_fill_(seen, 0.0)
+        return bias.copy_(seen).clamp_(min=HIDDEN)
+
+
+def _windows(x: Tensor, first: Range, count: int, step: int) -> Tensor:
+    """[count, h, n, D] of x [1, h, N, D]: rows ``first``, each time ``step`` further."""
+    _, heads, along, entries = x.stride()
+    shape = (count, x.shape[1], first[1] - first[0], x.shape[3])
+    start = x.storage_offset() + first[0] * along
+    return x.as_strided(shape, (step * along, heads, along, entries), start)
