@@ -43,7 +43,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attend, and say how much each query has attended to.
 
-    A backend that fails is not tried again with such operands, with a warning.
+    A backend that fails is not tried again with operands of these shapes, with a warning.
 
     Shapes: query [B, h, N, D]; key, value [B, h', M, D]; bias [B or 1, h or 1, N or 1, M] in
         their dtype; results [B, h, N, D] and [B, h, N] float32, the natural logarithm.
@@ -51,7 +51,7 @@ def attend(
     Raises:
         LoweringError: no backend takes the operands.
     """
-    form = (query.device, query.dtype, query.shape[-1], bias is None)
+    form = (query.device, query.dtype, query.shape, key.shape, bias is None)
     for backend in backends(query, bias):
         if (backend.name, *form) in _FAILED:
             continue
@@ -61,11 +61,19 @@ def attend(
             raise
         except RuntimeError as error:
             _FAILED.add((backend.name, *form))
-            warnings.warn(f"{backend.name} is not used: {error}", RuntimeWarning, stacklevel=2)
+            shapes = f"{list(query.shape)} and {list(key.shape)}"
+            warnings.warn(
+                f"{backend.name} is not used for queries and keys of {shapes}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             continue
         lse = lse.squeeze(-1) if lse.ndim == query.ndim else lse
         return out, lse[..., : query.shape[-2]]
-    raise LoweringError(f"no dense attention of {query.device} takes these operands: {form}")
+    raise LoweringError(
+        f"no dense attention of {query.device} takes {query.dtype} queries {list(query.shape)} and "
+        f"keys {list(key.shape)} with {'a' if bias is not None else 'no'} mask"
+    )
 
 
 def backends(query: Tensor, bias: Tensor | None) -> list[Backend]:

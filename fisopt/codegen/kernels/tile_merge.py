@@ -153,9 +153,8 @@ class _Operands:
     def attend(self, piece: Piece) -> tuple[Tensor, Tensor]:
         """[B, h, windows x queries, D] and the log-sum-exp of each query."""
         if piece.windows == 1:
-            query = contract.take(self.query, 2, piece.queries)
-            result, lse = attend(query, *self.gather(piece.keys), self.bias(piece), self.scale)
-            return result, lse
+            query = _side_by_side(self.query, piece.queries)
+            return attend(query, *self.gather(piece.keys), self.bias(piece), self.scale)
         step, along = piece.steps
         query = _windows(self.query, piece.queries[0], piece.windows, step)
         key, value = (
@@ -170,7 +169,7 @@ class _Operands:
     def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values of some ranges, laid side by side once."""
         if ranges not in self.gathered:
-            key, value = (contract.take(x, 2, ranges) for x in (self.key, self.value))
+            key, value = (_side_by_side(x, ranges) for x in (self.key, self.value))
             self.gathered[ranges] = (key, value)
         return self.gathered[ranges]
 
@@ -199,6 +198,11 @@ class _Operands:
         if seen.dtype == torch.bool:
             return bias.masked_fill_(seen, 0.0)
         return bias.copy_(seen).clamp_(min=HIDDEN)
+
+
+def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
+    """Ranges of the tokens of x [B, h, N, D]; a copy has its memory in the order [B, N, h, D]."""
+    return contract.take(x.transpose(1, 2), 1, ranges).transpose(1, 2)
 
 
 def _windows(x: Tensor, first: Range, count: int, step: int) -> Tensor:

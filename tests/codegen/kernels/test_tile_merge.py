@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -181,12 +182,30 @@ def test_a_backend_that_fails_is_said_once_and_the_next_one_runs(
     monkeypatch.setattr(dense_attention, "backends", lambda *_: chain)
     monkeypatch.setattr(dense_attention, "_FAILED", set())
     posed = made(TABLES["k=2"], AXES["video"])
-    with pytest.warns(RuntimeWarning, match="cuDNN is not used: no plan found") as said:
-        check(posed)
-    assert len(said) == 1
-    chain.pop()
-    with pytest.raises(LoweringError, match="no dense attention of cpu takes these operands"):
+    with pytest.warns(RuntimeWarning, match="cuDNN is not used for .*: no plan found") as said:
         tile_merge.launch(*posed.args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = tile_merge.launch(*posed.args)
+    torch.testing.assert_close(got, posed.want, rtol=0, atol=1e-5)
+    shapes = {str(one.message).partition(":")[0] for one in said}
+    assert len(said) == len(shapes), "once a shape"
+    chain.pop()
+    with pytest.raises(LoweringError, match=r"no dense attention of cpu takes torch.float32 que"):
+        tile_merge.launch(*posed.args)
+
+
+def test_with_the_kernel_that_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, in the interpreter."""
+    merge, kernel = tile_merge.merge, []
+    monkeypatch.setattr(
+        tile_merge, "merge", lambda *args: kernel.append(1) or merge(*args[:-1], by_kernel=True)
+    )
+    for name, mask in (("k=2", "none"), ("decay 1", "padding")):
+        posed = made(TABLES[name], AXES["text first"], mask=mask)
+        got = tile_merge.launch(*posed.args)
+        torch.testing.assert_close(got, posed.want, rtol=0, atol=1e-5)
+    assert kernel
 
 
 def test_operator() -> None:
