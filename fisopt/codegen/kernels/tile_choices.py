@@ -49,10 +49,13 @@ def default_config(
     if masked == "each" or (width > 128 and not descriptors):
         return _config(64, 32, 8, 2, descriptors=False)
     if not descriptors:
-        wide = width > 64 and masked != "no"
-        return _config(128, 32 if wide else 64, 8, 2 if wide else 3, descriptors=False)
+        if width > 64 and masked != "no":
+            return _config(128, 32, 8, 2, descriptors=False)
+        if width > 64 and architecture < 90:
+            return _config(64, 64, 4, 3, descriptors=False)
+        return _config(128, 64, 8, 3, descriptors=False)
     if architecture == 90:
-        return _config(128, {128: 64, 256: 32}.get(width, 128), 8, 3 if width == 128 else 2)
+        return _config(128, 32 if width == 256 else 128, 8, 2)
     if width <= 64:
         return _config(128, 64, 8, 3)
     if width <= 128:

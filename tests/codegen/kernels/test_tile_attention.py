@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fisopt.codegen.kernels import tile_attention as kernel
@@ -52,6 +55,37 @@ def test_every_config(axis: FrameAxis, config: Any, exhaustive: bool) -> None:
     turn = (kernel.CONFIGS.index(config) + list(AXES.values()).index(axis)) % 2
     for dtype in DTYPES if exhaustive else DTYPES[turn : turn + 1]:
         check(made(axis, dtype=dtype), config)
+
+
+@st.composite
+def any_plan(draw: st.DrawFn) -> Problem:
+    """Key ranges anywhere: neighbouring, empty, of whole blocks, none for a group."""
+    mask, shared = draw(st.sampled_from(MASKS)), draw(st.sampled_from([1, 2]))
+    axes = [FrameAxis(1, inner=draw(st.integers(1, 100))) for _ in range(2)]
+    options = {"heads": 2, "shared": shared, "mask": mask, "batch": 1, "width": 16, "wider": 0}
+    dtype = draw(st.sampled_from(DTYPES))
+    posed = problem(torch.ones(1, 1, dtype=torch.bool), *axes, dtype=dtype, **options)
+    heads, groups, ranges = draw(st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)))
+    queries, keys = (axis.size for axis in axes)
+    cuts = draw(st.lists(st.integers(0, queries), min_size=groups - 1, max_size=groups - 1))
+    edge = st.one_of(st.integers(0, keys), st.sampled_from([n for n in (0, 32, 64) if n <= keys]))
+    edges = [
+        sorted(draw(st.lists(edge, min_size=2 * ranges, max_size=2 * ranges)))
+        for _ in range(heads * groups)
+    ]
+    rows = torch.tensor([0, *sorted(cuts), queries], dtype=torch.int32)
+    table = torch.tensor(edges, dtype=torch.int32).view(heads, groups, ranges, 2)
+    kept = torch.zeros(heads, queries, keys, dtype=torch.bool)
+    for head, group in product(range(heads), range(groups)):
+        for start, end in table[head, group].tolist():
+            kept[head, rows[group] : rows[group + 1], start:end] = True
+    return replace(posed, kept=kept, plan=(rows, table, int(kept.sum())))
+
+
+@settings(max_examples=40)
+@given(posed=any_plan(), config=st.sampled_from([SMALL, DESCRIBED]))
+def test_any_plan(posed: Problem, config: Any) -> None:
+    check(posed, config)
 
 
 @pytest.mark.parametrize("config", [SMALL, DESCRIBED], ids=ids)
