@@ -37,7 +37,7 @@ import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
 
 TINY: dict[str, Any] = {
-    **{"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16},
+    "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16,
 }
 TINY_SIZE = {"height": 32, "width": 64, "num_frames": 17}
 MODELS = ("wan2.2-a14b", "hunyuanvideo-1.5", "wan2.2-ti2v-5b", "cogvideox-5b")

@@ -35,7 +35,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from fisopt import SlidingWindow, TileMask
-from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention
+from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention, tile_merge
 from fisopt.passes.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
@@ -140,7 +140,8 @@ def tile_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
         for name in ("sdpa cudnn", "sdpa flash"):
             yield {"shape": shape.name, "kept": "all", "implementation": name}
         for kept in MASKS:
-            for name in (*chosen(tile_attention, configs), "reference", "flex attention"):
+            others = ("fisopt merge", "reference", "flex attention")
+            for name in (*chosen(tile_attention, configs), *others):
                 yield {"shape": shape.name, "kept": kept, "implementation": name}
 
 
@@ -159,6 +160,8 @@ def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
         call: Provider = partial(dense, on_cpu or [kind], q, k, v)
     elif name == "reference":
         call = partial(tile_contract.implementation, *args)
+    elif name == "fisopt merge":
+        call = partial(tile_merge.launch, *args)
     elif name == "flex attention":
         mask = flex_mask(kept, axis)
         call = partial(compiled(flex_attention, device), q, k, v, block_mask=mask)
@@ -263,12 +266,19 @@ PARTS = {
 }
 
 
+def wanted(row: Row, options: argparse.Namespace) -> bool:
+    """Whether a row is among those that were asked for."""
+    chosen = ((options.implementation, row["implementation"]), (options.kept, row["kept"]))
+    return all(names is None or name in names for names, name in chosen)
+
+
 def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bool:
     """Run one part as far as its time reaches; return whether all its rows are there."""
     todo, measure = PARTS[name]
     by_name = {shape.name: shape for shape in shapes}
     held = Rows(options.out / f"{name}.json", KEY, options.minutes, options.again)
-    missing = held.missing(todo(shapes, options.configs))
+    rows = (row for row in todo(shapes, options.configs) if wanted(row, options))
+    missing = held.missing(rows)
     for row in tqdm(missing, desc=name):
         if held.over:
             break
@@ -289,6 +299,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--shape", nargs="+", choices=[s.name for s in SHAPES])
+    parser.add_argument("--implementation", nargs="+", help="only these")
+    parser.add_argument("--kept", nargs="+", help="only these masks or shares")
     parser.add_argument("--configs", action="store_true", help="every tile choice, not the default")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a part")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")

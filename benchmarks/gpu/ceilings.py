@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from device import Row, Rows, free_memory, milliseconds, said
+from device import Rows, free_memory, milliseconds, said
 from roofline import Ceilings
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
