@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisopt.codegen.kernels.launching import architecture_of
 from fisopt.errors import LoweringError
 
 aten = torch.ops.aten
@@ -78,12 +79,16 @@ def attend(
 
 def backends(query: Tensor, bias: Tensor | None) -> list[Backend]:
     """The backends of a tensor's device that take it, the best one first; it may be a fake one."""
+    return [one for one in known_backends(query) if one.refuses(query, bias) is None]
+
+
+def known_backends(query: Tensor) -> tuple[Backend, ...]:
+    """Every backend of a tensor's device, the best one first."""
     if query.device.type == "cpu":
-        known = [_ON_CPU]
-    else:
-        hopper = torch.cuda.get_device_capability(query.device)[0] in (9, 10)
-        known = [_CUDNN, _FLASH, _EFFICIENT] if hopper else [_FLASH, _CUDNN, _EFFICIENT]
-    return [backend for backend in known if backend.refuses(query, bias) is None]
+        return (_ON_CPU,)
+    if architecture_of(query) // 10 in (9, 10):
+        return (_CUDNN, _FLASH, _EFFICIENT)
+    return (_FLASH, _CUDNN, _EFFICIENT)
 
 
 def _on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Any:
@@ -112,21 +117,21 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: floa
     )[:2]
 
 
-def _cudnn_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _cudnn_refuses(query: Tensor, _: Tensor | None) -> str | None:
     if not (torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled()):
         return "cuDNN's attention is not there or switched off"
     if (version := torch.backends.cudnn.version() or 0) < CUDNN:
         return f"cuDNN {version} is older than {CUDNN}"
-    return None if query.shape[-1] <= 128 else "it takes 128 features a head at most"
+    return None if query.shape[-1] <= 128 else "cuDNN takes 128 features a head at most"
 
 
-def _flash_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _flash_refuses(_: Tensor, bias: Tensor | None) -> str | None:
     if not torch.backends.cuda.flash_sdp_enabled():
         return "FlashAttention is switched off"
     return None if bias is None else "FlashAttention takes no mask"
 
 
-def _efficient_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _efficient_refuses(*_: Tensor | None) -> str | None:
     enabled = torch.backends.cuda.mem_efficient_sdp_enabled()
     return None if enabled else "memory-efficient attention is switched off"
 

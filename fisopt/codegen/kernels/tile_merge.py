@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends
+from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends, known_backends
 from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
 from fisopt.codegen.kernels.merge import merge
 from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment, cheapest
@@ -43,11 +43,11 @@ def supports(
     del rows, pairs
     if keys.shape[0] != 1:
         raise LoweringError(f"{OP}: {keys.shape[0]} heads have plans of their own; wanted one")
-    widths = [x.shape[-1] for x in (query, key, value)]
-    if not 2 <= query.ndim <= 4 or len(set(widths)) > 1 or widths[0] % 8 or not widths[0]:
+    forms = [(str(x.dtype), x.shape[-1]) for x in (query, key, value)]
+    if not 2 <= query.ndim <= 4 or len(set(forms)) > 1 or query.shape[-1] % 8:
         raise LoweringError(
-            f"{OP}: query is {list(query.shape)} and there are {widths} features a head; wanted "
-            "two to four dimensions, and as many features of queries, keys and values, in eights"
+            f"{OP}: query is {list(query.shape)}; queries, keys and values are {forms}; wanted two "
+            "to four dimensions, and one type and number of features for all, a multiple of 8"
         )
     if query.device.type != "cpu":
         refuse_device(OP, "query", query)
@@ -56,7 +56,8 @@ def supports(
     if scale is not None and scale <= 0:
         raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
     if not backends(query, mask):
-        raise LoweringError(f"{OP}: no dense attention of {query.device} takes these operands")
+        why = [str(one.refuses(query, mask)) for one in known_backends(query)]
+        raise LoweringError(f"{OP}: no dense attention takes these operands: {'; '.join(why)}")
 
 
 def launch(
@@ -93,12 +94,12 @@ def run(
     out = in_four(result)
     seen = None if mask is None else in_four(mask).expand(*in_four(mask).shape[:-1], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if any(piece.windows > 1 for piece in cut.pieces):
+    if result.numel() and any(piece.windows > 1 for piece in cut.pieces):
         for item in range(q.shape[0]):
             one = slice(item, item + 1)
             hides = None if seen is None else seen[one if seen.shape[0] > 1 else slice(None)]
             _Operands(q[one], k[one], v[one], hides, scale).fill(cut, out[one])
-    else:
+    elif result.numel():
         _Operands(q, k, v, seen, scale).fill(cut, out)
     return result
 

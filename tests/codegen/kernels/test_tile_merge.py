@@ -155,8 +155,8 @@ def test_a_plan_is_read_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 12}, "12, 12, 12. features a head; wanted .* in eights"),
-        ({"wider": 8}, "8, 8, 16. features"),
+        ({"width": 12}, "'torch.float32', 12.*a multiple of 8"),
+        ({"wider": 8}, "'torch.float32', 16.*; wanted .* one type and number of features"),
         ({"scale": -1.0}, "scale is -1.0; wanted a positive one"),
     ],
 )
