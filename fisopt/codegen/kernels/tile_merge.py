@@ -94,12 +94,7 @@ def run(
     out = in_four(result)
     seen = None if mask is None else in_four(mask).expand(*in_four(mask).shape[:-1], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if result.numel() and any(piece.windows > 1 for piece in cut.pieces):
-        for item in range(q.shape[0]):
-            one = slice(item, item + 1)
-            hides = None if seen is None else seen[one if seen.shape[0] > 1 else slice(None)]
-            _Operands(q[one], k[one], v[one], hides, scale).fill(cut, out[one])
-    elif result.numel():
+    if result.numel():
         _Operands(q, k, v, seen, scale).fill(cut, out)
     return result
 
@@ -112,9 +107,13 @@ def _ready(x: Tensor) -> Tensor:
     return x if fits and x.stride(-1) == 1 and x.data_ptr() % 16 == 0 else x.contiguous()
 
 
+Results = list[tuple[Tensor, Tensor]]
+"""Of each batch item: [1, h, windows x queries, D], and the log-sum-exp of each query."""
+
+
 @dataclass
 class _Operands:
-    """What the attentions of a cut read; with windows the batch is of one item.
+    """What the attentions of a cut read.
 
     Shapes: query [B, h, N, D]; key, value [B, h', M, D]; mask [B or 1, h or 1, N or 1, M].
     """
@@ -129,43 +128,56 @@ class _Operands:
     def fill(self, cut: Cut, out: Tensor) -> None:
         """Run the attentions in the order of the queries; no result is kept longer than needed."""
         last = {part: n for n, one in enumerate(cut.segments) for part, _ in one.parts}
-        results: dict[int, tuple[Tensor, Tensor]] = {}
+        results: dict[int, Results] = {}
         for n, segment in enumerate(cut.segments):
             for part, _ in segment.parts:
                 if part not in results:
                     results[part] = self.attend(cut.pieces[part])
-            self.write(segment, results, out[:, :, segment.start : segment.end])
+            for item, room in enumerate(out.split(1)):
+                self.write(segment, results, item, room)
             results = {part: result for part, result in results.items() if last[part] > n}
 
-    def write(
-        self, segment: Segment, results: dict[int, tuple[Tensor, Tensor]], out: Tensor
-    ) -> None:
-        """Write the results of a segment's queries."""
+    def write(self, segment: Segment, results: dict[int, Results], item: int, out: Tensor) -> None:
+        """Write the results of a segment's queries for one batch item."""
         size = segment.end - segment.start
-        parts = [results[part][0].narrow(2, place, size) for part, place in segment.parts]
-        sums = [results[part][1].narrow(2, place, size) for part, place in segment.parts]
+        room = out.narrow(2, segment.start, size)
+        found = [(*results[part][item], place) for part, place in segment.parts]
+        parts = [part.narrow(2, place, size) for part, _, place in found]
+        sums = [lse.narrow(2, place, size) for _, lse, place in found]
         if not parts:
-            out.zero_()
+            room.zero_()
         elif len(parts) == 1 and self.mask is None:
-            out.copy_(parts[0])
+            room.copy_(parts[0])
         else:
-            merge(out, parts, sums, self.mask is not None, out.is_cuda)
+            merge(room, parts, sums, self.mask is not None, out.is_cuda)
 
-    def attend(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """[B, h, windows x queries, D] and the log-sum-exp of each query."""
-        if piece.windows == 1:
-            query = _side_by_side(self.query, piece.queries)
-            return attend(query, *self.gather(piece.keys), self.bias(piece), self.scale)
-        step, along = piece.steps
-        query = _windows(self.query, piece.queries[0], piece.windows, step)
+    def attend(self, piece: Piece) -> Results:
+        """Run one attention: on the whole batch, or the windows of one item after the other."""
+        if piece.windows > 1:
+            return [self.windows(piece, item) for item in range(self.query.shape[0])]
+        query = _side_by_side(self.query, piece.queries)
+        seen = self.mask
+        if seen is not None:
+            seen = seen if seen.shape[2] == 1 else contract.take(seen, 2, piece.queries)
+            seen = contract.take(seen, 3, piece.keys)
+        out, lse = attend(query, *self.gather(piece.keys), _bias(seen, query), self.scale)
+        return list(zip(out.split(1), lse.split(1), strict=True))
+
+    def windows(self, piece: Piece, item: int) -> tuple[Tensor, Tensor]:
+        """Run the windows of one batch item as a batch, on views."""
+        (rows,), (columns,), (step, along) = piece.queries, piece.keys, piece.steps
+        query = _windows(self.query[item], piece.windows, (rows, step))
         key, value = (
-            _windows(x, piece.keys[0], piece.windows, along) for x in (self.key, self.value)
+            _windows(x[item], piece.windows, (columns, along)) for x in (self.key, self.value)
         )
-        result, lse = attend(query, key, value, self.bias(piece), self.scale)
-        return (
-            result.transpose(0, 1).flatten(1, 2)[None],
-            lse.transpose(0, 1).flatten(1, 2)[None],
-        )
+        seen = None
+        if self.mask is not None:
+            one = self.mask[item if self.mask.shape[0] > 1 else 0]
+            alike = one.shape[1] == 1
+            over = ((0, 1), 0) if alike else (rows, step)
+            seen = _windows(one, piece.windows, over, (columns, along))
+        out, lse = attend(query, key, value, _bias(seen, query), self.scale)
+        return out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]
 
     def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values of some ranges, laid side by side once."""
@@ -174,31 +186,17 @@ class _Operands:
             self.gathered[ranges] = (key, value)
         return self.gathered[ranges]
 
-    def bias(self, piece: Piece) -> Tensor | None:
-        """What is added to the scores of a piece, rows in units of 16 entries."""
-        if self.mask is None:
-            return None
-        seen = self.mask
-        alike = seen.shape[2] == 1
-        if piece.windows > 1:
-            step, along = piece.steps
-            windows, (first, end), (column, stop) = piece.windows, piece.queries[0], piece.keys[0]
-            s = seen.stride()
-            rows = (1, 0, 0) if alike else (end - first, s[2], first)
-            seen = seen.as_strided(
-                (windows, seen.shape[1], rows[0], stop - column),
-                (step * rows[1] + along * s[3], s[1], rows[1], s[3]),
-                seen.storage_offset() + rows[2] * rows[1] + column * s[3],
-            )
-        else:
-            seen = seen if alike else contract.take(seen, 2, piece.queries)
-            seen = contract.take(seen, 3, piece.keys)
-        width = seen.shape[-1]
-        room = (*seen.shape[:-1], -(-width // 16) * 16)
-        bias = self.query.new_full(room, HIDDEN)[..., :width]
-        if seen.dtype == torch.bool:
-            return bias.masked_fill_(seen, 0.0)
-        return bias.copy_(seen).clamp_(min=HIDDEN)
+
+def _bias(seen: Tensor | None, query: Tensor) -> Tensor | None:
+    """What a mask adds to the scores, in the type of the queries, rows in units of 16 entries."""
+    if seen is None:
+        return None
+    width = seen.shape[-1]
+    room = (*seen.shape[:-1], -(-width // 16) * 16)
+    bias = query.new_full(room, HIDDEN)[..., :width]
+    if seen.dtype == torch.bool:
+        return bias.masked_fill_(seen, 0.0)
+    return bias.copy_(seen).clamp_(min=HIDDEN)
 
 
 def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
@@ -206,9 +204,15 @@ def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
     return contract.take(x.transpose(1, 2), 1, ranges).transpose(1, 2)
 
 
-def _windows(x: Tensor, first: Range, count: int, step: int) -> Tensor:
-    """[count, h, n, D] of x [1, h, N, D]: rows ``first``, each time ``step`` further."""
-    _, heads, along, entries = x.stride()
-    shape = (count, x.shape[1], first[1] - first[0], x.shape[3])
-    start = x.storage_offset() + first[0] * along
-    return x.as_strided(shape, (step * along, heads, along, entries), start)
+def _windows(x: Tensor, count: int, *dims: tuple[Range, int]) -> Tensor:
+    """Views of x [h, N, ...], [count, h, n, ...].
+
+    Of each dimension from the second on that is given, a range, which moves by a step from one
+    window to the next.
+    """
+    strides, shape, start, step = x.stride(), list(x.shape), x.storage_offset(), 0
+    for dim, ((first, end), along) in enumerate(dims, start=1):
+        shape[dim] = end - first
+        start += first * strides[dim]
+        step += along * strides[dim]
+    return x.as_strided((count, *shape), (step, *strides), start)
