@@ -1,6 +1,6 @@
 """tile_attention by dense attentions: a few calls of the device's own, merged by log-sum-exp.
 
-The plan is read from the device once, and cut as `fisopt.codegen.kernels.pieces` says; views of
+The plan is read from the device once, and cut as `fisopt.codegen.kernels.cuts` says; views of
 queries, keys and values serve as operands where they can.
 
 Source: merging is that of FlashAttention's blocks, arXiv:2205.14135.
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from fisopt.codegen.kernels.cuts import cheapest
 from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends, known_backends
 from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
 from fisopt.codegen.kernels.merge import merge
-from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment, cheapest
+from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment
 from fisopt.codegen.kernels.plan_cache import once_a_plan
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import tile_attention as contract

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fisopt.codegen.kernels import dense_attention, tile_merge
-from fisopt.codegen.kernels.pieces import cuts
+from fisopt.codegen.kernels.cuts import cuts
 from fisopt.errors import LoweringError
 from fisopt.passes.masks import FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis

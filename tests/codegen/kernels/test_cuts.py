@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisopt.codegen.kernels.pieces import Cut, Piece, Segment, cheapest, cuts
+from fisopt.codegen.kernels.cuts import cheapest, cuts
+from fisopt.codegen.kernels.pieces import Cut, Piece, Segment
 from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.tile_plan import tile_plan
