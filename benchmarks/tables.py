@@ -158,8 +158,9 @@ def host(result: Result) -> str:
 
 def aot_table(rows: list[Result]) -> str:
     """The default config of every kernel, shape class and architecture, compiled ahead of time."""
+    head = ["kernel", "shapes", "arch", "config", "registers", "spilled", "shared KiB"]
     return markdown(
-        ["kernel", "shapes", "arch", "config", "registers", "spilled", "shared KiB", "tensor core"],
+        [*head, "tensor core", "waits, barriers a 64 keys"],
         [
             [
                 r["kernel"],
@@ -170,6 +171,7 @@ def aot_table(rows: list[Result]) -> str:
                 r["spilled"],
                 round(r["shared"] / 1024),
                 ", ".join(f"{n} {name}" for name, n in r["tensor_core"].items()),
+                ", ".join(f"{n:g}" for n in r.get("per_64_keys", {}).values()),
             ]
             for r in rows
             if r["default"] and "registers" in r
