@@ -13,7 +13,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from fisopt.rewrite.partition import destinations
+from fisopt.rewrite.partition import destinations_in_cells
 from fisopt.rewrite.template import matches
 
 Grid = tuple[int, int, int]
@@ -30,6 +30,7 @@ class Options:
     mode: str = "replace"
     seed: int = 0
     draw: int = 0
+    search: str = "all"
 
 
 def share(ratio: Ratio, block: int) -> float:
@@ -129,7 +130,7 @@ class Attend:
         ratio = share(getattr(self.options, feature), self.block)
         key = (self.options.seed, self.block, 0, feature)
         draw = (self.options.draw,) if self.options.draw else ()
-        chosen = destinations(grid, stride, *key, *draw)
+        chosen, corner = destinations_in_cells(grid, stride, *key, *draw)
         keep = max(0, left_of(tokens, ratio) - len(chosen))
         whole = Chosen([[i] for i in range(size)], size)
         if not ratio or len(chosen) + keep >= tokens:
@@ -140,6 +141,13 @@ class Attend:
         stay = [start + int(d) for d in chosen]
         sources = [i for i in range(start, start + tokens) if i not in set(stay)]
         distance = (x[sources].double()[:, None] - x[stay].double()[None]).square().sum(-1)
+        if self.options.search == "near":
+            cells = [cell_of(i, grid, stride, corner.tolist()) for i in range(tokens)]
+            for i, source in enumerate(sources):
+                for j, place in enumerate(stay):
+                    pair = zip(cells[source - start], cells[place - start], strict=True)
+                    if any(abs(a - b) > 1 for a, b in pair):
+                        distance[i, j] = math.inf
         nearest = {s: stay[int(distance[i].argmin())] for i, s in enumerate(sources)}
         ranked = sorted(sources, key=lambda s: -float(distance[sources.index(s)].min()))
         dropped = ranked[keep:]
@@ -149,6 +157,15 @@ class Attend:
         if self.groups is not None:
             self.groups[self.block, feature, row] = groups
         return Chosen(groups, size)
+
+
+def cell_of(token: int, grid: Grid, stride: Grid, corner: list[int]) -> list[int]:
+    """Frame, row and column of the cell of a token; the rim belongs to the nearest."""
+    place = []
+    for size, step, start in reversed([*zip(grid, stride, corner, strict=True)]):
+        token, here = divmod(token, size)
+        place.append(min(max((here - start) // step, 0), size // step - 1))
+    return place[::-1]
 
 
 @contextmanager

@@ -70,6 +70,29 @@ def test_equals_the_loops(form: Form, mode: str) -> None:
         assert difference <= TOLERANCE, (options, difference)
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_near_equals_the_loops(form: Form) -> None:
+    """Cells of rows and columns, four of frames and a rim of one: not all are neighbours."""
+    grid = (9, 2, 3)
+    model, program, inputs = program_of(form, grid)
+    for query, value, mode in ((0.5, 0.3, "replace"), (0.8, 0.0, "mean"), (0.0, 0.7, "replace")):
+        options = Options(query, value, (2, 1, 3), mode, search="near")
+        got = short(program, options)(**inputs)["video"]
+        difference = float((got - written_out(model, inputs, options, grid)).abs().max())
+        assert difference <= TOLERANCE, (options, difference)
+
+
+def test_near_is_another_match() -> None:
+    _, program, inputs = program_of(FORM, (9, 2, 3))
+    options = Options(0.5, 0.3, (2, 1, 3))
+    everywhere, near = (
+        short(program, replace(options, search=search)) for search in ("all", "near")
+    )
+    assert not torch.equal(everywhere(**inputs)["video"], near(**inputs)["video"])
+    assert "fisopt::match_nearby" in format_graph(near)
+    assert "fisopt::match_nearby" not in format_graph(everywhere)
+
+
 @pytest.mark.parametrize("grid", [(5, 2, 3), (10, 2, 3)], ids=str)
 def test_equals_the_loops_at_every_published_share(grid: Grid) -> None:
     """30 and 60 tokens: without .8 or .9 of them, one less is left in doubles than by hand."""

@@ -13,19 +13,10 @@ from torch import Tensor
 
 from fisopt.rewrite.ops import match_nearby, match_tokens
 from fisopt.rewrite.partition import destinations_in_cells
+from tests.passes.dense_reduction import Grid, cell_of
 
 MATCH = torch.ops.fisopt.match_nearby.default
 EVERYWHERE = torch.ops.fisopt.match_tokens.default
-Grid = tuple[int, int, int]
-
-
-def cell_of(token: int, grid: Grid, stride: Grid, corner: list[int]) -> list[int]:
-    """Frame, row and column of the cell of a token; the rim belongs to the nearest."""
-    place = []
-    for size, step, start in reversed([*zip(grid, stride, corner, strict=True)]):
-        token, here = divmod(token, size)
-        place.append(min(max((here - start) // step, 0), size // step - 1))
-    return place[::-1]
 
 
 def pairs(
