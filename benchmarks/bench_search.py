@@ -38,7 +38,9 @@ def row(bench: Bench, steps: int, share: float, search: Any) -> dict[str, Any]:
     dense = bench.dense[steps]
     pairs = [compare(clip, reference) for clip, reference in zip(clips, dense, strict=True)]
     return {
-        **{"steps": steps, "share": share, "search": search},
+        "steps": steps,
+        "share": share,
+        "search": search,
         **scores(clips, dense, bench.prompts),
         "psnr_by_clip": [round(pair.psnr, 3) for pair in pairs],
     }

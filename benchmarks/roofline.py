@@ -17,7 +17,7 @@ from torch import Tensor, fx
 
 from fisopt import Program
 from fisopt.codegen.lower import lower
-from fisopt.rewrite.cost import contraction_flops, graph_cost
+from fisopt.rewrite.cost import contraction_flops, graph_cost, traffic
 
 aten = torch.ops.aten
 _PARTIAL = (aten.index_select.default, aten.index.Tensor, aten.slice.Tensor, aten.select.int)
@@ -76,11 +76,15 @@ def roofline(program: Program, ceilings: Ceilings) -> Roofline:
 
 
 def _stage(graph: fx.Graph) -> tuple[float, float, float]:
-    """FLOPs of products and of attentions, and bytes of the rest, of one stage."""
+    """FLOPs of products and of attentions, and bytes of the rest, of one stage.
+
+    Products that gather their operands move bytes besides.
+    """
     flops = graph_cost(graph).flops
     attention = flops["self-attention"] + flops["cross-attention"]
     rest = sum(v for name, v in flops.items() if name != "other") - attention
-    return rest, attention, sum(map(_moved, _kernels(graph)))
+    gathered = sum(traffic(n) for n in graph.nodes if contraction_flops(n))
+    return rest, attention, gathered + sum(map(_moved, _kernels(graph)))
 
 
 def _kernels(graph: fx.Graph) -> Iterator[set[fx.Node]]:

@@ -179,8 +179,11 @@ def _costs(found: Inspection) -> Table:
     for name in CLASSES:
         if any(cost.flops[name] for cost in costs):
             table.add_row(name, *_cells([cost.flops[name] for cost in costs], costs))
+    if any(cost.traffic for cost in costs):
+        moved = [cost.work - cost.total for cost in costs]
+        table.add_row("time for moving tokens", *_cells(moved, costs))
     table.add_section()
-    table.add_row("all", *_cells([cost.total for cost in costs], costs), style="bold")
+    table.add_row("all", *_cells([cost.work for cost in costs], costs), style="bold")
     sizes = [cost.bytes / 1e9 for cost in costs]
     cells = [cell for size in sizes for cell in (f"{size:,.1f}", "")]
     kept = [f"{sizes[1] / sizes[0]:.1%}"] if found.applied else []
@@ -191,7 +194,7 @@ def _costs(found: Inspection) -> Table:
 def _cells(flops: Sequence[float], costs: Sequence[Cost]) -> Iterator[str]:
     for value, cost in zip(flops, costs, strict=True):
         yield f"{value / 1e12:,.3f}"
-        yield f"{value / cost.total:.1%}"
+        yield f"{value / cost.work:.1%}"
     if len(flops) > 1:
         yield f"{flops[1] / flops[0]:.1%}" if flops[0] else "new"
 

@@ -36,7 +36,7 @@ def plan_steps(variants: Variants, steps: int, rewrite: Callable[[Variant], Prog
         rewrite: the Program of a variant.
     """
     schedule = variants.schedule if variants.stepwise else variants.schedule * steps
-    flops = {v: program_cost(rewrite(v)).total for v in {*schedule, Variant()}}
+    flops = {v: program_cost(rewrite(v)).work for v in {*schedule, Variant()}}
     return Plan(
         steps,
         bool(variants.stepwise),

@@ -14,6 +14,7 @@ from fisopt.passes.schedule import Feature
 from fisopt.rewrite.analysis import Attention, attentions, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.block import Block
+from fisopt.rewrite.cost import graph_cost
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.operands import Operands, of_one_sequence, operands_of
 from fisopt.rewrite.partition import (
@@ -63,6 +64,13 @@ class Reducer:
         self.options, self.rewriter = options, rewriter
         self.shapes: set[tuple[int, int]] = set()
         self.reduced = 0
+        self._costs: dict[object, tuple[float, float]] = {}
+        self._spent = self._saved = 0.0
+
+    @property
+    def spent(self) -> float:
+        """What matching and moving tokens costs, as a share of the attention that it saves."""
+        return self._spent / self._saved if self._saved else 0.0
 
     def block(self, block: Block, ratios: dict[Feature, float]) -> None:
         """Reduce the attentions of one block."""
@@ -89,6 +97,11 @@ class Reducer:
             for number, each in enumerate(planned):
                 self._rewrite(edit, number, *each)
         self.reduced += 1
+        form = (str(block.call.target), *ratios.values())
+        if form not in self._costs:
+            self._costs[form] = _weighed(block.body.graph, edit.graph)
+        spent, saved = self._costs[form]
+        self._spent, self._saved = self._spent + spent, self._saved + saved
         for _, operands, sides in planned:
             lengths = [
                 sides[f].length if f in sides else int(node.meta["val"].shape[-2])
@@ -150,6 +163,14 @@ class Reducer:
                 place = (new.meta["val"].ndim - 2, side.frames, side.before, side.after)
                 new = edit.call(_RESTORE, new, found["query"].origin, *place)
             edit.replace_uses(result, new)
+
+
+def _weighed(before: fx.Graph, after: fx.Graph) -> tuple[float, float]:
+    """What a reduction costs beside attention, in FLOPs, and what it saves of that."""
+    dense, short = graph_cost(before), graph_cost(after)
+    attention = "self-attention"
+    saved = dense.flops[attention] - short.flops[attention]
+    return short.work - dense.work + saved, saved
 
 
 def _mapped(operands: Operands, edit: BlockEdit) -> Operands:

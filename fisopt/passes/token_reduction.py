@@ -108,6 +108,11 @@ class Reduction(Pass):
         if self.state == "measure":
             rewriter.note(f"{reducer.reduced} of {len(every)} blocks measured, attention is dense")
             return
+        if reducer.spent > 1:
+            rewriter.note(
+                f"it does not pay: matching and moving tokens costs {reducer.spent:.1f} times the "
+                "attention that it saves at this step"
+            )
         matched = "matched at an earlier step" if self.state == "load" else "matched at this step"
         cells = "x".join(map(str, self.destination_stride))
         drawn = f"seed {self.seed}" + (f", draw {self.draw}" if self.draw else "")

@@ -49,7 +49,7 @@ class Made:
         choices: Sequence[Choice] = (),
     ) -> Made:
         """Describe a rewritten Program."""
-        kept = program_cost(program).total / max(program_cost(dense).total, 1.0)
+        kept = program_cost(program).work / max(program_cost(dense).work, 1.0)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)

@@ -13,6 +13,7 @@ from fisopt import PassManager
 from fisopt.codegen import lower as lowering
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.passes.token_reduction import TokenReduction
+from fisopt.rewrite.cost import graph_cost
 from fisopt.rewrite.graph_editor import GraphEditor
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.local import rewrite
@@ -113,3 +114,12 @@ def test_chains_that_are_left_alone(option: str) -> None:
     before = str(graph)
     assert applied(graph) == 0
     assert str(graph) == before
+
+
+def test_it_costs_what_it_is_made_of() -> None:
+    body = TokenReduction(0.5, 0.3)(plain_captured(FORMS["fused"])[1]).program.blocks[0].body
+    apart = graph_cost(body.graph)
+    assert rewrite(GraphEditor.of(body, "fuse"), [fuse_reduction("cpu")]).applied == 1
+    fused = graph_cost(body.graph)
+    assert fused.flops["self-attention"] == apart.flops["self-attention"] > 0
+    assert fused.traffic == apart.traffic > 0

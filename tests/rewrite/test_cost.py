@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from fisopt import FrameInterleave, Program, predicted_ratio, program_cost
-from fisopt.rewrite.cost import graph_cost
+from fisopt import FrameInterleave, PassManager, Program, predicted_ratio, program_cost
+from fisopt.passes.token_reduction import Reduction
+from fisopt.rewrite.cost import FLOPS_A_BYTE, graph_cost, traffic
+from fisopt.rewrite.ops.match_tokens import RANKING
 from fisopt.rewrite.template import Template
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
@@ -83,3 +86,24 @@ def test_every_family_has_self_attention(case: Case, program: Program) -> None:
     assert isinstance(program.source.template, Template)
     sparse = FrameInterleave(stride=2)(program).program
     assert predicted_ratio(program, sparse) > 1
+
+
+def test_moving_tokens_counts_as_the_time_that_it_takes() -> None:
+    """Rows of 16 features in four bytes; half of the queries and all keys of one block."""
+    _, program = plain_captured(FORMS["fused"])
+    reduced = PassManager([Reduction((0.5, 0.0, 0.0), 0.0, (2, 2, 2), "replace", 0)]).run(program)
+    dense, cost = program_cost(program), program_cost(reduced)
+    ops = torch.ops.fisopt
+    match, reduce, restore = (
+        next(n for n in reduced.blocks[0].body.graph.nodes if n.target is op.default)
+        for op in (ops.match_tokens, ops.reduce_tokens, ops.restore_tokens)
+    )
+    x = match.args[0].meta["val"]
+    heads, tokens, row = x.shape[:-2].numel(), x.shape[-2], 4 * x.shape[-1]
+    assert traffic(match) == heads * tokens * (row + RANKING)
+    assert traffic(reduce) == 2 * heads * (tokens // 2) * row
+    assert traffic(restore) == 2 * heads * tokens * row
+    assert cost.traffic == traffic(match) + traffic(reduce) + traffic(restore)
+    assert dense.traffic == 0
+    assert cost.work == cost.total + FLOPS_A_BYTE * cost.traffic
+    assert predicted_ratio(program, reduced) == dense.total / cost.work

@@ -52,6 +52,7 @@ class Options(TypedDict, total=False):
         attention: whether it is one; its first operands are queries, keys and values.
         opaque: whether it stays one call when a graph is compiled.
         flops: the FLOPs of a call, from its operands.
+        traffic: the bytes that a call moves, from its operands, where that is what it takes.
         counts_as: the class of the cost model that they belong to; attentions are told apart.
         gradient: ``recompute`` runs the implementation again and differentiates it; ``zero`` is for
             results that do not change with the operands, such as indices; ``missing`` is an error
@@ -72,6 +73,7 @@ class Options(TypedDict, total=False):
     attention: bool
     opaque: bool
     flops: Callable[..., float]
+    traffic: Callable[..., float]
     counts_as: CostClass
     gradient: Gradient
 

@@ -157,12 +157,27 @@ def _fake(
     return everywhere.fake(x, destinations, *rest)
 
 
+def _sizes(grid: Sequence[int], stride: Sequence[int]) -> tuple[int, int, int]:
+    """How many pieces a layout has, and tokens and candidates each of them."""
+    sides = [*map(_Side, grid, stride)]
+    pieces, candidates = (
+        math.prod(side) for side in zip(*((s.pieces, min(s.cells, 3)) for s in sides), strict=True)
+    )
+    return pieces, math.prod(stride), candidates
+
+
 def _flops(x: Any, destinations: Any, corner: Any, grid: Any, stride: Any, *rest: Any) -> float:
     """FLOPs of the distances: a multiply-add for each feature of each pair of a product."""
-    sides = [*map(_Side, grid, stride)]
-    tokens = math.prod(s.pieces * s.step for s in sides)
-    candidates = math.prod(min(s.cells, 3) for s in sides)
-    return float(2 * x.shape[:-2].numel() * tokens * candidates * x.shape[-1])
+    return float(2 * x.shape[:-2].numel() * math.prod(_sizes(grid, stride)) * x.shape[-1])
+
+
+def _traffic(x: Any, destinations: Any, corner: Any, grid: Any, stride: Any, *rest: Any) -> float:
+    """Operands are read, written side by side and read again, distances written and read twice."""
+    pieces, tokens, candidates = _sizes(grid, stride)
+    row = x.shape[-1] * x.element_size()
+    operands = 3 * (tokens + candidates) * row
+    each = pieces * (operands + 4 * 4 * tokens * candidates)
+    return float(x.shape[:-2].numel() * each + x.shape[:-1].numel() * (row + everywhere.RANKING))
 
 
 @operator(
@@ -180,6 +195,7 @@ def _flops(x: Any, destinations: Any, corner: Any, grid: Any, stride: Any, *rest
     ),
     axes=everywhere.no_axes,
     flops=_flops,
+    traffic=_traffic,
     counts_as="matching",
     gradient="zero",
     opaque=True,

@@ -18,6 +18,8 @@ from fisopt.rewrite.ops.declare import operator
 
 LEVELS = 10
 """Steps of the profile: entry j is what dropping j/10 of the tokens loses."""
+RANKING = 128
+"""Bytes that finding what stays and writing the indices moves for each token, some ten passes."""
 _BUDGET = 16 << 20
 """Bytes of one chunk of distances; the whole matrix is never held."""
 Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
@@ -159,12 +161,18 @@ def _flops(
     return float(2 * x.shape[:-2].numel() * (tokens - count) * count * x.shape[-1])
 
 
+def _traffic(x: Any, *rest: Any) -> float:
+    """Tokens are read once, by tiles that stay on the chip; distances are never written."""
+    return float(x.numel() * x.element_size() + RANKING * x.shape[:-1].numel())
+
+
 @operator(
     "fisopt::match_tokens",
     fake=fake,
     example=(torch.eye(3, device="cpu"), torch.tensor([0], device="cpu"), 1, 0, 0),
     axes=no_axes,
     flops=_flops,
+    traffic=_traffic,
     counts_as="matching",
     gradient="zero",
     opaque=True,

@@ -46,6 +46,7 @@ class Operator:
     attention: bool = False
     opaque: bool = False
     flops: Callable[..., float] | None = None
+    traffic: Callable[..., float] | None = None
     counts_as: CostClass = "other"
     gradient: Gradient = "recompute"
     definition: CustomOpDef | None = None

@@ -7,6 +7,7 @@ as one operator: rows are gathered where they are read and results written where
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -43,12 +44,40 @@ def _axes(node: fx.Node) -> Axes:
     return (*axes_of(query)[:-2], sequence, None)
 
 
+def _kept(query: Any, key: Any, queries: Any, keys: Any) -> tuple[int, int, int]:
+    """Heads of all batch items, and queries and keys of each that stay."""
+    count = key.shape[-2] if keys is None else keys.shape[-1]
+    return query.shape[:-2].numel(), queries.shape[-1], count
+
+
+def _flops(
+    query: Any, key: Any, value: Any, mask: Any, queries: Any, keys: Any, *rest: Any
+) -> float:
+    """FLOPs of the attention on what is kept."""
+    widths = query.shape[-1] + value.shape[-1]
+    return float(2 * math.prod(_kept(query, key, queries, keys)) * widths)
+
+
+def _traffic(
+    query: Any, key: Any, value: Any, mask: Any, queries: Any, keys: Any, *rest: Any
+) -> float:
+    """Every row that is kept, and every row of the result, is read and written."""
+    heads, few, count = _kept(query, key, queries, keys)
+    features = few * query.shape[-1] + query.shape[-2] * value.shape[-1]
+    if keys is not None:
+        features += count * (key.shape[-1] + value.shape[-1])
+    return float(2 * heads * features * query.element_size())
+
+
 @operator(
     "fisopt::reduce_attend_restore",
     fake=_fake,
     example=_example(),
     axes=_axes,
     restores="value",
+    flops=_flops,
+    traffic=_traffic,
+    counts_as="self-attention",
     opaque=True,
 )
 def reduce_attend_restore(

@@ -6,6 +6,8 @@ mean of all entries that it stands for.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, fx
 
@@ -30,7 +32,17 @@ def _axes(node: fx.Node) -> Axes:
     return tuple(None if d == dim else axis for d, axis in enumerate(axes_of(x)))
 
 
-@operator("fisopt::reduce_tokens", axes=_axes, selects="x")
+def _traffic(x: Any, kept: Any, origin: Any, dim: int) -> float:
+    """Every row that stays is read and written; for a mean all are read, and added to sums."""
+    rows = x.numel() // x.shape[dim] * kept.shape[-1]
+    moved = 2 * rows * x.element_size()
+    if origin is None:
+        return float(moved)
+    wide = max(4, x.element_size())
+    return float(moved + x.numel() * (x.element_size() + 2 * wide) + 2 * rows * wide)
+
+
+@operator("fisopt::reduce_tokens", axes=_axes, selects="x", traffic=_traffic)
 def reduce_tokens(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     """Reduce in plain torch.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of
@@ -29,7 +31,12 @@ def _axes(node: fx.Node) -> Axes:
     return tuple(axis if d == dim else a for d, a in enumerate(axes_of(y)))
 
 
-@operator("fisopt::restore_tokens", axes=_axes, restores="y")
+def _traffic(y: Any, origin: Any, dim: int, *rest: Any) -> float:
+    """Every row of the result is read and written."""
+    return float(2 * y.numel() // y.shape[dim] * origin.shape[-1] * y.element_size())
+
+
+@operator("fisopt::restore_tokens", axes=_axes, restores="y", traffic=_traffic)
 def restore_tokens(
     y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int
 ) -> Tensor:
