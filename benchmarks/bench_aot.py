@@ -3,7 +3,8 @@
     python benchmarks/bench_aot.py [--arch 90 ...] [--kernel tile_attention ...] [--default]
 
 One row a kernel, shape class, config and architecture: registers, spills, shared memory and
-tensor-core instructions of the cubin.  Rows that are there already are kept: interrupted, it goes
+tensor-core instructions of the cubin, and for attention the waits and barriers of its main loop a
+64 keys.  Rows that are there already are kept: interrupted, it goes
 on where it stopped.  At the end it checks what must hold and exits with an error if it does not.
 """
 
@@ -61,6 +62,9 @@ def compiled(case: Case, config: Any, arch: int) -> Row:
     start = time.perf_counter()
     try:
         row |= dataclasses.asdict(compile_ahead(case.prepare(config), arch))
+        if keys := config.kwargs.get("BLOCK_N"):
+            loop = row["loop"]
+            row["per_64_keys"] = {k: round(64 / keys * loop[k], 2) for k in ("waits", "barriers")}
     except LoweringError as error:
         row["refused"] = str(error)
     return row | {"seconds": round(time.perf_counter() - start, 1)}

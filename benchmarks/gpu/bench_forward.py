@@ -28,8 +28,9 @@ sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import ceilings
 import torch
-from device import Row, Rows, folder, free_memory, said, table
+from device import Row, Rows, folder, free_memory, said
 from harness import interleaved, paired_ratio
+from page import table
 from roofline import Ceilings, roofline
 from tqdm import tqdm
 
@@ -37,7 +38,10 @@ import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
 
 TINY: dict[str, Any] = {
-    "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "ffn_dim": 64,
+    "text_dim": 16,
 }
 TINY_SIZE = {"height": 32, "width": 64, "num_frames": 17}
 MODELS = ("wan2.2-a14b", "hunyuanvideo-1.5", "wan2.2-ti2v-5b", "cogvideox-5b")
@@ -54,10 +58,6 @@ CONFIGURATIONS: dict[str, list[Any]] = {
 }
 PLAIN = ("eager", "torch.compile", "compile_repeated_blocks")
 KEY = ("model", "layers", "configuration")
-COLUMNS = (
-    *("model", "layers", "of_layers", "tokens", "configuration", "seconds", "ratio", "predicted"),
-    *("reached", "roofline", "of_roofline", "seconds_all_layers", "peak_gib", "rounds", "failed"),
-)
 
 
 class Bench:
@@ -133,7 +133,7 @@ class Bench:
             "roofline": round(sum(row.values()) / 1e3, 4),
             "roofline_ms": row,
             "dense_blocks": sum(graph in dense for _, graph in variant.blocks),
-            "lowering": [str(c) for c in variant.choices],
+            "lowering": [str(c) for c in variant.choices if c.chosen != "reference"],
         }
 
 
@@ -151,7 +151,7 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 run()
-                row["seconds"] = round(time.perf_counter() - start, 4)
+                row["alone"] = round(time.perf_counter() - start, 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
                 row |= bench.described(module, limits)
@@ -256,7 +256,7 @@ def main() -> None:
             if todo and not rows.over:
                 measure(head, [row["configuration"] for row in todo], rows, options)
                 free_memory()
-    print(table(rows.rows, COLUMNS))
+    print(table("forward", rows.rows))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ if "--dry-run" in sys.argv:
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import torch
-from device import Row, Rows, folder, free_memory, machine, milliseconds, said, table
+from device import Row, Rows, folder, free_memory, milliseconds, said
+from page import table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -51,7 +52,6 @@ MASKS: dict[str, FrameMask] = {
 RATIOS = (0.5, 0.7, 0.3)
 """Kept shares of queries and of keys and values."""
 KEY = ("shape", "kept", "implementation")
-COLUMNS = (*KEY, "density", "ms", "tflops", "gb_s", "of_dense_rate", "error", "failed")
 
 
 @dataclass(frozen=True)
@@ -289,9 +289,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
             row["failed"] = said(error)
         held.add(row)
         free_memory()
-    head = ", ".join(f"{k} {v}" for k, v in machine().items())
-    text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
-    (options.out / f"{name}.md").write_text(text)
+    print(table(name, held.rows))
     return not held.missing(todo(shapes, options.configs))
 
 
@@ -320,7 +318,7 @@ def main() -> None:
     with torch.no_grad():
         done = {name: run(name, shapes, options) for name in options.part}
     for name, complete in done.items():
-        print(f"{options.out / name}.md: {'complete' if complete else 'run again to go on'}")
+        print(f"{options.out / name}.json: {'complete' if complete else 'run again to go on'}")
 
 
 if __name__ == "__main__":

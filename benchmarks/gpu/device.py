@@ -135,10 +135,3 @@ def milliseconds(call: Callable[[], Any]) -> float:
     start = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - start)
-
-
-def table(rows: list[Row], columns: tuple[str, ...]) -> str:
-    """Rows as a markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
