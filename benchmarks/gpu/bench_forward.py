@@ -241,7 +241,8 @@ def main() -> None:
         sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
     out, device = options.out or folder(), torch.device(options.device)
     known = Rows(out / "ceilings.json", ceilings.KEY, options.minutes, options.again)
-    options.limits = ceilings.measured(known, device)
+    sizes = ceilings.TINY if options.dry_run else ceilings.A14B
+    options.limits = ceilings.measured(known, device, sizes)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*CONFIGURATIONS, *PLAIN]
     backend = ceilings.fastest(known)
