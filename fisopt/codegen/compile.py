@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from fisopt.codegen.bindings import KERNELS, refusal
+from fisopt.codegen.bindings import KERNELS, takers
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.lower import lower
 from fisopt.codegen.weights import bind_weights
@@ -56,7 +56,7 @@ def compile_program(
     chosen: list[Choice] = [] if choices is None else choices
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
-            chosen += choose_operators(callee, KERNELS, refusal)
+            chosen += choose_operators(callee, KERNELS, takers)
             callee = callee if training else choose_stage(callee, chosen)
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly

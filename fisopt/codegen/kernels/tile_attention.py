@@ -15,6 +15,7 @@ import triton
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from fisopt.codegen.kernels import tile_merge
 from fisopt.codegen.kernels.launching import (
     Launch,
     architecture_of,
@@ -40,9 +41,12 @@ from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import tile_attention as contract
 
 OP = "fisopt::tile_attention"
+PREFERRED = {"merge": tile_merge}
+"""Other implementations, which run before this one where nothing was measured."""
 __all__ = [
     "CONFIGS",
     "OVERLAPPED",
+    "PREFERRED",
     "Masked",
     "default_config",
     "launch",
