@@ -34,15 +34,15 @@ def _room(source, BLOCK: gl.constexpr, WIDTH: gl.constexpr):
 
 
 @gluon.jit
-def _start_of(blocks, i, count):
+def _start_of(listed, i):
     """First key of block ``i``, if there is one: read long before `_load` needs it."""
-    return gl.load(blocks + 2 * i, mask=i < count, other=0)
+    return gl.load(listed[0] + 2 * i, mask=i < listed[1], other=0)
 
 
 @gluon.jit
-def _load(room, place, n, i, count):
+def _load(room, place, n, listed, i):
     """Start the copy of block ``i``, if there is one, from key ``n`` on into its buffer."""
-    if i < count:
+    if i < listed[1]:
         bar = room[2].index(i % 2)
         mbarrier.expect(bar, room[0].block_type.nbytes)
         tma.async_copy_global_to_shared(
@@ -67,12 +67,13 @@ def _scored(q, k, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def _softmax(scores, block, peak, total, factor, TAIL: gl.constexpr):
+def _softmax(scores, listed, i, peak, total, factor, TAIL: gl.constexpr):
     """Weights [BLOCK_M, BLOCK_N] of one block; peak and total with it; decay of what was before.
 
     With TAIL the keys from the end of the block on are not seen.
     """
     if TAIL:
+        block = listed[0] + 2 * i
         place: gl.constexpr = gl.SliceLayout(0, scores.type.layout)
         column = gl.load(block) + gl.arange(0, scores.shape[1], layout=place)
         scores = gl.where((column < gl.load(block + 1))[None, :], scores, float("-inf"))
@@ -86,8 +87,9 @@ def _softmax(scores, block, peak, total, factor, TAIL: gl.constexpr):
 
 
 @gluon.jit
-def _cut(v, block, WARPS: gl.constexpr):
-    """Zero the values from the end of a block on: what is there may be anything, also NaN."""
+def _cut(v, listed, i, WARPS: gl.constexpr):
+    """Zero the values from the end of block ``i`` on: what is there may be anything, also NaN."""
+    block = listed[0] + 2 * i
     WIDTH: gl.constexpr = v.shape[1]
     layout: gl.constexpr = gl.BlockedLayout(
         [1, 8], [32 * 8 // WIDTH, WIDTH // 8], [WARPS, 1], [1, 0]
@@ -99,39 +101,57 @@ def _cut(v, block, WARPS: gl.constexpr):
 
 
 @gluon.jit
-def _turn(
-    i,
-    q,
-    keys,
-    values,
-    place,
-    blocks,
-    count,
-    weights,
-    peak,
-    total,
-    sums,
-    factor,
-    SCORES: gl.constexpr,
-    TAIL: gl.constexpr,
-    WARPS: gl.constexpr,
-):
-    """Score block ``i``, and beside its softmax take in the values of the block before."""
+def _decayed(sums, decay):
+    """Sums [BLOCK_M, BLOCK_E] brought to a new peak."""
+    return sums * gl.convert_layout(decay, gl.SliceLayout(1, sums.type.layout))[:, None]
+
+
+@gluon.jit
+def _turn(i, q, keys, values, place, listed, state, factor, SCORES: gl.constexpr):
+    """Score whole block ``i``, and beside its softmax take in the values of the block before.
+
+    What can wait stands behind the start of the scores, where the tensor cores are busy.
+    """
+    weights, peak, total, decay, sums = state
+    n = _start_of(listed, i)
     scores = _scored(q, _loaded(keys, i), SCORES)
+    _load(values, place, n, listed, i)
+    sums = _decayed(sums, decay)
     v = _loaded(values, i - 1)
-    if TAIL:
-        _cut(v, blocks + 2 * i - 2, WARPS)
     sums = warpgroup_mma(weights, v, sums, is_async=True)
-    after, next_but_one = _start_of(blocks, i + 1, count), _start_of(blocks, i + 2, count)
+    n = _start_of(listed, i + 2)
     scores = warpgroup_mma_wait(1, deps=(scores,))
-    following, peak, total, decay = _softmax(scores, blocks + 2 * i, peak, total, factor, TAIL)
+    following, peak, total, decay = _softmax(scores, listed, i, peak, total, factor, False)
     following = gl.convert_layout(following.to(v.dtype), weights.type.layout)
     # its branch also keeps the compiler from waiting for the values before the softmax
-    _load(keys, place, next_but_one, i + 2, count)
+    _load(keys, place, n, listed, i + 2)
     sums, weights = warpgroup_mma_wait(0, deps=(sums, weights))
-    _load(values, place, after, i + 1, count)
-    decay = gl.convert_layout(decay, gl.SliceLayout(1, sums.type.layout))
-    return following, peak, total, sums * decay[:, None]
+    return following, peak, total, decay, sums
+
+
+@gluon.jit
+def _tail_turn(
+    i, q, keys, values, place, listed, state, factor, SCORES: gl.constexpr, WARPS: gl.constexpr
+):
+    """The same where blocks may end early, one after the other: masks need the registers."""
+    weights, peak, total, decay, sums = state
+    sums = _added(weights, values, listed, i - 1, sums, decay, WARPS)
+    _load(values, place, _start_of(listed, i), listed, i)
+    scores = warpgroup_mma_wait(0, deps=(_scored(q, _loaded(keys, i), SCORES),))
+    _load(keys, place, _start_of(listed, i + 2), listed, i + 2)
+    following, peak, total, decay = _softmax(scores, listed, i, peak, total, factor, True)
+    following = gl.convert_layout(following.to(values[0].dtype), weights.type.layout)
+    return following, peak, total, decay, sums
+
+
+@gluon.jit
+def _added(weights, values, listed, i, sums, decay, WARPS: gl.constexpr):
+    """The sums with the values of block ``i``, which may end early."""
+    v = _loaded(values, i)
+    _cut(v, listed, i, WARPS)
+    sums = warpgroup_mma(weights, v, _decayed(sums, decay), is_async=True)
+    sums, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+    return sums
 
 
 @gluon.jit
@@ -179,7 +199,7 @@ def overlapped_kernel(
     blocks = blocks_ptr + head * blocks_stride + group * length * 2
     whole = gl.load(blocks)
     count = gl.maximum(gl.load(blocks + 1), 1)  # a list of no blocks begins with an empty one
-    blocks += 2
+    listed = (blocks + 2, count)
     place = (batch, head // shared)
 
     layout: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_M, BLOCK_D], query.dtype)
@@ -191,60 +211,27 @@ def overlapped_kernel(
     fence_async_shared()
     mbarrier.expect(q_full, query.block_type.nbytes)
     tma.async_copy_global_to_shared(query, [batch, head, first, 0], q_full, q)
-    for i in gl.static_range(2):
-        n = _start_of(blocks, i, count)
-        _load(keys, place, n, i, count)
-        _load(values, place, n, i, count)
-    n = _start_of(blocks, 2, count)
+    n = _start_of(listed, 0)
+    _load(keys, place, n, listed, 0)
+    _load(values, place, n, listed, 0)
+    _load(keys, place, _start_of(listed, 1), listed, 1)
+    n = _start_of(listed, 2)
 
     peak = gl.full([BLOCK_M], float("-inf"), gl.float32, layout=gl.SliceLayout(1, SCORES))
     total = gl.full([BLOCK_M], 0.0, gl.float32, layout=gl.SliceLayout(1, SCORES))
     sums = gl.zeros([BLOCK_M, BLOCK_E], gl.float32, layout=SUMS)
     mbarrier.wait(q_full, 0)
     scores = warpgroup_mma_wait(0, deps=(_scored(q, _loaded(keys, 0), SCORES),))
-    _load(keys, place, n, 2, count)
-    weights, peak, total, _ = _softmax(scores, blocks, peak, total, factor, True)
+    _load(keys, place, n, listed, 2)
+    weights, peak, total, decay = _softmax(scores, listed, 0, peak, total, factor, True)
     weights = gl.convert_layout(weights.to(value.dtype), gl.DotOperandLayout(0, SUMS, 2))
+    state = (weights, peak, total, decay, sums)
     for i in range(1, whole):
-        weights, peak, total, sums = _turn(
-            i,
-            q,
-            keys,
-            values,
-            place,
-            blocks,
-            count,
-            weights,
-            peak,
-            total,
-            sums,
-            factor,
-            SCORES,
-            False,
-            WARPS,
-        )
+        state = _turn(i, q, keys, values, place, listed, state, factor, SCORES)
     for i in range(gl.maximum(whole, 1), count):
-        weights, peak, total, sums = _turn(
-            i,
-            q,
-            keys,
-            values,
-            place,
-            blocks,
-            count,
-            weights,
-            peak,
-            total,
-            sums,
-            factor,
-            SCORES,
-            True,
-            WARPS,
-        )
-    v = _loaded(values, count - 1)
-    _cut(v, blocks + 2 * count - 2, WARPS)
-    sums = warpgroup_mma(weights, v, sums, is_async=True)
-    sums, weights = warpgroup_mma_wait(0, deps=(sums, weights))
+        state = _tail_turn(i, q, keys, values, place, listed, state, factor, SCORES, WARPS)
+    weights, peak, total, decay, sums = state
+    sums = _added(weights, values, listed, count - 1, sums, decay, WARPS)
 
     share = gl.convert_layout(1.0 / gl.where(total == 0.0, 1.0, total), gl.SliceLayout(1, SUMS))
     result = (sums * share[:, None]).to(out_ptr.dtype.element_ty)
