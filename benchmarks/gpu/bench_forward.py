@@ -54,7 +54,8 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "tiles k=4": [TileAttention(mask=4)],
     "stride 2 + tiles k=1": [FrameInterleave(stride=2), TileAttention(mask=1)],
     "stride 2 + tiles k=2": [FrameInterleave(stride=2), TileAttention(mask=2)],
-    "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
+    "reduction, half of queries and values": [TokenReduction(0.5, 0.5, search="all")],
+    "reduction, half of queries and values, near": [TokenReduction(0.5, 0.5, search="near")],
 }
 PLAIN = ("eager", "torch.compile", "compile_repeated_blocks")
 KEY = ("model", "layers", "configuration")

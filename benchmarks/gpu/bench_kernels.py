@@ -36,13 +36,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from fisopt import SlidingWindow, TileMask
-from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention, tile_merge
+from fisopt.codegen.kernels import (
+    match_tokens,
+    reduce_attend_restore,
+    reduce_dense,
+    tile_attention,
+    tile_merge,
+)
 from fisopt.passes.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops.match_nearby import match_nearby
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
 from fisopt.rewrite.ops.reduce_attend_restore import reduce_attend_restore as reduced_contract
 from fisopt.rewrite.ops.tile_attention import tile_attention as tile_contract
-from fisopt.rewrite.partition import destinations, sources_to_keep
+from fisopt.rewrite.partition import destinations_in_cells, sources_to_keep
 from fisopt.rewrite.tile_plan import TilePlan, bounds, tile_plan, with_text
 
 MASKS: dict[str, FrameMask] = {
@@ -201,29 +208,38 @@ def deviation(got: Tensor, want: Tensor) -> float:
 
 def match_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
-        for name in (*chosen(match_tokens, configs), "reference"):
+        for name in (*chosen(match_tokens, configs), "reference", "fisopt near"):
             yield {"shape": shape.name, "kept": "0.5", "implementation": name}
 
 
 def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
-    """Time the search of nearest destinations with the ranking that follows it."""
+    """Time the search of nearest destinations with the ranking that follows it.
+
+    That nearby is compared with itself in single precision.
+    """
     del rows
     x, name = operands(shape, device)[0], row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
+    places, corner = (p.to(device) for p in destinations_in_cells(shape.grid, shape.stride, 0))
     tokens = math.prod(shape.grid)
     keep = sources_to_keep(tokens, len(places), 1 - float(row["kept"]))
     args = (x, places, keep, 0, shape.text)
-    if name == "reference":
-        call: Provider = partial(match_contract.reference, *args)
+    contract = match_contract
+    want = partial(contract.reference, *args)
+    if name == "fisopt near":
+        contract, args = match_nearby, (x, places, corner, shape.grid, shape.stride, *args[2:])
+        want = partial(contract.reference, x.float(), *args[1:])
+        call: Provider = partial(contract.reference, *args)
+    elif name == "reference":
+        call = partial(match_contract.reference, *args)
     else:
         config = chosen(match_tokens, configs=True)[name]
         call = partial(match_tokens.launch, *args, config=config)
-    share = float((call()[1] != match_contract.reference(*args)[1]).float().mean())
+    share = float((call()[1] != want()[1]).float().mean())
     ms = milliseconds(call)
     return {
         "density": float(row["kept"]),
         "ms": round(ms, 4),
-        "tflops": round(match_contract.flops(*args) / ms / 1e9, 3),
+        "tflops": round(contract.flops(*args) / ms / 1e9, 3),
         "gb_s": round(x.numel() * x.element_size() / ms / 1e6, 1),
         "error": round(share, 5),
     }
@@ -232,7 +248,8 @@ def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
 def reduced_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
         for kept in RATIOS:
-            for name in (*chosen(reduce_attend_restore, configs), "compiled reference"):
+            others = ("fisopt dense", "compiled reference")
+            for name in (*chosen(reduce_attend_restore, configs), *others):
                 yield {"shape": shape.name, "kept": str(kept), "implementation": name}
 
 
@@ -240,13 +257,15 @@ def reduced_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     """Time attention on what token reduction keeps of queries and of keys and values."""
     del rows
     (q, k, v), name = operands(shape, device), row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
+    places = destinations_in_cells(shape.grid, shape.stride, 0)[0].to(device)
     keep = sources_to_keep(math.prod(shape.grid), len(places), 1 - float(row["kept"]))
     queries, origin, _ = match_contract.reference(q, places, keep, 0, shape.text)
     keys = match_contract.reference(v, places, keep, 0, shape.text)[0]
     args = (q, k, v, None, queries, keys, origin, None, shape.grid[0], 0, shape.text)
     if name == "compiled reference":
         call: Provider = partial(compiled(reduced_contract.implementation, device), *args)
+    elif name == "fisopt dense":
+        call = partial(reduce_dense.launch, *args)
     else:
         config = chosen(reduce_attend_restore, configs=True)[name]
         call = partial(reduce_attend_restore.launch, *args, config=config)

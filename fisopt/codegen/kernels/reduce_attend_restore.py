@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fisopt.codegen.kernels import reduce_dense
 from fisopt.codegen.kernels.attend import attend_block, rows_of
 from fisopt.codegen.kernels.inverse import inverse
 from fisopt.codegen.kernels.launching import (
@@ -30,6 +31,8 @@ from fisopt.errors import LoweringError
 from fisopt.rewrite.ops.tile_attention import empty_result
 
 OP = "fisopt::reduce_attend_restore"
+PREFERRED = {"dense": reduce_dense}
+"""Other implementations, which run before this one where nothing was measured."""
 
 
 def _config(block_m: int, block_n: int, warps: int, stages: int) -> triton.Config:
