@@ -37,7 +37,10 @@ import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
 
 TINY: dict[str, Any] = {
-    "num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16,
+    "num_attention_heads": 2,
+    "attention_head_dim": 24,
+    "ffn_dim": 64,
+    "text_dim": 16,
 }
 TINY_SIZE = {"height": 32, "width": 64, "num_frames": 17}
 MODELS = ("wan2.2-a14b", "hunyuanvideo-1.5", "wan2.2-ti2v-5b", "cogvideox-5b")
@@ -51,6 +54,9 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "stride 2 + tiles k=1": [FrameInterleave(stride=2), TileAttention(mask=1)],
     "stride 2 + tiles k=2": [FrameInterleave(stride=2), TileAttention(mask=2)],
     "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
+    "dense, fp8": [],
+    "stride 2, fp8": [FrameInterleave(stride=2)],
+    "stride 3, fp8": [FrameInterleave(stride=3)],
 }
 PLAIN = ("eager", "torch.compile", "compile_repeated_blocks")
 KEY = ("model", "layers", "configuration")
@@ -88,7 +94,9 @@ class Bench:
             return lambda: whole(**self.call), None
         if name == "compile_repeated_blocks":
             return self.repeated(), None
-        module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call)
+        fp8 = "fp8-simulated" if self.device.type == "cpu" else "fp8"
+        options: Any = {"linear": fp8} if name.endswith("fp8") else {}
+        module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call, **options)
         return lambda: module(**self.call), module
 
     def repeated(self) -> Callable[[], Any]:
