@@ -37,8 +37,8 @@ KEY = ("kernel", "shape_class", "config", "arch")
 def label(config: Any) -> str:
     """A config in one line."""
     sizes = "x".join(str(v) for v in config.kwargs.values() if not isinstance(v, bool))
-    descriptors = ", descriptors" if config.kwargs.get("DESCRIPTORS") else ""
-    return f"{sizes}, {config.num_warps} warps, {config.num_stages} stages{descriptors}"
+    traits = "".join(f", {name.lower()}" for name, v in config.kwargs.items() if v is True)
+    return f"{sizes}, {config.num_warps} warps, {config.num_stages} stages{traits}"
 
 
 def todo(options: argparse.Namespace) -> Iterator[tuple[Case, Any, int]]:
@@ -51,9 +51,15 @@ def todo(options: argparse.Namespace) -> Iterator[tuple[Case, Any, int]]:
         for arch in options.arch:
             for config in case.configs:
                 wanted = label(config) == label(case.default(arch))
-                possible = arch >= 90 or not config.kwargs.get("DESCRIPTORS")
-                if possible and (wanted or not options.default):
+                if possible(config, arch) and (wanted or not options.default):
                     yield case, config, arch
+
+
+def possible(config: Any, arch: int) -> bool:
+    """Whether an architecture has what a config uses."""
+    if config.kwargs.get("OVERLAPPED"):
+        return arch == 90
+    return arch >= 90 or not config.kwargs.get("DESCRIPTORS")
 
 
 def compiled(case: Case, config: Any, arch: int) -> Row:

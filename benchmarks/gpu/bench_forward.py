@@ -56,6 +56,10 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "stride 2 + tiles k=2": [FrameInterleave(stride=2), TileAttention(mask=2)],
     "reduction, half of queries and values": [TokenReduction(0.5, 0.5, search="all")],
     "reduction, half of queries and values, near": [TokenReduction(0.5, 0.5, search="near")],
+    "dense, fp8": [],
+    "stride 2, fp8": [FrameInterleave(stride=2)],
+    "stride 3, fp8": [FrameInterleave(stride=3)],
+    "stride 2 + tiles k=1, fp8": [FrameInterleave(stride=2), TileAttention(mask=1)],
 }
 PLAIN = ("eager", "torch.compile", "compile_repeated_blocks")
 KEY = ("model", "layers", "configuration")
@@ -89,7 +93,9 @@ class Bench:
             return lambda: whole(**self.call), None
         if name == "compile_repeated_blocks":
             return self.repeated(), None
-        module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call)
+        fp8 = "fp8-simulated" if self.device.type == "cpu" else "fp8"
+        options: Any = {"linear": fp8} if name.endswith("fp8") else {}
+        module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call, **options)
         return lambda: module(**self.call), module
 
     def repeated(self) -> Callable[[], Any]:
@@ -242,7 +248,8 @@ def main() -> None:
         sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
     out, device = options.out or folder(), torch.device(options.device)
     known = Rows(out / "ceilings.json", ceilings.KEY, options.minutes, options.again)
-    options.limits = ceilings.measured(known, device)
+    sizes = ceilings.TINY if options.dry_run else ceilings.A14B
+    options.limits = ceilings.measured(known, device, sizes)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*CONFIGURATIONS, *PLAIN]
     backend = ceilings.fastest(known)

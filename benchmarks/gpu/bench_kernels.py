@@ -135,7 +135,10 @@ def label(config: Any) -> str:
 
 def chosen(kernel: Any, configs: bool) -> dict[str, Any]:
     """The tile choices to time: the default, or all of them beside it."""
-    return {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    found = {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
+        found |= {"fisopt overlapped": kernel.OVERLAPPED} if kernel is tile_attention else {}
+    return found
 
 
 def attention_flops(pairs: float, shape: Shape) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from fisopt.codegen.kernels.launching import Launch
@@ -96,7 +97,8 @@ def _source(launch: Launch, target: GPUTarget) -> tuple[Any, dict[str, Any]]:
     options, signature, constexprs, attrs = kernel._pack_args(
         backend, given, bound, specialization, given
     )
-    return ASTSource(kernel, signature, constexprs, attrs), options.__dict__
+    made = GluonASTSource if kernel.is_gluon() else ASTSource
+    return made(kernel, signature, constexprs, attrs), options.__dict__
 
 
 def _read(cubin: bytes, shared: int) -> Compiled:
