@@ -86,7 +86,7 @@ class Bench:
         if setting.steps not in self.dense:
             self.dense[setting.steps] = self.generate(self.model, setting.steps)
         options: dict[str, Any] = {k: v for k, v in asdict(setting).items() if k != "steps"}
-        reduction = fisopt.TokenReduction(**options, seed=seed, redraw=redraw)
+        reduction = fisopt.TokenReduction(**options, seed=seed, redraw=redraw, search="all")
         dense = self.dense[setting.steps]
         clips = self.generate(
             fisopt.optimize(self.eager, [reduction], backend="eager"), setting.steps

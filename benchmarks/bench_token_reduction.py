@@ -6,7 +6,8 @@ A schedule is calibrated on some prompts and tried on others.  For each target o
 attention: the error of one forward call on the dense trajectory, PSNR and SSIM against the dense
 clips of the same noise, the checker's score, and the cost of attention as predicted and as timed.
 The uniform form drops the same share of queries and of values everywhere.  Destinations are drawn
-once for all steps; what redrawing them gains is measured by bench_redraw.py.  Rows are kept as they
+once for all steps, and tokens look among all of them; what redrawing and looking nearby do is
+measured by bench_redraw.py and bench_search.py.  Rows are kept as they
 are made; a second call adds those that are missing.
 """
 
@@ -93,13 +94,15 @@ class Bench:
                 self.measured,
                 steps=steps,
                 target_ratio=target,
+                search="all",
                 generate=run,
                 progress=partial,
             )
             share = 1 - target**0.5
+            options: dict[str, Any] = {"redraw": False, "search": "all"}
             for form, step, cost in (
-                ("calibrated", TokenReduction(schedule=made.schedule, redraw=False), made.cost),
-                ("uniform", TokenReduction(share, share), target),
+                ("calibrated", TokenReduction(**options, schedule=made.schedule), made.cost),
+                ("uniform", TokenReduction(share, share, **options), target),
             ):
                 row = {"steps": steps, "target": target, "form": form, "cost": round(cost, 4)}
                 errors = forward_errors(self.dense, calls, [step])

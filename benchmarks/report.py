@@ -106,6 +106,19 @@ def redraw_section(redraw: dict[str, Any]) -> list[str]:
     return ["### Redrawn destinations", "", note, "", tables.redraw_table(redraw["compared"]), ""]
 
 
+def search_section(search: dict[str, Any]) -> list[str]:
+    """Tokens that look for what stands for them everywhere, or nearby."""
+    note = (
+        "Tokens that look for what stands for them among all destinations against those that look "
+        f"in the cells around theirs only: {search['what']}, {search['clips']} clips "
+        f"({tables.host(search)}). The share is dropped of queries and of keys and values, in "
+        "every block. PSNR, SSIM and the checker's score as everywhere and nearby; the gain is "
+        "that of the PSNR to the dense clip by looking nearby, clip by clip, with its standard "
+        "error over the clips."
+    )
+    return ["### Where tokens look", "", note, "", tables.search_table(search), ""]
+
+
 def published_section(matching: dict[str, Any]) -> list[str]:
     """What the authors' own schedules leave of a visual attention."""
     return [tables.published_table(matching["published_cost"]), ""]
@@ -146,6 +159,7 @@ DETAIL = {
     "testbed_quality": quality_section,
     "token_reduction": reduction_section,
     "redraw": redraw_section,
+    "token_search": search_section,
     "mask_search": masks_section,
 }
 H200 = "nvidia-h200"

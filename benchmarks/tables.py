@@ -112,6 +112,27 @@ def redraw_table(rows: list[Result]) -> str:
     )
 
 
+def search_table(result: Result) -> str:
+    """All destinations beside those nearby."""
+    rows = {(r["steps"], r["share"], r["search"]): r for r in result["rows"]}
+
+    def both(pair: Result, name: str) -> str:
+        return ", ".join(str(rows[pair["steps"], pair["share"], s][name]) for s in ("all", "near"))
+
+    return markdown(
+        ["steps", "share", "PSNR dB", "SSIM", "gain dB", "better clips", "all three %"],
+        [
+            [
+                *(r["steps"], r["share"], both(r, "psnr"), both(r, "ssim")),
+                f"{r['gain_db']:+.2f} ± {r['standard_error_db']:.2f}",
+                f"{r['better_clips']} of {r['clips']}",
+                both(r, "right"),
+            ]
+            for r in result["compared"]
+        ],
+    )
+
+
 def published_table(rows: dict[str, Result]) -> str:
     """Cells that drop something, mean shares, and the mean cost of a visual attention."""
     head = ["published", "query cells", "mean share", "value cells", "mean share", "cost"]

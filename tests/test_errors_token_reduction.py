@@ -43,9 +43,11 @@ def test_cache_steps(steps: Any) -> None:
         TokenReduction(cache_steps=steps)
 
 
-def test_mode_and_seed() -> None:
+def test_mode_search_and_seed() -> None:
     with pytest.raises(ValueError, match=r"mode must be one of \['replace', 'mean'\], got 'sum'"):
         TokenReduction(mode="sum")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"search must be one of \['all', 'near'\], got 'neer'"):
+        TokenReduction(search="neer")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"seed must be an int, got 1\.5"):
         TokenReduction(seed=1.5)  # type: ignore[arg-type]
 

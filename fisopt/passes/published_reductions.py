@@ -162,4 +162,5 @@ def published_reduction(
         cache_steps=known.cache_steps,
         seed=seed,
         schedule=schedule,
+        search="all",
     )

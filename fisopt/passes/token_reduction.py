@@ -53,7 +53,7 @@ class Reduction(Pass):
     state: State = "none"
     measured: Measured | None = None
     draw: int = 0
-    search: Search = "all"
+    search: Search = "near"
 
     @property
     def name(self) -> str:
@@ -165,7 +165,7 @@ class TokenReduction(Pass):
             steps; then every window runs a Program of its own.  None: where steps differ anyway,
             because of ``cache_steps`` or a schedule.
         search: a token that is left out looks for what it is most like among "all" destinations,
-            or among those of its own cell and of the cells "near" it, 27 at most.
+            as published, or among those of its own cell and of the cells "near" it, 27 at most.
 
     Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
@@ -181,7 +181,7 @@ class TokenReduction(Pass):
     schedule: Schedule | str | Path | None = None
     table: str | Path | None = None
     redraw: bool | None = None
-    search: Search = "all"
+    search: Search = "near"
 
     def __post_init__(self) -> None:
         for feature in FEATURES:

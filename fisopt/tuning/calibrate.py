@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fisopt.checked import Checked, checked
 from fisopt.errors import InputError, shown
+from fisopt.passes.reduced_block import Search
 from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
@@ -146,6 +147,7 @@ def calibrate(
     target_error: float | None = None,
     destination_stride: Cells = (2, 2, 2),
     cache_steps: int = 1,
+    search: Search = "near",
     seed: int = 0,
     component: str | None = None,
     arguments: Mapping[str, Any] | None = None,
@@ -163,6 +165,7 @@ def calibrate(
         target_error: or the relative L2 error of the model's output in one forward call.
         destination_stride: the cells of the reduction: frames, rows, columns in tokens.
         cache_steps: steps for which one match will be used.
+        search: where tokens will look for what stands for them, see `TokenReduction`.
         seed: of the noise of the first generation, and of the choice of destinations, which the
             schedule says.
         component: of a pipeline with two transformers, the one to measure: each has a schedule of
@@ -191,12 +194,14 @@ def calibrate(
         generate=generate,
         seen=seen,
     )
-    base = TokenReduction(destination_stride=destination_stride, cache_steps=cache_steps, seed=seed)
+    base = TokenReduction(
+        destination_stride=destination_stride, cache_steps=cache_steps, seed=seed, search=search
+    )
     stride = base.destination_stride
-    about = recorder.about() | {"destination_stride": list(stride)}
+    about = recorder.about() | {"destination_stride": list(stride), "search": search}
     about["weights"] = recorder.weights() if progress is not None else ""
     kept = Progress(progress, about, partial(_damage, steps))
-    measure = Reduction(0.0, 0.0, stride, "replace", seed, "measure")
+    measure = Reduction(0.0, 0.0, stride, "replace", seed, "measure", search=search)
     with recorder.watched([measure]) as module:
         watcher = _measure(recorder, module, kept)
     several = len(transformers_of(pipeline)) > 1
@@ -303,9 +308,8 @@ def _sensitivity(
     for block in range(blocks):
         share = tuple(PROBE if b == block else 0.0 for b in range(blocks))
         shares = {f: share if f == feature else 0.0 for f in FEATURES}
-        alone = Reduction(
-            shares["query"], shares["value"], base.destination_stride, base.mode, base.seed
-        )
+        each = (shares["query"], shares["value"], base.destination_stride)
+        alone = Reduction(*each, base.mode, base.seed, search=base.search)
         errors = forward_errors(module, calls, [alone])
         for i, index in enumerate(known):
             mine = [e for e, call in zip(errors, calls, strict=True) if call.step.index == index]

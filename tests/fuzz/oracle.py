@@ -379,7 +379,7 @@ def reduced(
     """Attention on fewer tokens, row by row and head by head."""
     options = Options(
         reduction.query, reduction.value, reduction.destination_stride, reduction.mode,
-        reduction.seed,
+        reduction.seed, search=reduction.search,
     )  # fmt: skip
     places = (grids[0].place, grids[1].keys)
     queries, values = (

@@ -142,6 +142,7 @@ def draw_reduction(source: random.Random, form: Form, shape: Shape) -> Pass:
         destination_stride=source.choice(cells),  # type: ignore[arg-type]
         mode=source.choice(["replace", "replace", "mean"]),
         seed=source.choice([0, 1]),
+        search=source.choice(["all", "near"]),
     )
 
 

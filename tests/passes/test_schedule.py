@@ -293,7 +293,8 @@ def test_a_run_equals_the_loops(
         ratios = (schedule().ratios(f, index - since) for f in ("query", "value"))  # type: ignore[arg-type]
         if not since:
             groups.clear()
-        options = Options(*ratios, stride, draw=index // cache_steps if redraw is None else 0)
+        draw = index // cache_steps if redraw is None else 0
+        options = Options(*ratios, stride, draw=draw, search="near")
         attend = Attend(options, lambda _: GRID, front=False, groups=groups)
         with fast.cache_context("cond", step_index=index, num_inference_steps=4):
             got = fast(**inputs)["video"]

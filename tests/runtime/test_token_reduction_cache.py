@@ -70,7 +70,7 @@ class Oracle:
         memory = self.groups.setdefault(branch, {})
         if fresh:
             memory.clear()
-        options = Options(0.6, 0.4, draw=draw)
+        options = Options(0.6, 0.4, draw=draw, search="near")
         attend = Attend(options, lambda _: GRID, front=True, groups=memory)
         with reduced(self.original, SPEC.blocks, attend):
             output: Tensor = self.original(**inputs)["video"]
@@ -322,8 +322,9 @@ def test_state_is_explicit() -> None:
     assert len(first.stores) == 3 * 3, "kept and origin of queries, kept of values, each block"
     assert len(first.gauges) == 3 * 2
     assert not later.gauges
+    ops = torch.ops.fisopt
     targets = {n.target for c in later.blocks for n in c.body.graph.nodes}
-    assert torch.ops.fisopt.match_tokens.default not in targets
+    assert not targets & {ops.match_tokens.default, ops.match_nearby.default}
     with pytest.raises(InputError, match="reuses state of an earlier step"):
         later(**plain_dit.inputs(FORM, 5, 2, 3, batch=2))
     mean = TokenReduction(0.6, 0.4, cache_steps=2, mode="mean").at(Step(0))

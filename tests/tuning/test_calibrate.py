@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import fisopt
-from fisopt import InputError, Schedule
+from fisopt import InputError, OptionError, Schedule
 from fisopt.rewrite.ops.match_tokens import match_tokens
 from fisopt.rewrite.partition import destinations
 from fisopt.runtime import captures
@@ -91,7 +91,7 @@ def features() -> dict[str, Tensor]:
 
 def test_measures_the_model_and_meets_a_cost(tmp_path: Path) -> None:
     seen: list[int] = []
-    result = made(target_ratio=0.6, seen=seen.append)
+    result = made(target_ratio=0.6, search="all", seen=seen.append)
     for feature, want in features().items():
         torch.testing.assert_close(result.profiles[feature], want)  # type: ignore[index]
     assert seen == [STEPS, 2 * STEPS]
@@ -102,6 +102,19 @@ def test_measures_the_model_and_meets_a_cost(tmp_path: Path) -> None:
     assert (measured.prompts, measured.target) == (2, "cost ratio 0.6")
     schedule.save(tmp_path / "s.yaml")
     assert Schedule.load(tmp_path / "s.yaml").query == schedule.query
+
+
+def test_measures_what_the_search_finds() -> None:
+    """A grid of which not all cells are neighbours: nothing nearby is nearer than the nearest."""
+    near, everywhere = (
+        made(1, target_ratio=0.8, destination_stride=(2, 1, 1), search=search).profiles
+        for search in ("near", "all")
+    )
+    for feature in near:
+        assert bool((near[feature] >= everywhere[feature] - 1e-6).all())
+        assert float((near[feature] - everywhere[feature]).max()) > 1e-3
+    with pytest.raises(OptionError, match=r"search must be one of \['all', 'near'\], got 'far'"):
+        made(1, target_ratio=0.8, search="far")
 
 
 def test_meets_an_error() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -41,6 +41,9 @@ def run(
         str, typer.Option(help="Cells that keep one token: FRAMES,ROWS,COLUMNS.")
     ] = "2,2,2",
     cache_steps: Annotated[int, typer.Option(min=1, help="Steps that share one match.")] = 1,
+    search: Annotated[
+        str, typer.Option(help="Where tokens look for others: near or all.")
+    ] = "near",
     seed: Annotated[int, typer.Option(help="Of the noise and of the kept tokens.")] = 0,
     height: Height = None,
     width: Width = None,
@@ -52,17 +55,20 @@ def run(
 ) -> None:
     """Measure redundancy and write a schedule of token reduction."""
     import fisopt
+    from fisopt.checked import choice
     from fisopt.cli.calibration import heat_map, summary
     from fisopt.cli.expressions import parse_stride
     from fisopt.cli.pictures import write_figure
     from fisopt.cli.sources import Source
     from fisopt.errors import FileError
     from fisopt.files import check_free, remove
+    from fisopt.passes.reduced_block import Search
     from fisopt.passes.schedule import FEATURES
     from fisopt.tuning.calibrate import Target
 
     source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)
     texts = source.prompts(texts_ or (), prompts, seed)
+    choice("calibrate: search", search, get_args(Search))
     Target(target_ratio, target_error)  # refused before a large model is loaded
     ends = (".png", ".safetensors", ".partial.json")
     picture, profiles, partial = (out.with_suffix(end) for end in ends)
@@ -78,6 +84,7 @@ def run(
             target_error=target_error,
             destination_stride=cells,
             cache_steps=cache_steps,
+            search=search,  # type: ignore[arg-type]  # calibrate says which there are
             seed=seed,
             component=component,
             arguments=source.size,
