@@ -262,7 +262,7 @@ def test_shapes_that_are_not_known(made: OptimizedModule, tmp_path: Path) -> Non
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
     model = fisopt.models.build("wan2.1-1.3b", num_layers=1)
     inputs = fisopt.models.example_inputs("wan2.1-1.3b", height=32, width=32, num_frames=9)
-    made = fisopt.optimize(model, [FrameInterleave(first_block=0)], inputs, backend="eager")
+    made = fisopt.optimize(model, [FrameInterleave(blocks=":")], inputs, backend="eager")
     with pytest.raises(ExportError, match=r"meta device and has no weights .* format='text'"):
         export(made, tmp_path / "model.pt2")
     text = export(made, tmp_path / "model.txt", "text").read_text()

@@ -37,7 +37,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def stepwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
-        made, _ = plain(patch, [FrameInterleave(dense_steps=(0,))])
+        made, _ = plain(patch, [FrameInterleave(steps="1:")])
         return fisopt.export(made, tmp_path_factory.mktemp("folder") / "a", steps=2, dynamic=False)
 
 

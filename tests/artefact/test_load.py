@@ -52,7 +52,7 @@ def test_a_cached_match_is_carried_by_branch(
 
 
 def test_a_schedule_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, inputs = plain(monkeypatch, [FrameInterleave(dense_steps=(0, -1))])
+    made, inputs = plain(monkeypatch, [FrameInterleave(steps="1:-1")])
     path = fisopt.export(made, tmp_path / "ends", steps=STEPS, dynamic=False)
     assert sorted(p.name for p in path.iterdir()) == [
         *("manifest.json", "recipe.yaml", "variant_0.pt2", "variant_1.pt2")

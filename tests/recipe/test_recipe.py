@@ -60,10 +60,10 @@ class Mine(Pass):
 
 
 PASSES: dict[str, Pass] = {
-    "frames": FrameInterleave(stride=3, dense_steps=(0, -1), fill="carry"),
+    "frames": FrameInterleave(stride=3, steps="1:-1", fill="carry"),
     "tokens": TokenReduction(0.4, 0.25, (2, 1, 2), cache_steps=3, mode="mean", seed=7),
     "schedule": TokenReduction(schedule=SCHEDULE),
-    "mask": TileAttention(SlidingWindow(2), dense_blocks=(0,)),
+    "mask": TileAttention(SlidingWindow(2), blocks="1:"),
     "rows": TileAttention(FrameTable(((True, False), (True, True)))),
     "table": TileAttention(table=TABLE),
     "mine": Mine(names=("b", "c"), mask=TileMask(3)),

@@ -255,7 +255,7 @@ def test_nothing_is_kept_after_the_last_step(model: OptimizedModule) -> None:
 
 def test_another_grid_is_matched_anew(model: OptimizedModule) -> None:
     """Frames are sparse from the second step on: the indices of the first do not fit there."""
-    passes = [CACHED, FrameInterleave(stride=2, first_block=0, dense_steps=(0,))]
+    passes = [CACHED, FrameInterleave(stride=2, blocks=":", steps="1:")]
     model = fisopt.optimize(model, passes, backend="eager", spec=SPEC, example_inputs=call(1, 0))
     got = [video for *_, video in generate(model, 1, 3)]
     assert all(torch.isfinite(video).all() for video in got)
@@ -270,7 +270,7 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     """
     original, program = plain_captured(FORM)
     few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
-    frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
+    frames = FrameInterleave(stride=2, blocks=":", steps="1:4,5:")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(captures, "capture", lambda *_: program)
         runs: list[list[Tensor]] = []

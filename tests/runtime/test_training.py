@@ -108,7 +108,7 @@ def tokens(model: nn.Module, mode: str = "replace") -> AbstractContextManager[An
 @pytest.mark.parametrize(
     ("step", "oracle"),
     [
-        (FrameInterleave(2, first_block=0), frames),
+        (FrameInterleave(2, blocks=":"), frames),
         (TileAttention(2), tiles),
         (Reduction(**vars(Shares(0.5, 0.3))), tokens),
         (Reduction(**vars(Shares(0.5, 0.3, mode="mean"))), partial(tokens, mode="mean")),
@@ -187,7 +187,7 @@ PASSES = {
     "frames": [FrameInterleave(2)],
     "tiles": [TileAttention(1)],
     "tokens": [TokenReduction(0.5, 0.3)],
-    "frames and tiles": [FrameInterleave(2, first_block=1), TileAttention(1)],
+    "frames and tiles": [FrameInterleave(2, blocks="1:"), TileAttention(1)],
 }
 
 

@@ -22,14 +22,14 @@ def model_of(
 ) -> Any:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    passes = [FrameInterleave(first_block=0, **options)]
+    passes = [FrameInterleave(blocks=":", **options)]
     return fisopt.optimize(CASE.model, passes=passes, backend=backend)
 
 
 def test_a_generation_is_compiled_ahead_under_a_bar(
     wan: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_of(wan, monkeypatch, dense_steps=(0, -1))
+    model = model_of(wan, monkeypatch, steps="1:-1")
     inputs = CASE.inputs(5, 3, 4, batch=2)
     bars: list[Any] = []
     real = progress.tqdm
