@@ -9,6 +9,7 @@ from functools import cached_property
 
 from fisopt.checked import is_int
 from fisopt.errors import OptionError, ScheduleError, shown
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.measured import Measured, Read, only_in_a_run
 from fisopt.rewrite.pass_base import Pass, Step
 
@@ -64,7 +65,11 @@ class Variants:
         if steps is not None and not is_int(steps, 1):
             raise ScheduleError(f"num_steps must be at least 1, got {shown(steps)}")
         for each in passes:
-            if _defines(each, "at") < _defines(each, "stepwise"):
+            own = [
+                getattr(type(each), name) not in (getattr(Pass, name), getattr(BlockPass, name))
+                for name in ("at", "stepwise")
+            ]
+            if own == [True, False]:
                 raise OptionError(
                     f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
                     "`stepwise` to say whether its steps differ"
@@ -117,11 +122,6 @@ class Variants:
     def distinct(self) -> tuple[Variant, ...]:
         """Each variant once: those of the schedule, then those that run afresh in their place."""
         return tuple(dict.fromkeys([*self.schedule, *(v.afresh() for v in self.schedule)]))
-
-
-def _defines(each: Pass, name: str) -> int:
-    """How far up the classes of a pass something is defined, 0 for its own class."""
-    return next(i for i, cls in enumerate(type(each).__mro__) if name in vars(cls))
 
 
 def names_of(passes: Sequence[Pass]) -> tuple[str, ...]:
