@@ -126,12 +126,12 @@ class FrameInterleave(BlockPass):
             boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
             rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
-        interleaver = _Interleaver(self, rewriter)
+        every, interleaver = len(program.blocks), _Interleaver(self, rewriter)
         for position, block in enumerate(self.chosen(program)):
             interleaver.block(block, anchor_frames(frames, self.stride, position % self.stride))
         counts = sorted({len(a) for a in interleaver.used})
         rewriter.note(
-            f"{interleaver.sparse} of {len(program.blocks)} blocks sparse on "
+            f"{interleaver.sparse} of {every} blocks sparse on "
             f"{' or '.join(map(str, counts)) or frames} of {frames} latent frames "
             f"(scope={self.scope}, kv={self.kv}, fill={self.fill})"
         )

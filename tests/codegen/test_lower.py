@@ -18,7 +18,6 @@ from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
 from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.ops import operator as table
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
@@ -100,8 +99,7 @@ def test_one_compile_a_stage_and_no_recompile(
     case = zoo()["wan"]
     real = torch.compile
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    model = fisopt.optimize(case.model, passes=[FrameInterleave(blocks=":", steps="1:")])
+    model = fisopt.optimize(wan, passes=[FrameInterleave(blocks=":", steps="1:")])
     inputs = case.inputs(5, 3, 4, batch=2)
     torch._dynamo.reset()
     counters.clear()

@@ -143,9 +143,9 @@ def test_a_recipe_with_files_beside_it(tmp_path: Path) -> None:
     assert Recipe.load(with_files(tmp_path)).passes == (PASSES["schedule"], PASSES["table"])
 
 
-def test_a_fresh_process_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_process_makes_the_same(tmp_path: Path) -> None:
     passes = [FrameInterleave(), TileAttention(table={f"layers.{i}": 2 for i in range(3)})]
-    made, inputs = plain(monkeypatch, passes, "fused")
+    made, inputs = plain(passes, "fused")
     path = made.save_recipe(tmp_path / "recipe.yaml")
     torch.save(inputs, tmp_path / "inputs.pt")
     code = """

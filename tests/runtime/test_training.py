@@ -34,7 +34,6 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.token_reduction import Reduction
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import GRID, plain_captured
 from tests.passes.dense_reduction import Attend, reduced
@@ -162,18 +161,15 @@ SPEC = ModelSpec(blocks=("layers.*",), grid=(7, 2, 3))
 
 
 @pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The plain model is captured once for all tests, and asks for no gradient after one."""
-    model, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
+def once() -> Iterator[None]:
+    """The plain model asks for no gradient after a test."""
     yield
-    model.requires_grad_(False)
+    plain_captured(FORM)[0].requires_grad_(False)
 
 
 def optimized(passes: Sequence[Pass], backend: Any = "eager") -> OptimizedModule:
-    result: OptimizedModule = fisopt.optimize(
-        plain_captured(FORM)[0], passes, INPUTS, SPEC, backend
-    )
+    program = plain_captured(FORM)[1]
+    result: OptimizedModule = fisopt.optimize(program, passes, INPUTS, backend=backend)
     return result
 
 
