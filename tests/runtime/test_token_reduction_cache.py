@@ -98,7 +98,7 @@ def test_a_match_serves_its_period_its_branch_and_its_generation(model: Optimize
     assert len(programs) == 3, "as given, storing and loading"
 
 
-def test_redrawn_destinations() -> None:
+def test_redrawn_destinations(model: OptimizedModule) -> None:
     """Each window draws its own, its later steps reuse them; steps that reuse share a Program."""
     drawn = optimized([replace(CACHED, redraw=None)])
     before = len(drawn.report.variants)
