@@ -15,7 +15,8 @@ import fisopt
 from fisopt import FileError, PreconditionError, Schedule, ScheduleError, TokenReduction
 from fisopt.cli.expressions import parse_pass
 from fisopt.errors import OptionError
-from fisopt.passes.schedule import FEATURES, Measured
+from fisopt.passes.features import FEATURES
+from fisopt.passes.measured import Measured
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_base import Step

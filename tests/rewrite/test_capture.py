@@ -15,7 +15,7 @@ from fisopt.rewrite.analysis import results
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.frame_dims import resize
 from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.template import matches
+from fisopt.rewrite.instantiate import matches
 from tests import plain_dit
 from tests.conftest import captured, plain_captured
 from tests.plain_dit import FORMS, Form
