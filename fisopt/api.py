@@ -11,6 +11,7 @@ from torch import nn
 from fisopt import models
 from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.codegen.kernel_options import KernelOptions, Linear
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
@@ -86,6 +87,7 @@ def optimize(
     strict: bool = True,
     recipe: RecipeSource | None = None,
     cache_size: int = SIZE,
+    linear: Linear = "model",
 ) -> Any:
     """Make a video DiT faster.
 
@@ -112,6 +114,10 @@ def optimize(
         cache_size: how many variants (a shape and a set of active passes) are kept, each with
             what was compiled for it; one more drops the one that was used least recently.
             ``result.clear()`` drops all.
+        linear: "model" multiplies in the model's precision.  "fp8" rounds what large linears
+            multiply to FP8, with a scale for each token and each output channel: faster on a GPU
+            from sm_89 on, at a small loss.  "fp8-simulated" gives the same numbers anywhere,
+            slowly.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -122,10 +128,12 @@ def optimize(
         RecipeError: the recipe cannot be read, or is for another model.
         InputError: the model is in training mode or under hooks; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
+        LoweringError: ``linear="fp8"`` on a device without FP8.
     """
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
     count("cache_size", cache_size)
+    options = KernelOptions(linear)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -138,7 +146,15 @@ def optimize(
         parts: Any = dict.fromkeys(modules, given) if named is None else named
         chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
         return _optimize_pipeline(
-            model_or_pipeline, modules, chosen, example_inputs, spec, backend, strict, cache_size
+            model_or_pipeline,
+            modules,
+            chosen,
+            example_inputs,
+            spec,
+            backend,
+            strict,
+            cache_size,
+            options,
         )
     if named is not None:
         raise InputError(
@@ -147,7 +163,7 @@ def optimize(
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
     return _optimize_module(
-        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size
+        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size, options
     )
 
 
@@ -164,6 +180,7 @@ def _optimize_module(
     backend: Backend,
     strict: bool,
     cache_size: int,
+    options: KernelOptions,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
@@ -187,7 +204,7 @@ def _optimize_module(
         )
     passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
     optimized = OptimizedModule(
-        model, passes, spec, backend, strict, scheduler, captures, cache_size
+        model, passes, spec, backend, strict, scheduler, captures, cache_size, options
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -222,6 +239,7 @@ def _optimize_pipeline(
     backend: Backend,
     strict: bool,
     cache_size: int,
+    options: KernelOptions,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -239,6 +257,7 @@ def _optimize_pipeline(
             backend,
             strict,
             cache_size,
+            options,
             scheduler,
         )
         for name, part in chosen.items()

@@ -27,26 +27,38 @@ if "--dry-run" in sys.argv:
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import torch
-from device import Row, Rows, folder, free_memory, machine, milliseconds, said, table
+from device import Row, Rows, folder, free_memory, milliseconds, said
+from page import table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
-from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention
+from fisopt import SlidingWindow, TileMask
+from fisopt.codegen.kernels import (
+    match_tokens,
+    reduce_attend_restore,
+    reduce_dense,
+    tile_attention,
+    tile_merge,
+)
+from fisopt.passes.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops.match_nearby import match_nearby
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
 from fisopt.rewrite.ops.reduce_attend_restore import reduce_attend_restore as reduced_contract
 from fisopt.rewrite.ops.tile_attention import tile_attention as tile_contract
-from fisopt.rewrite.partition import destinations, sources_to_keep
+from fisopt.rewrite.partition import destinations_in_cells, sources_to_keep
 from fisopt.rewrite.tile_plan import TilePlan, bounds, tile_plan, with_text
 
-SPARSITIES = (0.5, 0.65, 0.75, 0.9)
-RATIOS = (0.3, 0.5, 0.7)
-"""Dropped shares of queries and of keys and values."""
-KEY = ("shape", "sparsity", "implementation")
-COLUMNS = (*KEY, "density", "ms", "tflops", "gb_s", "of_dense_rate", "error", "failed")
+MASKS: dict[str, FrameMask] = {
+    **{f"k={k}": TileMask(k) for k in (2, 1, 4, 8)},
+    "window 2": SlidingWindow(2),
+}
+RATIOS = (0.5, 0.7, 0.3)
+"""Kept shares of queries and of keys and values."""
+KEY = ("shape", "kept", "implementation")
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ SHAPES = (
     Shape("HunyuanVideo 1.5 720p121", (31, 45, 80), 256, 16, 128),
     Shape("CogVideoX-5B 480p49", (13, 30, 45), 226, 48, 64),
 )
-TINY = (Shape("tiny", (5, 3, 4), 7, 2, 16),)
+TINY = (Shape("tiny", (9, 2, 3), 7, 2, 16),)
 Provider = Callable[[], Any]
 
 
@@ -83,16 +95,6 @@ def operands(shape: Shape, device: str) -> tuple[Tensor, ...]:
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(size, device=device, dtype=torch.bfloat16, generator=generator)
     return tuple(x.transpose(2, 3))
-
-
-def mask_of(frames: int, sparsity: float) -> Tensor:
-    """Kept pairs of frames: the nearest in time, as many as the sparsity leaves."""
-    frame = torch.arange(frames)
-    near = (frame[:, None] - frame).abs().flatten().argsort(stable=True)
-    count = max(frames, round((1 - sparsity) * frames**2))
-    table = torch.zeros(frames**2, dtype=torch.bool)
-    table[near[:count]] = True
-    return table.reshape(frames, frames)
 
 
 def flex_mask(kept: Tensor, axis: FrameAxis) -> BlockMask:
@@ -133,7 +135,10 @@ def label(config: Any) -> str:
 
 def chosen(kernel: Any, configs: bool) -> dict[str, Any]:
     """The tile choices to time: the default, or all of them beside it."""
-    return {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    found = {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
+        found |= {"fisopt overlapped": kernel.OVERLAPPED} if kernel is tile_attention else {}
+    return found
 
 
 def attention_flops(pairs: float, shape: Shape) -> float:
@@ -143,17 +148,20 @@ def attention_flops(pairs: float, shape: Shape) -> float:
 def tile_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
         for name in ("sdpa cudnn", "sdpa flash"):
-            yield {"shape": shape.name, "sparsity": 0.0, "implementation": name}
-        for sparsity in (0.0, *SPARSITIES):
-            for name in (*chosen(tile_attention, configs), "reference", "flex attention"):
-                yield {"shape": shape.name, "sparsity": sparsity, "implementation": name}
+            yield {"shape": shape.name, "kept": "all", "implementation": name}
+        for kept in MASKS:
+            others = ("fisopt merge", "reference", "flex attention")
+            for name in (*chosen(tile_attention, configs), *others):
+                yield {"shape": shape.name, "kept": kept, "implementation": name}
 
 
 def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
-    """Time tile attention, or dense attention, at one shape and sparsity."""
+    """Time tile attention, or dense attention, at one shape and mask."""
     q, k, v = operands(shape, device)
     axis, name = shape.axis, row["implementation"]
-    kept = mask_of(axis.frames, row["sparsity"]).to(device)
+    dense_one = is_dense(row)
+    table = torch.ones(axis.frames, axis.frames, dtype=torch.bool)
+    kept = (table if dense_one else MASKS[row["kept"]].table(axis.frames)).to(device)
     plan: TilePlan = tile_plan(kept, axis, axis)
     args = (q, k, v, None, plan.rows, plan.keys, plan.pairs, None)
     on_cpu = [SDPBackend.MATH] if device == "cpu" else None
@@ -162,19 +170,21 @@ def tile_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
         call: Provider = partial(dense, on_cpu or [kind], q, k, v)
     elif name == "reference":
         call = partial(tile_contract.implementation, *args)
+    elif name == "fisopt merge":
+        call = partial(tile_merge.launch, *args)
     elif name == "flex attention":
         mask = flex_mask(kept, axis)
         call = partial(compiled(flex_attention, device), q, k, v, block_mask=mask)
     else:
         config = chosen(tile_attention, configs=True)[name]
         call = partial(tile_attention.launch, *args, config=config)
-    error = deviation(call(), tile_contract.implementation(*args))
+    error = 0.0 if dense_one else deviation(call(), tile_contract.implementation(*args))
     ms = milliseconds(call)
     flops = attention_flops(plan.pairs, shape)
     result = {
         "density": round(plan.density, 4),
         "ms": round(ms, 4),
-        "tflops": round(flops / ms / 1e9, 3),
+        "tflops": float(f"{flops / ms / 1e9:.4g}"),
         "gb_s": round(4 * q.numel() * q.element_size() / ms / 1e6, 1),
         "error": error,
     }
@@ -198,29 +208,38 @@ def deviation(got: Tensor, want: Tensor) -> float:
 
 def match_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
-        for name in (*chosen(match_tokens, configs), "reference"):
-            yield {"shape": shape.name, "sparsity": 0.5, "implementation": name}
+        for name in (*chosen(match_tokens, configs), "reference", "fisopt near"):
+            yield {"shape": shape.name, "kept": "0.5", "implementation": name}
 
 
 def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
-    """Time the search of nearest destinations with the ranking that follows it."""
+    """Time the search of nearest destinations with the ranking that follows it.
+
+    That nearby is compared with itself in single precision.
+    """
     del rows
     x, name = operands(shape, device)[0], row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
+    places, corner = (p.to(device) for p in destinations_in_cells(shape.grid, shape.stride, 0))
     tokens = math.prod(shape.grid)
-    keep = sources_to_keep(tokens, len(places), row["sparsity"])
+    keep = sources_to_keep(tokens, len(places), 1 - float(row["kept"]))
     args = (x, places, keep, 0, shape.text)
-    if name == "reference":
-        call: Provider = partial(match_contract.reference, *args)
+    contract = match_contract
+    want = partial(contract.reference, *args)
+    if name == "fisopt near":
+        contract, args = match_nearby, (x, places, corner, shape.grid, shape.stride, *args[2:])
+        want = partial(contract.reference, x.float(), *args[1:])
+        call: Provider = partial(contract.reference, *args)
+    elif name == "reference":
+        call = partial(match_contract.reference, *args)
     else:
         config = chosen(match_tokens, configs=True)[name]
         call = partial(match_tokens.launch, *args, config=config)
-    share = float((call()[1] != match_contract.reference(*args)[1]).float().mean())
+    share = float((call()[1] != want()[1]).float().mean())
     ms = milliseconds(call)
     return {
-        "density": round(1 - row["sparsity"], 4),
+        "density": float(row["kept"]),
         "ms": round(ms, 4),
-        "tflops": round(match_contract.flops(*args) / ms / 1e9, 3),
+        "tflops": round(contract.flops(*args) / ms / 1e9, 3),
         "gb_s": round(x.numel() * x.element_size() / ms / 1e6, 1),
         "error": round(share, 5),
     }
@@ -228,22 +247,25 @@ def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
 
 def reduced_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
-        for sparsity in RATIOS:
-            for name in (*chosen(reduce_attend_restore, configs), "compiled reference"):
-                yield {"shape": shape.name, "sparsity": sparsity, "implementation": name}
+        for kept in RATIOS:
+            others = ("fisopt dense", "compiled reference")
+            for name in (*chosen(reduce_attend_restore, configs), *others):
+                yield {"shape": shape.name, "kept": str(kept), "implementation": name}
 
 
 def reduced_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     """Time attention on what token reduction keeps of queries and of keys and values."""
     del rows
     (q, k, v), name = operands(shape, device), row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
-    keep = sources_to_keep(math.prod(shape.grid), len(places), row["sparsity"])
+    places = destinations_in_cells(shape.grid, shape.stride, 0)[0].to(device)
+    keep = sources_to_keep(math.prod(shape.grid), len(places), 1 - float(row["kept"]))
     queries, origin, _ = match_contract.reference(q, places, keep, 0, shape.text)
     keys = match_contract.reference(v, places, keep, 0, shape.text)[0]
     args = (q, k, v, None, queries, keys, origin, None, shape.grid[0], 0, shape.text)
     if name == "compiled reference":
         call: Provider = partial(compiled(reduced_contract.implementation, device), *args)
+    elif name == "fisopt dense":
+        call = partial(reduce_dense.launch, *args)
     else:
         config = chosen(reduce_attend_restore, configs=True)[name]
         call = partial(reduce_attend_restore.launch, *args, config=config)
@@ -266,12 +288,19 @@ PARTS = {
 }
 
 
+def wanted(row: Row, options: argparse.Namespace) -> bool:
+    """Whether a row is among those that were asked for."""
+    chosen = ((options.implementation, row["implementation"]), (options.kept, row["kept"]))
+    return all(names is None or name in names for names, name in chosen)
+
+
 def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bool:
     """Run one part as far as its time reaches; return whether all its rows are there."""
     todo, measure = PARTS[name]
     by_name = {shape.name: shape for shape in shapes}
     held = Rows(options.out / f"{name}.json", KEY, options.minutes, options.again)
-    missing = held.missing(todo(shapes, options.configs))
+    rows = (row for row in todo(shapes, options.configs) if wanted(row, options))
+    missing = held.missing(rows)
     for row in tqdm(missing, desc=name):
         if held.over:
             break
@@ -282,9 +311,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
             row["failed"] = said(error)
         held.add(row)
         free_memory()
-    head = ", ".join(f"{k} {v}" for k, v in machine().items())
-    text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
-    (options.out / f"{name}.md").write_text(text)
+    print(table(name, held.rows))
     return not held.missing(todo(shapes, options.configs))
 
 
@@ -292,6 +319,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--shape", nargs="+", choices=[s.name for s in SHAPES])
+    parser.add_argument("--implementation", nargs="+", help="only these")
+    parser.add_argument("--kept", nargs="+", help="only these masks or shares")
     parser.add_argument("--configs", action="store_true", help="every tile choice, not the default")
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a part")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
@@ -311,7 +340,7 @@ def main() -> None:
     with torch.no_grad():
         done = {name: run(name, shapes, options) for name in options.part}
     for name, complete in done.items():
-        print(f"{options.out / name}.md: {'complete' if complete else 'run again to go on'}")
+        print(f"{options.out / name}.json: {'complete' if complete else 'run again to go on'}")
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ import platform
 import re
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from triton.testing import do_bench
 
 from fisopt.files import write
 
@@ -81,9 +81,27 @@ class Rows:
         """Whether the part's time is up."""
         return time.monotonic() > self.until
 
+    def unfinished(self, todo: Iterable[Row]) -> list[Row]:
+        """What has no row yet, or one that was never timed in turns."""
+        done = {self._identity(row) for row in self.rows if "rounds" in row or "failed" in row}
+        return [row for row in todo if self._identity(row) not in done]
+
     def add(self, row: Row) -> None:
         """Keep a row, in the file as well."""
         self.rows.append(row)
+        self._write()
+
+    def put(self, row: Row) -> None:
+        """Keep a row in the place of the one that was there of the same."""
+        mine = self._identity(row)
+        known = [self._identity(held) for held in self.rows]
+        if mine in known:
+            self.rows[known.index(mine)] = row
+            self._write()
+        else:
+            self.add(row)
+
+    def _write(self) -> None:
         held = {"machine": self.machine, "rows": self.rows}
         write(self.path, json.dumps(held, indent=1) + "\n")
 
@@ -111,16 +129,9 @@ def free_memory() -> None:
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call on the GPU, with a cold cache; on a CPU that of one call."""
+    """Median time of a call on the GPU, with a cold cache; on a CPU the least of a few."""
     if torch.cuda.is_available():
+        from triton.testing import do_bench
+
         return float(do_bench(call, rep=500, return_mode="median"))
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def table(rows: list[Row], columns: tuple[str, ...]) -> str:
-    """Rows as a markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return 1e3 * min(timeit.repeat(call, number=1, repeat=3))

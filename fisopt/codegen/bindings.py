@@ -1,9 +1,10 @@
-"""Hand-written Triton kernels attached to their operators, for CUDA tensors.
+"""Kernels attached to their operators, for CUDA tensors.
 
-The module of `fisopt.codegen.kernels` that has an operator's name is its kernel.  It, and Triton
-with it, is imported when the operator first meets a CUDA tensor.  An operator whose kernel refuses
-its arguments runs in plain torch there, with a warning.  Kernel and plain torch are timed at the
-first call of a shape, see `fisopt.codegen.choose`, and the slower one is not used again.
+The module of `fisopt.codegen.kernels` that has an operator's name is its kernel; it may name
+others in ``PREFERRED``, modules that have ``supports`` and ``launch`` too.  They, and Triton with
+them, are imported when the operator first meets a CUDA tensor.  An operator whose kernels refuse
+its arguments runs in plain torch there, with a warning.  Kernels and plain torch are timed at the
+first call of a shape, see `fisopt.codegen.choose`, and the slower ones are not used again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from fisopt.rewrite.ops.operator import Operator, operators
 
 _FOLDER = "fisopt.codegen.kernels"
 KERNELS: dict[Any, Callable[..., Any]] = {}
-"""The operators that have a kernel, and what runs in plain torch where the kernel refuses."""
-_CHOSEN: dict[tuple[torch.device, str], bool] = {}
+"""The operators that have a kernel, and what runs in plain torch where it refuses."""
+_CHOSEN: dict[tuple[torch.device, str], str] = {}
 
 
 def kernel_of(op: Any) -> ModuleType:
@@ -46,50 +47,61 @@ def kernel_of(op: Any) -> ModuleType:
         ) from error
 
 
-def refusal(op: Any, args: tuple[Any, ...]) -> str | None:
-    """Why the kernel of an operator does not take some arguments, None if it does.
+def takers(op: Any, args: tuple[Any, ...]) -> tuple[dict[str, ModuleType], str]:
+    """The kernels of an operator that take some arguments, and why the others do not.
 
-    Arguments may be fake tensors.
+    That which is preferred where nothing was measured comes first.  Arguments may be fake tensors.
+
+    Raises:
+        LoweringError: Triton is not installed.
     """
-    try:
-        kernel_of(op).supports(*args)
-    except LoweringError as error:
-        return str(error)
-    return None
+    kernel = kernel_of(op)
+    took: dict[str, ModuleType] = {}
+    refused = []
+    for name, module in {**getattr(kernel, "PREFERRED", {}), "kernel": kernel}.items():
+        try:
+            module.supports(*args)
+        except LoweringError as error:
+            refused.append(str(error))
+        else:
+            took[name] = module
+    return took, "; ".join(refused)
 
 
 def run(op: Any, *args: Any) -> Any:
-    """Run an operator on its operands' GPU: by its kernel, or in plain torch where that refuses.
+    """Run an operator on its operands' GPU: by a kernel, or in plain torch where all refuse.
 
     The first time that it runs in plain torch for some reason, a warning says so.
 
     Raises:
         LoweringError: Triton is not installed.
     """
-    kernel = kernel_of(op)
-    if (why := refusal(op, args)) is not None:
-        _warn(f"{why}; it runs in plain torch")
+    took, refused = takers(op, args)
+    if not took:
+        _warn(f"{refused}; it runs in plain torch")
         return KERNELS[op](*args)
     with torch.cuda.device_of(args[0]):  # type: ignore[no-untyped-call]
-        chosen = kernel.launch if _is_kernel_chosen(op, args) else KERNELS[op]
-        return chosen(*args)
+        name = _chosen(op, args, took)
+        return took[name].launch(*args) if name in took else KERNELS[op](*args)
 
 
-def _is_kernel_chosen(op: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the kernel is the faster one for arguments of these shapes, timed if need be."""
+def _chosen(op: Any, args: tuple[Any, ...], took: dict[str, ModuleType]) -> str:
+    """What is fastest for arguments of these shapes, timed if need be."""
     device = args[0].device
     if device.type != "cuda":
-        return True
-    key = (device, operator_key(op, args))
+        return next(iter(took))
+    key = (device, operator_key(op, args, took))
     if key not in _CHOSEN:
         if torch.cuda.is_current_stream_capturing():
-            return True
-        _CHOSEN[key] = decide_operator(op, args, device, _candidates(op, args)).chosen == "kernel"
+            return next(reversed(took))
+        _CHOSEN[key] = decide_operator(op, args, device, took, _candidates(op, args, took)).chosen
     return _CHOSEN[key]
 
 
-def _candidates(op: Any, args: tuple[Any, ...]) -> Callable[[], Candidates]:
-    """Kernel and plain torch; of several results the last is compared: ties make indices vary."""
+def _candidates(
+    op: Any, args: tuple[Any, ...], took: dict[str, ModuleType]
+) -> Callable[[], Candidates]:
+    """Kernels and plain torch; of several results the last is compared: ties make indices vary."""
 
     def last(run: Callable[..., Any]) -> Callable[[], Sequence[torch.Tensor]]:
         def call() -> Sequence[torch.Tensor]:
@@ -98,7 +110,8 @@ def _candidates(op: Any, args: tuple[Any, ...]) -> Callable[[], Candidates]:
 
         return call
 
-    return lambda: {"kernel": last(kernel_of(op).launch), "reference": last(KERNELS[op])}
+    kernels = {name: last(module.launch) for name, module in took.items()}
+    return lambda: {**kernels, "reference": last(KERNELS[op])}
 
 
 @cache

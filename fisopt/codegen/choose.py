@@ -3,7 +3,7 @@
 On a GPU the candidates, an emitted kernel in each of its cuts, are timed once for each device and
 shape class, on random operands, and what was found is remembered in the cache folder.  A candidate
 that fails or that disagrees with the reference loses, with a warning.  What was not measured
-follows `TABLE`.
+follows `REGION`, or is the first of an operator's kernels.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,22 +30,19 @@ from fisopt.errors import FileError
 from fisopt.reading import MalformedError, read_json
 
 Candidates = Mapping[str, Callable[[], Sequence[Tensor]]]
-"""Implementations by name: ``reference``, ``kernel``, ``emitted`` with its cut."""
+"""Implementations by name: ``reference``, an operator's kernels, ``emitted`` with its cut."""
 
 MEASURE = "FISOPT_MEASURE"
 """Environment variable: 0 keeps candidates from being timed; what was remembered is used."""
 
-TABLE = {
-    "region": (
-        "reference",
-        "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
-    ),
-    "operator": (
-        "kernel",
-        "not measured on this device; it avoids work or tables that the reference does not",
-    ),
-}
-"""What runs where nothing was measured, and why; by what is chosen for."""
+REGION = (
+    "reference",
+    "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
+)
+"""What runs for a region that was not measured, and why."""
+
+UNMEASURED = "not measured on this device; it avoids work or tables that the reference does not"
+"""Why the first of an operator's kernels runs where nothing was measured."""
 
 ON_CPU = "emitted kernels need an NVIDIA GPU; on a CPU the compiled reference runs"
 _UNKEPT: dict[Path, dict[str, dict[str, float]]] = {}
@@ -59,7 +56,7 @@ class Choice:
 
     Attributes:
         what: the operator or the emitted kernel.
-        chosen: the implementation: ``reference``, ``kernel``, or ``emitted`` with its cut.
+        chosen: the implementation: ``reference``, a kernel, or ``emitted`` with its cut.
         why: where the choice comes from.
     """
 
@@ -93,7 +90,7 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
             continue
         choice = decide(
             kernel.name,
-            "region",
+            REGION,
             shape_class(kernel, region),
             device,
             lambda region=region, kernel=kernel: candidates(region, kernel, device),  # type: ignore[misc]
@@ -107,14 +104,15 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
 def choose_operators(
     stage: fx.GraphModule,
     kernels: Collection[Any],
-    refusal: Callable[[Any, tuple[Any, ...]], str | None],
+    takers: Callable[[Any, tuple[Any, ...]], tuple[Collection[str], str]],
 ) -> list[Choice]:
     """What runs for every operator of a stage that has a hand-written kernel.
 
     Args:
         stage: a lowered stage.
         kernels: the operators that have one.
-        refusal: why a kernel does not take some arguments (fake tensors), None if it does.
+        takers: the kernels that take some arguments (fake tensors), the best one first, and why
+            the others do not.
     """
     choices = []
     for node in stage.graph.nodes:
@@ -125,10 +123,13 @@ def choose_operators(
             choices.append(Choice(name, "reference", f"kernels need an NVIDIA GPU, not {device}"))
             continue
         values = fx.node.map_arg(node.args, lambda n: n.meta["val"])
-        if (refused := refusal(node.target, values)) is not None:
+        names, refused = takers(node.target, values)
+        if not names:
             choices.append(Choice(name, "reference", refused))
-        else:
-            choices.append(decide_operator(node.target, values, device))
+            continue
+        choice = decide_operator(node.target, values, device, names)
+        said = f"{choice.why}; {refused}" if refused else choice.why
+        choices.append(replace(choice, why=said))
     return choices
 
 
@@ -136,34 +137,37 @@ def decide_operator(
     op: Any,
     args: Sequence[Any],
     device: torch.device,
+    names: Collection[str],
     candidates: Callable[[], Candidates] | None = None,
 ) -> Choice:
-    """Choose among the kernel of an operator and its reference.
+    """Choose among the kernels of an operator and its reference.
 
     Args:
         op: the operator.
         args: its arguments; fake tensors will do where nothing is timed.
         device: where it runs.
-        candidates: see `decide`; without them what was not measured yet follows `TABLE`.
+        names: the kernels that take them; the first one runs where nothing was measured.
+        candidates: see `decide`; without them nothing is timed.
     """
     name = f"{op.namespace}::{op._opname}"
-    key = operator_key(op, args)
+    key = operator_key(op, args, names)
+    default = next(iter(names))
     if candidates is None and key not in remembered(_file(device)):
-        default, reason = TABLE["operator"]
-        return Choice(name, default, f"{reason}; timed at its first call")
-    return decide(name, "operator", key, device, candidates or dict)
+        return Choice(name, default, f"{UNMEASURED}; timed at its first call")
+    return decide(name, (default, UNMEASURED), key, device, candidates or dict)
 
 
-def operator_key(op: Any, args: Sequence[Any]) -> str:
-    """The shape class of an operator's call: shapes and dtypes of tensors, other arguments."""
+def operator_key(op: Any, args: Sequence[Any], names: Collection[str]) -> str:
+    """The shape class of an operator's call: kernels, forms of tensors, other arguments."""
     parts = [f"{list(a.shape)} {a.dtype}" if isinstance(a, Tensor) else repr(a) for a in args]
     sizes = "x".join(map(str, args[0].shape))
-    return f"{op} {sizes} {disk.digest(json.dumps(parts))}, torch {torch.__version__}"
+    form = disk.digest(json.dumps([*names, *parts]))
+    return f"{op} {sizes} {form}, torch {torch.__version__}"
 
 
 def decide(
     what: str,
-    table: str,
+    default: tuple[str, str],
     key: str,
     device: torch.device,
     candidates: Callable[[], Candidates],
@@ -172,24 +176,24 @@ def decide(
 
     Args:
         what: its name, for the report.
-        table: its line in `TABLE`, for what was not measured.
+        default: what runs where nothing was measured, and why.
         key: its shape class; what was measured of one member holds for all.
         device: where it will run.
         candidates: makes the implementations, ``reference`` among them, as calls without
             arguments that return the results; called only if they are to be timed.
     """
-    default, reason = TABLE[table]
+    name, reason = default
     if device.type != "cuda":
         return Choice(what, "reference", ON_CPU)
     file = _file(device)
     times = remembered(file).get(key)
     if times is None:
         if os.environ.get(MEASURE) == "0":
-            return Choice(what, default, reason)
+            return Choice(what, name, reason)
         try:
             times = measure(candidates(), what)
         except torch.OutOfMemoryError:
-            return Choice(what, default, f"{reason}; no memory was left to measure it in")
+            return Choice(what, name, f"{reason}; no memory was left to measure it in")
         remember(file, key, times)
     best = min(times, key=times.__getitem__)
     said = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items()))

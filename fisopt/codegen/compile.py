@@ -10,8 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
-from fisopt.codegen.bindings import KERNELS, refusal
+from fisopt.codegen.bindings import KERNELS, takers
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
+from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
@@ -29,40 +31,60 @@ def compile_program(
     compiled: MutableMapping[Hashable, Runnable] | None = None,
     choices: list[Choice] | None = None,
     *,
+    options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
     training: bool = False,
 ) -> Runnable:
     """Return a callable from a Program's tensor inputs and state to its flat results.
 
     With ``inductor`` every distinct stage (head, each block shape, tail) is compiled once by
     torch.compile with ``fullgraph=True`` and static shapes; isomorphic blocks share the code.
-    With ``eager`` the Program's own graph runs.
+    With ``eager`` the Program's own graph runs, or where options ask for kernels the stages as
+    they are.
 
     Args:
         program: what to compile.
         backend: who compiles it.
         compiled: the stages that other Programs have compiled, used again and added to.
         choices: takes which implementation was chosen for what, and why.
+        options: which kernels are asked for.
         training: leave out emitted kernels, which have no gradient.
     """
     model = program.source.model
+    chosen: list[Choice] = [] if choices is None else choices
     if backend == "eager":
-        return bind_weights(program.copy().graph_module, model)
+        module = (
+            lowered(program, options, chosen) if options.lowers else program.copy().graph_module
+        )
+        return bind_weights(module, model)
     if not torch.cuda.is_available() and not has_compiler():
         raise LoweringError(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
-    module, known = lower(program), {} if compiled is None else compiled
-    chosen: list[Choice] = [] if choices is None else choices
+    module, known = lowered(program, options, chosen), {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
-            chosen += choose_operators(callee, KERNELS, refusal)
-            callee = callee if training else choose_stage(callee, chosen)
+            chosen += choose_operators(callee, KERNELS, takers)
+            emits = not (training or holds_fp8(callee))  # it would cut norms off their rounding
+            callee = choose_stage(callee, chosen) if emits else callee
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
                 stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
             setattr(module, name, stage)
     return bind_weights(module, model)
+
+
+def lowered(program: Program, options: KernelOptions, choices: list[Choice]) -> fx.GraphModule:
+    """Lower a Program to the kernels that are asked for; what is chosen is added to a list.
+
+    Raises:
+        LoweringError: see `lower` and `use_fp8`.
+    """
+    module = lower(program)
+    if options.linear != "model":
+        simulate = options.linear == "fp8-simulated"
+        choices.append(use_fp8(module, program.source.model, simulate=simulate))
+    return module
 
 
 def _holds_tensors(callee: fx.GraphModule) -> bool:

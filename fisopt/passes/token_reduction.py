@@ -17,7 +17,7 @@ from fisopt.checked import choice, flag, is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.features import FEATURES
 from fisopt.passes.measured import Measured
-from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
+from fisopt.passes.reduced_block import Matching, Mode, Reducer, Search, State
 from fisopt.passes.schedule import Schedule
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.partition import Cells
@@ -44,6 +44,7 @@ class Reduction(BlockPass):
             step; "measure" matches every block and leaves attention dense.
         measured: what the ratios were measured on, if they come from a schedule.
         draw: which choice of destinations of the seed it is: 0 in the first cache window.
+        search: whether a token looks among all destinations, or those of the cells around it.
         blocks: see `BlockPass`.
     """
 
@@ -57,6 +58,7 @@ class Reduction(BlockPass):
     state: State = "none"
     measured: Measured | None = None
     draw: int = 0
+    search: Search = "all"
 
     @property
     def name(self) -> str:
@@ -101,7 +103,8 @@ class Reduction(BlockPass):
         if 1 < (frames := rewriter.program.layout.frames) <= BOUNDARIES:
             rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
             return
-        how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
+        options = (self.mode, self.seed, self.state, self.draw, self.search)
+        how = Matching(self.destination_stride, *options)
         reducer, every = Reducer(how, rewriter), rewriter.program.blocks
         for block in self.chosen(rewriter.program):
             ratios = {f: _of_block(getattr(self, f), block.index) for f in FEATURES}
@@ -162,6 +165,8 @@ class TokenReduction(BlockPass):
         redraw: choose the destinations anew in every cache window, rather than once for all
             steps; then every window runs a Program of its own.  None: where steps differ anyway,
             because of ``cache_steps`` or a schedule.
+        search: a token that is left out looks for what it is most like among "all" destinations,
+            or among those of its own cell and of the cells "near" it, 27 at most.
         blocks: the blocks that are reduced, see `BlockPass`; of a schedule only these are used.
         steps: the steps at which they are, see `BlockPass`.
 
@@ -179,6 +184,7 @@ class TokenReduction(BlockPass):
     schedule: Schedule | str | Path | None = None
     table: str | Path | None = None
     redraw: bool | None = None
+    search: Search = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,6 +207,7 @@ class TokenReduction(BlockPass):
                 f"step), got {shown(self.cache_steps)}"
             )
         choice("TokenReduction: mode", self.mode, get_args(Mode))
+        choice("TokenReduction: search", self.search, get_args(Search))
         if not is_int(self.seed):
             raise OptionError(f"TokenReduction: seed must be an int, got {shown(self.seed)}")
         if self.redraw is not None:
@@ -256,8 +263,8 @@ class TokenReduction(BlockPass):
         state: State = ("load" if reuses else "store") if self.cache_steps > 1 else "none"
         redraw = self.stepwise if self.redraw is None else self.redraw
         draw = step.from_noise.index // self.cache_steps if redraw and not reuses else 0
-        options = (self.destination_stride, self.mode, self.seed, state, measured, draw)
-        return Reduction(query, value, *options, blocks=self.blocks)
+        how = (self.destination_stride, self.mode, self.seed, state, measured, draw, self.search)
+        return Reduction(query, value, *how, blocks=self.blocks)
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite as at a step that makes its own match."""

@@ -82,10 +82,10 @@ def graph_cost(graph: fx.Graph) -> Cost:
     visual = {n for a in self_attentions(graph) for n in a.members}
     scores = {n for a in self_attentions(graph) for n in _scores(a.result)}
     for node in graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        if not _is_operator(node):
             continue
         cost.bytes += sum(map(_bytes, [node, *node.all_input_nodes]))
-        flops = _flops(node)
+        flops = contraction_flops(node)
         if flops is None:
             cost.flops["other"] += _elements(node)
         elif node in visual or node in scores:
@@ -119,8 +119,10 @@ def _scores(result: fx.Node) -> Iterator[fx.Node]:
         node = node.all_input_nodes[0]
 
 
-def _flops(node: fx.Node) -> float | None:
-    """FLOPs of a contraction, None for everything else."""
+def contraction_flops(node: fx.Node) -> float | None:
+    """FLOPs of a product, an attention or a convolution, None for every other node."""
+    if not _is_operator(node):
+        return None
     from torch.utils import flop_counter  # imports Triton where it is installed
 
     args: list[Any] = [n.meta["val"] if isinstance(n, fx.Node) else n for n in node.args]
@@ -141,6 +143,10 @@ def _flops(node: fx.Node) -> float | None:
         return float(2 * out.numel() * args[0].shape[-1])
     formula = flop_counter.flop_registry.get(target.overloadpacket)
     return float(formula(*args, out_val=out)) if formula is not None else None
+
+
+def _is_operator(node: fx.Node) -> bool:
+    return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
 
 
 def _elements(node: fx.Node) -> int:

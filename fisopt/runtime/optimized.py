@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from fisopt.codegen.compile import Backend
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import InputError, ScheduleError
 from fisopt.lru import SIZE
 from fisopt.recipe.recipe import Recipe
@@ -52,6 +53,7 @@ class OptimizedModule(nn.Module):
         "_cache_size",
         "_captures",
         "_generation",
+        "_options",
         "_plans",
         "_scheduler",
         "_strict",
@@ -69,6 +71,7 @@ class OptimizedModule(nn.Module):
     _cache_size: int
     _captures: Captures
     _generation: Generation
+    _options: KernelOptions
     _plans: Plans
     _scheduler: Callable[[], Any] | None
     _strict: bool
@@ -88,6 +91,7 @@ class OptimizedModule(nn.Module):
         scheduler: Callable[[], Any] | None = None,
         captures: Captures | None = None,
         cache_size: int = SIZE,
+        options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
     ) -> None:
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
@@ -101,7 +105,8 @@ class OptimizedModule(nn.Module):
             "_cache_size": cache_size,
             "_captures": captures,
             "_generation": generation,
-            "_plans": Plans(captures, backend, strict, cache_size, report),
+            "_options": options,
+            "_plans": Plans(captures, backend, strict, cache_size, report, options),
             "_scheduler": scheduler,
             "_strict": strict,
             "_variants": Variants.of(passes),
@@ -313,7 +318,8 @@ class OptimizedModule(nn.Module):
 
     @property
     def _recipe(self) -> tuple[Any, ...]:
-        return self.original, self.passes, self.spec, self._backend, self._strict, self._cache_size
+        place = (self._backend, self._strict, self._cache_size, self._options)
+        return self.original, self.passes, self.spec, *place
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
         made = _again(*deepcopy((*self._recipe, self._scheduler), memo))
@@ -337,10 +343,13 @@ def _again(
     backend: Backend,
     strict: bool,
     cache_size: int,
+    options: KernelOptions,
     scheduler: Any,
 ) -> OptimizedModule:
     """Make a module that was copied or sent; its plans are made when they are needed."""
-    return OptimizedModule(model, passes, spec, backend, strict, scheduler, cache_size=cache_size)
+    return OptimizedModule(
+        model, passes, spec, backend, strict, scheduler, cache_size=cache_size, options=options
+    )
 
 
 @cache

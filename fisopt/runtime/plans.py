@@ -14,8 +14,9 @@ import torch
 
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.concurrency import running, tracing
-from fisopt.errors import PreconditionError
+from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis import results
 from fisopt.rewrite.capture import Dynamic
@@ -102,15 +103,23 @@ class Plans:
         strict: whether what a pass cannot be applied to is an error.
         size: how many plans are kept.
         report: takes what is made, exchanged and dropped.
+        options: which kernels are asked for.
 
     Attributes:
         measured: names of the numbers that any Program so far has measured.
     """
 
     def __init__(
-        self, captures: Captures, backend: Backend, strict: bool, size: int, report: Report
+        self,
+        captures: Captures,
+        backend: Backend,
+        strict: bool,
+        size: int,
+        report: Report,
+        options: KernelOptions,
     ) -> None:
         self._captures, self._backend, self._strict = captures, backend, strict
+        self._options = options
         self._report, self._lock = report, RLock()
         self._held: Lru[Any, Plan] = Lru(size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
@@ -175,13 +184,15 @@ class Plans:
             program = manager.run(dense)
             before = set(self._compiled)
             choices: list[Choice] = []
-            run = compile_program(program, self._backend, self._compiled, choices)
+            run = compile_program(
+                program, self._backend, self._compiled, choices, options=self._options
+            )
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
         made = Made.of(dense, program, manager.applied, variant.names, len(stages), choices)
 
         @cache
         def trained() -> Runnable:
-            _check_training(variant, program)
+            _check_training(variant, program, self._options)
             with tracing(), torch.inference_mode(False), torch.no_grad():
                 return compile_program(program, self._backend, self._compiled, training=True)
 
@@ -216,12 +227,18 @@ def _numbers(program: Program) -> frozenset[str]:
     return frozenset(name for name, node in pairs if node.meta["val"].numel() == 1)
 
 
-def _check_training(variant: Variant, program: Program) -> None:
+def _check_training(variant: Variant, program: Program, options: KernelOptions) -> None:
     """Refuse to train where gradients do not flow.
 
     Raises:
         PreconditionError: through a pass; other errors: see `check_gradients`.
+        InputError: through linears in FP8, which have no gradient.
     """
+    if options.linear != "model":
+        raise InputError(
+            f"linear={options.linear!r} rounds, which has no gradient, so nothing can be trained "
+            "through it; leave it out, or call the module under torch.no_grad"
+        )
     for each in variant.passes:
         if not each.differentiable:
             raise PreconditionError(

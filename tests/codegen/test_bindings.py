@@ -73,56 +73,76 @@ def test_a_missing_module_that_is_not_triton_is_no_missing_triton(
         bindings.kernel_of(TILE)
 
 
-def test_runs_the_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_a_kernel_or_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
     bindings._warn.cache_clear()
     kernel, ran, on = bindings.kernel_of(TILE), [], []
-    launch = kernel.launch
     monkeypatch.setattr(torch.cuda, "device_of", lambda x: on.append(x) or nullcontext())
-    monkeypatch.setattr(kernel, "launch", lambda *args: ran.append(1) or launch(*args))
+    for name, module in (("kernel", kernel), *kernel.PREFERRED.items()):
+        launch = module.launch
+        spy = lambda *args, launch=launch, name=name: ran.append(name) or launch(*args)  # noqa: E731
+        monkeypatch.setattr(module, "launch", spy)
     args = arguments()
-    assert bindings.refusal(TILE, args) is None
-    got, want = bindings.run(TILE, *args), tile_attention.implementation(*args)
-    torch.testing.assert_close(got, want, rtol=0, atol=3e-3)
-    assert ran == [1]
-    assert [x is args[0] for x in on] == [True], "it runs on the operands' GPU, not the current one"
-    for refused in (arguments(torch.float32), arguments(width=24)):
-        assert "the kernel takes" in str(bindings.refusal(TILE, refused))
-        with pytest.warns(UserWarning, match="the kernel takes .*; it runs in plain torch"):
-            got = bindings.run(TILE, *refused)
-        torch.testing.assert_close(got, tile_attention.implementation(*refused), rtol=0, atol=0)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            bindings.run(TILE, *refused)
-    assert ran == [1]
+    for only, refused in (("merge", ""), ("kernel", "2 heads have plans of their own")):
+        took, why = bindings.takers(TILE, args)
+        assert next(iter(took)) == only
+        assert refused in why
+        got, want = bindings.run(TILE, *args), tile_attention.implementation(*args)
+        torch.testing.assert_close(got, want, rtol=0, atol=3e-3)
+        assert ran == [only]
+        ran.clear()
+        args = by_head(args)
+    assert [x.device for x in on] == [args[0].device] * 2, "on the operands' GPU"
+    refused = by_head(arguments(torch.float32))
+    with pytest.warns(UserWarning, match="the kernel takes .*; it runs in plain torch"):
+        got = bindings.run(TILE, *refused)
+    torch.testing.assert_close(got, tile_attention.implementation(*refused), rtol=0, atol=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bindings.run(TILE, *refused)
+    assert ran == []
 
 
-@pytest.mark.parametrize("faster", ["kernel", "reference"])
-def test_the_slower_one_is_not_used_again(
+def by_head(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same for two heads, each with a plan."""
+    operands = (x.expand(-1, 2, -1, -1) for x in args[:3])
+    return (*operands, *args[3:5], args[5].expand(2, -1, -1, -1), 2 * args[6], args[7])
+
+
+@pytest.mark.parametrize("faster", ["merge", "kernel", "reference"])
+def test_slower_ones_are_not_used_again(
     faster: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU: timed at the first call of a shape, remembered, told by the report."""
     args = tuple(a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments())
     result, ran = torch.ones(3), []
-    kernel = SimpleNamespace(supports=lambda *_: None, launch=lambda *_: ran.append(1) or result)
-    plain = {TILE: lambda *_: ran.append(0) or result}
+
+    def runs(name: str) -> Any:
+        return lambda *_: ran.append(name) or result
+
+    merge = SimpleNamespace(supports=lambda *_: None, launch=runs("merge"))
+    kernel = SimpleNamespace(
+        supports=lambda *_: None, launch=runs("kernel"), PREFERRED={"merge": merge}
+    )
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     monkeypatch.delenv(choose.MEASURE, raising=False)
     monkeypatch.setattr(bindings, "kernel_of", lambda _: kernel)
-    monkeypatch.setattr(bindings, "KERNELS", plain)
+    monkeypatch.setattr(bindings, "KERNELS", {TILE: runs("reference")})
     monkeypatch.setattr(bindings, "_CHOSEN", {})
     monkeypatch.setattr(choose, "device_name", lambda _: "Some GPU 1")
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    times = iter([1.0, 2.0] if faster == "kernel" else [2.0, 1.0])
+    names = ["merge", "kernel", "reference"]
+    times = iter([1.0 if name == faster else 2.0 for name in names])
     monkeypatch.setattr(choose, "_microseconds", lambda run: next(times))
     gpu = torch.device("cuda", 0)
     where = (SimpleNamespace(device=gpu, shape=args[0].shape, is_cuda=False), *args[1:])
     for _ in range(2):
         ran.clear()
         bindings.run(TILE, *where)
-    assert ran == [faster == "kernel"]
-    told = choose.decide_operator(TILE, where, gpu)
+    assert ran == [faster]
+    told = choose.decide_operator(TILE, where, gpu, names[:2])
     assert told.chosen == faster
     assert "measured on Some GPU 1: kernel" in told.why
-    other = choose.decide_operator(TILE, (*where[:-1], 0.5), gpu)
-    assert (other.chosen, other.why.endswith("timed at its first call")) == ("kernel", True)
+    for other in ((*where[:-1], 0.5), where):
+        untold = choose.decide_operator(TILE, other, gpu, ["kernel"])
+        assert (untold.chosen, untold.why.endswith("timed at its first call")) == ("kernel", True)

@@ -62,35 +62,35 @@ def candidates(wrong: bool = False, broken: bool = False) -> Candidates:
 
 
 def test_a_cpu_runs_the_reference() -> None:
-    choice = decide("region", "region", "key", CPU, candidates)
+    choice = decide("region", choose.REGION, "key", CPU, candidates)
     assert (choice.chosen, choice.why) == ("reference", choose.ON_CPU)
 
 
 def test_the_faster_one_is_remembered(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = timed(monkeypatch, reference=20.0, emitted=10.0)
-    first = decide("region", "region", "key", GPU, candidates)
+    first = decide("region", choose.REGION, "key", GPU, candidates)
     assert first.chosen == "emitted"
     assert first.why == "measured on Some GPU 1: emitted 10 us, reference 20 us"
     assert asked == ["reference", "emitted"]
-    assert decide("region", "region", "key", GPU, candidates) == first
+    assert decide("region", choose.REGION, "key", GPU, candidates) == first
     assert asked == ["reference", "emitted"], "measured again"
     timed(monkeypatch, reference=10.0, emitted=20.0)
-    assert decide("region", "region", "other key", GPU, candidates).chosen == "reference"
-    assert decide("region", "region", "key", GPU, candidates).chosen == "emitted"
+    assert decide("region", choose.REGION, "other key", GPU, candidates).chosen == "reference"
+    assert decide("region", choose.REGION, "key", GPU, candidates).chosen == "emitted"
 
 
 def test_without_measurement_the_table_decides(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(choose.MEASURE, "0")
-    choice = decide("region", "region", "key", GPU, candidates)
-    assert (choice.chosen, choice.why) == choose.TABLE["region"]
+    choice = decide("region", choose.REGION, "key", GPU, candidates)
+    assert (choice.chosen, choice.why) == choose.REGION
     assert list(gpu.rglob("*.json")) == []
 
     def no_memory() -> Candidates:
         raise torch.OutOfMemoryError
 
     monkeypatch.delenv(choose.MEASURE)
-    choice = decide("region", "region", "key", GPU, no_memory)
-    assert choice.chosen == choose.TABLE["region"][0]
+    choice = decide("region", choose.REGION, "key", GPU, no_memory)
+    assert choice.chosen == choose.REGION[0]
     assert "no memory" in choice.why
 
 
@@ -103,7 +103,7 @@ def test_a_kernel_that_is_wrong_or_fails_loses(
 ) -> None:
     timed(monkeypatch, reference=20.0, emitted=10.0)
     with pytest.warns(RuntimeWarning, match=why):
-        choice = decide("region", "region", "key", GPU, lambda: candidates(**options))
+        choice = decide("region", choose.REGION, "key", GPU, lambda: candidates(**options))
     assert choice.chosen == "reference"
 
 
@@ -112,11 +112,11 @@ def test_corrupt_timings_are_measured_again(
     text: str, gpu: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed(monkeypatch, reference=20.0, emitted=10.0)
-    decide("region", "region", "key", GPU, candidates)
+    decide("region", choose.REGION, "key", GPU, candidates)
     (file,) = gpu.rglob("*.json")
     file.write_text(text)
     with pytest.warns(RuntimeWarning, match="made again"):
-        assert decide("region", "region", "key", GPU, candidates).chosen == "emitted"
+        assert decide("region", choose.REGION, "key", GPU, candidates).chosen == "emitted"
     assert set(choose.remembered(file)) == {"key"}
 
 
@@ -165,15 +165,22 @@ def test_operators_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     x.meta["val"], index.meta["val"] = torch.randn(1, 10, 4), torch.tensor([0, 2])
     graph.output(graph.call_function(gather, (x, 1, index, 1, 2, 0, 0)))
     stage = fx.GraphModule(torch.nn.Module(), graph)
-    assert choose.choose_operators(stage, [], lambda *_: None) == []
-    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
+
+    def takes(*_: object) -> tuple[list[str], str]:
+        return ["other", "kernel"], ""
+
+    assert choose.choose_operators(stage, [], takes) == []
+    (choice,) = choose.choose_operators(stage, [gather], takes)
     assert (choice.what, choice.chosen) == ("fisopt::gather_frames", "reference")
     monkeypatch.setattr(choose, "_device", lambda _: GPU)
-    (choice,) = choose.choose_operators(stage, [gather], lambda *_: None)
-    assert choice.chosen == choose.TABLE["operator"][0]
-    assert choice.why == f"{choose.TABLE['operator'][1]}; timed at its first call"
+    (choice,) = choose.choose_operators(stage, [gather], takes)
+    assert choice.chosen == "other", "the first one"
+    assert choice.why == f"{choose.UNMEASURED}; timed at its first call"
     wide = f"rows of {x.meta['val'].shape[-1]} are not taken"
-    (choice,) = choose.choose_operators(stage, [gather], lambda _, args: wide if args else None)
+    (choice,) = choose.choose_operators(stage, [gather], lambda _, args: (["kernel"], wide))
+    assert choice.chosen == "kernel"
+    assert choice.why.endswith(f"; {wide}")
+    (choice,) = choose.choose_operators(stage, [gather], lambda _, args: ([], wide))
     assert str(choice) == "fisopt::gather_frames: reference (rows of 4 are not taken)"
 
 
@@ -220,11 +227,14 @@ def test_what_cannot_be_written_is_kept_for_the_process(
     monkeypatch.setattr(choose, "_UNKEPT", {})
     asked = timed(monkeypatch, reference=20.0, emitted=10.0)
     with pytest.warns(RuntimeWarning, match="without its disk cache") as said:
-        chosen = [decide("r", "region", k, GPU, candidates).chosen for k in ("a", "b", "a", "b")]
+        chosen = [
+            decide("r", choose.REGION, k, GPU, candidates).chosen for k in ("a", "b", "a", "b")
+        ]
     assert chosen == ["emitted"] * 4
     assert len(said) == 1
     assert len(asked) == 4, "each key is measured once"
-    choose.decide_operator(torch.ops.aten.add.Tensor, [torch.ones(2), torch.ones(2)], GPU)
+    ones = [torch.ones(2), torch.ones(2)]
+    choose.decide_operator(torch.ops.aten.add.Tensor, ones, GPU, ["kernel"])
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"key": {"reference": "fast"}}', "[]", "\xff"])

@@ -31,6 +31,17 @@ CONFIGS = [
     _config(64, 32, 8, 2, descriptors=False),
 ]
 
+OVERLAPPED = triton.Config(
+    {"BLOCK_M": 128, "BLOCK_N": 128, "OVERLAPPED": True}, num_warps=8, num_stages=2
+)
+"""Softmax beside the matrix products, see `overlaps`; never the default before it is measured."""
+
+
+def overlaps(width: int, architecture: int, descriptors: bool, masked: Masked = "no") -> bool:
+    """Whether OVERLAPPED takes operands; arguments as of `default_config`."""
+    wide = padded(width) in (64, 128)
+    return wide and architecture == 90 and descriptors and masked == "no"
+
 
 def default_config(
     width: int, architecture: int, descriptors: bool, masked: Masked = "no"
@@ -49,10 +60,13 @@ def default_config(
     if masked == "each" or (width > 128 and not descriptors):
         return _config(64, 32, 8, 2, descriptors=False)
     if not descriptors:
-        wide = width > 64 and masked != "no"
-        return _config(128, 32 if wide else 64, 8, 2 if wide else 3, descriptors=False)
+        if width > 64 and masked != "no":
+            return _config(128, 32, 8, 2, descriptors=False)
+        if width > 64 and architecture < 90:
+            return _config(64, 64, 4, 3, descriptors=False)
+        return _config(128, 64, 8, 3, descriptors=False)
     if architecture == 90:
-        return _config(128, {128: 64, 256: 32}.get(width, 128), 8, 3 if width == 128 else 2)
+        return _config(128, 32 if width == 256 else 128, 8, 2)
     if width <= 64:
         return _config(128, 64, 8, 3)
     if width <= 128:

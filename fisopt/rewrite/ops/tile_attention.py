@@ -10,7 +10,7 @@ Source: the pattern is Efficient-vDiT's, arXiv:2502.06155.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def _merged(
     return result
 
 
-def _take(x: Tensor, dim: int, ranges: list[list[int]]) -> Tensor:
+def take(x: Tensor, dim: int, ranges: Iterable[Sequence[int]]) -> Tensor:
     """Some ranges of a dimension side by side; a dimension of one entry is left to broadcast."""
     if x.shape[dim] == 1:
         return x
@@ -90,9 +90,9 @@ def _parts(
         for start, end, ranges in _merged(rows, groups):
             part = scaled_dot_product_attention(
                 parts[0][..., start:end, :],
-                _take(parts[1], -2, ranges),
-                _take(parts[2], -2, ranges),
-                None if seen is None else _take(_rows(seen, start, end), -1, ranges),
+                take(parts[1], -2, ranges),
+                take(parts[2], -2, ranges),
+                None if seen is None else take(_rows(seen, start, end), -1, ranges),
                 scale=scale,
                 enable_gqa=_grouped(parts[0], parts[1]),
             )

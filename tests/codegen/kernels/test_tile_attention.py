@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fisopt.codegen.kernels import tile_attention as kernel
+from fisopt.codegen.kernels.launching import architecture_of
 from fisopt.errors import LoweringError
 from fisopt.passes.masks import SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan
 from tests.codegen.kernels.operators import check_operator
+from tests.codegen.kernels.plans import any_plan
 from tests.tiles import AVERAGED, MASKS, TILE, TOLERANCES, Problem, problem
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -52,6 +56,12 @@ def test_every_config(axis: FrameAxis, config: Any, exhaustive: bool) -> None:
     turn = (kernel.CONFIGS.index(config) + list(AXES.values()).index(axis)) % 2
     for dtype in DTYPES if exhaustive else DTYPES[turn : turn + 1]:
         check(made(axis, dtype=dtype), config)
+
+
+@settings(max_examples=20)
+@given(posed=any_plan(width=16), config=st.sampled_from([SMALL, DESCRIBED]))
+def test_any_plan(posed: Problem, config: Any) -> None:
+    check(posed, config)
 
 
 @pytest.mark.parametrize("config", [SMALL, DESCRIBED], ids=ids)
@@ -209,7 +219,8 @@ def test_frames_of_a_video_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     axis = FrameAxis(11, inner=1560, after=226)
     posed = gpu_problem(axis, width, dtype)
     want = contract.implementation(*posed)
-    for config in (None, *kernel.CONFIGS):
+    overlapped = [kernel.OVERLAPPED] if kernel.overlaps(width, architecture_of(want), True) else []
+    for config in (None, *kernel.CONFIGS, *overlapped):
         got = kernel.launch(*posed, config=config)
         torch.testing.assert_close(got, want, rtol=0, atol=AVERAGED[dtype])
     torch.testing.assert_close(TILE(*posed), want, rtol=0, atol=AVERAGED[dtype])

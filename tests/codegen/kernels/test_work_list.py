@@ -1,10 +1,12 @@
-"""The work list of a tile-sparse attention."""
+"""The lists that a tile-sparse attention walks."""
 
 from __future__ import annotations
 
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fisopt.codegen.kernels.work_list import work_list, work_list_of
+from fisopt.codegen.kernels.work_list import key_blocks, lists_of, work_list
 from fisopt.rewrite.axes import FrameAxis
 from tests.tiles import problem
 
@@ -30,12 +32,34 @@ def test_work_list_has_every_query_once_and_long_rows_first() -> None:
             assert load == sorted(load, reverse=True)
 
 
-def test_a_list_is_made_once_until_its_plan_changes() -> None:
+@given(data=st.data())
+def test_key_blocks_are_those_of_a_loop_over_ranges(data: st.DataObject) -> None:
+    """Any ranges that do not overlap, neighbouring, empty and none at all among them."""
+    tokens, block = data.draw(st.integers(1, 90)), data.draw(st.sampled_from([4, 16, 32]))
+    shape = data.draw(st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3)))
+    edges = st.lists(st.integers(0, tokens), min_size=2 * shape[2], max_size=2 * shape[2])
+    drawn = [sorted(data.draw(edges)) for _ in range(shape[0] * shape[1])]
+    keys = torch.tensor(drawn, dtype=torch.int32).reshape(*shape, 2)
+    made = key_blocks(keys, tokens, block)
+    assert made.shape == (*shape[:2], 1 + tokens // block + shape[2], 2)
+    assert made.dtype == torch.int32
+    for ranges, (size, *blocks) in zip(
+        keys.flatten(0, 1).tolist(), made.flatten(0, 1).tolist(), strict=True
+    ):
+        cut = [(n, min(n + block, end)) for start, end in ranges for n in range(start, end, block)]
+        cut.sort(key=lambda b: b[1] - b[0] < block)
+        assert size == [sum(b - a == block for a, b in cut), len(cut)]
+        assert [tuple(b) for b in blocks[: len(cut)]] == cut
+
+
+def test_lists_are_made_once_until_their_plan_changes() -> None:
     rows, keys = problem(torch.eye(3, dtype=torch.bool), FrameAxis(3, inner=10, after=4)).plan[:2]
-    first = work_list_of(rows, keys, 34, 16)
-    assert work_list_of(rows, keys, 34, 16) is first
-    assert work_list_of(rows, keys, 34, 32).shape != first.shape
+    first = lists_of(rows, keys, (34, 34), (16, 8))
+    assert lists_of(rows, keys, (34, 34), (16, 8)) is first
+    assert lists_of(rows, keys, (34, 34), (32, 8))[0].shape != first[0].shape
+    assert lists_of(rows, keys, (34, 34), (16, 4))[1].shape != first[1].shape
     keys[..., 1] = keys[..., 0]
-    changed = work_list_of(rows, keys, 34, 16)
-    assert torch.equal(changed, work_list(rows, keys, 34, 16))
-    assert not torch.equal(changed, first)
+    work, blocks = lists_of(rows, keys, (34, 34), (16, 8))
+    assert torch.equal(work, work_list(rows, keys, 34, 16))
+    assert not torch.equal(work, first[0])
+    assert not blocks[:, :, 0].any()
