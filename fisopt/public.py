@@ -33,6 +33,7 @@ from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.block import Block
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.frames import Frames
@@ -58,6 +59,7 @@ __all__ = [
     "PUBLISHED_REDUCTIONS",
     "Block",
     "BlockEdit",
+    "BlockPass",
     "CaptureError",
     "Cost",
     "ExportError",

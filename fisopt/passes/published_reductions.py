@@ -15,7 +15,10 @@ from typing import Literal, cast, get_args
 from fisopt.checked import checked, choice, path_of
 from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.nearest import did_you_mean
-from fisopt.passes.schedule import Measured, Schedule, Thresholds, read_tiers
+from fisopt.passes.features import Thresholds
+from fisopt.passes.measured import Measured
+from fisopt.passes.schedule import Schedule
+from fisopt.passes.schedule_file import read_tiers
 from fisopt.passes.tier_files import AUTHORS, table_in
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.partition import Cells

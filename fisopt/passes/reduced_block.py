@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from fisopt.passes.features import Feature
 from fisopt.passes.reduced_side import Side, grid_of
-from fisopt.passes.schedule import Feature
 from fisopt.rewrite.analysis import Attention, attentions, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.block import Block

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from fisopt.passes.schedule import Feature
+from fisopt.passes.features import Feature
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.partition import Cells, destination_count
 

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule, Thresholds, Tiers
+from fisopt.passes.features import FEATURES, Feature, Thresholds, Tiers
+from fisopt.passes.measured import Measured
+from fisopt.passes.schedule import Schedule
 from fisopt.rewrite.ops.match_tokens import LEVELS
 from fisopt.rewrite.partition import Cells, destination_count, sources_to_keep
 

@@ -130,7 +130,7 @@ def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:
         return (
             f"{made.meta.get(BY, 'another pass')} has edited the attention of this block "
             f"({made.target}); frames of a tile mask have no meaning on top of that: keep one "
-            "of the two out of the block, see dense_blocks"
+            "of the two out of the block, see blocks="
         )
     read = plain_attention(attention)
     if isinstance(read, str):

@@ -32,6 +32,7 @@ class Source:
         follow: finds that anew, for inputs that tell more.
         notes: what a report should say of the capture.
         cache: Programs by shape.
+        made_in: in which state of the model it was captured, as whoever asked for it keeps that.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Source:
     follow: Callable[[Inputs, TokenLayout], Followed]
     notes: dict[str, None] = field(default_factory=dict)
     cache: Lru[Any, Any] = field(default_factory=Lru)
+    made_in: Any = None
 
     def refresh(self) -> None:
         """Let every graph that is held have the weights that the model holds now."""

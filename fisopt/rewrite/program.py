@@ -16,11 +16,11 @@ from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.frame_dims import FrameDims
 from fisopt.rewrite.inputs import Inputs, bind_example
+from fisopt.rewrite.instantiate import BLOCK
 from fisopt.rewrite.origin import Source
 from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.propagate import annotate
 from fisopt.rewrite.runs import check_dtypes, check_runs
-from fisopt.rewrite.template import BLOCK
 from fisopt.rewrite.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.weights import held_at, refresh
 from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from fisopt.checked import Checked, checked
 from fisopt.errors import InputError, shown
-from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
+from fisopt.passes.features import FEATURES, Feature
+from fisopt.passes.measured import Measured
+from fisopt.passes.schedule import Schedule
 from fisopt.passes.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
 from fisopt.pipelines import transformers_of

@@ -18,7 +18,6 @@ from fisopt.codegen.choose import Candidates, Choice, choose_stage, decide
 from fisopt.codegen.emit import cache
 from fisopt.codegen.emit.kernel import emit
 from fisopt.codegen.emit.region import find_regions
-from fisopt.runtime import captures
 from tests.zoo import zoo
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -210,11 +209,9 @@ def test_rows_between_two_powers_of_two_are_one_class() -> None:
     assert classes[0] == classes[1] != classes[2]
 
 
-def test_the_report_shows_the_choice(wan: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = zoo()["wan"]
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    model = fisopt.optimize(case.model, passes=[FrameInterleave()])
-    model.program(case.inputs(5, 3, 4, batch=2))
+def test_the_report_shows_the_choice(wan: Program) -> None:
+    model = fisopt.optimize(wan, passes=[FrameInterleave()])
+    model.program(zoo()["wan"].inputs(5, 3, 4, batch=2))
     assert f"lowering: every region: reference ({choose.ON_CPU})" in str(model.report)
 
 

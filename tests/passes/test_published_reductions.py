@@ -13,7 +13,8 @@ import fisopt
 from fisopt import PUBLISHED_REDUCTIONS, Schedule, ScheduleError, TokenReduction
 from fisopt.cli.expressions import parse_pass
 from fisopt.errors import FileError, OptionError
-from fisopt.passes.schedule import FEATURES, read_tiers
+from fisopt.passes.features import FEATURES
+from fisopt.passes.schedule_file import read_tiers
 from fisopt.rewrite.partition import destination_count
 from fisopt.rewrite.pass_base import Step
 from tests.asymrnr import authors_data, needs_authors_data

@@ -15,11 +15,11 @@ import fisopt
 from fisopt import FileError, PreconditionError, Schedule, ScheduleError, TokenReduction
 from fisopt.cli.expressions import parse_pass
 from fisopt.errors import OptionError
-from fisopt.passes.schedule import FEATURES, Measured
+from fisopt.passes.features import FEATURES
+from fisopt.passes.measured import Measured
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_base import Step
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -274,19 +274,16 @@ def _attention(step: Reduction, program: fisopt.Program) -> float:
 
 @pytest.mark.parametrize("redraw", [False, None])
 @pytest.mark.parametrize("cache_steps", [1, 3])
-def test_a_run_equals_the_loops(
-    monkeypatch: pytest.MonkeyPatch, cache_steps: int, redraw: bool | None
-) -> None:
+def test_a_run_equals_the_loops(cache_steps: int, redraw: bool | None) -> None:
     """Ratios by block and step; within a period those of its first step, and its destinations."""
     model, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = plain_dit.inputs(FORM, *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     stride = (2, 1, 1)
     step = TokenReduction(
         destination_stride=stride, schedule=schedule(), cache_steps=cache_steps, redraw=redraw
     )
-    fast = fisopt.optimize(model, [step], inputs, spec, "eager")
+    fast = fisopt.optimize(program, [step], inputs, backend="eager")
     groups: dict[Any, Any] = {}
     for index in range(4):
         since = index % cache_steps

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisopt.passes.schedule import FEATURES, Feature, Schedule
+from fisopt.passes.features import FEATURES, Feature
+from fisopt.passes.schedule import Schedule
 from fisopt.passes.tiers import hold, ladder, tiers_of
 
 GRID, STRIDE = (8, 8, 8), (2, 2, 2)

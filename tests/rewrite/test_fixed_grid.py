@@ -84,7 +84,7 @@ def test_what_is_captured_anew_has_a_grid_of_its_own(change: str) -> None:
     """The numbers are those of the example, whatever shape is captured next."""
     model = Noted().eval().requires_grad_(False)
     spec = ModelSpec(("layers.*",), (5, 1, 2))
-    sparse = FrameInterleave(first_block=0)
+    sparse = FrameInterleave(blocks=":")
     fast = fisopt.optimize(model, [sparse], spec=spec, example_inputs=video(5), backend="eager")
     other = video(7)
     if change == "state":

@@ -306,7 +306,7 @@ def test_a_frame_count_that_is_fixed_is_said() -> None:
     with pytest.raises(fisopt.PassError, match=r"(?s)4 latent frames alone.*ModelSpec\.resized"):
         fisopt.optimize(
             model,
-            passes=[fisopt.FrameInterleave(stride=2, first_block=0)],
+            passes=[fisopt.FrameInterleave(stride=2, blocks=":")],
             example_inputs=inputs,
             spec=spec,
             backend="eager",

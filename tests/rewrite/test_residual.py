@@ -222,7 +222,7 @@ def captured(kind: type[Plain]) -> tuple[Model, Program]:
 @pytest.mark.parametrize("fill", ["residual", "carry"])
 def test_the_update_is_interpolated_however_it_is_returned(kind: type[Plain], fill: Any) -> None:
     (_, want), (_, program) = captured(Plain), captured(kind)
-    step = FrameInterleave(first_block=0, fill=fill)
+    step = FrameInterleave(blocks=":", fill=fill)
     expected, got = (PassManager([step]).run(p) for p in (want, program))
     assert not any("no residual stream" in note for note in step(program).notes)
     torch.testing.assert_close(got(**call()), expected(**call()), atol=1e-5, rtol=0)
@@ -230,7 +230,7 @@ def test_the_update_is_interpolated_however_it_is_returned(kind: type[Plain], fi
 
 def test_a_buffer_that_holds_a_part_of_the_stream_is_no_stream() -> None:
     _, program = captured(ToHalfAFrame)
-    assert any("no residual stream" in n for n in FrameInterleave(first_block=0)(program).notes)
+    assert any("no residual stream" in n for n in FrameInterleave(blocks=":")(program).notes)
 
 
 def test_the_sum_of_stream_and_skip_is_what_a_block_updates() -> None:
@@ -239,7 +239,7 @@ def test_the_sum_of_stream_and_skip_is_what_a_block_updates() -> None:
     stream = residual_stream(graph, results(graph)[0])
     assert stream is not None
     assert len(stream.arguments) == 2
-    got = PassManager([FrameInterleave(first_block=0)]).run(program)(**call())
+    got = PassManager([FrameInterleave(blocks=":")]).run(program)(**call())
     x = first = model.embed(call()["video"])
     for index, layer in enumerate(model.layers):
         x = x + first if index == 1 else x
@@ -253,7 +253,7 @@ def test_attention_inside_a_frame_is_found_where_the_block_folds_it() -> None:
     model, program = captured(InFrames)
     for block in program.blocks:
         assert len(self_attentions(block.body.graph)) == 1
-    got = PassManager([FrameInterleave(first_block=0, scope="attention")]).run(program)(**call())
+    got = PassManager([FrameInterleave(blocks=":", scope="attention")]).run(program)(**call())
     x = model.embed(call()["video"])
     for index, layer in enumerate(model.layers):
         x = with_sparse_attention(layer, x, anchor_frames(FRAMES, 2, index % 2))

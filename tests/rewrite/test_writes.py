@@ -93,7 +93,7 @@ def test_a_dense_program_writes() -> None:
 )
 def test_sparse_blocks_write_exact_keys(write: str, kv: Any) -> None:
     model, program = captured(write)
-    sparse = PassManager([FrameInterleave(first_block=0, kv=kv)]).run(program)
+    sparse = PassManager([FrameInterleave(blocks=":", kv=kv)]).run(program)
     got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
     output = sparse(**got)
     torch.testing.assert_close(output, looped(model, want, kv), atol=1e-5, rtol=0)
@@ -103,12 +103,12 @@ def test_sparse_blocks_write_exact_keys(write: str, kv: Any) -> None:
 
 def test_keys_in_places_not_known_are_all_read_and_said() -> None:
     model, program = captured("stacked")
-    result = FrameInterleave(first_block=0)(program)
+    result = FrameInterleave(blocks=":")(program)
     said = [n for n in result.notes if "reads the keys of every frame" in n]
     assert [n.split(":")[0] for n in said] == ["layers.0", "layers.1"]
     got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
     torch.testing.assert_close(result.program(**got), looped(model, want, "all"), atol=1e-5, rtol=0)
-    assert not [n for n in FrameInterleave(first_block=0)(captured()[1]).notes if "keys of" in n]
+    assert not [n for n in FrameInterleave(blocks=":")(captured()[1]).notes if "keys of" in n]
 
 
 def test_keys_of_the_past_are_global() -> None:
@@ -141,7 +141,7 @@ def test_an_optimised_module_writes(tmp_path: Path) -> None:
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
     call = cached_dit.inputs(FRAMES, INNER)
     optimised = fisopt.optimize(
-        model, [FrameInterleave(first_block=0)], example_inputs=call, spec=spec, backend="eager"
+        model, [FrameInterleave(blocks=":")], example_inputs=call, spec=spec, backend="eager"
     )
     before, want = deepcopy(call), deepcopy(call)
     calls = int(model.calls)
@@ -196,7 +196,7 @@ def test_other_ways_of_writing(beside: Callable[[Tensor, Tensor], Tensor]) -> No
     call = {"video": torch.randn(2, 30, 4), "memory": torch.randn(2, 3, 4)}
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
     program = fisopt.capture(model, call, spec=spec)
-    passes = [FrameInterleave(stride=5, first_block=0, fill="state")]
+    passes = [FrameInterleave(stride=5, blocks=":", fill="state")]
     for run in (program, PassManager(passes).run(program)):
         got, want = deepcopy(call), deepcopy(call)
         run(**got)
@@ -248,7 +248,7 @@ def test_an_operator_that_changes_its_operand_is_never_dropped() -> None:
     call = {"video": torch.randn(2, 30, 4), "memory": torch.randn(2, 3, 4)}
     model = Bumped().eval().requires_grad_(False)
     program = fisopt.capture(model, call, spec=ModelSpec(blocks=("layers.*",), grid=GRID))
-    for run in (program, PassManager([FrameInterleave(first_block=0)]).run(program)):
+    for run in (program, PassManager([FrameInterleave(blocks=":")]).run(program)):
         got = deepcopy(call)
         run(**got)
         assert torch.equal(got["memory"], call["memory"] + 1 + 1)

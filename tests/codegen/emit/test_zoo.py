@@ -34,7 +34,7 @@ by_case = cases(*ALWAYS)
 @cache
 def sparse(name: str) -> Program:
     """A model of which every block is sparse."""
-    return FrameInterleave(stride=2, first_block=0)(captured(name)).program
+    return FrameInterleave(stride=2, blocks=":")(captured(name)).program
 
 
 @cache
