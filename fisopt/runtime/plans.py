@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from fisopt.codegen.cache_tag import cache_tag
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.codegen.kernel_options import KernelOptions
@@ -212,7 +213,10 @@ class Plans:
 @contextmanager
 def _compiling(training: bool) -> Iterator[None]:
     """Inside, no other thread traces or runs, and what is compiled is so with its gradient."""
-    with tracing(), ExitStack() as stack:
+    from torch.compiler import config as compiler
+
+    tag = compiler.cache_key_tag + cache_tag()
+    with tracing(), compiler.patch(cache_key_tag=tag), ExitStack() as stack:
         if training:
             from torch._functorch import config  # over a second: not at import
 
