@@ -28,6 +28,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As if there were a GPU: its name, and times that the test decides; returns the cache."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     monkeypatch.delenv(choose.MEASURE, raising=False)
+    monkeypatch.setenv(choose.EMIT, "1")
     monkeypatch.setattr(choose, "device_name", lambda _: "Some GPU 1")
     return tmp_path
 
@@ -155,6 +156,18 @@ def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert calls == ([] if wanted is None else [list(astuple(wanted))])
         for file in gpu.rglob("*.json"):
             file.unlink()
+
+
+@pytest.mark.usefixtures("gpu")
+def test_regions_are_left_alone_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_fx(run, tracing_mode="fake")(torch.randn(520, 9), torch.randn(520, 9))
+    monkeypatch.setattr(choose, "_device", lambda _: GPU)
+    monkeypatch.setattr(choose, "decide", lambda *_: pytest.fail("a region was looked at"))
+    monkeypatch.delenv(choose.EMIT)
+    choices: list[choose.Choice] = []
+    for _ in range(2):
+        assert choose_stage(stage, choices) is stage
+    assert [str(c) for c in choices] == [f"every region: reference ({choose.LEFT_OUT})"]
 
 
 @pytest.mark.usefixtures("gpu")
