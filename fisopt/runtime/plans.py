@@ -216,7 +216,8 @@ def _compiling(training: bool) -> Iterator[None]:
     from torch.compiler import config as compiler
 
     tag = compiler.cache_key_tag + cache_tag()
-    with tracing(), compiler.patch(cache_key_tag=tag), ExitStack() as stack:
+    patched = compiler.patch(cache_key_tag=tag)  # type: ignore[attr-defined] # added by torch
+    with tracing(), patched, ExitStack() as stack:
         if training:
             from torch._functorch import config  # over a second: not at import
 
