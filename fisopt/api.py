@@ -22,7 +22,7 @@ from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.readiness import check_model, uncompiled
+from fisopt.rewrite.tracing.readiness import check_model, uncompiled
 from fisopt.runtime.captures import Captures, remember
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec

@@ -19,8 +19,8 @@ from torch import nn
 
 import fisopt
 from fisopt import FisoptError, Pass, Rewriter, Schedule
-from fisopt.passes.measured import Measured
 from fisopt.passes.presets import PASSES
+from fisopt.passes.reduction.measured import Measured
 from fisopt.tuning.calibrate import Target
 from fisopt.tuning.quality import compare
 from tests.zoo import zoo

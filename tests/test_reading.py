@@ -16,8 +16,8 @@ import fisopt
 from fisopt import FileError, FisoptError, MaskTable, RadialDecay, Schedule, ScheduleError
 from fisopt.codegen.choose import remembered
 from fisopt.errors import OptionError, RecipeError
-from fisopt.passes.measured import Measured
-from fisopt.passes.schedule_file import read_tiers
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.schedule_file import read_tiers
 from fisopt.reading import MOST_YAML, MalformedError, json_value, read_bytes, yaml_value
 from fisopt.recipe.recipe import Recipe
 

@@ -43,7 +43,7 @@ from fisopt.codegen.kernels import (
     tile_attention,
     tile_merge,
 )
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.match_nearby import match_nearby
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract

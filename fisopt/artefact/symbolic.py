@@ -25,8 +25,8 @@ from fisopt.artefact.polynomials import CHECK, fit_text, fitted
 from fisopt.artefact.sizes import Roles, grown, product_text, resized, roles_of
 from fisopt.artefact.variants import Exports
 from fisopt.errors import FisoptError
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import BOUNDARIES, Program
+from fisopt.rewrite.tracing.inputs import Inputs
 
 Flatten = Callable[[Program], fx.GraphModule]
 

@@ -9,10 +9,10 @@ from torch import fx
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.codegen.lowering import LoweringPass, check, run_passes, signature
-from fisopt.rewrite.instantiate import BLOCK
 from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.instantiate import BLOCK
 
 LOWERING = (
     LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),

@@ -17,21 +17,21 @@ from torch import fx
 
 from fisopt.checked import choice, is_int
 from fisopt.errors import OptionError, PreconditionError, VerifyError, shown
-from fisopt.rewrite.analysis import attentions, self_attentions
+from fisopt.rewrite.analysis.residual import Stream
+from fisopt.rewrite.analysis.structure import attentions, self_attentions
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.block_pass import BlockPass
-from fisopt.rewrite.edit import BlockEdit
-from fisopt.rewrite.frames import Frames, interpolation
+from fisopt.rewrite.edit.block_edit import BlockEdit
+from fisopt.rewrite.edit.frames import Frames, interpolation
+from fisopt.rewrite.edit.restrict import Restricted
+from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.pass_base import Stage
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.relations.table import shape
-from fisopt.rewrite.residual import Stream
-from fisopt.rewrite.restrict import Restricted
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import Selected
-from fisopt.rewrite.subset import Subset
 
 __all__ = ["FrameInterleave", "anchor_frames", "interpolation"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
-from fisopt.passes.published_reductions import published_reduction
+from fisopt.passes.reduction.published_reductions import published_reduction
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass

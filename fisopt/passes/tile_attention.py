@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask, TileMask, frame_mask
-from fisopt.passes.tiled_block import Tiles, across_frames, tiles_of
-from fisopt.rewrite.analysis import attentions
+from fisopt.passes.tiling.mask_table import MaskTable
+from fisopt.passes.tiling.masks import FrameMask, TileMask, frame_mask
+from fisopt.passes.tiling.tiled_block import Tiles, across_frames, tiles_of
+from fisopt.rewrite.analysis.structure import attentions
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.pass_base import Stage

@@ -15,10 +15,10 @@ from typing import ClassVar, get_args
 
 from fisopt.checked import choice, flag, is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
-from fisopt.passes.features import FEATURES
-from fisopt.passes.measured import Measured
-from fisopt.passes.reduced_block import Matching, Mode, Reducer, Search, State
-from fisopt.passes.schedule import Schedule
+from fisopt.passes.reduction.features import FEATURES
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.reduced_block import Matching, Mode, Reducer, Search, State
+from fisopt.passes.reduction.schedule import Schedule
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Stage, Step

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.dropout import active_dropout
+from fisopt.rewrite.analysis.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, from_the_end

@@ -27,8 +27,8 @@ from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.block_pass import BlockPass
-from fisopt.rewrite.editor import Editor
-from fisopt.rewrite.local import Match, Tallies, Tally, rewrite
+from fisopt.rewrite.edit.editor import Editor
+from fisopt.rewrite.edit.local import Match, Tallies, Tally, rewrite
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import ALL
 

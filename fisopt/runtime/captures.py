@@ -14,9 +14,9 @@ from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
 from fisopt.rewrite.capture import Dynamic, capture
-from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.readiness import check_model
+from fisopt.rewrite.tracing.inputs import Inputs, bind_example
+from fisopt.rewrite.tracing.readiness import check_model
 from fisopt.runtime.ambient import ambient
 from fisopt.runtime.fingerprint import Fingerprint
 from fisopt.spec import GridOf, ModelSpec

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.rewrite.readiness import ROOT_HOOK
+from fisopt.rewrite.tracing.readiness import ROOT_HOOK
 from fisopt.runtime.differences import changes, equal, form_text
 from fisopt.runtime.seen import PLAIN, SEQUENCES, VALUES, Seen, mark
 

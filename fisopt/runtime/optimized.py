@@ -17,9 +17,9 @@ from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import InputError, ScheduleError
 from fisopt.lru import SIZE
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.variants import Variant, Variants
 from fisopt.runtime.branches import Held
 from fisopt.runtime.caller import CallersScheduler

@@ -19,13 +19,13 @@ from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.capture import Dynamic
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
-from fisopt.rewrite.sources import forgotten
-from fisopt.rewrite.training import asks_for_gradients, check_gradients
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.sources import forgotten
+from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures

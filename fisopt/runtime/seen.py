@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from fisopt.rewrite.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
+from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
 PLAIN = (str, bytes, int, float, complex)

@@ -15,8 +15,8 @@ from fisopt import FrameInterleave, Pass, SlidingWindow, TileAttention, TokenRed
 from fisopt.artefact import onnx
 from fisopt.artefact.loader import examined
 from fisopt.artefact.onnx_operators import RULES
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import rewrite
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import rewrite
 from tests.artefact.fresh import differences, keep_call, process
 from tests.artefact.models import plain
 from tests.conftest import captured

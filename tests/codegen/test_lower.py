@@ -16,8 +16,8 @@ import fisopt
 from fisopt import FrameInterleave, Program
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.ops import operator as table
+from fisopt.rewrite.tracing.inputs import Inputs, bind
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS

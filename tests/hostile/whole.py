@@ -23,7 +23,7 @@ from fisopt import (
     Schedule,
     TokenReduction,
 )
-from fisopt.passes.measured import Measured
+from fisopt.passes.reduction.measured import Measured
 from fisopt.recipe.recipe import Recipe
 from tests import plain_dit
 from tests.hostile.mutations import KINDS, Corpus

@@ -13,8 +13,8 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from fisopt.rewrite.instantiate import matches
 from fisopt.rewrite.partition import destinations
+from fisopt.rewrite.tracing.instantiate import matches
 
 Grid = tuple[int, int, int]
 Ratio = float | tuple[float, ...]

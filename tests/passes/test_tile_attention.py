@@ -27,8 +27,8 @@ from fisopt import (
     predicted_ratio,
     program_cost,
 )
-from fisopt.passes.masks import FrameMask
-from fisopt.passes.tiled_block import TILE
+from fisopt.passes.tiling.masks import FrameMask
+from fisopt.passes.tiling.tiled_block import TILE
 from fisopt.rewrite.pass_base import Step
 from tests.passes.loop import Options, blocks_of, interleaved
 from tests.passes.tiled import tiled

@@ -15,8 +15,8 @@ import fisopt
 from fisopt import ModelSpec, Pass, PassManager, PreconditionError, Program, TileAttention, TileMask
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.passes.tiled_block import TILE
-from fisopt.rewrite.analysis import self_attentions
+from fisopt.passes.tiling.tiled_block import TILE
+from fisopt.rewrite.analysis.structure import self_attentions
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.rewriter import Rewriter
 from tests import plain_dit

@@ -11,11 +11,11 @@ from torch.utils import _pytree as pytree
 
 import fisopt
 from fisopt import Program, TokenLayout
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import carries_frames
-from fisopt.rewrite.frame_dims import resize
-from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.instantiate import matches
+from fisopt.rewrite.tracing.frame_dims import resize
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.instantiate import matches
 from tests import plain_dit
 from tests.conftest import captured, plain_captured
 from tests.plain_dit import FORMS, Form

@@ -6,7 +6,7 @@ import pytest
 
 from fisopt import FrameInterleave, Program, predicted_ratio, program_cost
 from fisopt.rewrite.cost import graph_cost
-from fisopt.rewrite.template import Template
+from fisopt.rewrite.tracing.template import Template
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
 from tests.zoo import Case, zoo

@@ -26,7 +26,7 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.frame_interleave import anchor_frames
-from fisopt.rewrite.analysis import attentions, residual_source, results, self_attentions
+from fisopt.rewrite.analysis.structure import attentions, residual_source, results, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost
 

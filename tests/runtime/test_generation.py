@@ -9,7 +9,7 @@ import torch
 
 import fisopt
 from fisopt import FrameInterleave, ScheduleError
-from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.generation import NOTES, Generation
 from tests.zoo import zoo
