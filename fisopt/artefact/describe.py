@@ -14,8 +14,8 @@ from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, 
 from fisopt.artefact.tree import structure_text
 from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import names_of
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.versions import versions

@@ -135,7 +135,9 @@ def _tile_configs(width: int, mask: str) -> list[Any]:
 
 
 def _tile_default(width: int, mask: str, architecture: int) -> Any:
-    return tile_attention.default_config(width, architecture, architecture >= 90, _masked(mask))
+    place = (width, architecture, architecture >= 90, _masked(mask))
+    overlapped = tile_attention.overlaps(*place)
+    return tile_attention.OVERLAPPED if overlapped else tile_attention.default_config(*place)
 
 
 def _masked(mask: str) -> tile_attention.Masked:

@@ -16,8 +16,8 @@ from fisopt.codegen.choose import Choice
 from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.quantised_weights import QuantisedWeights
 from fisopt.concurrency import tracing
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule, rewrite
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule, rewrite
 
 aten = torch.ops.aten
 NAME = "fp8_weights"

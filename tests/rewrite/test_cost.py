@@ -9,7 +9,7 @@ from fisopt import FrameInterleave, PassManager, Program, predicted_ratio, progr
 from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.cost import FLOPS_A_BYTE, graph_cost, traffic
 from fisopt.rewrite.ops.match_tokens import RANKING
-from fisopt.rewrite.template import Template
+from fisopt.rewrite.tracing.template import Template
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
 from tests.zoo import Case, zoo
@@ -50,7 +50,7 @@ def test_wan(wan: Program) -> None:
 @pytest.mark.parametrize("kv", ["anchors", "all"])
 def test_sparse_wan(wan: Program, kv: str) -> None:
     """Four blocks on 3, 4, 3, 4 of 5 frames of 12 tokens."""
-    program = FrameInterleave(stride=2, first_block=0, kv=kv)(wan).program  # type: ignore[arg-type]
+    program = FrameInterleave(stride=2, blocks=":", kv=kv)(wan).program  # type: ignore[arg-type]
     rows = [36, 48, 36, 48]
     keys = rows if kv == "anchors" else [N] * 4
     want = sum(attention(q, k) for q, k in zip(rows, keys, strict=True))
@@ -61,7 +61,7 @@ def test_sparse_wan(wan: Program, kv: str) -> None:
 
 
 def test_attention_scope_leaves_the_rest(wan: Program) -> None:
-    program = FrameInterleave(stride=2, first_block=0, scope="attention", kv="all")(wan).program
+    program = FrameInterleave(stride=2, blocks=":", scope="attention", kv="all")(wan).program
     dense, sparse = program_cost(wan).flops, program_cost(program).flops
     assert sparse["self-attention"] == sum(attention(q, N) for q in (36, 48, 36, 48))
     assert sparse["cross-attention"] == dense["cross-attention"]
@@ -91,7 +91,9 @@ def test_every_family_has_self_attention(case: Case, program: Program) -> None:
 def test_moving_tokens_counts_as_the_time_that_it_takes() -> None:
     """Rows of 16 features in four bytes; half of the queries and all keys of one block."""
     _, program = plain_captured(FORMS["fused"])
-    reduced = PassManager([Reduction((0.5, 0.0, 0.0), 0.0, (2, 2, 2), "replace", 0)]).run(program)
+    reduced = PassManager(
+        [Reduction((0.5, 0.0, 0.0), 0.0, (2, 2, 2), "replace", 0, search="all")]
+    ).run(program)
     dense, cost = program_cost(program), program_cost(reduced)
     ops = torch.ops.fisopt
     match, reduce, restore = (

@@ -133,3 +133,14 @@ def test_flops_are_those_of_the_products() -> None:
     got = near(x, chosen, corner, grid, stride, 0, 0, 0)
     assert got == 2 * 40 * (11 * 23 * 40 * 8) * 27 * 128
     assert 250 < everywhere(x, chosen, 0, 0, 0) / got < 300
+
+
+def test_traffic_counts_operands_thrice_and_distances() -> None:
+    """Cells of 2x2x3 in a grid of 5x4x7: 3x2x3 pieces with the rims, 2x2x2 cells; rows of 8 floats."""
+    x, *rest = made()
+    pieces, tokens, candidates = 3 * 2 * 3, 12, 2 * 2 * 2
+    operands = 3 * pieces * (tokens + candidates) * 8 * 4
+    distances = 4 * pieces * tokens * candidates * 4
+    each = operands + distances + (5 * 4 * 7 + 2) * (8 * 4 + match_tokens.RANKING)
+    assert match_nearby.match_nearby.traffic is not None
+    assert match_nearby.match_nearby.traffic(x, *rest) == 6 * each

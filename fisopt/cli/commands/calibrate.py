@@ -62,8 +62,8 @@ def run(
     from fisopt.cli.sources import Source
     from fisopt.errors import FileError
     from fisopt.files import check_free, remove
-    from fisopt.passes.reduced_block import Search
-    from fisopt.passes.schedule import FEATURES
+    from fisopt.passes.reduction.features import FEATURES
+    from fisopt.passes.reduction.reduced_block import Search
     from fisopt.tuning.calibrate import Target
 
     source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)

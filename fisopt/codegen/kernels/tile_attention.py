@@ -138,8 +138,10 @@ def prepare(
     if config is None:
         described = all(takes_descriptors(x) for x in (q, k, v))
         masked: Masked = "no" if mask is None else "each" if mask_strides[2] else "alike"
-        width = max(q.shape[-1], v.shape[-1])
-        config = default_config(width, architecture_of(q), described, masked)
+        widths, architecture = (q.shape[-1], v.shape[-1]), architecture_of(q)
+        config = default_config(max(widths), architecture, described, masked)
+        if not interpreted() and all(overlaps(w, architecture, described, masked) for w in widths):
+            config = OVERLAPPED
     sizes = config.kwargs
     m, n, d, e = sizes["BLOCK_M"], sizes["BLOCK_N"], padded(q.shape[-1]), padded(v.shape[-1])
     operands = [*zip((q, k, v), ((m, d), (n, d), (n, e)), strict=True)]

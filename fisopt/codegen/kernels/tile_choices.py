@@ -34,11 +34,11 @@ CONFIGS = [
 OVERLAPPED = triton.Config(
     {"BLOCK_M": 128, "BLOCK_N": 128, "OVERLAPPED": True}, num_warps=8, num_stages=2
 )
-"""Softmax beside the matrix products, see `overlaps`; never the default before it is measured."""
+"""Softmax beside the matrix products, the choice where it `overlaps`; not interpreted."""
 
 
 def overlaps(width: int, architecture: int, descriptors: bool, masked: Masked = "no") -> bool:
-    """Whether OVERLAPPED takes operands; arguments as of `default_config`."""
+    """Whether OVERLAPPED takes operands, and a device runs them; see `default_config`."""
     wide = padded(width) in (64, 128)
     return wide and architecture == 90 and descriptors and masked == "no"
 
