@@ -11,7 +11,7 @@ from torch import nn
 from fisopt import models
 from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.codegen.kernel_options import KernelOptions, Linear
+from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
@@ -84,6 +84,7 @@ def optimize(
     recipe: RecipeSource | None = None,
     cache_size: int = SIZE,
     linear: Linear = "model",
+    attention: Attention = None,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -112,6 +113,12 @@ def optimize(
             multiply to FP8, with a scale for each token and each output channel: faster on a GPU
             from sm_89 on, at a small loss.  "fp8-simulated" gives the same numbers anywhere,
             slowly.
+        attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
+            "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
+            ``flash_attn_interface`` and ``sageattention``; or a function
+            ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns
+            such, with ``mask`` None or as torch takes it.  What it does not take is left to
+            torch; the report says what runs.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -127,7 +134,7 @@ def optimize(
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
     count("cache_size", cache_size)
-    options = KernelOptions(linear)
+    options = KernelOptions(linear, attention)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")

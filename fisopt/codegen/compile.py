@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from fisopt.codegen.attentions import use_attention
 from fisopt.codegen.bindings import KERNELS, takers
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.kernel_options import KernelOptions
@@ -81,6 +82,8 @@ def lowered(program: Program, options: KernelOptions, choices: list[Choice]) -> 
         LoweringError: see `lower` and `use_fp8`.
     """
     module = lower(program)
+    if options.attention not in (None, "sdpa"):
+        choices.append(use_attention(module, options.attention))
     if options.linear != "model":
         simulate = options.linear == "fp8-simulated"
         choices.append(use_fp8(module, program.source.model, simulate=simulate))

@@ -1,14 +1,18 @@
-"""What a graph is lowered to, beside what its passes say: the precision of its linears."""
+"""What a graph is lowered to, beside what its passes say: precision of linears, and attention."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from fisopt.checked import choice
 
 Linear = Literal["model", "fp8", "fp8-simulated"]
 LINEARS: tuple[Linear, ...] = get_args(Linear)
+NamedAttention = Literal["sdpa", "cudnn", "flash", "efficient", "fa3", "sage"]
+ATTENTIONS: tuple[NamedAttention, ...] = get_args(NamedAttention)
+Attention = NamedAttention | Callable[..., Any] | None
 
 
 @dataclass(frozen=True)
@@ -19,14 +23,19 @@ class KernelOptions:
         linear: "model" multiplies in the precision of the model; "fp8" lets large linears multiply
             in float8 (e4m3), one scale a token and one an output channel, on a GPU that can;
             "fp8-simulated" computes the same numbers on any device, without the speed.
+        attention: None and "sdpa" leave attention to torch; other names and functions are what
+            runs it, where they take the operands.
     """
 
     linear: Linear = "model"
+    attention: Attention = None
 
     def __post_init__(self) -> None:
         choice("linear", self.linear, LINEARS)
+        if self.attention is not None and not callable(self.attention):
+            choice("attention", self.attention, ATTENTIONS)
 
     @property
     def lowers(self) -> bool:
         """Whether a graph has to be lowered for them, also where nothing compiles it."""
-        return self.linear != "model"
+        return self != KernelOptions() and self != KernelOptions(attention="sdpa")
