@@ -3,7 +3,8 @@
     python benchmarks/bench_aot.py [--arch 90 ...] [--kernel tile_attention ...] [--default]
 
 One row a kernel, shape class, config and architecture: registers, spills, shared memory and
-tensor-core instructions of the cubin.  Rows that are there already are kept: interrupted, it goes
+tensor-core instructions of the cubin, and for attention the waits and barriers of its main loop a
+64 keys.  Rows that are there already are kept: interrupted, it goes
 on where it stopped.  At the end it checks what must hold and exits with an error if it does not.
 """
 
@@ -36,8 +37,8 @@ KEY = ("kernel", "shape_class", "config", "arch")
 def label(config: Any) -> str:
     """A config in one line."""
     sizes = "x".join(str(v) for v in config.kwargs.values() if not isinstance(v, bool))
-    descriptors = ", descriptors" if config.kwargs.get("DESCRIPTORS") else ""
-    return f"{sizes}, {config.num_warps} warps, {config.num_stages} stages{descriptors}"
+    traits = "".join(f", {name.lower()}" for name, v in config.kwargs.items() if v is True)
+    return f"{sizes}, {config.num_warps} warps, {config.num_stages} stages{traits}"
 
 
 def todo(options: argparse.Namespace) -> Iterator[tuple[Case, Any, int]]:
@@ -50,9 +51,15 @@ def todo(options: argparse.Namespace) -> Iterator[tuple[Case, Any, int]]:
         for arch in options.arch:
             for config in case.configs:
                 wanted = label(config) == label(case.default(arch))
-                possible = arch >= 90 or not config.kwargs.get("DESCRIPTORS")
-                if possible and (wanted or not options.default):
+                if possible(config, arch) and (wanted or not options.default):
                     yield case, config, arch
+
+
+def possible(config: Any, arch: int) -> bool:
+    """Whether an architecture has what a config uses."""
+    if config.kwargs.get("OVERLAPPED"):
+        return arch == 90
+    return arch >= 90 or not config.kwargs.get("DESCRIPTORS")
 
 
 def compiled(case: Case, config: Any, arch: int) -> Row:
@@ -61,6 +68,9 @@ def compiled(case: Case, config: Any, arch: int) -> Row:
     start = time.perf_counter()
     try:
         row |= dataclasses.asdict(compile_ahead(case.prepare(config), arch))
+        if keys := config.kwargs.get("BLOCK_N"):
+            loop = row["loop"]
+            row["per_64_keys"] = {k: round(64 / keys * loop[k], 2) for k in ("waits", "barriers")}
     except LoweringError as error:
         row["refused"] = str(error)
     return row | {"seconds": round(time.perf_counter() - start, 1)}

@@ -3,18 +3,27 @@
     python benchmarks/bench_testbed.py [--rounds 9] [--batch 1] [--only NAME ...]
 
 Reported is the median over rounds of dense seconds / optimised seconds, beside the ratio that
-the cost model predicts from FLOPs.  Compilation is excluded.
+the cost model predicts from FLOPs, and the milliseconds that the processor's ceilings allow: rates
+of a product, an attention and a copy of the testbed's sizes.  Compilation is excluded.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import sys
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parent / "gpu"))
+
+import ceilings
 import torch
+from device import Rows
 from harness import interleaved, machine, paired_ratio, write
+from roofline import Ceilings, roofline
 from torch import Tensor
 
 import fisopt
@@ -36,6 +45,16 @@ CONFIGURATIONS: dict[str, list[fisopt.Pass | str]] = {
     "fis-balanced": ["fis-balanced"],
     "fis-fast": ["fis-fast"],
 }
+
+
+SIZES = ceilings.Sizes(1024, 128, 384, 2, 64, copied=2**25)
+
+
+def limits() -> Ceilings:
+    """What this processor reaches at the testbed's sizes, in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Rows(Path(folder) / "ceilings.json", ceilings.KEY, minutes=1)
+        return ceilings.measured(rows, torch.device("cpu"), SIZES, torch.float32)
 
 
 def inputs(batch: int) -> dict[str, Any]:
@@ -66,10 +85,13 @@ def main() -> None:
         "dense": lambda: dense(**call),
     }
     predicted = {"dense": 1.0}
+    reached = limits()
+    at_ceilings = {"dense": roofline(dense.program(call), reached)}
     for name in arguments.only:
         optimised = fisopt.optimize(dense, CONFIGURATIONS[name], call)
         calls[name] = lambda optimised=optimised: optimised(**call)  # type: ignore[misc]
         predicted[name] = 1 / optimised.report.variants[0].density
+        at_ceilings[name] = roofline(optimised.program(call), reached)
     with torch.no_grad():
         for run in calls.values():
             run(), run()
@@ -88,6 +110,8 @@ def main() -> None:
                 "reached": round(ratio / want, 3) if want else None,
             }
         )
+        if (limit := at_ceilings.get(name)) is not None:
+            rows[-1] |= {"ceilings_ms": round(1e3 * limit.seconds, 1), "parts_ms": limit.row()}
         print(rows[-1])
     write(
         "testbed_speed",

@@ -42,6 +42,23 @@ def speed_section(wall: dict[str, Any]) -> list[str]:
     return [f"Wall-clock, {wall['what']}, {where}:", "", tables.speed_table(wall), ""]
 
 
+def forward_section(forward: dict[str, Any]) -> list[str]:
+    """Published models on a GPU."""
+    note = (
+        f"One forward call on {tables.device(forward)}: random bfloat16 weights, published size, "
+        "over the compiled dense model with the device's fastest dense attention, in the same "
+        "process. Predicted is the ratio of FLOPs; at the ceilings is what the call takes if "
+        "products, attentions and copies ran at the rates of large ones:"
+    )
+    return [note, "", tables.forward_table(forward["rows"]), ""]
+
+
+def tiles_section(tiles: dict[str, Any]) -> list[str]:
+    """Tile-sparse attention on a GPU."""
+    note = f"On {tables.device(tiles)}: time, and rate of the kept pairs as a share of dense cuDNN:"
+    return [note, "", tables.tiles_table(tiles["rows"]), ""]
+
+
 def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
     plot_quality(quality["rows"], IMAGES / "quality.png")
@@ -131,7 +148,9 @@ DETAIL = {
     "redraw": redraw_section,
     "mask_search": masks_section,
 }
+H200 = "nvidia-h200"
 SUMMARY = {
+    f"{H200}/forward": forward_section,
     "testbed_speed": speed_section,
     "testbed_quality": quality_summary,
     "capture": capture_section,
@@ -143,6 +162,7 @@ PAGES = {
     "README.md": SUMMARY,
     "docs/passes/token_reduction.md": {"matching": published_section},
     "docs/writing_a_kernel.md": {"aot": aot_section},
+    "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
 }
 

@@ -158,8 +158,9 @@ def host(result: Result) -> str:
 
 def aot_table(rows: list[Result]) -> str:
     """The default config of every kernel, shape class and architecture, compiled ahead of time."""
+    head = ["kernel", "shapes", "arch", "config", "registers", "spilled", "shared KiB"]
     return markdown(
-        ["kernel", "shapes", "arch", "config", "registers", "spilled", "shared KiB", "tensor core"],
+        [*head, "tensor core", "waits, barriers a 64 keys"],
         [
             [
                 r["kernel"],
@@ -170,6 +171,7 @@ def aot_table(rows: list[Result]) -> str:
                 r["spilled"],
                 round(r["shared"] / 1024),
                 ", ".join(f"{n} {name}" for name, n in r["tensor_core"].items()),
+                ", ".join(f"{n:g}" for n in r.get("per_64_keys", {}).values()),
             ]
             for r in rows
             if r["default"] and "registers" in r
@@ -194,3 +196,53 @@ def export_table(rows: list[Result]) -> str:
         ["model", "passes", *formats],
         [[*key, *(shown(cells.get((*key, f))) for f in formats)] for key in keys],
     )
+
+
+def forward_table(rows: list[Result]) -> str:
+    """One forward call of published models on a GPU, beside what its ceilings allow."""
+    head = ["model", "layers", "configuration", "seconds", "speed-up", "predicted", "reached"]
+    return markdown(
+        [*head, "at the ceilings"],
+        [
+            [
+                r["model"],
+                f"{r['layers']} of {r['of_layers']}",
+                r["configuration"],
+                f"{r['seconds']:.3f}",
+                f"{r['ratio']:.2f}x",
+                f"{r['predicted']:.2f}x" if "predicted" in r else "",
+                f"{100 * r['reached']:.0f} %" if "reached" in r else "",
+                f"{r['roofline']:.3f} s" if "roofline" in r else "",
+            ]
+            for r in rows
+            if "ratio" in r
+        ],
+    )
+
+
+def tiles_table(rows: list[Result]) -> str:
+    """Tile-sparse attention on a GPU: the rate of each implementation, of the dense one's."""
+    ways = {
+        "fisopt merge": "dense calls, merged",
+        "fisopt": "Triton kernel",
+        "reference": "dense calls by group",
+        "flex attention": "FlexAttention",
+    }
+    shapes = dict.fromkeys((r["shape"], r["kept"]) for r in rows if "of_dense_rate" in r)
+    cells = {(r["shape"], r["kept"], r["implementation"]): r for r in rows if "ms" in r}
+
+    def cell(shape: str, kept: str, way: str) -> str:
+        row = cells.get((shape, kept, way))
+        return f"{row['ms']:.1f} ms, {100 * row['of_dense_rate']:.0f} %" if row else ""
+
+    body = []
+    for shape, kept in shapes:
+        density = next(c["density"] for (s, k, _), c in cells.items() if (s, k) == (shape, kept))
+        body.append([shape, kept, f"{density:.3f}", *(cell(shape, kept, way) for way in ways)])
+    return markdown(["attention", "mask", "density", *ways.values()], body)
+
+
+def device(result: Result) -> str:
+    """The GPU a result was measured on, in words."""
+    m = result["machine"]
+    return f"one {m['device']}, torch {m['torch']}, cuDNN {m['cudnn']}, Triton {m['triton']}"

@@ -4,7 +4,7 @@
     python benchmarks/gpu/bench_emitted.py --device cpu --dry-run
 
 Norm, rotary and layout, and the exits of blocks, of published models at their width and size, each
-in every cut.  Rows are kept as they are made, in results/<device>/emitted.json and .md: stopped,
+in every cut.  Rows are kept as they are made, in results/<device>/emitted.json: stopped,
 or out of time, it goes on where it was.  Random operands; GB/s counts
 every operand and result once, also of rows that are gathered.
 """
@@ -22,8 +22,9 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import torch
-from device import Row, Rows, folder, free_memory, milliseconds, said, table
+from device import Row, Rows, folder, free_memory, milliseconds, said
 from emission import MODELS, emitted
+from page import table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,7 +33,6 @@ from fisopt.codegen.emit.kernel import Kernel
 from fisopt.codegen.emit.region import Region
 
 KEY = ("model", "kernel", "implementation")
-COLUMNS = (*KEY, "us", "gb_s", "of_reference", "error", "failed")
 TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16}
 TINY_SIZE = {"height": 32, "width": 64, "num_frames": 17}
 
@@ -117,8 +117,8 @@ def main() -> None:
     rows, complete = Rows(out / "emitted.json", KEY, options.minutes, options.again), True
     for name in ("wan2.1-1.3b",) if options.dry_run else options.model:
         complete = not rows.over and measured(name, rows, device, options.dry_run) and complete
-    (out / "emitted.md").write_text(table(rows.rows, COLUMNS))
-    print(f"{out / 'emitted.md'}: {'complete' if complete else 'run again to go on'}")
+    print(table("emitted", rows.rows))
+    print(f"{rows.path}: {'complete' if complete else 'run again to go on'}")
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import ceilings
 import torch
-from device import Row, Rows, folder, free_memory, said, table
+from device import Row, Rows, folder, free_memory, said
 from harness import interleaved, paired_ratio
+from page import table
 from roofline import Ceilings, roofline
 from tqdm import tqdm
 
@@ -53,17 +54,15 @@ CONFIGURATIONS: dict[str, list[Any]] = {
     "tiles k=4": [TileAttention(mask=4)],
     "stride 2 + tiles k=1": [FrameInterleave(stride=2), TileAttention(mask=1)],
     "stride 2 + tiles k=2": [FrameInterleave(stride=2), TileAttention(mask=2)],
-    "reduction, half of queries and values": [TokenReduction(0.5, 0.5, cache_steps=1)],
+    "reduction, half of queries and values": [TokenReduction(0.5, 0.5, search="all")],
+    "reduction, half of queries and values, near": [TokenReduction(0.5, 0.5, search="near")],
     "dense, fp8": [],
     "stride 2, fp8": [FrameInterleave(stride=2)],
     "stride 3, fp8": [FrameInterleave(stride=3)],
+    "stride 2 + tiles k=1, fp8": [FrameInterleave(stride=2), TileAttention(mask=1)],
 }
 PLAIN = ("eager", "torch.compile", "compile_repeated_blocks")
 KEY = ("model", "layers", "configuration")
-COLUMNS = (
-    *("model", "layers", "of_layers", "tokens", "configuration", "seconds", "ratio", "predicted"),
-    *("reached", "roofline", "of_roofline", "seconds_all_layers", "peak_gib", "rounds", "failed"),
-)
 
 
 class Bench:
@@ -141,7 +140,7 @@ class Bench:
             "roofline": round(sum(row.values()) / 1e3, 4),
             "roofline_ms": row,
             "dense_blocks": sum(graph in dense for _, graph in variant.blocks),
-            "lowering": [str(c) for c in variant.choices],
+            "lowering": [str(c) for c in variant.choices if c.chosen != "reference"],
         }
 
 
@@ -159,7 +158,7 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 run()
-                row["seconds"] = round(time.perf_counter() - start, 4)
+                row["alone"] = round(time.perf_counter() - start, 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
                 row |= bench.described(module, limits)
@@ -249,7 +248,8 @@ def main() -> None:
         sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
     out, device = options.out or folder(), torch.device(options.device)
     known = Rows(out / "ceilings.json", ceilings.KEY, options.minutes, options.again)
-    options.limits = ceilings.measured(known, device)
+    sizes = ceilings.TINY if options.dry_run else ceilings.A14B
+    options.limits = ceilings.measured(known, device, sizes)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*CONFIGURATIONS, *PLAIN]
     backend = ceilings.fastest(known)
@@ -264,7 +264,7 @@ def main() -> None:
             if todo and not rows.over:
                 measure(head, [row["configuration"] for row in todo], rows, options)
                 free_memory()
-    print(table(rows.rows, COLUMNS))
+    print(table("forward", rows.rows))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,8 @@ if "--dry-run" in sys.argv:
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import torch
-from device import Row, Rows, folder, free_memory, machine, milliseconds, said, table
+from device import Row, Rows, folder, free_memory, milliseconds, said
+from page import table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -35,13 +36,20 @@ from torch.nn.functional import scaled_dot_product_attention
 from tqdm import tqdm
 
 from fisopt import SlidingWindow, TileMask
-from fisopt.codegen.kernels import match_tokens, reduce_attend_restore, tile_attention, tile_merge
+from fisopt.codegen.kernels import (
+    match_tokens,
+    reduce_attend_restore,
+    reduce_dense,
+    tile_attention,
+    tile_merge,
+)
 from fisopt.passes.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
+from fisopt.rewrite.ops.match_nearby import match_nearby
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
 from fisopt.rewrite.ops.reduce_attend_restore import reduce_attend_restore as reduced_contract
 from fisopt.rewrite.ops.tile_attention import tile_attention as tile_contract
-from fisopt.rewrite.partition import destinations, sources_to_keep
+from fisopt.rewrite.partition import destinations_in_cells, sources_to_keep
 from fisopt.rewrite.tile_plan import TilePlan, bounds, tile_plan, with_text
 
 MASKS: dict[str, FrameMask] = {
@@ -51,7 +59,6 @@ MASKS: dict[str, FrameMask] = {
 RATIOS = (0.5, 0.7, 0.3)
 """Kept shares of queries and of keys and values."""
 KEY = ("shape", "kept", "implementation")
-COLUMNS = (*KEY, "density", "ms", "tflops", "gb_s", "of_dense_rate", "error", "failed")
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,10 @@ def label(config: Any) -> str:
 
 def chosen(kernel: Any, configs: bool) -> dict[str, Any]:
     """The tile choices to time: the default, or all of them beside it."""
-    return {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    found = {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
+        found |= {"fisopt overlapped": kernel.OVERLAPPED} if kernel is tile_attention else {}
+    return found
 
 
 def attention_flops(pairs: float, shape: Shape) -> float:
@@ -198,29 +208,38 @@ def deviation(got: Tensor, want: Tensor) -> float:
 
 def match_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
-        for name in (*chosen(match_tokens, configs), "reference"):
+        for name in (*chosen(match_tokens, configs), "reference", "fisopt near"):
             yield {"shape": shape.name, "kept": "0.5", "implementation": name}
 
 
 def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
-    """Time the search of nearest destinations with the ranking that follows it."""
+    """Time the search of nearest destinations with the ranking that follows it.
+
+    That nearby is compared with itself in single precision.
+    """
     del rows
     x, name = operands(shape, device)[0], row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
+    places, corner = (p.to(device) for p in destinations_in_cells(shape.grid, shape.stride, 0))
     tokens = math.prod(shape.grid)
     keep = sources_to_keep(tokens, len(places), 1 - float(row["kept"]))
     args = (x, places, keep, 0, shape.text)
-    if name == "reference":
-        call: Provider = partial(match_contract.reference, *args)
+    contract = match_contract
+    want = partial(contract.reference, *args)
+    if name == "fisopt near":
+        contract, args = match_nearby, (x, places, corner, shape.grid, shape.stride, *args[2:])
+        want = partial(contract.reference, x.float(), *args[1:])
+        call: Provider = partial(contract.reference, *args)
+    elif name == "reference":
+        call = partial(match_contract.reference, *args)
     else:
         config = chosen(match_tokens, configs=True)[name]
         call = partial(match_tokens.launch, *args, config=config)
-    share = float((call()[1] != match_contract.reference(*args)[1]).float().mean())
+    share = float((call()[1] != want()[1]).float().mean())
     ms = milliseconds(call)
     return {
         "density": float(row["kept"]),
         "ms": round(ms, 4),
-        "tflops": round(match_contract.flops(*args) / ms / 1e9, 3),
+        "tflops": round(contract.flops(*args) / ms / 1e9, 3),
         "gb_s": round(x.numel() * x.element_size() / ms / 1e6, 1),
         "error": round(share, 5),
     }
@@ -229,7 +248,8 @@ def match_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
 def reduced_rows(shapes: tuple[Shape, ...], configs: bool) -> Iterator[Row]:
     for shape in shapes:
         for kept in RATIOS:
-            for name in (*chosen(reduce_attend_restore, configs), "compiled reference"):
+            others = ("fisopt dense", "compiled reference")
+            for name in (*chosen(reduce_attend_restore, configs), *others):
                 yield {"shape": shape.name, "kept": str(kept), "implementation": name}
 
 
@@ -237,13 +257,15 @@ def reduced_row(row: Row, shape: Shape, device: str, rows: list[Row]) -> Row:
     """Time attention on what token reduction keeps of queries and of keys and values."""
     del rows
     (q, k, v), name = operands(shape, device), row["implementation"]
-    places = destinations(shape.grid, shape.stride, 0).to(device)
+    places = destinations_in_cells(shape.grid, shape.stride, 0)[0].to(device)
     keep = sources_to_keep(math.prod(shape.grid), len(places), 1 - float(row["kept"]))
     queries, origin, _ = match_contract.reference(q, places, keep, 0, shape.text)
     keys = match_contract.reference(v, places, keep, 0, shape.text)[0]
     args = (q, k, v, None, queries, keys, origin, None, shape.grid[0], 0, shape.text)
     if name == "compiled reference":
         call: Provider = partial(compiled(reduced_contract.implementation, device), *args)
+    elif name == "fisopt dense":
+        call = partial(reduce_dense.launch, *args)
     else:
         config = chosen(reduce_attend_restore, configs=True)[name]
         call = partial(reduce_attend_restore.launch, *args, config=config)
@@ -289,9 +311,7 @@ def run(name: str, shapes: tuple[Shape, ...], options: argparse.Namespace) -> bo
             row["failed"] = said(error)
         held.add(row)
         free_memory()
-    head = ", ".join(f"{k} {v}" for k, v in machine().items())
-    text = f"# {name}\n\n{head}\n\nRandom operands, bfloat16.\n\n" + table(held.rows, COLUMNS)
-    (options.out / f"{name}.md").write_text(text)
+    print(table(name, held.rows))
     return not held.missing(todo(shapes, options.configs))
 
 
@@ -320,7 +340,7 @@ def main() -> None:
     with torch.no_grad():
         done = {name: run(name, shapes, options) for name in options.part}
     for name, complete in done.items():
-        print(f"{options.out / name}.md: {'complete' if complete else 'run again to go on'}")
+        print(f"{options.out / name}.json: {'complete' if complete else 'run again to go on'}")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """What a device reaches: a large copy, a large matrix product, and each dense attention.
 
-Attention and product are those of Wan2.2-A14B at 720p and 81 frames.  Rows are kept in
-``ceilings.json``; other benchmarks measure what is missing, and predict from them.
+Attention and product are of a model's own sizes: on a GPU those of Wan2.2-A14B at 720p and 81
+frames.  Rows are kept in ``ceilings.json``; other benchmarks measure what is missing, and predict
+from them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -24,17 +26,32 @@ BACKENDS = {
     "attention, flash": SDPBackend.FLASH_ATTENTION,
     "attention, efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-_SIZES = {"cuda": (75600, 5120, 13824, 40, 2**30), "cpu": (256, 64, 128, 2, 2**20)}
-"""Tokens, width, inner width, heads, elements that are copied."""
 
 
-def measured(rows: Rows, device: torch.device) -> Ceilings:
+@dataclass(frozen=True)
+class Sizes:
+    """What is timed: a model's own sizes, and a copy that no cache holds."""
+
+    tokens: int
+    width: int
+    inner: int
+    heads: int
+    head_width: int
+    copied: int
+
+
+A14B = Sizes(75600, 5120, 13824, 40, 128, copied=2**30)
+TINY = Sizes(256, 64, 128, 2, 24, copied=2**20)
+
+
+def measured(
+    rows: Rows, device: torch.device, sizes: Sizes, dtype: torch.dtype = torch.bfloat16
+) -> Ceilings:
     """Measure what has no row yet, and return the best of each kind."""
-    tokens, width, inner, heads, elements = _SIZES[device.type]
     made: dict[str, Callable[[], tuple[Callable[[], Any], str, float]]] = {
-        "copy": lambda: _copy(elements, device),
-        "linear": lambda: _linear(tokens, width, inner, device),
-        **{name: partial(_attention, b, tokens, heads, device) for name, b in BACKENDS.items()},
+        "copy": lambda: _copy(sizes, device, dtype),
+        "linear": lambda: _linear(sizes, device, dtype),
+        **{name: partial(_attention, b, sizes, device, dtype) for name, b in BACKENDS.items()},
     }
     for row in rows.missing([{"what": name} for name in made]):
         try:
@@ -71,32 +88,34 @@ def preferred(name: str) -> AbstractContextManager[None]:
     return sdpa_kernel([first, *others], set_priority=True)  # type: ignore[no-any-return]
 
 
-def _copy(elements: int, device: torch.device) -> tuple[Callable[[], Any], str, float]:
-    source = torch.randn(elements, device=device, dtype=torch.bfloat16)
+def _copy(
+    sizes: Sizes, device: torch.device, dtype: torch.dtype
+) -> tuple[Callable[[], Any], str, float]:
+    source = torch.randn(sizes.copied, device=device, dtype=dtype)
     target = torch.empty_like(source)
-    return lambda: target.copy_(source), "gb_s", 4e-9 * elements
+    return lambda: target.copy_(source), "gb_s", 2e-9 * source.nbytes
 
 
 def _linear(
-    tokens: int, width: int, inner: int, device: torch.device
+    sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[], Any], str, float]:
-    x = torch.randn(tokens, width, device=device, dtype=torch.bfloat16)
-    weight = torch.randn(inner, width, device=device, dtype=torch.bfloat16)
-    flops = 2e-12 * tokens * width * inner
+    x = torch.randn(sizes.tokens, sizes.width, device=device, dtype=dtype)
+    weight = torch.randn(sizes.inner, sizes.width, device=device, dtype=dtype)
+    flops = 2e-12 * sizes.tokens * sizes.width * sizes.inner
     return lambda: torch.nn.functional.linear(x, weight), "tflops", flops
 
 
 def _attention(
-    backend: SDPBackend, tokens: int, heads: int, device: torch.device
+    backend: SDPBackend, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[], Any], str, float]:
-    size = (3, 1, tokens, heads, 128)
-    query, key, value = torch.randn(size, device=device, dtype=torch.bfloat16).transpose(2, 3)
+    if device.type == "cpu":
+        backend = SDPBackend.FLASH_ATTENTION
+    shape = (3, 1, sizes.tokens, sizes.heads, sizes.head_width)
+    query, key, value = torch.randn(shape, device=device, dtype=dtype).transpose(2, 3)
 
     def call() -> Tensor:
-        kinds = (
-            [backend] if device.type == "cuda" else [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION]
-        )
-        with sdpa_kernel(kinds):
+        with sdpa_kernel([backend]):
             return scaled_dot_product_attention(query, key, value)
 
-    return call, "tflops", 4e-12 * tokens**2 * heads * 128
+    pairs = sizes.tokens**2 * sizes.heads
+    return call, "tflops", 4e-12 * pairs * sizes.head_width

@@ -8,12 +8,12 @@ import platform
 import re
 import sys
 import time
+import timeit
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from triton.testing import do_bench
 
 from fisopt.files import write
 
@@ -129,16 +129,9 @@ def free_memory() -> None:
 
 
 def milliseconds(call: Callable[[], Any]) -> float:
-    """Median time of a call on the GPU, with a cold cache; on a CPU that of one call."""
+    """Median time of a call on the GPU, with a cold cache; on a CPU the least of a few."""
     if torch.cuda.is_available():
+        from triton.testing import do_bench
+
         return float(do_bench(call, rep=500, return_mode="median"))
-    start = time.perf_counter()
-    call()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def table(rows: list[Row], columns: tuple[str, ...]) -> str:
-    """Rows as a markdown table."""
-    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
-    lines += ["| " + " | ".join(str(row.get(c, "")) for c in columns) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    return 1e3 * min(timeit.repeat(call, number=1, repeat=3))

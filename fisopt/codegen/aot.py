@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,17 +14,17 @@ from typing import Any
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import ASTSource, make_backend
+from triton.experimental.gluon._runtime import GluonASTSource
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from fisopt.codegen.kernels.launching import Launch
+from fisopt.codegen.sass import async_copies, instructions, main_loop, tensor_core
 from fisopt.errors import LoweringError
 from fisopt.files import scratch
 
 SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
 """Bytes of shared memory that one program may take, by compute capability times ten."""
 ARCHITECTURES = tuple(SHARED_LIMIT)
-_TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCMMA|UTCQMMA)\b")
-_ASYNC_COPY = re.compile(r"\b(UTMALDG|LDGSTS)\b")
 _USAGE = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 
@@ -42,6 +41,8 @@ class Compiled:
         async_copies: instructions that copy to shared memory while others compute: LDGSTS, and
             UTMALDG of the tensor memory accelerator.
         instructions: all instructions.
+        loop: instructions, waits and barriers of one turn of the main loop, see
+            `fisopt.codegen.sass.main_loop`.
     """
 
     registers: int
@@ -50,6 +51,7 @@ class Compiled:
     tensor_core: dict[str, int]
     async_copies: dict[str, int]
     instructions: int
+    loop: dict[str, int]
 
 
 def compile_ahead(launch: Launch, architecture: int) -> Compiled:
@@ -95,20 +97,19 @@ def _source(launch: Launch, target: GPUTarget) -> tuple[Any, dict[str, Any]]:
     options, signature, constexprs, attrs = kernel._pack_args(
         backend, given, bound, specialization, given
     )
-    return ASTSource(kernel, signature, constexprs, attrs), options.__dict__
+    made = GluonASTSource if kernel.is_gluon() else ASTSource
+    return made(kernel, signature, constexprs, attrs), options.__dict__
 
 
 def _read(cubin: bytes, shared: int) -> Compiled:
     with scratch(cubin, ".cubin") as file:
         usage = _USAGE.search(_tool("cuobjdump", "-res-usage", str(file)))
-        code = _tool("cuobjdump", "-sass", str(file))
+        code = instructions(_tool("cuobjdump", "-sass", str(file)))
     if usage is None:
         raise LoweringError("cuobjdump does not say what the kernel uses; was its output changed?")
     registers, stack, _, local = map(int, usage.groups())
-    lines = [line for line in code.splitlines() if re.match(r"\s+/\*[0-9a-f]{4,}\*/", line)]
-    found = Counter(name for line in lines for name in _TENSOR_CORE.findall(line))
-    copies = Counter(name for line in lines for name in _ASYNC_COPY.findall(line))
-    return Compiled(registers, stack + local, shared, dict(found), dict(copies), len(lines))
+    found = (tensor_core(code), async_copies(code), len(code), main_loop(code))
+    return Compiled(registers, stack + local, shared, *found)
 
 
 def _tool(name: str, *args: str) -> str:

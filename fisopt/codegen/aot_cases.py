@@ -102,7 +102,7 @@ def cases() -> Iterator[Case]:
         yield Case(
             "tile_attention",
             _name(width, dtype, mask, "log-sum-exp" if lse else ""),
-            tile_attention.CONFIGS,
+            _tile_configs(width, mask),
             partial(_tile_default, width, mask),
             partial(_tile_attention, width, dtype, mask, lse),
         )
@@ -129,7 +129,17 @@ def cases() -> Iterator[Case]:
         )
 
 
+def _tile_configs(width: int, mask: str) -> list[Any]:
+    fits = tile_attention.overlaps(width, 90, True, _masked(mask))
+    return [*tile_attention.CONFIGS, *([tile_attention.OVERLAPPED] if fits else [])]
+
+
 def _tile_default(width: int, mask: str, architecture: int) -> Any:
+    place = (width, architecture, architecture >= 90, _masked(mask))
+    overlapped = tile_attention.overlaps(*place)
+    return tile_attention.OVERLAPPED if overlapped else tile_attention.default_config(*place)
+
+
+def _masked(mask: str) -> tile_attention.Masked:
     rows: dict[str, tile_attention.Masked] = {"padding": "alike", "bias": "each"}
-    masked = rows.get(mask, "no")
-    return tile_attention.default_config(width, architecture, architecture >= 90, masked)
+    return rows.get(mask, "no")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import fx
@@ -16,14 +16,21 @@ from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.edit import BlockEdit
 from fisopt.rewrite.operands import Operands, of_one_sequence, operands_of
-from fisopt.rewrite.partition import Cells, destination_count, destinations, sources_to_keep
+from fisopt.rewrite.partition import (
+    Cells,
+    destination_count,
+    destinations_in_cells,
+    sources_to_keep,
+)
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.shorten import Index, cannot_shorten, shorten
 
 Mode = Literal["replace", "mean"]
 State = Literal["none", "store", "load", "measure"]
+Search = Literal["all", "near"]
 
 _MATCH = torch.ops.fisopt.match_tokens.default
+_MATCH_NEARBY = torch.ops.fisopt.match_nearby.default
 _RESTORE = torch.ops.fisopt.restore_tokens.default
 
 
@@ -37,13 +44,16 @@ class Matching:
         seed: of the choice of destinations.
         state: whether the match is made and forgotten, made and stored, or that of an earlier
             step; "measure" matches every block and leaves attention dense.
+        draw: which choice of destinations of the seed it is.
+        search: whether a token looks among all destinations, or those of the cells around it.
     """
 
     stride: Cells
     mode: Mode
     seed: int
     state: State
-    draw: int = 0
+    draw: int
+    search: Search
 
 
 class Reducer:
@@ -177,24 +187,35 @@ class _Match:
         return self.side.feature == "query" or self.options.mode == "mean"
 
     def _matched(self) -> tuple[fx.Node, fx.Node | None]:
-        edit, side = self.edit, self.side
-        match = edit.call(_MATCH, self.node, self._chosen(), side.keep, side.before, side.after)
-        kept, origin, profile = (edit.call(operator.getitem, match, i) for i in range(3))
-        if self.options.state == "store":
+        edit, options = self.edit, self.options
+        measures = options.state == "measure"
+        match = edit.call(*self._call(), *([True] if measures else []))
+        kept, origin, lost = (edit.call(operator.getitem, match, i) for i in range(3))
+        if options.state == "store":
             edit.store(f"{self._held}.kept", kept)
             if self._has_origin:
                 edit.store(f"{self._held}.origin", origin)
-        edit.measure(f"{self._name}.profile", profile)
+        edit.measure(f"{self._name}.{'profile' if measures else 'lost'}", lost)
         return kept, origin
 
-    def _chosen(self) -> fx.Node:
-        """The destinations: a constant of the Program."""
+    def _call(self) -> tuple[Any, ...]:
+        """The operator that matches, and its operands; where tokens are is a constant."""
         options, side, block = self.options, self.side, self.edit.block.index
         draw = (options.draw,) if options.draw else ()
         key = (options.seed, block, self.number, side.feature, *draw)
-        chosen = destinations(side.grid, side.stride, *key).to(self.node.meta["val"].device)
-        name = f"destinations_block{block}_attention{self.number}_{side.feature}"
-        return self.edit.buffer(name, chosen, f"destinations_{self.number}_{side.feature}")
+        chosen, corner = destinations_in_cells(side.grid, side.stride, *key)
+        place = (side.keep, side.before, side.after)
+        held = self._constant("destinations", chosen)
+        if options.search == "all":
+            return _MATCH, self.node, held, *place
+        cells = (self._constant("corner", corner), side.grid, side.stride)
+        return _MATCH_NEARBY, self.node, held, *cells, *place
+
+    def _constant(self, what: str, value: torch.Tensor) -> fx.Node:
+        number, feature = self.number, self.side.feature
+        name = f"{what}_block{self.edit.block.index}_attention{number}_{feature}"
+        device = self.node.meta["val"].device
+        return self.edit.buffer(name, value.to(device), f"{what}_{number}_{feature}")
 
     def _loaded(self) -> tuple[fx.Node, fx.Node | None]:
         value, side = self.node.meta["val"], self.side

@@ -15,7 +15,7 @@ from typing import ClassVar, get_args
 
 from fisopt.checked import choice, flag, is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
-from fisopt.passes.reduced_block import Matching, Mode, Reducer, State
+from fisopt.passes.reduced_block import Matching, Mode, Reducer, Search, State
 from fisopt.passes.schedule import FEATURES, Measured, Schedule
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass, Stage, Step
@@ -40,6 +40,7 @@ class Reduction(Pass):
             step; "measure" matches every block and leaves attention dense.
         measured: what the ratios were measured on, if they come from a schedule.
         draw: which choice of destinations of the seed it is: 0 in the first cache window.
+        search: whether a token looks among all destinations, or those of the cells around it.
     """
 
     stage: ClassVar[Stage] = "attention"
@@ -52,6 +53,7 @@ class Reduction(Pass):
     state: State = "none"
     measured: Measured | None = None
     draw: int = 0
+    search: Search = "all"
 
     @property
     def name(self) -> str:
@@ -95,7 +97,8 @@ class Reduction(Pass):
         if 1 < (frames := rewriter.program.layout.frames) <= BOUNDARIES:
             rewriter.note(f"dense: {frames} latent frames are too few to tell tokens from text")
             return
-        how = Matching(self.destination_stride, self.mode, self.seed, self.state, self.draw)
+        options = (self.mode, self.seed, self.state, self.draw, self.search)
+        how = Matching(self.destination_stride, *options)
         reducer, every = Reducer(how, rewriter), rewriter.program.blocks
         for block in every:
             ratios = {f: _of_block(getattr(self, f), block.index) for f in FEATURES}
@@ -156,6 +159,8 @@ class TokenReduction(Pass):
         redraw: choose the destinations anew in every cache window, rather than once for all
             steps; then every window runs a Program of its own.  None: where steps differ anyway,
             because of ``cache_steps`` or a schedule.
+        search: a token that is left out looks for what it is most like among "all" destinations,
+            or among those of its own cell and of the cells "near" it, 27 at most.
 
     Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
@@ -171,6 +176,7 @@ class TokenReduction(Pass):
     schedule: Schedule | str | Path | None = None
     table: str | Path | None = None
     redraw: bool | None = None
+    search: Search = "all"
 
     def __post_init__(self) -> None:
         for feature in FEATURES:
@@ -192,6 +198,7 @@ class TokenReduction(Pass):
                 f"step), got {shown(self.cache_steps)}"
             )
         choice("TokenReduction: mode", self.mode, get_args(Mode))
+        choice("TokenReduction: search", self.search, get_args(Search))
         if not is_int(self.seed):
             raise OptionError(f"TokenReduction: seed must be an int, got {shown(self.seed)}")
         if self.redraw is not None:
@@ -242,9 +249,8 @@ class TokenReduction(Pass):
         state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
         redraw = self.stepwise if self.redraw is None else self.redraw
         draw = step.from_noise.index // self.cache_steps if redraw and not since else 0
-        return Reduction(
-            query, value, self.destination_stride, self.mode, self.seed, state, measured, draw
-        )
+        how = (self.destination_stride, self.mode, self.seed, state, measured, draw, self.search)
+        return Reduction(query, value, *how)
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite as at a step that makes its own match."""

@@ -64,6 +64,10 @@ class Editor(ABC):
             held = self._made[key] = make()
         return held
 
+    def know(self, key: Hashable, node: fx.Node) -> None:
+        """Let `once` find a node that was made in another way."""
+        self._made[key] = node
+
     def bring(self, node: fx.Node, name: str = "brought") -> fx.Node:
         """A node of the Program, as it is seen here."""
         del name

@@ -16,6 +16,13 @@ def destination_count(grid: Cells, stride: Cells) -> int:
 
 
 def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
+    """One random token of every cell; the first result of `destinations_in_cells`."""
+    return destinations_in_cells(grid, stride, *key)[0]
+
+
+def destinations_in_cells(
+    grid: Cells, stride: Cells, *key: object
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose one random token of every cell.
 
     The rim of ``size % step`` entries that fills no cell is split randomly between both ends of its
@@ -27,7 +34,8 @@ def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
         *key: what the choice depends on beside the grid: equal keys choose equally.
 
     Returns:
-        [destinations] int64, increasing positions in the frame-major sequence.
+        [destinations] int64, increasing positions in the frame-major sequence; [3] int64, frame,
+        row and column at which the first cell begins.
     """
     digest = hashlib.blake2b(repr((grid, stride, key)).encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest) >> 1)
@@ -37,12 +45,14 @@ def destinations(grid: Cells, stride: Cells, *key: object) -> torch.Tensor:
 
     cells = [size // step for size, step in zip(grid, stride, strict=True)]
     position = torch.zeros(cells, dtype=torch.int64)
+    corner = []
     for d, (size, step) in enumerate(zip(grid, stride, strict=True)):
         along = [1, 1, 1]
         along[d] = cells[d]
-        start = draw(max(1, size % step), 1) + step * torch.arange(cells[d])
+        corner.append(draw(max(1, size % step), 1))
+        start = corner[d] + step * torch.arange(cells[d])
         position = position * size + start.reshape(along) + draw(step, *cells)
-    return position.flatten().sort().values
+    return position.flatten().sort().values, torch.cat(corner)
 
 
 def sources_to_keep(tokens: int, destinations: int, ratio: float) -> int:

@@ -29,6 +29,11 @@ class Subset(ABC):
         """How many items of a batch have parts of their own, None if one is for all."""
         return None
 
+    @property
+    def exact(self) -> bool:
+        """Whether what is taken of a spread value is what was spread, to the bit."""
+        return False
+
     @abstractmethod
     def grids(self, layout: TokenLayout) -> Sequence[TokenLayout]:
         """Token grids of as many tokens, the best first: a block's sizes are read at one."""
@@ -98,6 +103,9 @@ class Subset(ABC):
     ) -> fx.Node:
         """Make a value whole of which only this part was computed.
 
+        Taking an exact part of the result gives the piece, so that nothing moves between two
+        blocks on one part, and what nobody else reads is not made whole.
+
         Args:
             editor: where: around the blocks, or inside one.
             piece: what was computed.
@@ -105,7 +113,12 @@ class Subset(ABC):
             full: what the value was before, whole: the rest is made from it.
             fill: how; "residual" for frames and "carry" for tokens if not given.
         """
-        for d, axis in enumerate(axes):
-            if axis is not None:
-                piece = self.scatter(editor, piece, d, axis, full, fill)
-        return piece
+        whole, dims = piece, tuple(d for d, axis in enumerate(axes) if axis is not None)
+        for d in dims:
+            axis = axes[d]
+            assert axis is not None
+            whole = self.scatter(editor, whole, d, axis, full, fill)
+        if self.exact:
+            piece.meta[PART] = {**piece.meta.get(PART, {}), **dict.fromkeys(dims, self)}
+            editor.know((self, whole, dims), piece)
+        return whole

@@ -66,6 +66,11 @@ class Tokens(Subset):
         """Whatever they are, that is not known."""
         return False
 
+    @property
+    def exact(self) -> bool:
+        """They are put where they were taken."""
+        return True
+
     def grids(self, layout: TokenLayout) -> Sequence[TokenLayout]:
         """Their own grid, or any: without sizes of one first, which models treat as special."""
         if self.grid is not None:

@@ -177,7 +177,8 @@ def test_with_frame_interleave_in_either_order(name: str, scope: Any, kv: Any) -
         lengths = {}
         for node in block.body.graph.nodes:
             if node.target is torch.ops.fisopt.match_tokens.default:
-                x, chosen, keep, before, after = node.args
+                x, chosen, keep, before, after, profile = node.args
+                assert profile is False
                 assert before + after == text
                 found = (x.meta["val"].shape[-2] - text, chosen.meta["val"].shape[0] + keep)
                 lengths[chosen.name.split("_")[-1]] = found

@@ -131,7 +131,7 @@ def test_match(layout: tuple[int, int, int, int], tokens: int, share: float, dat
     chosen = sorted(data.draw(picks))
     keep = int(share * (tokens - len(chosen)))
     x = torch.randn(batch, heads, before + tokens + after, 3, dtype=torch.float64)
-    kept, origin, profile = MATCH(x, torch.tensor(chosen), keep, before, after)
+    kept, origin, lost = MATCH(x, torch.tensor(chosen), keep, before, after)
     for b in range(batch):
         for h in range(heads):
             want, stands = groups(x[b, h, before : before + tokens], chosen, keep)
@@ -145,15 +145,21 @@ def test_match(layout: tuple[int, int, int, int], tokens: int, share: float, dat
             stands = {i: i for i in text} | {before + i: before + j for i, j in stands.items()}
             got = {i: entries[int(j)] for i, j in enumerate(origin[b, h])}
             assert got == stands
-    assert profile.shape == (11,)
-    assert bool((profile.diff() >= 0).all())
+            gone = sum(float((x[b, h, i] - x[b, h, j]).square().sum()) for i, j in stands.items())
+            norm = float(x[b, h, before : before + tokens].square().sum())
+            assert float(lost[b, h]) == pytest.approx(gone / norm, abs=1e-6)
+    same = MATCH(x, torch.tensor(chosen), keep, before, after, True)
+    assert torch.equal(same[0], kept)
+    assert torch.equal(same[1], origin)
+    assert same[2].shape == (11,)
+    assert bool((same[2].diff() >= 0).all())
 
 
 def test_profile() -> None:
     """What dropping the most similar tenths loses, relative to the norm of the tokens."""
     x = torch.randn(2, 3, 40, 5, dtype=torch.float64)
     chosen = torch.arange(0, 40, 4)
-    profile = MATCH(x, chosen, 0, 0, 0)[2]
+    profile = MATCH(x, chosen, 0, 0, 0, True)[2]
     want = torch.zeros(11, dtype=torch.float64)
     sources = [i for i in range(40) if i % 4]
     for row in x.flatten(0, 1):
@@ -174,13 +180,14 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_profile_shows_what_is_not_finite(bad: float) -> None:
+@pytest.mark.parametrize("profile", [True, False])
+def test_what_is_lost_shows_what_is_not_finite(bad: float, profile: bool) -> None:
     x = torch.randn(1, 2, 12, 4)
     for place in ((0, 1, 3, 2), (0, 0, 4, 0)):  # a source and a destination
         spoilt = x.clone()
         spoilt[place] = bad
-        assert not MATCH(spoilt, torch.tensor([0, 4, 8]), 2, 0, 0)[2].isfinite().all()
-    assert MATCH(x, torch.tensor([0, 4, 8]), 2, 0, 0)[2].isfinite().all()
+        assert not MATCH(spoilt, torch.tensor([0, 4, 8]), 2, 0, 0, profile)[2].isfinite().all()
+    assert MATCH(x, torch.tensor([0, 4, 8]), 2, 0, 0, profile)[2].isfinite().all()
 
 
 def test_duplicates_are_restored_exactly() -> None:
@@ -232,7 +239,7 @@ def test_registration() -> None:
     x, chosen = small()
     torch.library.opcheck(MATCH, (x, chosen, 3, 1, 2))
     permuted = x.transpose(1, 2).contiguous().transpose(1, 2)
-    torch.library.opcheck(MATCH, (permuted, chosen, 0, 0, 3))
+    torch.library.opcheck(MATCH, (permuted, chosen, 0, 0, 3, True))
     kept, origin, _ = MATCH(x, chosen, 3, 1, 2)
     torch.library.opcheck(RESTORE, (x[:, :, :9], origin, 2, 0, 1, 2))
     for given_origin in (None, origin):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fisopt
 from fisopt import Block, BlockEdit, Frames, OptionError, Pass, PassError, Program, Rewriter, Tokens
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
+from fisopt.rewrite.text import format_graph
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS, PlainDiT, inputs
 
@@ -51,6 +52,24 @@ def on(index: Tensor, grid: TokenLayout | None = None) -> Edit:
         edit.give(result, tokens.spread(rewriter, piece, axes_of(result), full=full))
 
     return Edit(run)
+
+
+@dataclass(frozen=True)
+class Chain(Pass):
+    """Run some blocks on the same tokens."""
+
+    index: Tensor
+    blocks: tuple[int, ...]
+
+    def run(self, rewriter: Rewriter) -> None:
+        tokens = Tokens(rewriter.buffer("index", self.index), rewriter.program.layout)
+        for block in [rewriter.program.blocks[i] for i in self.blocks]:
+            with rewriter.edit(block) as edit:
+                assert block.stream is not None
+                result, full = block.results[0], block.passed(block.stream)
+                edit.compute({result: tokens}, cut=block.body.graph.nodes)
+                whole = tokens.spread(rewriter, *edit.place(), axes_of(result), full=full)
+                edit.give(result, whole)
 
 
 @pytest.mark.parametrize("kept", [(), (1, 2), (0, 3, 2, 4), (0, 2, 2, 4), (0, 2), (0, 5)])
@@ -95,6 +114,20 @@ def test_a_block_on_some_tokens(name: str, shard: TokenLayout | None) -> None:
     held = {str(axis) for n in result.blocks[0].body.graph.nodes for axis in axes_of(n) if axis}
     assert any("f5*3" in axis for axis in held) == (shard is not None)
     assert result.blocks[1].body is program.blocks[1].body
+
+
+def test_two_blocks_on_the_same_tokens_move_nothing_between_them() -> None:
+    """Tokens of a value that was made whole of them are not taken of it again."""
+    _, program, call = plain()
+    index = torch.arange(30)[::2].clone()
+    moves = []
+    for blocks in ((0,), (1,), (0, 1)):
+        result = Chain(index, blocks)(program).program
+        moves.append(format_graph(result, blocks=False).count("aten::index_"))
+        fisopt.verify(result)
+    assert moves == [3, 3, 4]
+    one = Chain(index, (1,))(Chain(index, (0,))(program).program).program
+    torch.testing.assert_close(result(**call), one(**call), rtol=0, atol=0)
 
 
 def test_items_need_a_dimension_of_their_own() -> None:
@@ -238,3 +271,45 @@ def test_what_two_parts_read_of_all_tokens_counts_all_of_them() -> None:
         ]
         want = want + torch.stack(full, 1).flatten(1, 2)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=0)
+
+
+class TwoSides(nn.Module):
+    """What video says to two tokens of text, and what they say to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.said, self.heard = nn.Linear(2, 8), nn.Linear(2, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = (x @ x.transpose(1, 2)).exp()
+        x = x + self.said(scores[:, :, -2:])
+        return x + self.heard(scores[:, -2:].transpose(1, 2))
+
+
+class Joined(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([TwoSides()])
+
+    def forward(self, video: Tensor, text: Tensor) -> Tensor:
+        x = torch.cat([video, text], 1)
+        for block in self.blocks:
+            x = block(x)
+        return x[:, :-2]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_two_parts_that_meet_in_a_block_are_named(cut: bool) -> None:
+    model = Joined().eval().requires_grad_(False)
+    inputs = {"video": torch.randn(1, 30, 8), "text": torch.randn(1, 2, 8)}
+    program = fisopt.capture(model, inputs, spec=fisopt.ModelSpec(("blocks.*",), (5, 2, 3)))
+
+    def compute(_: Rewriter, block: Block, edit: BlockEdit) -> None:
+        kept = (Frames((0, 2, 4), 5), Frames((0, 3, 4), 5))
+        updates = block.body.graph.find_nodes(op="call_function", target=aten.linear.default)
+        parts = dict(zip(updates, kept, strict=True))
+        edit.compute(parts, cut=block.body.graph.nodes if cut else ())
+
+    message = r"(exp|matmul).* frames 0, 2, 4 of 5 and .*frames 0, 3, 4 of 5.*; ask for the same"
+    with pytest.raises(fisopt.VerifyError, match=message):
+        Edit(compute)(program)

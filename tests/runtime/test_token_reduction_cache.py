@@ -294,7 +294,7 @@ def test_nan_names_block_and_step(model: OptimizedModule) -> None:
             next(calls)
     finally:
         weight[3] = 0.0
-    assert "layers.1/attention0.value.profile at step 3, branch 'cond'" in str(error.value)
+    assert "layers.1/attention0.value.lost at step 3, branch 'cond'" in str(error.value)
     assert "NaN or infinity" in str(error.value)
 
 
@@ -304,9 +304,7 @@ def test_nan_without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     model = fisopt.optimize(original, [TokenReduction(0.5)], call(1, 0), SPEC, "eager")
     inputs = call(1, 0)
     inputs["video"][0, 7] = torch.inf
-    with pytest.raises(
-        InputError, match=r"layers\.0/attention0\.query\.profile at an unknown step"
-    ):
+    with pytest.raises(InputError, match=r"layers\.0/attention0\.query\.lost at an unknown step"):
         model(**inputs)
 
 

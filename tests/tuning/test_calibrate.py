@@ -73,7 +73,9 @@ def features() -> dict[str, Tensor]:
             block += 1
             for feature, x in (("query", query), ("value", value)):
                 chosen = destinations(GRID, STRIDE, 0, block, 0, feature)
-                profiles[feature][block, step] += match_tokens.reference(x, chosen, 0, 0, 0)[2] / 4
+                profiles[feature][block, step] += (
+                    match_tokens.reference(x, chosen, 0, 0, 0, True)[2] / 4
+                )
         return real(query, key, value, *args, **kwargs)
 
     model = zoo()["wan"].model

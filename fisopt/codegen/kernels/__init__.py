@@ -1,1 +1,1 @@
-"""Hand-written Triton kernels, a module of the same name for each contract that has one."""
+"""Kernels of operators: a module of the same name for each contract that has one, and its parts."""

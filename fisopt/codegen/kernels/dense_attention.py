@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fisopt.codegen.kernels.launching import architecture_of
 from fisopt.errors import LoweringError
 
 aten = torch.ops.aten
@@ -43,7 +44,7 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Attend, and say how much each query has attended to.
 
-    A backend that fails is not tried again with such operands, with a warning.
+    A backend that fails is not tried again with operands of these shapes, with a warning.
 
     Shapes: query [B, h, N, D]; key, value [B, h', M, D]; bias [B or 1, h or 1, N or 1, M] in
         their dtype; results [B, h, N, D] and [B, h, N] float32, the natural logarithm.
@@ -51,7 +52,7 @@ def attend(
     Raises:
         LoweringError: no backend takes the operands.
     """
-    form = (query.device, query.dtype, query.shape[-1], bias is None)
+    form = (query.device, query.dtype, query.shape, key.shape, bias is None)
     for backend in backends(query, bias):
         if (backend.name, *form) in _FAILED:
             continue
@@ -61,21 +62,33 @@ def attend(
             raise
         except RuntimeError as error:
             _FAILED.add((backend.name, *form))
-            warnings.warn(f"{backend.name} is not used: {error}", RuntimeWarning, stacklevel=2)
+            shapes = f"{list(query.shape)} and {list(key.shape)}"
+            warnings.warn(
+                f"{backend.name} is not used for queries and keys of {shapes}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             continue
         lse = lse.squeeze(-1) if lse.ndim == query.ndim else lse
         return out, lse[..., : query.shape[-2]]
-    raise LoweringError(f"no dense attention of {query.device} takes these operands: {form}")
+    raise LoweringError(
+        f"no dense attention of {query.device} takes {query.dtype} queries {list(query.shape)} and "
+        f"keys {list(key.shape)} with {'a' if bias is not None else 'no'} mask"
+    )
 
 
 def backends(query: Tensor, bias: Tensor | None) -> list[Backend]:
     """The backends of a tensor's device that take it, the best one first; it may be a fake one."""
+    return [one for one in known_backends(query) if one.refuses(query, bias) is None]
+
+
+def known_backends(query: Tensor) -> tuple[Backend, ...]:
+    """Every backend of a tensor's device, the best one first."""
     if query.device.type == "cpu":
-        known = [_ON_CPU]
-    else:
-        hopper = torch.cuda.get_device_capability(query.device)[0] in (9, 10)
-        known = [_CUDNN, _FLASH, _EFFICIENT] if hopper else [_FLASH, _CUDNN, _EFFICIENT]
-    return [backend for backend in known if backend.refuses(query, bias) is None]
+        return (_ON_CPU,)
+    if architecture_of(query) // 10 in (9, 10):
+        return (_CUDNN, _FLASH, _EFFICIENT)
+    return (_FLASH, _CUDNN, _EFFICIENT)
 
 
 def _on_cpu(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Any:
@@ -104,21 +117,21 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: floa
     )[:2]
 
 
-def _cudnn_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _cudnn_refuses(query: Tensor, _: Tensor | None) -> str | None:
     if not (torch.backends.cudnn.is_available() and torch.backends.cuda.cudnn_sdp_enabled()):
         return "cuDNN's attention is not there or switched off"
     if (version := torch.backends.cudnn.version() or 0) < CUDNN:
         return f"cuDNN {version} is older than {CUDNN}"
-    return None if query.shape[-1] <= 128 else "it takes 128 features a head at most"
+    return None if query.shape[-1] <= 128 else "cuDNN takes 128 features a head at most"
 
 
-def _flash_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _flash_refuses(_: Tensor, bias: Tensor | None) -> str | None:
     if not torch.backends.cuda.flash_sdp_enabled():
         return "FlashAttention is switched off"
     return None if bias is None else "FlashAttention takes no mask"
 
 
-def _efficient_refuses(query: Tensor, bias: Tensor | None) -> str | None:
+def _efficient_refuses(*_: Tensor | None) -> str | None:
     enabled = torch.backends.cuda.mem_efficient_sdp_enabled()
     return None if enabled else "memory-efficient attention is switched off"
 

@@ -114,13 +114,15 @@ def _match_tokens_kernel(
     tl.store(own_ptr + out, own, mask=inside)
 
 
-def supports(x: Tensor, destinations: Tensor, keep: int, before: int, after: int) -> None:
+def supports(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int, profile: bool = False
+) -> None:
     """Check that the kernel takes these arguments of the contract.
 
     Raises:
         LoweringError: it does not; the message names what it got and what is supported.
     """
-    del keep, before, after
+    del keep, before, after, profile
     if x.dtype not in DTYPES:
         raise LoweringError(
             f"{OP}: tokens are {x.dtype}; the kernel takes torch.bfloat16 or torch.float16"
@@ -141,6 +143,7 @@ def launch(
     keep: int,
     before: int,
     after: int,
+    profile: bool = False,
     config: triton.Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match with the kernel; arguments and results of the contract.
@@ -150,7 +153,7 @@ def launch(
     """
     supports(x, destinations, keep, before, after)
     search = partial(nearest, config=config)
-    return contract.match_with(search, x, destinations, keep, before, after)
+    return contract.match_with(search, x, destinations, keep, before, after, profile)
 
 
 def nearest(
@@ -167,9 +170,7 @@ def nearest(
     chosen = video.index_select(1, destinations)
     norm = chosen.float().square().sum(-1)
     prepare(video, sources, chosen, norm, found, distance, own, config).run()
-    energy = norm.sum(-1) + own.sum(-1)
-    # a running minimum drops what is not a number: the profile must show it all the same
-    return found.long(), distance, torch.where(energy.isfinite(), energy, torch.nan)
+    return found.long(), distance, norm.sum(-1) + own.sum(-1)
 
 
 def prepare(

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fisopt.codegen.kernels import reduce_dense
+from fisopt.codegen.kernels.attend import attend_block, rows_of
 from fisopt.codegen.kernels.inverse import inverse
 from fisopt.codegen.kernels.launching import (
     Launch,
@@ -24,11 +26,13 @@ from fisopt.codegen.kernels.launching import (
     mask_arguments,
     refuse_operands,
 )
-from fisopt.codegen.kernels.softmax import ADDED, LOG2E, UNMASKED, averaged, fold, masked, product
+from fisopt.codegen.kernels.softmax import LOG2E, UNMASKED, averaged
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops.tile_attention import empty_result
 
 OP = "fisopt::reduce_attend_restore"
+PREFERRED = {"dense": reduce_dense}
+"""Other implementations, which run before this one where nothing was measured."""
 
 
 def _config(block_m: int, block_n: int, warps: int, stages: int) -> triton.Config:
@@ -43,80 +47,6 @@ CONFIGS = [
     _config(128, 32, 8, 2),
     _config(64, 32, 8, 2),
 ]
-
-
-@triton.jit
-def _gathered(
-    source,
-    strides,
-    index_ptr,
-    first,
-    end,
-    width,
-    BLOCK: tl.constexpr,
-    WIDTH: tl.constexpr,
-    EVEN: tl.constexpr,
-    TAIL: tl.constexpr,
-):
-    """Rows that the index names from ``first`` on, with TAIL 0 from ``end`` on: [BLOCK, WIDTH]."""
-    row = first + tl.arange(0, BLOCK)
-    column = tl.arange(0, WIDTH)
-    inside = (column < width)[None, :]
-    if TAIL:
-        inside = inside & (row < end)[:, None]
-    place = row.to(tl.int64)
-    if index_ptr is not None:
-        if TAIL:
-            place = tl.load(index_ptr + row, mask=row < end, other=0).to(tl.int64)
-        else:
-            place = tl.load(index_ptr + row).to(tl.int64)
-    place = place[:, None] * strides[2] + column[None, :] * strides[3]
-    if TAIL or not EVEN:
-        block = tl.load(source + place, mask=inside, other=0.0)
-    else:
-        block = tl.load(source + place)
-    return block
-
-
-@triton.jit
-def _keys_of_block(
-    q,
-    key,
-    value,
-    mask_ptr,
-    kept_ptr,
-    key_strides,
-    value_strides,
-    mask_strides,
-    first,
-    queries,
-    n,
-    keys,
-    width_d,
-    width_e,
-    peak,
-    total,
-    sums,
-    factor,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    EVEN_D: tl.constexpr,
-    EVEN_E: tl.constexpr,
-    MASK: tl.constexpr,
-    MASK_ROWS: tl.constexpr,
-    TAIL: tl.constexpr,
-    WIDEN: tl.constexpr,
-):
-    """Take the kept keys from ``n`` on into the running softmax."""
-    k = _gathered(key, key_strides, kept_ptr, n, keys, width_d, BLOCK_N, BLOCK_D, EVEN_D, TAIL)
-    scores = product(q, tl.trans(k), tl.zeros([q.shape[0], BLOCK_N], tl.float32), WIDEN)
-    scores = masked(
-        scores, factor, mask_ptr, mask_strides, first, queries, n, keys, MASK, MASK_ROWS, TAIL
-    )
-    v = _gathered(value, value_strides, kept_ptr, n, keys, width_e, BLOCK_N, BLOCK_E, EVEN_E, TAIL)
-    scaled = 1.0 if MASK == ADDED else factor
-    return fold(scores, v, peak, total, sums, scaled, MASK != UNMASKED, WIDEN)
 
 
 @triton.jit
@@ -164,17 +94,18 @@ def _reduce_attend_restore_kernel(
     head = pair % heads
     first = tl.program_id(0) * BLOCK_M
     row = first + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    query_ptr += batch * query_strides[0] + head * query_strides[1]
-    key_ptr += batch * key_strides[0] + head * key_strides[1]
-    value_ptr += batch * value_strides[0] + head * value_strides[1]
+    place = (batch, head)
+    rows = (first, queries)
+    widths = (width_d, width_e)
     out_ptr += batch * out_strides[0] + head * out_strides[1]
     kept_ptr = keys_ptr
     if keys_ptr is not None:
         kept_ptr += pair * keys
-    q = _gathered(
+    q = rows_of(
         query_ptr,
         query_strides,
         queries_ptr + pair * queries,
+        place,
         first,
         queries,
         width_d,
@@ -182,6 +113,7 @@ def _reduce_attend_restore_kernel(
         BLOCK_D,
         EVEN_D,
         True,
+        False,
     )  # [BLOCK_M, BLOCK_D]
     if MASK != UNMASKED:
         mask_ptr += batch * mask_strides[0] + head * mask_strides[1]
@@ -190,7 +122,7 @@ def _reduce_attend_restore_kernel(
     sums = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
     whole = keys // BLOCK_N * BLOCK_N
     for n in tl.range(0, whole, BLOCK_N):
-        peak, total, sums = _keys_of_block(
+        peak, total, sums = attend_block(
             q,
             key_ptr,
             value_ptr,
@@ -199,15 +131,12 @@ def _reduce_attend_restore_kernel(
             key_strides,
             value_strides,
             mask_strides,
-            first,
-            queries,
+            place,
+            rows,
             n,
             keys,
-            width_d,
-            width_e,
-            peak,
-            total,
-            sums,
+            widths,
+            (peak, total, sums),
             factor,
             BLOCK_N,
             BLOCK_D,
@@ -217,10 +146,11 @@ def _reduce_attend_restore_kernel(
             MASK,
             MASK_ROWS,
             False,
+            False,
             WIDEN,
         )
     if whole < keys:
-        peak, total, sums = _keys_of_block(
+        peak, total, sums = attend_block(
             q,
             key_ptr,
             value_ptr,
@@ -229,15 +159,12 @@ def _reduce_attend_restore_kernel(
             key_strides,
             value_strides,
             mask_strides,
-            first,
-            queries,
+            place,
+            rows,
             whole,
             keys,
-            width_d,
-            width_e,
-            peak,
-            total,
-            sums,
+            widths,
+            (peak, total, sums),
             factor,
             BLOCK_N,
             BLOCK_D,
@@ -247,6 +174,7 @@ def _reduce_attend_restore_kernel(
             MASK,
             MASK_ROWS,
             True,
+            False,
             WIDEN,
         )
     column = tl.arange(0, BLOCK_E)

@@ -1,8 +1,8 @@
 """tile_attention on a GPU: flash attention that walks the kept key ranges of its plan only.
 
 Each group of queries is cut into blocks of its own, so that all queries of a block read the same
-keys.  A work list says which block starts where, those with most keys first.  In a key range the
-whole blocks run without any mask, the rest of the range as one masked block.
+keys.  A work list says which block starts where, those with most keys first.  The key ranges of a
+group are one list of blocks: whole ones run without any mask, then the rests of ranges masked.
 """
 
 from __future__ import annotations
@@ -21,15 +21,23 @@ from fisopt.codegen.kernels.launching import (
     architecture_of,
     attention_constants,
     in_four,
+    interpreted,
     mask_arguments,
     padded,
     refuse_operands,
     takes_descriptors,
 )
 from fisopt.codegen.kernels.softmax import LOG2E
-from fisopt.codegen.kernels.tile_choices import CONFIGS, Masked, default_config
+from fisopt.codegen.kernels.tile_choices import (
+    CONFIGS,
+    OVERLAPPED,
+    Masked,
+    default_config,
+    overlaps,
+)
 from fisopt.codegen.kernels.tile_kernel import tile_attention_kernel
 from fisopt.codegen.kernels.work_list import lists_of
+from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import tile_attention as contract
 
 OP = "fisopt::tile_attention"
@@ -37,11 +45,13 @@ PREFERRED = {"merge": tile_merge}
 """Other implementations, which run before this one where nothing was measured."""
 __all__ = [
     "CONFIGS",
+    "OVERLAPPED",
     "PREFERRED",
     "Masked",
     "default_config",
     "launch",
     "launch_with_lse",
+    "overlaps",
     "prepare",
     "supports",
 ]
@@ -128,24 +138,53 @@ def prepare(
     if config is None:
         described = all(takes_descriptors(x) for x in (q, k, v))
         masked: Masked = "no" if mask is None else "each" if mask_strides[2] else "alike"
-        width = max(q.shape[-1], v.shape[-1])
-        config = default_config(width, architecture_of(q), described, masked)
+        widths, architecture = (q.shape[-1], v.shape[-1]), architecture_of(q)
+        config = default_config(max(widths), architecture, described, masked)
+        if not interpreted() and all(overlaps(w, architecture, described, masked) for w in widths):
+            config = OVERLAPPED
     sizes = config.kwargs
-    block_d, block_e = padded(q.shape[-1]), padded(v.shape[-1])
-    work, blocks = lists = lists_of(
-        rows, keys, (q.shape[2], k.shape[2]), (sizes["BLOCK_M"], sizes["BLOCK_N"])
-    )
+    m, n, d, e = sizes["BLOCK_M"], sizes["BLOCK_N"], padded(q.shape[-1]), padded(v.shape[-1])
+    operands = [*zip((q, k, v), ((m, d), (n, d), (n, e)), strict=True)]
+    work, blocks = lists = lists_of(rows, keys, (q.shape[2], k.shape[2]), (m, n))
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    shapes = ((sizes["BLOCK_M"], block_d), (sizes["BLOCK_N"], block_d), (sizes["BLOCK_N"], block_e))
-    operands = [
-        TensorDescriptor.from_tensor(x, [1, 1, *shape]) if sizes["DESCRIPTORS"] else x
-        for x, shape in zip((q, k, v), shapes, strict=True)
-    ]
-    arguments: list[Any] = [*operands, mask, o, lse, work, blocks, rows]
-    arguments += [q.stride(), k.stride(), v.stride(), mask_strides, o.stride()]
-    arguments += [q.shape[1], q.shape[1] // k.shape[1], q.shape[2], q.shape[3], v.shape[3]]
-    arguments += [blocks.shape[2], *(x.stride(0) if x.shape[0] > 1 else 0 for x in lists)]
-    arguments += [scale * LOG2E.value]
+    rest: list[Any] = [o, lse, work, blocks, rows, o.stride(), q.shape[1], q.shape[1] // k.shape[1]]
+    rest += [q.shape[2], v.shape[3], blocks.shape[2]]
+    rest += [x.stride(0) if x.shape[0] > 1 else 0 for x in lists]
+    rest += [scale * LOG2E.value]
     grid = (work.shape[1], q.shape[0] * q.shape[1])
+    if "OVERLAPPED" in sizes:
+        return _overlapped(operands, mask, rest, grid, config)
     constants = attention_constants(q, v, mode, mask_strides)
-    return Launch(tile_attention_kernel, grid, tuple(arguments), constants, config)
+    rest += [mask, q.stride(), k.stride(), v.stride(), mask_strides, q.shape[3]]
+    read = [
+        TensorDescriptor.from_tensor(x, [1, 1, *block]) if sizes["DESCRIPTORS"] else x
+        for x, block in operands
+    ]
+    return Launch(tile_attention_kernel, grid, (*read, *rest), constants, config)
+
+
+def _overlapped(
+    operands: list[tuple[Tensor, tuple[int, int]]],
+    mask: Tensor | None,
+    rest: list[Any],
+    grid: tuple[int, ...],
+    config: triton.Config,
+) -> Launch:
+    """The same for the kernel that overlaps; Gluon is imported only here.
+
+    Raises:
+        LoweringError: the kernel does not take the operands.
+    """
+    widths = [block[1] for _, block in operands]
+    taken = (overlaps(x.shape[-1], architecture_of(x), takes_descriptors(x)) for x, _ in operands)
+    if mask is not None or interpreted() or not all(taken):
+        raise LoweringError(
+            f"{OP}: {widths} features, {'a' if mask is not None else 'no'} mask, on "
+            f"{operands[0][0].device}; with {config} the kernel takes 64 or 128 features, no mask, "
+            "and what a descriptor can read on sm_90"
+        )
+    from fisopt.codegen.kernels.tile_overlapped import described_for_gluon, overlapped_kernel
+
+    read = [described_for_gluon(x, block) for x, block in operands]
+    constants = {"BLOCK_D": widths[0], "BLOCK_E": widths[2]}
+    return Launch(overlapped_kernel, grid, (*read, *rest), constants, config)

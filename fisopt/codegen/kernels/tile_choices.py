@@ -31,6 +31,17 @@ CONFIGS = [
     _config(64, 32, 8, 2, descriptors=False),
 ]
 
+OVERLAPPED = triton.Config(
+    {"BLOCK_M": 128, "BLOCK_N": 128, "OVERLAPPED": True}, num_warps=8, num_stages=2
+)
+"""Softmax beside the matrix products, the choice where it `overlaps`; not interpreted."""
+
+
+def overlaps(width: int, architecture: int, descriptors: bool, masked: Masked = "no") -> bool:
+    """Whether OVERLAPPED takes operands, and a device runs them; see `default_config`."""
+    wide = padded(width) in (64, 128)
+    return wide and architecture == 90 and descriptors and masked == "no"
+
 
 def default_config(
     width: int, architecture: int, descriptors: bool, masked: Masked = "no"

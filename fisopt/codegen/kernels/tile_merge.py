@@ -1,6 +1,6 @@
 """tile_attention by dense attentions: a few calls of the device's own, merged by log-sum-exp.
 
-The plan is read from the device once, and cut as `fisopt.codegen.kernels.pieces` says; views of
+The plan is read from the device once, and cut as `fisopt.codegen.kernels.cuts` says; views of
 queries, keys and values serve as operands where they can.
 
 Source: merging is that of FlashAttention's blocks, arXiv:2205.14135.
@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends
+from fisopt.codegen.kernels.cuts import cheapest
+from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends, known_backends
 from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
 from fisopt.codegen.kernels.merge import merge
-from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment, cheapest
+from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment
 from fisopt.codegen.kernels.plan_cache import once_a_plan
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import tile_attention as contract
@@ -43,11 +44,11 @@ def supports(
     del rows, pairs
     if keys.shape[0] != 1:
         raise LoweringError(f"{OP}: {keys.shape[0]} heads have plans of their own; wanted one")
-    widths = [x.shape[-1] for x in (query, key, value)]
-    if not 2 <= query.ndim <= 4 or len(set(widths)) > 1 or widths[0] % 8 or not widths[0]:
+    forms = [(str(x.dtype), x.shape[-1]) for x in (query, key, value)]
+    if not 2 <= query.ndim <= 4 or len(set(forms)) > 1 or query.shape[-1] % 8:
         raise LoweringError(
-            f"{OP}: query is {list(query.shape)} and there are {widths} features a head; wanted "
-            "two to four dimensions, and as many features of queries, keys and values, in eights"
+            f"{OP}: query is {list(query.shape)}; queries, keys and values are {forms}; wanted two "
+            "to four dimensions, and one type and number of features for all, a multiple of 8"
         )
     if query.device.type != "cpu":
         refuse_device(OP, "query", query)
@@ -56,7 +57,8 @@ def supports(
     if scale is not None and scale <= 0:
         raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
     if not backends(query, mask):
-        raise LoweringError(f"{OP}: no dense attention of {query.device} takes these operands")
+        why = [str(one.refuses(query, mask)) for one in known_backends(query)]
+        raise LoweringError(f"{OP}: no dense attention takes these operands: {'; '.join(why)}")
 
 
 def launch(
@@ -93,12 +95,7 @@ def run(
     out = in_four(result)
     seen = None if mask is None else in_four(mask).expand(*in_four(mask).shape[:-1], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
-    if any(piece.windows > 1 for piece in cut.pieces):
-        for item in range(q.shape[0]):
-            one = slice(item, item + 1)
-            hides = None if seen is None else seen[one if seen.shape[0] > 1 else slice(None)]
-            _Operands(q[one], k[one], v[one], hides, scale).fill(cut, out[one])
-    else:
+    if result.numel():
         _Operands(q, k, v, seen, scale).fill(cut, out)
     return result
 
@@ -111,9 +108,13 @@ def _ready(x: Tensor) -> Tensor:
     return x if fits and x.stride(-1) == 1 and x.data_ptr() % 16 == 0 else x.contiguous()
 
 
+Results = list[tuple[Tensor, Tensor]]
+"""Of each batch item: [1, h, windows x queries, D], and the log-sum-exp of each query."""
+
+
 @dataclass
 class _Operands:
-    """What the attentions of a cut read; with windows the batch is of one item.
+    """What the attentions of a cut read.
 
     Shapes: query [B, h, N, D]; key, value [B, h', M, D]; mask [B or 1, h or 1, N or 1, M].
     """
@@ -128,82 +129,91 @@ class _Operands:
     def fill(self, cut: Cut, out: Tensor) -> None:
         """Run the attentions in the order of the queries; no result is kept longer than needed."""
         last = {part: n for n, one in enumerate(cut.segments) for part, _ in one.parts}
-        results: dict[int, tuple[Tensor, Tensor]] = {}
+        results: dict[int, Results] = {}
         for n, segment in enumerate(cut.segments):
             for part, _ in segment.parts:
                 if part not in results:
                     results[part] = self.attend(cut.pieces[part])
-            self.write(segment, results, out[:, :, segment.start : segment.end])
+            for item, room in enumerate(out.split(1)):
+                self.write(segment, results, item, room)
             results = {part: result for part, result in results.items() if last[part] > n}
 
-    def write(
-        self, segment: Segment, results: dict[int, tuple[Tensor, Tensor]], out: Tensor
-    ) -> None:
-        """Write the results of a segment's queries."""
+    def write(self, segment: Segment, results: dict[int, Results], item: int, out: Tensor) -> None:
+        """Write the results of a segment's queries for one batch item."""
         size = segment.end - segment.start
-        parts = [results[part][0].narrow(2, place, size) for part, place in segment.parts]
-        sums = [results[part][1].narrow(2, place, size) for part, place in segment.parts]
+        room = out.narrow(2, segment.start, size)
+        found = [(*results[part][item], place) for part, place in segment.parts]
+        parts = [part.narrow(2, place, size) for part, _, place in found]
+        sums = [lse.narrow(2, place, size) for _, lse, place in found]
         if not parts:
-            out.zero_()
+            room.zero_()
         elif len(parts) == 1 and self.mask is None:
-            out.copy_(parts[0])
+            room.copy_(parts[0])
         else:
-            merge(out, parts, sums, self.mask is not None, out.is_cuda)
+            merge(room, parts, sums, self.mask is not None, out.is_cuda)
 
-    def attend(self, piece: Piece) -> tuple[Tensor, Tensor]:
-        """[B, h, windows x queries, D] and the log-sum-exp of each query."""
-        if piece.windows == 1:
-            query = contract.take(self.query, 2, piece.queries)
-            result, lse = attend(query, *self.gather(piece.keys), self.bias(piece), self.scale)
-            return result, lse
-        step, along = piece.steps
-        query = _windows(self.query, piece.queries[0], piece.windows, step)
+    def attend(self, piece: Piece) -> Results:
+        """Run one attention: on the whole batch, or the windows of one item after the other."""
+        if piece.windows > 1:
+            return [self.windows(piece, item) for item in range(self.query.shape[0])]
+        query = _side_by_side(self.query, piece.queries)
+        seen = self.mask
+        if seen is not None:
+            seen = seen if seen.shape[2] == 1 else contract.take(seen, 2, piece.queries)
+            seen = contract.take(seen, 3, piece.keys)
+        out, lse = attend(query, *self.gather(piece.keys), _bias(seen, query), self.scale)
+        return list(zip(out.split(1), lse.split(1), strict=True))
+
+    def windows(self, piece: Piece, item: int) -> tuple[Tensor, Tensor]:
+        """Run the windows of one batch item as a batch, on views."""
+        (rows,), (columns,), (step, along) = piece.queries, piece.keys, piece.steps
+        query = _windows(self.query[item], piece.windows, (rows, step))
         key, value = (
-            _windows(x, piece.keys[0], piece.windows, along) for x in (self.key, self.value)
+            _windows(x[item], piece.windows, (columns, along)) for x in (self.key, self.value)
         )
-        result, lse = attend(query, key, value, self.bias(piece), self.scale)
-        return (
-            result.transpose(0, 1).flatten(1, 2)[None],
-            lse.transpose(0, 1).flatten(1, 2)[None],
-        )
+        seen = None
+        if self.mask is not None:
+            one = self.mask[item if self.mask.shape[0] > 1 else 0]
+            alike = one.shape[1] == 1
+            over = ((0, 1), 0) if alike else (rows, step)
+            seen = _windows(one, piece.windows, over, (columns, along))
+        out, lse = attend(query, key, value, _bias(seen, query), self.scale)
+        return out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]
 
     def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
         """Keys and values of some ranges, laid side by side once."""
         if ranges not in self.gathered:
-            key, value = (contract.take(x, 2, ranges) for x in (self.key, self.value))
+            key, value = (_side_by_side(x, ranges) for x in (self.key, self.value))
             self.gathered[ranges] = (key, value)
         return self.gathered[ranges]
 
-    def bias(self, piece: Piece) -> Tensor | None:
-        """What is added to the scores of a piece, rows in units of 16 entries."""
-        if self.mask is None:
-            return None
-        seen = self.mask
-        alike = seen.shape[2] == 1
-        if piece.windows > 1:
-            step, along = piece.steps
-            windows, (first, end), (column, stop) = piece.windows, piece.queries[0], piece.keys[0]
-            s = seen.stride()
-            rows = (1, 0, 0) if alike else (end - first, s[2], first)
-            seen = seen.as_strided(
-                (windows, seen.shape[1], rows[0], stop - column),
-                (step * rows[1] + along * s[3], s[1], rows[1], s[3]),
-                seen.storage_offset() + rows[2] * rows[1] + column * s[3],
-            )
-        else:
-            seen = seen if alike else contract.take(seen, 2, piece.queries)
-            seen = contract.take(seen, 3, piece.keys)
-        width = seen.shape[-1]
-        room = (*seen.shape[:-1], -(-width // 16) * 16)
-        bias = self.query.new_full(room, HIDDEN)[..., :width]
-        if seen.dtype == torch.bool:
-            return bias.masked_fill_(seen, 0.0)
-        return bias.copy_(seen).clamp_(min=HIDDEN)
+
+def _bias(seen: Tensor | None, query: Tensor) -> Tensor | None:
+    """What a mask adds to the scores, in the type of the queries, rows in units of 16 entries."""
+    if seen is None:
+        return None
+    width = seen.shape[-1]
+    room = (*seen.shape[:-1], -(-width // 16) * 16)
+    bias = query.new_full(room, HIDDEN)[..., :width]
+    if seen.dtype == torch.bool:
+        return bias.masked_fill_(seen, 0.0)
+    return bias.copy_(seen).clamp_(min=HIDDEN)
 
 
-def _windows(x: Tensor, first: Range, count: int, step: int) -> Tensor:
-    """[count, h, n, D] of x [1, h, N, D]: rows ``first``, each time ``step`` further."""
-    _, heads, along, entries = x.stride()
-    shape = (count, x.shape[1], first[1] - first[0], x.shape[3])
-    start = x.storage_offset() + first[0] * along
-    return x.as_strided(shape, (step * along, heads, along, entries), start)
+def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
+    """Ranges of the tokens of x [B, h, N, D]; a copy has its memory in the order [B, N, h, D]."""
+    return contract.take(x.transpose(1, 2), 1, ranges).transpose(1, 2)
+
+
+def _windows(x: Tensor, count: int, *dims: tuple[Range, int]) -> Tensor:
+    """Views of x [h, N, ...], [count, h, n, ...].
+
+    Of each dimension from the second on that is given, a range, which moves by a step from one
+    window to the next.
+    """
+    strides, shape, start, step = x.stride(), list(x.shape), x.storage_offset(), 0
+    for dim, ((first, end), along) in enumerate(dims, start=1):
+        shape[dim] = end - first
+        start += first * strides[dim]
+        step += along * strides[dim]
+    return x.as_strided((count, *shape), (step, *strides), start)

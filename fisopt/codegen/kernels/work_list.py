@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
-_LISTS: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+from fisopt.codegen.kernels.plan_cache import once_a_plan
 
 
 def lists_of(
@@ -23,15 +22,12 @@ def lists_of(
         tokens: entries of the queries and of the keys.
         blocks: queries and keys of a block.
     """
-    versions = tuple(0 if x.is_inference() else x._version for x in (rows, keys))
-    by_rows = _LISTS.setdefault(keys, WeakTensorKeyDictionary())
-    known = by_rows.setdefault(rows, {})
-    place = (tokens, blocks, versions)
-    if place not in known:
+
+    def make() -> tuple[Tensor, Tensor]:
         work = work_list(rows, keys, tokens[0], blocks[0])
-        known[place] = (work, key_blocks(keys, tokens[1], blocks[1]))
-    found: tuple[Tensor, Tensor] = known[place]
-    return found
+        return work, key_blocks(keys, tokens[1], blocks[1])
+
+    return once_a_plan(rows, keys, (tokens, blocks), make)
 
 
 def work_list(rows: Tensor, keys: Tensor, tokens: int, block: int) -> Tensor:

@@ -6,6 +6,7 @@ Importing one makes all known.
 from fisopt.rewrite.ops import (
     fill_frames,
     gather_frames,
+    match_nearby,
     match_tokens,
     reduce_attend_restore,
     reduce_tokens,
@@ -16,6 +17,7 @@ from fisopt.rewrite.ops import (
 __all__ = [
     "fill_frames",
     "gather_frames",
+    "match_nearby",
     "match_tokens",
     "reduce_attend_restore",
     "reduce_tokens",

@@ -25,18 +25,25 @@ Nearest = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def match_with(
-    nearest_of: Nearest, x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+    nearest_of: Nearest,
+    x: Tensor,
+    destinations: Tensor,
+    keep: int,
+    before: int,
+    after: int,
+    profile: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`match_tokens` with another search of the nearest destinations."""
     lead, size = x.shape[:-2], x.shape[-2]
     tokens, count = size - before - after, destinations.shape[0]
     video = x.narrow(-2, before, tokens).reshape(-1, tokens, x.shape[-1])
-    zeros = torch.zeros(tokens, dtype=torch.int32, device=x.device)
-    is_destination = zeros.scatter(0, destinations, 1)
-    sources = is_destination.argsort(stable=True)[: tokens - count]
+    is_source = torch.ones(tokens, dtype=torch.bool, device=x.device)
+    sources = _places(is_source.index_fill_(0, destinations, False), tokens - count)
     nearest, distance, energy = nearest_of(video, destinations, sources)
-    ranked, order = distance.sort(dim=-1, descending=True, stable=True)
-    stay = sources[order[:, :keep].sort(dim=-1).values]
+    # a search may never meet what is not a number: the results must show it all the same
+    energy = torch.where(energy.isfinite(), energy, torch.nan)
+    stays = _largest(distance, keep)
+    stay = sources[_places(stays, keep)]
     rows = video.shape[0]
     origin = torch.empty(rows, tokens, dtype=torch.int64, device=x.device)
     origin[:, destinations] = torch.arange(count, device=x.device)
@@ -49,11 +56,33 @@ def match_with(
         [head, destinations.expand(rows, -1) + before, stay + before, tail + size - after], dim=1
     )
     origin = torch.cat([head, origin + before, tail + middle], dim=1)
+    if profile:
+        lost = _profile(distance.sort(dim=-1).values, energy, tokens)
+    else:
+        lost = ((distance * ~stays).sum(-1) / _positive(energy)).reshape(lead)
     return (
         kept.to(torch.int32).reshape(*lead, -1),
         origin.to(torch.int32).reshape(*lead, -1),
-        _profile(ranked.flip(-1), energy, tokens),
+        lost.to(torch.float32),
     )
+
+
+def _largest(distance: Tensor, keep: int) -> Tensor:
+    """Where the ``keep`` largest of each row are, the first ones of equals; without a sort."""
+    if keep == 0:
+        return torch.zeros_like(distance, dtype=torch.bool)
+    least = distance.topk(keep, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = distance > least, distance == least
+    room = keep - above.sum(-1, keepdim=True)
+    return above | (equal & (equal.cumsum(-1) <= room))
+
+
+def _places(mask: Tensor, count: int) -> Tensor:
+    """Positions of the ``count`` entries of each row that are true, in their order."""
+    place = torch.arange(mask.shape[-1], device=mask.device).expand(mask.shape)
+    rank = torch.where(mask, mask.cumsum(-1) - 1, count)
+    room = place.new_zeros(*mask.shape[:-1], count + 1)
+    return room.scatter_(-1, rank, place)[..., :count]
 
 
 def _nearest(video: Tensor, destinations: Tensor, sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,49 +121,56 @@ def _nearest(video: Tensor, destinations: Tensor, sources: Tensor) -> tuple[Tens
 
 def _profile(ascending: Tensor, energy: Tensor, tokens: int) -> Tensor:
     """Share of the energy that is lost with the first j/10 of the tokens, j = 0 .. 10."""
-    lost = ascending.cumsum(-1) / energy.clamp(min=torch.finfo(energy.dtype).tiny).unsqueeze(-1)
+    lost = ascending.cumsum(-1) / _positive(energy).unsqueeze(-1)
     lost = torch.cat([torch.zeros_like(energy).unsqueeze(-1), lost], dim=-1).mean(0)
     dropped = [min(tokens * j // LEVELS, ascending.shape[-1]) for j in range(LEVELS + 1)]
-    return torch.stack([lost[n] for n in dropped]).to(torch.float32)
+    return torch.stack([lost[n] for n in dropped])
 
 
-def _fake(
-    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+def _positive(energy: Tensor) -> Tensor:
+    return energy.clamp(min=torch.finfo(energy.dtype).tiny)
+
+
+def fake(
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int, profile: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """Results of the right shape."""
     lead, size = x.shape[:-2], x.shape[-2]
     short = before + destinations.shape[0] + keep + after
     return (
         x.new_empty(*lead, short, dtype=torch.int32),
         x.new_empty(*lead, size, dtype=torch.int32),
-        x.new_empty(LEVELS + 1, dtype=torch.float32),
+        x.new_empty((LEVELS + 1,) if profile else lead, dtype=torch.float32),
     )
 
 
-def _axes(node: fx.Node) -> Axes:
+def no_axes(node: fx.Node) -> Axes:
     """Axis rule: indices carry no frames."""
     del node
     return ()
 
 
-def _flops(x: Any, destinations: Any, keep: int, before: int, after: int) -> float:
+def _flops(
+    x: Any, destinations: Any, keep: int, before: int, after: int, profile: bool = False
+) -> float:
     """FLOPs of the distances: a multiply-add for each feature of each pair."""
-    del keep
+    del keep, profile
     tokens, count = x.shape[-2] - before - after, destinations.shape[0]
     return float(2 * x.shape[:-2].numel() * (tokens - count) * count * x.shape[-1])
 
 
 @operator(
     "fisopt::match_tokens",
-    fake=_fake,
+    fake=fake,
     example=(torch.eye(3, device="cpu"), torch.tensor([0], device="cpu"), 1, 0, 0),
-    axes=_axes,
+    axes=no_axes,
     flops=_flops,
     counts_as="matching",
     gradient="zero",
     opaque=True,
 )
 def match_tokens(
-    x: Tensor, destinations: Tensor, keep: int, before: int, after: int
+    x: Tensor, destinations: Tensor, keep: int, before: int, after: int, profile: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match in plain torch, each leading index (batch, head) for itself.
 
@@ -145,8 +181,9 @@ def match_tokens(
         kept [..., M] int32, M = before + K + keep + after: positions in x of the entries that
             stay: those before, the destinations, the kept sources, those after;
         origin [..., S] int32: for every entry of x the position in ``kept`` that stands for it;
-        profile [11] float32: the squared distance between dropped tokens and those that stand
-            for them if the most similar j tenths of the tokens are dropped, as a share of the
-            tokens' squared norm, mean over the leading indices.  Not finite if x is not.
+        lost [...] float32: the squared distance between dropped tokens and those that stand for
+            them, as a share of the tokens' squared norm; with ``profile`` [11], the same if the
+            most similar j tenths of the tokens are dropped, mean over the leading indices.  Not
+            finite if x is not.
     """
-    return match_with(_nearest, x, destinations, keep, before, after)
+    return match_with(_nearest, x, destinations, keep, before, after, profile)

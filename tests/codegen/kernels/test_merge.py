@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -31,3 +35,19 @@ def test_parts_that_do_not_count_do_not_show() -> None:
         got = torch.empty_like(parts[0])
         merge(got, parts, sums, True, by_kernel)
         assert torch.equal(got, parts[0])
+
+
+AHEAD = """
+import torch
+from fisopt.codegen.aot import compile_ahead
+from fisopt.codegen.kernels.merge import prepare
+
+out = torch.empty(1, 64, 4, 128, dtype=torch.bfloat16).transpose(1, 2)
+made = compile_ahead(prepare(out, [out] * 8, [torch.empty(1, 4, 64)] * 8, True), 90)
+assert (made.spilled, made.registers <= 128) == (0, True), made
+"""
+
+
+def test_compiles_without_spills() -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    subprocess.run([sys.executable, "-c", AHEAD], env=environment, check=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fisopt.codegen.kernels import dense_attention, tile_merge
-from fisopt.codegen.kernels.pieces import cuts
+from fisopt.codegen.kernels.cuts import cuts
 from fisopt.errors import LoweringError
 from fisopt.passes.masks import FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
@@ -154,8 +155,8 @@ def test_a_plan_is_read_once_until_it_changes(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"width": 12}, "12, 12, 12. features a head; wanted .* in eights"),
-        ({"wider": 8}, "8, 8, 16. features"),
+        ({"width": 12}, "'torch.float32', 12.*a multiple of 8"),
+        ({"wider": 8}, "'torch.float32', 16.*; wanted .* one type and number of features"),
         ({"scale": -1.0}, "scale is -1.0; wanted a positive one"),
     ],
 )
@@ -181,12 +182,30 @@ def test_a_backend_that_fails_is_said_once_and_the_next_one_runs(
     monkeypatch.setattr(dense_attention, "backends", lambda *_: chain)
     monkeypatch.setattr(dense_attention, "_FAILED", set())
     posed = made(TABLES["k=2"], AXES["video"])
-    with pytest.warns(RuntimeWarning, match="cuDNN is not used: no plan found") as said:
-        check(posed)
-    assert len(said) == 1
-    chain.pop()
-    with pytest.raises(LoweringError, match="no dense attention of cpu takes these operands"):
+    with pytest.warns(RuntimeWarning, match="cuDNN is not used for .*: no plan found") as said:
         tile_merge.launch(*posed.args)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        got = tile_merge.launch(*posed.args)
+    torch.testing.assert_close(got, posed.want, rtol=0, atol=1e-5)
+    shapes = {str(one.message).partition(":")[0] for one in said}
+    assert len(said) == len(shapes), "once a shape"
+    chain.pop()
+    with pytest.raises(LoweringError, match=r"no dense attention of cpu takes torch.float32 que"):
+        tile_merge.launch(*posed.args)
+
+
+def test_with_the_kernel_that_merges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, in the interpreter."""
+    merge, kernel = tile_merge.merge, []
+    monkeypatch.setattr(
+        tile_merge, "merge", lambda *args: kernel.append(1) or merge(*args[:-1], by_kernel=True)
+    )
+    for name, mask in (("k=2", "none"), ("decay 1", "padding")):
+        posed = made(TABLES[name], AXES["text first"], mask=mask)
+        got = tile_merge.launch(*posed.args)
+        torch.testing.assert_close(got, posed.want, rtol=0, atol=1e-5)
+    assert kernel
 
 
 def test_operator() -> None:
