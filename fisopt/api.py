@@ -83,7 +83,7 @@ def optimize(
     strict: bool = True,
     recipe: RecipeSource | None = None,
     cache_size: int = SIZE,
-    linear: Linear = "model",
+    linear: Linear | None = None,
     attention: Attention = None,
 ) -> Any:
     """Make a video DiT faster.
@@ -105,14 +105,15 @@ def optimize(
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
             values, or "config" for the ``fisopt`` entry of the model's configuration; of a
-            pipeline also by transformer.
+            pipeline also by transformer.  It says ``linear`` and ``attention`` too, where they
+            are not given.
         cache_size: how many variants (a shape and a set of active passes) are kept, each with
             what was compiled for it; one more drops the one that was used least recently.
             ``result.clear()`` drops all.
-        linear: "model" multiplies in the model's precision.  "fp8" rounds what large linears
-            multiply to FP8, with a scale for each token and each output channel: faster on a GPU
-            from sm_89 on, at a small loss.  "fp8-simulated" gives the same numbers anywhere,
-            slowly.
+        linear: "model", the default, multiplies in the model's precision.  "fp8" rounds what
+            large linears multiply to FP8, with a scale for each token and each output channel:
+            faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
+            numbers anywhere, slowly.
         attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
             "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
             ``flash_attn_interface`` and ``sageattention``; or a function
@@ -201,7 +202,11 @@ def _optimize_module(
             f"({spec.grid}) is that of some inputs: pass the keyword arguments of one forward "
             "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
-    passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
+    if isinstance(chosen, tuple):
+        passes = chosen
+    else:
+        recipe = Recipe.read(chosen, model)
+        passes, options = recipe.passes, options.over(recipe.kernels)
     optimized = OptimizedModule(
         model, passes, spec, backend, strict, scheduler, captures, cache_size, options
     )

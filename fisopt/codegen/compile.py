@@ -54,7 +54,9 @@ def compile_program(
     chosen: list[Choice] = [] if choices is None else choices
     if backend == "eager":
         module = (
-            lowered(program, options, chosen) if options.lowers else program.copy().graph_module
+            lowered(program, options, chosen)
+            if (options.rounds or options.attends)
+            else program.copy().graph_module
         )
         return bind_weights(module, model)
     if not torch.cuda.is_available() and not has_compiler():
@@ -82,9 +84,9 @@ def lowered(program: Program, options: KernelOptions, choices: list[Choice]) -> 
         LoweringError: see `lower` and `use_fp8`.
     """
     module = lower(program)
-    if options.attention not in (None, "sdpa"):
+    if options.attends:
         choices.append(use_attention(module, options.attention))
-    if options.linear != "model":
+    if options.rounds:
         simulate = options.linear == "fp8-simulated"
         choices.append(use_fp8(module, program.source.model, simulate=simulate))
     return module

@@ -26,7 +26,8 @@ NAME = "fp8_weights"
 MULTIPLE = 16
 """What the features of FP8 products are multiples of."""
 SMALL = 512
-"""With fewer features a product gains less than quantising its rows costs."""
+"""With fewer features a product gains less than quantising its rows costs; where it is simulated,
+models are smaller: with less than half of the features that others have."""
 FEW = 16
 """Rows of text and time are fewer than this part of the most rows that a linear has."""
 UNCOUNTED = "the prediction counts FLOPs, which stay: what FP8 gains is not in it"
@@ -50,7 +51,9 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
         LoweringError: its device has no FP8, and nothing is simulated.
     """
     stages = [(stage, _linears(stage)) for stage in stages_of(module)]
-    most = max((_rows(node) for _, nodes in stages for node in nodes), default=0)
+    every = [node for _, nodes in stages for node in nodes]
+    most = max(map(_rows, every), default=0)
+    small = max(map(_features, every), default=0) // 2 if simulate else SMALL
     left: Counter[str] = Counter()
     count, swaps = 0, []
     for stage, nodes in stages:
@@ -58,7 +61,7 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
         for node in nodes:
             if not simulate:
                 fp8.check_device(node.meta["val"].device)
-            reason = _computed(stage, node) or _refused(node, most, simulate)
+            reason = _computed(stage, node) or _refused(node, most, small, simulate)
             if reason is None:
                 taken.append(node)
             else:
@@ -100,7 +103,12 @@ def _rows(linear: fx.Node) -> int:
     return out.shape[:-1].numel()
 
 
-def _refused(linear: fx.Node, most: int, simulate: bool) -> str | None:
+def _features(linear: fx.Node) -> int:
+    weight: Any = linear.args[1]
+    return int(min(weight.meta["val"].shape))
+
+
+def _refused(linear: fx.Node, most: int, small: int, simulate: bool) -> str | None:
     """Why a linear stays as it is, None if it does not."""
     held: Any = linear.args[1]
     weight: torch.Tensor = held.meta["val"]
@@ -109,13 +117,10 @@ def _refused(linear: fx.Node, most: int, simulate: bool) -> str | None:
         return f"{_rows(linear)} rows, others have {most}"
     if any(size % MULTIPLE for size in weight.shape):
         return f"{sizes}, wanted multiples of {MULTIPLE}"
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+    floats = (torch.bfloat16, torch.float16, *([torch.float32] if simulate else []))
+    if weight.dtype not in floats:
         return f"weights in {weight.dtype}"
-    if simulate:
-        return None
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return f"weights in {weight.dtype}"
-    return f"{sizes}, too small to gain" if min(weight.shape) < SMALL else None
+    return f"{sizes}, too small to gain" if _features(linear) < small else None
 
 
 @dataclass(frozen=True)
