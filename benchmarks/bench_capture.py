@@ -33,7 +33,7 @@ NAMES = [*EXPECTED_SHARE, "mochi-1", "ltx-video"]
 PASSES = {
     "stride 2": fisopt.FrameInterleave(stride=2),
     "stride 3": fisopt.FrameInterleave(stride=3),
-    "fis-a": fisopt.FrameInterleave(stride=2, first_block=2, last_block=-2),
+    "fis-a": fisopt.FrameInterleave(stride=2, blocks="2:-2"),
     "attention, all keys, stride 4": fisopt.FrameInterleave(stride=4, scope="attention", kv="all"),
 }
 

@@ -34,7 +34,7 @@ def measure(depth: int) -> dict[str, Any]:
     model = family.transformer(**config).eval().requires_grad_(False)
     inputs = fisopt.models.example_inputs(model, **SIZE)
     start = time.perf_counter()
-    optimized = fisopt.optimize(model, [fisopt.FrameInterleave(first_block=0)], inputs)
+    optimized = fisopt.optimize(model, [fisopt.FrameInterleave(blocks=":")], inputs)
     captured, cpu = time.perf_counter(), _cpu()
     optimized.warmup(inputs, progress=False)
     done = time.perf_counter()

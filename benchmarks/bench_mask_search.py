@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 import fisopt
 from fisopt.models.testbed import load_testbed, sample_prompts
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.tuning.mask_choice import Measurements
 from fisopt.tuning.mask_errors import Calls, default_candidates, joint_error, tile_candidates
 

@@ -35,7 +35,7 @@ from published_costs import VIDEOS, Graphs, from_table, neighbours, schedule_of
 
 import fisopt
 from fisopt.models import testbed
-from fisopt.passes.published_reductions import PublishedReduction
+from fisopt.passes.reduction.published_reductions import PublishedReduction
 from fisopt.rewrite.ops.match_tokens import match_tokens
 from fisopt.rewrite.ops.reduce_tokens import reduce_tokens
 from fisopt.rewrite.ops.restore_tokens import restore_tokens

@@ -64,16 +64,16 @@ def entries() -> Iterator[Entry]:
     for stride in (2, 3):
         yield Entry(
             f"every block, anchors keys, residual, stride {stride}",
-            (fisopt.FrameInterleave(stride=stride, first_block=0),),
+            (fisopt.FrameInterleave(stride=stride, blocks=":"),),
         )
         yield Entry(
             f"first and last block dense, anchors keys, residual, stride {stride}",
-            (fisopt.FrameInterleave(stride=stride, last_block=-1),),
+            (fisopt.FrameInterleave(stride=stride, blocks="1:-1"),),
         )
     for stride in (2, 8):
         yield Entry(
             f"attention in every block, all keys, residual, stride {stride}",
-            (fisopt.FrameInterleave(stride=stride, first_block=0, scope="attention", kv="all"),),
+            (fisopt.FrameInterleave(stride=stride, blocks=":", scope="attention", kv="all"),),
         )
     for name in fisopt.PRESETS:
         yield Entry(f"preset {name}", (name,))

@@ -33,7 +33,7 @@ FILE = RESULTS / "reliability.json"
 WIDTH, ROOM, STEPS = 16, 16, 4
 STATEFUL = [
     TokenReduction(0.5, 0.4, destination_stride=(2, 1, 1), cache_steps=2),
-    FrameInterleave(first_block=0, fill="carry", dense_steps=(0, -1)),
+    FrameInterleave(blocks=":", fill="carry", steps="1:-1"),
 ]
 VARIANTS = 24
 """More than these passes have at one shape in generations of 4 and 5 steps: nothing is dropped."""
@@ -106,7 +106,7 @@ def shapes(count: int) -> dict[str, Any]:
 def modules(count: int) -> dict[str, Any]:
     """Generations in two threads, of two modules that share a model; each step is compared."""
     model = Small().eval().requires_grad_(False)
-    passes = [FrameInterleave(stride=2, first_block=0, dense_steps=(0, -1))]
+    passes = [FrameInterleave(stride=2, blocks=":", steps="1:-1")]
     first = fisopt.optimize(model, passes, call(5, 3), SPEC, backend="eager")
     both = [first, fisopt.optimize(first, passes, backend="eager")]
     times = [900.0 - 200 * i for i in range(STEPS)]

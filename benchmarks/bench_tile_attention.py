@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import scaled_dot_product_attention
 
-from fisopt.passes.masks import TileMask
+from fisopt.passes.tiling.masks import TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops import tile_attention as contract
 from fisopt.rewrite.tile_plan import TilePlan, tile_plan

@@ -26,7 +26,7 @@ from harness import RESULTS, interleaved, machine, write
 import fisopt
 from fisopt import TokenReduction
 from fisopt.models import testbed
-from fisopt.passes.schedule import Schedule
+from fisopt.passes.reduction.schedule import Schedule
 from fisopt.rewrite.partition import destination_count, sources_to_keep
 from fisopt.rewrite.pass_base import Step
 from fisopt.tuning.replay import Call, forward_errors

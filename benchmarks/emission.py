@@ -33,7 +33,7 @@ def emitted(
     """
     model = models.build(name, dtype=torch.bfloat16, num_layers=2, **config)
     inputs = models.example_inputs(model, **(size or {}))
-    program = FrameInterleave(stride=2, first_block=0)(fisopt.capture(model, inputs)).program
+    program = FrameInterleave(stride=2, blocks=":")(fisopt.capture(model, inputs)).program
     seen = set()
     for _, stage in lower(program).named_children():
         for region in find_regions(stage) if isinstance(stage, fx.GraphModule) else ():

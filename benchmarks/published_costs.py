@@ -10,8 +10,9 @@ import torch
 
 import fisopt
 from fisopt import PUBLISHED_REDUCTIONS, TokenReduction, models
-from fisopt.passes.published_reductions import Speed
-from fisopt.passes.schedule import FEATURES, Schedule
+from fisopt.passes.reduction.features import FEATURES
+from fisopt.passes.reduction.published_reductions import Speed
+from fisopt.passes.reduction.schedule import Schedule
 from fisopt.rewrite.cost import graph_cost
 from fisopt.rewrite.program import Program
 

@@ -242,7 +242,8 @@ def tiles_table(rows: list[Result]) -> str:
     """Tile-sparse attention on a GPU: the rate of each implementation, of the dense one's."""
     ways = {
         "fisopt merge": "dense calls, merged",
-        "fisopt": "Triton kernel",
+        "fisopt": "Gluon kernel",
+        "fisopt 128x128, 8 warps, 2 stages, descriptors": "Triton kernel",
         "reference": "dense calls by group",
         "flex attention": "FlexAttention",
     }

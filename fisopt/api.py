@@ -19,9 +19,11 @@ from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.capture import Dynamic
+from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.readiness import check_model, uncompiled
+from fisopt.rewrite.tracing.readiness import check_model, uncompiled
+from fisopt.runtime.captures import Captures, remember
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 
@@ -70,7 +72,9 @@ def capture(
             "arguments of one forward call, for a known family "
             "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
         )
-    return _capture.capture(model, example_inputs, spec, dynamic)
+    program = _capture.capture(model, example_inputs, spec, dynamic)
+    remember(program, dynamic)
+    return program
 
 
 @checked
@@ -89,11 +93,13 @@ def optimize(
     """Make a video DiT faster.
 
     Given a module that is optimised already, its original is optimised anew and what was
-    captured of it is used again: the quick way to compare passes.
+    captured of it is used again: the quick way to compare passes.  So is a Program that
+    `capture` returned, as long as its model is as it was then.
 
     Args:
-        model_or_pipeline: an nn.Module, or a diffusers pipeline: its ``transformer`` and, where
-            there is one, ``transformer_2`` are replaced in place and the pipeline is returned.
+        model_or_pipeline: an nn.Module, or its Program, or a diffusers pipeline: its
+            ``transformer`` and, where there is one, ``transformer_2`` are replaced in place and
+            the pipeline is returned.
         passes: passes in order, or preset names.  Of a pipeline also by transformer,
             ``{"transformer": [...], "transformer_2": [...]}``; one that is not named stays as it
             is.
@@ -142,7 +148,7 @@ def optimize(
     if isinstance(passes, Mapping) and not passes:
         raise OptionError("passes={} names no transformer; passes=[] runs every one dense")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
-    if not isinstance(model_or_pipeline, nn.Module):
+    if not isinstance(model_or_pipeline, (nn.Module, Program)):
         modules = transformers_of(model_or_pipeline)
         given = passes if recipe is None else recipe
         parts: Any = dict.fromkeys(modules, given) if named is None else named
@@ -175,7 +181,7 @@ def _check_spec(spec: object) -> None:
 
 
 def _optimize_module(
-    model: nn.Module,
+    model: nn.Module | Program,
     chosen: Chosen,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
@@ -185,14 +191,16 @@ def _optimize_module(
     options: KernelOptions,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
-    model, captures = uncompiled(model), None
+    captures, known = None, False
+    if isinstance(model, Program):
+        captures, known = _captures_of(model, spec), True
+        model, spec = captures.model, captures.spec
+    model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         if spec is None or (spec == model.spec and model.captures.grid_holds(example_inputs)):
             captures, spec = model.captures, model.spec
         model = model.original
         known = spec is not None
-    else:
-        known = False
     check_model(model)
     if spec is None:
         spec = models.spec_of(model)
@@ -213,6 +221,25 @@ def _optimize_module(
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
+
+
+def _captures_of(program: Program, spec: ModelSpec | None) -> Captures:
+    """What is captured of a Program's model.
+
+    Raises:
+        OptionError: passes have edited the Program, or the spec is another.
+    """
+    dense = program.at(program.inputs)
+    if structure(program.graph) != structure(dense.graph):
+        raise OptionError(
+            "optimize: got a Program that was edited; pass the one that `capture` returned, and "
+            "what edits it as passes=[...]"
+        )
+    if spec is not None and spec != program.source.spec:
+        raise OptionError(
+            f"optimize: the Program was captured with {program.source.spec}; leave out spec"
+        )
+    return Captures.of(dense)
 
 
 def _optimize_pipeline(

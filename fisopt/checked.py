@@ -72,18 +72,6 @@ def _unfit(cls: Callable[..., object], options: dict[str, Any], error: TypeError
     return f"{cls.__name__} has no option {unknown!r}; {near}{takes[0].upper()}{takes[1:]}"
 
 
-def ints(owner: object, option: str) -> tuple[int, ...]:
-    """An option of an object that holds ints, as a tuple.
-
-    Raises:
-        OptionError: it is no list of ints.
-    """
-    value = getattr(owner, option)
-    if not isinstance(value, (tuple, list)) or not all(map(is_int, value)):
-        raise OptionError(f"{type(owner).__name__}: {option} must hold ints, got {shown(value)}")
-    return tuple(value)
-
-
 def choice(where: str, value: object, allowed: Sequence[str]) -> None:
     """Insist on one of some words.
 

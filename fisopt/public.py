@@ -23,20 +23,23 @@ from fisopt.errors import (
     VerifyError,
 )
 from fisopt.passes.frame_interleave import FrameInterleave
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.presets import PRESETS
-from fisopt.passes.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
-from fisopt.passes.schedule import Schedule
+from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
+from fisopt.passes.reduction.schedule import Schedule
 from fisopt.passes.tile_attention import TileAttention
+from fisopt.passes.tiling.mask_table import MaskTable
+from fisopt.passes.tiling.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.axes import FrameAxis, TokenLayout, axes_of
 from fisopt.rewrite.block import Block
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.cost import Cost, predicted_ratio, program_cost
-from fisopt.rewrite.edit import BlockEdit
-from fisopt.rewrite.frames import Frames
-from fisopt.rewrite.local import Match
+from fisopt.rewrite.edit.block_edit import BlockEdit
+from fisopt.rewrite.edit.frames import Frames
+from fisopt.rewrite.edit.local import Match
+from fisopt.rewrite.edit.subset import Subset
+from fisopt.rewrite.edit.tokens import Tokens
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.operator import Operator
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
@@ -44,9 +47,7 @@ from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.rule import Rule, RulePass
-from fisopt.rewrite.subset import Subset
 from fisopt.rewrite.text import format_graph
-from fisopt.rewrite.tokens import Tokens
 from fisopt.rewrite.verify import verify
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
@@ -58,6 +59,7 @@ __all__ = [
     "PUBLISHED_REDUCTIONS",
     "Block",
     "BlockEdit",
+    "BlockPass",
     "CaptureError",
     "Cost",
     "ExportError",

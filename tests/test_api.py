@@ -6,17 +6,16 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import FrameInterleave, OptimizedModule, Program
+from fisopt import FrameInterleave, OptimizedModule, PassManager, Program
 from fisopt.runtime import captures
+from tests import plain_dit
+from tests.conftest import plain_captured
 from tests.zoo import zoo
 
 
 @pytest.fixture
-def model(wan: Program, monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    result: OptimizedModule = fisopt.optimize(
-        zoo()["wan"].model, passes=[FrameInterleave()], backend="eager"
-    )
+def model(wan: Program) -> OptimizedModule:
+    result: OptimizedModule = fisopt.optimize(wan, passes=[FrameInterleave()], backend="eager")
     return result
 
 
@@ -35,7 +34,8 @@ def test_takes_the_original_s_place(model: OptimizedModule) -> None:
     assert model.state_dict().keys() == original.state_dict().keys()
     with pytest.raises(AttributeError, match="no_such_thing"):
         _ = model.no_such_thing
-    assert "FrameInterleave(stride=2" in repr(model)
+    assert "FrameInterleave(" in repr(model)
+    assert "stride=2" in repr(model)
 
 
 def test_positional_arguments(model: OptimizedModule) -> None:
@@ -95,3 +95,43 @@ def test_every_name_is_there_and_no_other() -> None:
     assert all(getattr(fisopt, name) is not None for name in fisopt.__all__)
     with pytest.raises(AttributeError, match="module 'fisopt' has no attribute 'optimise'"):
         fisopt.optimise  # type: ignore[attr-defined]  # noqa: B018
+
+
+@pytest.fixture
+def no_capture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever captures a model fails."""
+    monkeypatch.setattr(captures, "capture", None)
+
+
+@pytest.mark.usefixtures("no_capture")
+def test_a_program_is_optimised_without_another_capture() -> None:
+    form = plain_dit.FORMS["fused"]
+    dense, program = plain_captured(form)
+    inputs = plain_dit.inputs(form, 5, 2, 3, batch=2)
+    fast = fisopt.optimize(program, [FrameInterleave(stride=3)], inputs, backend="eager")
+    assert fast.original is dense
+    want = PassManager([FrameInterleave(stride=3)]).run(program)(**inputs)["video"]
+    assert torch.equal(fast(**inputs)["video"], want)
+    longer = plain_dit.inputs(form, 7, 2, 3, batch=2)
+    dense_again = fisopt.optimize(program, [], backend="eager")
+    torch.testing.assert_close(dense_again(**longer)["video"], dense(**longer)["video"])
+
+
+def test_a_program_of_a_model_that_has_changed_is_captured_anew() -> None:
+    form = plain_dit.FORMS["fused"]
+    dense, inputs = plain_dit.build(form), plain_dit.inputs(form, 5, 2, 3)
+    spec = fisopt.ModelSpec(("layers.*",), grid=(5, 2, 3))
+    program = fisopt.capture(dense, inputs, spec)
+    dense.layers[1].mlp[1] = torch.nn.ReLU()
+    fast = fisopt.optimize(program, [], inputs, backend="eager")
+    torch.testing.assert_close(fast(**inputs)["video"], dense(**inputs)["video"])
+
+
+@pytest.mark.usefixtures("no_capture")
+def test_a_program_that_cannot_be_optimised() -> None:
+    _, program = plain_captured(plain_dit.FORMS["fused"])
+    with pytest.raises(fisopt.OptionError, match=r"got a Program that was edited; .* as passes="):
+        fisopt.optimize(FrameInterleave()(program).program, [])
+    other = fisopt.ModelSpec(("layers.*",), grid=(3, 2, 3))
+    with pytest.raises(fisopt.OptionError, match=r"captured with ModelSpec\(.*; leave out spec"):
+        fisopt.optimize(program, [], spec=other)

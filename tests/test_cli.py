@@ -130,7 +130,7 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
         "WAN2.1-1.3B",
         *size,
         "--pass",
-        "FrameInterleave(stride=4, first_block=0, dense_steps=(0,))",
+        'FrameInterleave(stride=4, blocks=":", steps="1:")',
     )
     assert result.exit_code == 0, result.output
     for line in (
@@ -151,7 +151,7 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
 @pytest.mark.usefixtures("two_layers")
 def test_codegen_prints_kernels_and_where_they_are_used() -> None:
     args = ("wan2.1-1.3b", "--height", "128", "--width", "128", "--frames", "17")
-    result = fisopt_command("codegen", *args, "--pass", "FrameInterleave(first_block=0)")
+    result = fisopt_command("codegen", *args, "--pass", 'FrameInterleave(blocks=":")')
     assert result.exit_code == 0, result.output
     assert "times each)" in result.output, "queries and keys share a kernel"
     assert "moves of elements" in result.output
@@ -197,10 +197,10 @@ def test_a_mistake_is_one_message(args: tuple[str, ...], message: str) -> None:
 def test_a_pass_that_refuses_is_one_message() -> None:
     size = ("--height", "32", "--width", "32", "--frames", "9")
     result = fisopt_command(
-        "inspect", "wan2.1-1.3b", *size, "--pass", "FrameInterleave(first_block=9)"
+        "inspect", "wan2.1-1.3b", *size, "--pass", 'FrameInterleave(blocks="9:")'
     )
     assert result.exit_code == 2
-    assert "[FrameInterleave]: first_block=9 is outside" in result.stderr
+    assert "[FrameInterleave]: blocks='9:': 9 is outside" in result.stderr
 
 
 def test_traceback_on_request() -> None:
@@ -215,7 +215,7 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     result = fisopt_command(
         "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",
         "--steps", "2", "--prompt", prompts[0], "--prompt", prompts[1],
-        "--pass", "FrameInterleave(stride=3, dense_steps=(0,))",
+        "--pass", "FrameInterleave(stride=3, steps='1:')",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     for line in (
@@ -232,7 +232,7 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     assert len(mp4) % 16 == 0
     assert mp4.shape[1:] == gif.shape[1:]
     figures = json.loads((tmp_path / "demo.json").read_text())
-    assert figures["passes"] == ["FrameInterleave(stride=3, dense_steps=(0,))"]
+    assert figures["passes"] == ["FrameInterleave(stride=3, steps='1:')"]
     assert [clip["prompt"] for clip in figures["clips"]] == list(prompts)
     assert figures["predicted_speed_up"] > 1
     assert figures["psnr"] < 100

@@ -49,7 +49,7 @@ def test_writes_what_loads(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("wan")
 def test_a_recipe_and_steps(tmp_path: Path) -> None:
-    recipe = Recipe.of(zoo()["wan"].model, [FrameInterleave(dense_steps=(0,))])
+    recipe = Recipe.of(zoo()["wan"].model, [FrameInterleave(steps="1:")])
     path = recipe.save(tmp_path / "recipe.yaml")
     said = ("testbed", "--recipe", str(path), "--format", "text", "-o", str(tmp_path / "out"))
     refused = invoke(*said)

@@ -18,8 +18,8 @@ def test_a_name_alone_has_the_defaults() -> None:
 
 
 def test_options_are_literals_of_any_kind() -> None:
-    text = 'FrameInterleave(stride=3, last_block=-2, dense_steps=(0, -1), kv="all")'
-    wanted = fisopt.FrameInterleave(stride=3, last_block=-2, dense_steps=(0, -1), kv="all")
+    text = 'FrameInterleave(stride=3, blocks="1:-2", steps="1:-1", kv="all")'
+    wanted = fisopt.FrameInterleave(stride=3, blocks="1:-2", steps="1:-1", kv="all")
     assert parse_pass(text) == wanted
 
 

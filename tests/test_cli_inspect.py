@@ -16,7 +16,8 @@ import fisopt
 from fisopt import models
 from fisopt.cli import app
 from fisopt.passes.presets import PASSES, PRESETS
-from fisopt.passes.schedule import Measured, Schedule
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.schedule import Schedule
 
 pytestmark = pytest.mark.xdist_group("inspect")  # captured in one process
 MODEL = ("wan2.1-1.3b", "--height", "64", "--width", "64", "--frames", "17")

@@ -145,8 +145,8 @@ def test_models_without_weights_are_refused(tmp_path: Path) -> None:
 def test_masks_as_text() -> None:
     assert parse_mask("3") == TileMask(3)
     assert parse_mask("SlidingWindow(radius=2)") == SlidingWindow(2)
-    assert parse_pass("TileAttention(mask=SlidingWindow(radius=2), dense_steps=(0,))") == (
-        TileAttention(SlidingWindow(2), dense_steps=(0,))
+    assert parse_pass("TileAttention(mask=SlidingWindow(radius=2), steps='1:')") == (
+        TileAttention(SlidingWindow(2), steps="1:")
     )
     for text in ("", "None", "SlidingWindow(2)", "open('x')", "TileMask(k=x)"):
         with pytest.raises(ValueError, match="cannot read mask"):

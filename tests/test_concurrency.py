@@ -42,7 +42,7 @@ def test_a_compiled_graph_runs_while_another_thread_traces(monkeypatch: pytest.M
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr("fisopt.codegen.inline.make_fx", held_up)
     models = [Model().eval().requires_grad_(False) for _ in range(2)]
-    sparse = [fisopt.FrameInterleave(first_block=0)]
+    sparse = [fisopt.FrameInterleave(blocks=":")]
     fast, other = (
         fisopt.optimize(m, p, spec=SPEC) for m, p in zip(models, ([], sparse), strict=True)
     )

@@ -112,11 +112,12 @@ def test_stride_exceeds_the_frames(wan: Program) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first_block": 5}, "first_block=5 is outside the model's 4 video blocks"),
-        ({"first_block": -5}, "first_block=-5 is outside the model's 4 video blocks"),
-        ({"last_block": 9}, "last_block=9 is outside the model's 4 video blocks"),
-        ({"first_block": 2, "last_block": 2}, r"blocks\[2:2\] is empty"),
-        ({"first_block": 2, "last_block": -3}, r"blocks\[2:-3\] is empty"),
+        ({"blocks": "5:"}, "blocks='5:': 5 is outside the model's 4 video blocks"),
+        ({"blocks": "-5:"}, "-5 is outside the model's 4 video blocks"),
+        ({"blocks": ":9"}, "9 is outside the model's 4 video blocks"),
+        ({"blocks": (0, 4)}, "blocks='0,4': 4 is outside"),
+        ({"blocks": "2:2"}, "blocks='2:2': these are none of the model's 4 video blocks"),
+        ({"blocks": "2:-3"}, "blocks='2:-3': these are none"),
     ],
 )
 def test_block_range(wan: Program, options: Any, message: str) -> None:
@@ -134,7 +135,7 @@ def test_option_value(option: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("first_block", 0.5), ("last_block", "2"), ("dense_steps", 1), ("dense_steps", (0.5,))],
+    [("blocks", 0.5), ("blocks", "a:"), ("steps", ()), ("steps", (0.5,)), ("blocks", "1::-1")],
 )
 def test_option_type(option: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"{option} must .* got "):

@@ -29,7 +29,7 @@ SPEC = ModelSpec(blocks=("layers.*",), grid=grid)
 def optimised() -> OptimizedModule:
     """A model that has run once."""
     made: OptimizedModule = fisopt.optimize(
-        plain_dit.build(FORM), [FrameInterleave(first_block=0)], inputs(), SPEC, "eager"
+        plain_dit.build(FORM), [FrameInterleave(blocks=":")], inputs(), SPEC, "eager"
     )
     made(**inputs())
     return made

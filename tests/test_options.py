@@ -20,7 +20,7 @@ from torch import nn
 import fisopt
 from fisopt import FisoptError, Pass, Rewriter, Schedule
 from fisopt.passes.presets import PASSES
-from fisopt.passes.schedule import Measured
+from fisopt.passes.reduction.measured import Measured
 from fisopt.tuning.calibrate import Target
 from fisopt.tuning.quality import compare
 from tests.zoo import zoo
@@ -124,12 +124,12 @@ WRONG: tuple[Any, ...] = (
 """Values that no option takes."""
 OPTIONS: dict[Any, tuple[str, ...]] = {
     fisopt.FrameInterleave: (
-        "stride", "first_block", "last_block", "dense_steps", "fill", "kv", "scope"
+        "stride", "blocks", "steps", "fill", "kv", "scope"
     ),
     fisopt.TokenReduction: (
-        "query", "value", "destination_stride", "cache_steps", "mode", "seed", "schedule"
+        "query", "value", "destination_stride", "cache_steps", "mode", "seed", "schedule", "steps"
     ),
-    fisopt.TileAttention: ("mask", "dense_blocks", "dense_steps", "table"),
+    fisopt.TileAttention: ("mask", "table", "blocks", "steps"),
     fisopt.TileMask: ("k",),
     fisopt.SlidingWindow: ("radius",),
     fisopt.RadialDecay: ("near",),
@@ -157,7 +157,7 @@ def test_an_option_of_a_wrong_type(make: Any, option: str) -> None:
     [
         (lambda: fisopt.TokenReduction(schedule=3), "schedule must be a Schedule or .* got 3"),
         (lambda: fisopt.TileAttention(table=3), "table must be a MaskTable.* got 3"),
-        (lambda: fisopt.TileAttention(dense_steps=0), "dense_steps must hold ints, got 0"),
+        (lambda: fisopt.TileAttention(steps=()), r"steps must be numbers and slices .* got \(\)"),
         (lambda: fisopt.TileAttention(mask=fisopt.TileMask), r"a FrameMask, got .* write TileMask"),
         (lambda: fisopt.TileAttention(table="no.json"), r"no\.json cannot be read: No such file"),
         (lambda: fisopt.TokenReduction(schedule="no.yaml"), r"no\.yaml cannot be read: No such"),
@@ -299,4 +299,4 @@ def test_recipes_name_the_nearest_pass_and_preset() -> None:
 def test_text_can_name_every_pass_that_comes_with_fisopt() -> None:
     exported = {name: getattr(fisopt, name) for name in fisopt.__all__}
     passes = {n for n, v in exported.items() if isinstance(v, type) and issubclass(v, Pass)}
-    assert passes - {"Pass", "RulePass"} == set(PASSES), "text cannot say a function"
+    assert passes - {"Pass", "BlockPass", "RulePass"} == set(PASSES), "text cannot say a function"

@@ -16,7 +16,8 @@ import fisopt
 from fisopt import FileError, FisoptError, MaskTable, RadialDecay, Schedule, ScheduleError
 from fisopt.codegen.choose import remembered
 from fisopt.errors import OptionError, RecipeError
-from fisopt.passes.schedule import Measured, read_tiers
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.schedule_file import read_tiers
 from fisopt.reading import MOST_YAML, MalformedError, json_value, read_bytes, yaml_value
 from fisopt.recipe.recipe import Recipe
 
@@ -154,8 +155,8 @@ def test_numbers_of_more_than_64_bits_in_code() -> None:
         lambda n: fisopt.SlidingWindow(n),
         lambda n: fisopt.TileMask(n),
         lambda n: fisopt.FrameInterleave(stride=n),
-        lambda n: fisopt.FrameInterleave(first_block=n),
-        lambda n: fisopt.FrameInterleave(dense_steps=(n,)),
+        lambda n: fisopt.FrameInterleave(blocks=n),
+        lambda n: fisopt.FrameInterleave(steps=(n,)),
         lambda n: fisopt.TokenReduction(0.5, cache_steps=n),
         lambda n: fisopt.TokenReduction(0.5, seed=n),
         lambda n: fisopt.TokenReduction(0.5, destination_stride=(n, 1, 1)),

@@ -130,15 +130,19 @@ class Bench:
 
         return run
 
-    def described(self, module: Any, limits: Ceilings) -> Row:
-        """What is predicted of an optimised module, and how its blocks divide."""
+    def described(self, module: Any, limits: Ceilings | None) -> Row:
+        """What is predicted of an optimised module, and how its blocks divide.
+
+        No ceilings were measured of products in FP8.
+        """
         variant = module.report.variants[0]
-        row: Row = roofline(module.program(self.call), limits).row()
         dense = {graph for _, graph in self.dense.report.variants[0].blocks}
-        return {
+        row: Row = {}
+        if limits is not None:
+            parts = roofline(module.program(self.call), limits).row()
+            row = {"roofline": round(sum(parts.values()) / 1e3, 4), "roofline_ms": parts}
+        return row | {
             "predicted": round(1 / variant.density, 3),
-            "roofline": round(sum(row.values()) / 1e3, 4),
-            "roofline_ms": row,
             "dense_blocks": sum(graph in dense for _, graph in variant.blocks),
             "lowering": [str(c) for c in variant.choices if c.chosen != "reference"],
         }
@@ -161,7 +165,7 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 row["alone"] = round(time.perf_counter() - start, 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
-                row |= bench.described(module, limits)
+                row |= bench.described(module, None if name.endswith("fp8") else limits)
             ready[name] = (run, row)
         except Exception as error:
             row["failed"] = said(error)
@@ -195,6 +199,7 @@ def finished(row: Row, mine: list[float], dense: list[float] | None, of_layers: 
         done["dense_seconds"] = round(statistics.median(dense), 4)
     if "predicted" in row and dense:
         done["reached"] = round(done["ratio"] / row["predicted"], 3)
+    if "roofline" in row:
         done["of_roofline"] = round(done["seconds"] / row["roofline"], 3)
     return done
 

@@ -43,7 +43,7 @@ from fisopt.codegen.kernels import (
     tile_attention,
     tile_merge,
 )
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.match_nearby import match_nearby
 from fisopt.rewrite.ops.match_tokens import match_tokens as match_contract
@@ -135,10 +135,7 @@ def label(config: Any) -> str:
 
 def chosen(kernel: Any, configs: bool) -> dict[str, Any]:
     """The tile choices to time: the default, or all of them beside it."""
-    found = {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0):
-        found |= {"fisopt overlapped": kernel.OVERLAPPED} if kernel is tile_attention else {}
-    return found
+    return {"fisopt": None} | ({label(c): c for c in kernel.CONFIGS} if configs else {})
 
 
 def attention_flops(pairs: float, shape: Shape) -> float:

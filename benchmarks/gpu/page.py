@@ -13,7 +13,7 @@ _KERNEL = ("shape", "kept", "implementation", "density", "ms", "tflops", "of_den
 COLUMNS: dict[str, tuple[str, ...]] = {
     "ceilings": ("what", "ms", "tflops", "gb_s"),
     "forward": (
-        *("model", "layers", "of_layers", "tokens", "configuration", "seconds", "ratio"),
+        *("model", "layers", "of_layers", "tokens", "configuration", "alone", "seconds", "ratio"),
         *("predicted", "reached", "roofline", "of_roofline", "seconds_all_layers", "peak_gib"),
         "rounds",
     ),
@@ -23,6 +23,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "emitted": ("model", "kernel", "implementation", "us", "gb_s", "of_reference", "error"),
 }
 """What is shown of each file, in the order of the page."""
+
+NOTE = (
+    "Random weights and operands, bfloat16. Alone: one timing after it was compiled; seconds and "
+    "ratio: in turns with the dense model of the same process. Rows of several calls may be of "
+    "several devices of one kind; a ratio is of one."
+)
 
 
 def table(name: str, rows: list[Row]) -> str:
@@ -45,6 +51,4 @@ def write_page(folder: Path) -> Path:
         held = json.loads(path.read_text())
         title = ", ".join(f"{key} {value}" for key, value in held["machine"].items())
         text += f"\n## {name}\n\n{table(name, held['rows'])}"
-    return write(
-        folder / "report.md", f"# {title}\n\nRandom weights and operands, bfloat16.\n{text}"
-    )
+    return write(folder / "report.md", f"# {title}\n\n{NOTE}\n{text}")

@@ -15,8 +15,8 @@ from fisopt.artefact.tree import structure_text
 from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import names_of
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.versions import versions

@@ -25,8 +25,8 @@ from fisopt.concurrency import tracing
 from fisopt.errors import ExportError
 from fisopt.files import Foreign, check_free, written
 from fisopt.recipe.recipe import as_yaml
-from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.runtime.optimized import OptimizedModule
 
 

@@ -19,8 +19,8 @@ from fisopt.artefact.tree import structure_of, structure_text
 from fisopt.concurrency import running
 from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation

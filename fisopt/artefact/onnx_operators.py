@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.codegen.lowering import LoweringPass
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule
 
 aten = torch.ops.aten
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from fisopt.artefact.manifest import SIZES, Manifest
 from fisopt.errors import InputError
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 
 Product = tuple[int, tuple[str, ...]]
 """A factor and the sizes that it is multiplied by: ``(2, ("height",))``."""

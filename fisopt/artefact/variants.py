@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fisopt.errors import ExportError, ScheduleError
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant, Variants
 from fisopt.runtime.optimized import OptimizedModule
 

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
-from fisopt.passes.schedule import FEATURES
+from fisopt.passes.reduction.features import FEATURES
 from fisopt.tuning.calibrate import Calibration
 
 

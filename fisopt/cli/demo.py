@@ -27,8 +27,8 @@ from fisopt.errors import FileError, OptionError
 from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
-from fisopt.rewrite.inputs import bind_example
 from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.tracing.inputs import bind_example
 from fisopt.rewrite.variants import Variants
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.tuning.quality import Similarity, compare, mean_psnr

@@ -9,9 +9,9 @@ from typing import Any
 
 from fisopt.errors import FisoptError, OptionError, shown
 from fisopt.nearest import did_you_mean
-from fisopt.passes.mask_table import MASKS
-from fisopt.passes.masks import FrameMask, frame_mask
 from fisopt.passes.presets import MAKERS, PRESETS, resolve, unknown
+from fisopt.passes.tiling.mask_table import MASKS
+from fisopt.passes.tiling.masks import FrameMask, frame_mask
 from fisopt.rewrite.partition import Cells
 from fisopt.rewrite.pass_base import Pass
 

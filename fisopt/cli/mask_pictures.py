@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from fisopt.cli.pictures import write_figure
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.mask_table import MaskTable
+from fisopt.passes.tiling.masks import FrameMask
 
 COLUMNS = 5
 KEPT, SKIPPED, INK = "#2563a8", "#dbe7f4", "#20262e"

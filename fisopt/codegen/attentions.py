@@ -25,8 +25,8 @@ from fisopt.codegen.kernel_options import Attention
 from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.stages import stages_of, traced
 from fisopt.concurrency import tracing
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule, rewrite
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule, rewrite
 from fisopt.rewrite.relations.table import argument
 
 aten = torch.ops.aten

@@ -35,6 +35,9 @@ Candidates = Mapping[str, Callable[[], Sequence[Tensor]]]
 MEASURE = "FISOPT_MEASURE"
 """Environment variable: 0 keeps candidates from being timed; what was remembered is used."""
 
+EMIT = "FISOPT_EMIT"
+"""Environment variable: 1 lets emitted kernels take part; they are left out otherwise."""
+
 REGION = (
     "reference",
     "not measured on this device; Inductor fuses pointwise chains, norms and gathers itself",
@@ -43,6 +46,12 @@ REGION = (
 
 UNMEASURED = "not measured on this device; it avoids work or tables that the reference does not"
 """Why the first of an operator's kernels runs where nothing was measured."""
+
+LEFT_OUT = (
+    f"emitted kernels take part with {EMIT}=1; Inductor leaves them a few percent at most, and "
+    "timing them takes longer than compiling"
+)
+"""Why no region is emitted where it is not asked for."""
 
 ON_CPU = "emitted kernels need an NVIDIA GPU; on a CPU the compiled reference runs"
 _UNKEPT: dict[Path, dict[str, dict[str, float]]] = {}
@@ -75,8 +84,10 @@ def choose_stage(stage: fx.GraphModule, choices: list[Choice]) -> fx.GraphModule
         stage: the stage; returned as it is where no kernel is chosen.
         choices: takes what was chosen for each region, and why.
     """
-    if (device := _device(stage)).type != "cuda":
-        every = Choice("every region", "reference", ON_CPU)
+    device = _device(stage)
+    if device.type != "cuda" or os.environ.get(EMIT) != "1":
+        reason = LEFT_OUT if device.type == "cuda" else ON_CPU
+        every = Choice("every region", "reference", reason)
         if every not in choices:
             choices.append(every)
         return stage

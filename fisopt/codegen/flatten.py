@@ -7,7 +7,7 @@ from torch import fx
 from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.codegen.lowering import LoweringPass, run_passes
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.weights import refresh
+from fisopt.rewrite.tracing.weights import refresh
 
 FLATTENING = (
     LoweringPass("inline calls", lambda module, root: [inline_calls(root)]),

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule
 from fisopt.rewrite.relations.table import argument
 
 _ATTENTION = torch.ops.aten.scaled_dot_product_attention.default

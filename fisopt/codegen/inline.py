@@ -11,8 +11,8 @@ from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.errors import LoweringError
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule
 from fisopt.rewrite.ops.operator import Operator, declared
 from fisopt.rewrite.outline import value_key
 

@@ -16,8 +16,8 @@ from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.quantised_weights import QuantisedWeights
 from fisopt.codegen.stages import Stage, inserted, stages_of
 from fisopt.concurrency import tracing
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule, rewrite
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule, rewrite
 from fisopt.rewrite.relations.table import argument
 
 aten = torch.ops.aten

@@ -10,9 +10,9 @@ from torch import fx
 
 from fisopt.concurrency import tracing
 from fisopt.errors import LoweringError
-from fisopt.rewrite.analysis import results
-from fisopt.rewrite.graph_editor import GraphEditor, computed
-from fisopt.rewrite.local import LocalRule, rewrite
+from fisopt.rewrite.analysis.structure import results
+from fisopt.rewrite.edit.graph_editor import GraphEditor, computed
+from fisopt.rewrite.edit.local import LocalRule, rewrite
 from fisopt.rewrite.outline import key_of, value_key
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fisopt.rewrite.graph_editor import GraphEditor
+from fisopt.rewrite.edit.graph_editor import GraphEditor
 
 
 @dataclass(frozen=True)

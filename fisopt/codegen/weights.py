@@ -8,9 +8,9 @@ from typing import Any
 from torch import fx, nn
 
 from fisopt.errors import VerifyError
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule, rewrite
-from fisopt.rewrite.weights import Place, place_of
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule, rewrite
+from fisopt.rewrite.tracing.weights import Place, place_of
 
 
 def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequence[Any]]:

@@ -9,32 +9,35 @@ stream is interpolated in time for the skipped frames.  Exact: anchors against a
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import fx
 
-from fisopt.checked import choice, ints, is_int
+from fisopt.checked import choice, is_int
 from fisopt.errors import OptionError, PreconditionError, VerifyError, shown
-from fisopt.rewrite.analysis import attentions, self_attentions
+from fisopt.rewrite.analysis.residual import Stream
+from fisopt.rewrite.analysis.structure import attentions, self_attentions
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.block import Block
-from fisopt.rewrite.edit import BlockEdit
-from fisopt.rewrite.frames import Frames, interpolation
+from fisopt.rewrite.block_pass import BlockPass
+from fisopt.rewrite.edit.block_edit import BlockEdit
+from fisopt.rewrite.edit.frames import Frames, interpolation
+from fisopt.rewrite.edit.restrict import Restricted
+from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
-from fisopt.rewrite.pass_base import Pass, Stage, Step
+from fisopt.rewrite.pass_base import Stage
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.relations.table import shape
-from fisopt.rewrite.residual import Stream
-from fisopt.rewrite.restrict import Restricted
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.subset import Subset
+from fisopt.rewrite.selection import Selected
 
 __all__ = ["FrameInterleave", "anchor_frames", "interpolation"]
 
 KV = Literal["anchors", "all"]
 Scope = Literal["block", "attention"]
+_BLOCKS = "1:"
 
 
 def anchor_frames(frames: int, stride: int, residue: int) -> tuple[int, ...]:
@@ -43,7 +46,7 @@ def anchor_frames(frames: int, stride: int, residue: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class FrameInterleave(Pass):
+class FrameInterleave(BlockPass):
     """Run each sparse block on every ``stride``-th latent frame, rotating from block to block.
 
     Before and after (stride 2, one block)::
@@ -62,16 +65,15 @@ class FrameInterleave(Pass):
     Attributes:
         stride: n; 1 is dense.  At most the number of latent frames; with two latent frames or
             fewer every block is dense.
-        first_block: first sparse block, counted over all video blocks in execution order.  The
-            first block takes each frame's own noise in, so it is dense by default: on the
-            testbed that decides whether a clip shows its prompt.  0 makes every block sparse.
-        last_block: end of the sparse blocks as in a slice; negative counts from the end.
-        dense_steps: denoising steps that stay dense; negative counts from the last step.
         fill: what skipped frames get: the interpolated update ("residual"), nothing
             ("carry"), or the interpolated output ("state").  A result that no residual stream
             leads to is interpolated itself, and the report says so.
         kv: keys and values of the anchor frames or of all frames.
         scope: whole blocks, or only their self-attention (its output is interpolated).
+        blocks: the sparse blocks, see `BlockPass`.  The first block takes each frame's own noise
+            in, so it is dense by default: on the testbed that decides whether a clip shows its
+            prompt.  ":" makes every block sparse.
+        steps: the sparse steps, see `BlockPass`.
 
     Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"`` and the fills other
     than "residual" are ours.
@@ -80,23 +82,17 @@ class FrameInterleave(Pass):
     stage: ClassVar[Stage] = "frames"
 
     stride: int = 2
-    first_block: int = 1
-    last_block: int | None = None
-    dense_steps: tuple[int, ...] = ()
     fill: Fill = "residual"
     kv: KV = "anchors"
     scope: Scope = "block"
+    blocks: Selected = field(default=_BLOCKS, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not is_int(self.stride, 1):
             raise OptionError(
                 f"FrameInterleave: stride must be an int of at least 1, got {shown(self.stride)}"
             )
-        for option in ("first_block", "last_block"):
-            value = getattr(self, option)
-            if not is_int(value) and not (value is None and option == "last_block"):
-                raise OptionError(f"FrameInterleave: {option} must be an int, got {shown(value)}")
-        object.__setattr__(self, "dense_steps", ints(self, "dense_steps"))
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
             ("kv", self.kv, ("anchors", "all")),
@@ -104,17 +100,8 @@ class FrameInterleave(Pass):
         ):
             choice(f"FrameInterleave: {option}", value, allowed)
 
-    @property
-    def stepwise(self) -> bool:
-        """Whether some steps are dense."""
-        return bool(self.dense_steps)
-
-    def at(self, step: Step) -> FrameInterleave | None:
-        """None at dense steps."""
-        return None if step.among(self.dense_steps, self.name) else self
-
     def requires(self, program: Program) -> None:
-        """Check the stride against the frames and the range against the blocks."""
+        """Check the stride against the frames, and the blocks."""
         frames, blocks = program.layout.frames, len(program.blocks)
         if self.stride > frames > BOUNDARIES:
             raise PreconditionError(
@@ -122,25 +109,14 @@ class FrameInterleave(Pass):
                 f"{program.layout}; use a stride of 1 to {frames}",
                 pass_name=self.name,
             )
-        for option, value in (("first_block", self.first_block), ("last_block", self.last_block)):
-            if value is not None and not -blocks <= value <= blocks:
-                raise PreconditionError(
-                    f"{option}={value} is outside the model's {blocks} video blocks",
-                    pass_name=self.name,
-                )
-        if blocks == 1 and self.first_block == 1:
+        if blocks == 1 and self.blocks == _BLOCKS:
             raise PreconditionError(
                 "the model has one video block, and the first block is dense by default "
-                "(first_block=1), so none can be sparse; pass first_block=0 to make it sparse, "
+                f"(blocks={_BLOCKS!r}), so none can be sparse; pass blocks=':' to make it sparse, "
                 "which costs quality",
                 pass_name=self.name,
             )
-        if not program.blocks[self.first_block : self.last_block]:
-            raise PreconditionError(
-                f"blocks[{self.first_block}:{self.last_block}] is empty; the model has {blocks} "
-                "video blocks; choose first_block and last_block so that some remain",
-                pass_name=self.name,
-            )
+        super().requires(program)
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the sparse blocks one by one."""
@@ -150,13 +126,12 @@ class FrameInterleave(Pass):
             boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
             rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
-        every = program.blocks
-        interleaver = _Interleaver(self, rewriter)
-        for position, block in enumerate(every[self.first_block : self.last_block]):
+        every, interleaver = len(program.blocks), _Interleaver(self, rewriter)
+        for position, block in enumerate(self.chosen(program)):
             interleaver.block(block, anchor_frames(frames, self.stride, position % self.stride))
         counts = sorted({len(a) for a in interleaver.used})
         rewriter.note(
-            f"{interleaver.sparse} of {len(every)} blocks sparse on "
+            f"{interleaver.sparse} of {every} blocks sparse on "
             f"{' or '.join(map(str, counts)) or frames} of {frames} latent frames "
             f"(scope={self.scope}, kv={self.kv}, fill={self.fill})"
         )

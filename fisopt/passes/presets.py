@@ -8,7 +8,7 @@ from typing import Any
 from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
-from fisopt.passes.published_reductions import published_reduction
+from fisopt.passes.reduction.published_reductions import published_reduction
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass
@@ -23,11 +23,11 @@ MAKERS: Mapping[str, Callable[..., Pass]] = {**PASSES, "published_reduction": pu
 PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
     "fis-a": (
         "FIS-DiT's form: every 2nd frame, two dense blocks at each end",
-        (FrameInterleave(stride=2, first_block=2, last_block=-2),),
+        (FrameInterleave(stride=2, blocks="2:-2"),),
     ),
     "fis-b": (
         "FIS-DiT's form: every 3rd frame in every block, the first step dense",
-        (FrameInterleave(stride=3, first_block=0, dense_steps=(0,)),),
+        (FrameInterleave(stride=3, blocks=":", steps="1:"),),
     ),
     "fis-fast": (
         "ours: every 3rd frame, the first block dense",
@@ -35,11 +35,11 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
     ),
     "fis-balanced": (
         "ours: every 2nd frame, the first two blocks dense",
-        (FrameInterleave(stride=2, first_block=2),),
+        (FrameInterleave(stride=2, blocks="2:"),),
     ),
     "fis-faithful": (
         "ours: only self-attention, queries of every 2nd frame against every key",
-        (FrameInterleave(stride=2, first_block=0, kv="all", scope="attention"),),
+        (FrameInterleave(stride=2, blocks=":", kv="all", scope="attention"),),
     ),
 }
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from fisopt.checked import ints
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask, TileMask, frame_mask
-from fisopt.passes.tiled_block import Tiles, across_frames, tiles_of
-from fisopt.rewrite.analysis import attentions
+from fisopt.passes.tiling.mask_table import MaskTable
+from fisopt.passes.tiling.masks import FrameMask, TileMask, frame_mask
+from fisopt.passes.tiling.tiled_block import Tiles, across_frames, tiles_of
+from fisopt.rewrite.analysis.structure import attentions
 from fisopt.rewrite.block import Block
-from fisopt.rewrite.pass_base import Pass, Stage, Step
+from fisopt.rewrite.block_pass import BlockPass
+from fisopt.rewrite.pass_base import Stage
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.rewriter import Rewriter
 
@@ -27,7 +27,7 @@ DEFAULT = TileMask(2)
 
 
 @dataclass(frozen=True)
-class TileAttention(Pass):
+class TileAttention(BlockPass):
     """Replace self-attention over the video by attention over kept tiles of frames.
 
     Before and after (the same for attention that is written out in products and a softmax)::
@@ -43,11 +43,10 @@ class TileAttention(Pass):
 
     Attributes:
         mask: which tiles are kept; an int is the k of ``TileMask``.
-        dense_blocks: video blocks that stay dense, by number in execution order; negative counts
-            from the end.
-        dense_steps: denoising steps that stay dense; negative counts from the last step.
         table: a mask for every block, in place of ``mask``: a MaskTable, a mapping from block
             paths to masks or None, or the path of a file that ``fisopt search`` wrote.
+        blocks: the sparse blocks, see `BlockPass`; of a table only these are used.
+        steps: the sparse steps, see `BlockPass`.
 
     Source: Efficient-vDiT, arXiv:2502.06155.
     """
@@ -55,17 +54,14 @@ class TileAttention(Pass):
     stage: ClassVar[Stage] = "attention"
 
     mask: FrameMask | int = DEFAULT
-    dense_blocks: tuple[int, ...] = ()
-    dense_steps: tuple[int, ...] = ()
     table: MaskTable | Mapping[str, FrameMask | int | None] | Path | str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             object.__setattr__(self, "mask", frame_mask(self.mask))
         except (TypeError, ValueError) as error:
             raise OptionError(f"TileAttention: {error}") from error
-        for option in ("dense_blocks", "dense_steps"):
-            object.__setattr__(self, option, ints(self, option))
         if isinstance(self.table, (str, Path)):
             object.__setattr__(self, "table", MaskTable.load(self.table))
         elif isinstance(self.table, Mapping):
@@ -76,26 +72,10 @@ class TileAttention(Pass):
                 f"the path of a file, got {shown(self.table)}"
             )
 
-    @property
-    def stepwise(self) -> bool:
-        """Whether some steps are dense."""
-        return bool(self.dense_steps)
-
-    def at(self, step: Step) -> TileAttention | None:
-        """None at dense steps."""
-        return None if step.among(self.dense_steps, self.name) else self
-
     def requires(self, program: Program) -> None:
-        """Check the masks against the frames, the table and the dense blocks against the blocks."""
-        blocks = program.blocks
-        for index in self.dense_blocks:
-            if not -len(blocks) <= index < len(blocks):
-                raise PreconditionError(
-                    f"dense_blocks={self.dense_blocks}: {index} is outside the model's "
-                    f"{len(blocks)} video blocks",
-                    pass_name=self.name,
-                )
-        paths = [block.path for block in blocks]
+        """Check the masks against the frames, the table and the choice against the blocks."""
+        super().requires(program)
+        paths = [block.path for block in program.blocks]
         if isinstance(self.table, MaskTable):
             self._check_table(self.table, paths)
         for path, mask in zip(paths, self._masks(program), strict=True):
@@ -123,17 +103,13 @@ class TileAttention(Pass):
 
     def _masks(self, program: Program) -> list[FrameMask | None]:
         """The mask of every block, None where it stays dense."""
-        blocks = program.blocks
-        dense = {index % len(blocks) for index in self.dense_blocks}
+        chosen = {block.index for block in self.chosen(program)}
         table = dict(self.table.items()) if isinstance(self.table, MaskTable) else None
-        return [
-            None
-            if i in dense
-            else table[block.path]
-            if table is not None
-            else frame_mask(self.mask)
-            for i, block in enumerate(blocks)
-        ]
+        masks = (
+            table[block.path] if table is not None else frame_mask(self.mask)
+            for block in program.blocks
+        )
+        return [mask if i in chosen else None for i, mask in enumerate(masks)]
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attentions of the sparse blocks one by one."""

@@ -15,19 +15,23 @@ from typing import ClassVar, get_args
 
 from fisopt.checked import choice, flag, is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
-from fisopt.passes.reduced_block import Matching, Mode, Reducer, Search, State
-from fisopt.passes.schedule import FEATURES, Measured, Schedule
+from fisopt.passes.reduction.features import FEATURES
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.reduced_block import Matching, Mode, Reducer, Search, State
+from fisopt.passes.reduction.schedule import Schedule
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.partition import Cells
-from fisopt.rewrite.pass_base import Pass, Stage, Step
+from fisopt.rewrite.pass_base import Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.selection import ALL
 
 Ratios = float | tuple[float, ...]
 """A dropped share: one for all blocks, or one for each video block in execution order."""
 
 
 @dataclass(frozen=True)
-class Reduction(Pass):
+class Reduction(BlockPass):
     """What token reduction does at one denoising step; made by `TokenReduction.at`.
 
     Attributes:
@@ -41,6 +45,7 @@ class Reduction(Pass):
         measured: what the ratios were measured on, if they come from a schedule.
         draw: which choice of destinations of the seed it is: 0 in the first cache window.
         search: whether a token looks among all destinations, or those of the cells around it.
+        blocks: see `BlockPass`.
     """
 
     stage: ClassVar[Stage] = "attention"
@@ -63,7 +68,7 @@ class Reduction(Pass):
     @property
     def stepwise(self) -> bool:
         """Whether what it keeps or measures belongs to a step."""
-        return self.state != "none"
+        return self.state != "none" or super().stepwise
 
     def afresh(self) -> Reduction:
         """Match at this step, where no earlier one of this generation did."""
@@ -71,6 +76,7 @@ class Reduction(Pass):
 
     def requires(self, program: Program) -> None:
         """Check the ratios against the blocks, and what they were measured on."""
+        super().requires(program)
         blocks, measured = len(program.blocks), self.measured or Measured()
         schedule = f"schedule {measured}: " if self.measured is not None else ""
         for feature, ratios in ((f, getattr(self, f)) for f in FEATURES):
@@ -100,7 +106,7 @@ class Reduction(Pass):
         options = (self.mode, self.seed, self.state, self.draw, self.search)
         how = Matching(self.destination_stride, *options)
         reducer, every = Reducer(how, rewriter), rewriter.program.blocks
-        for block in every:
+        for block in self.chosen(rewriter.program):
             ratios = {f: _of_block(getattr(self, f), block.index) for f in FEATURES}
             if any(ratios.values()) or self.state == "measure":
                 reducer.block(block, ratios)
@@ -126,7 +132,7 @@ def _of_block(ratios: Ratios, index: int) -> float:
 
 
 @dataclass(frozen=True)
-class TokenReduction(Pass):
+class TokenReduction(BlockPass):
     """Run visual attention on fewer queries and, separately, on fewer keys and values.
 
     Before and after, inside a block::
@@ -151,7 +157,7 @@ class TokenReduction(Pass):
             stays and stands for tokens that are left out.  Of one frame, as an image has, a cell
             is rows and columns; with two frames every block is dense.
         cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
-            those of the step at which the match is made.
+            those of the first of them, and the first that is active makes the match.
         mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
         seed: of the choice of destinations; the same seed gives the same output.
         schedule: ratios by block and step in the place of ``query`` and ``value``, or its file.
@@ -161,6 +167,8 @@ class TokenReduction(Pass):
             because of ``cache_steps`` or a schedule.
         search: a token that is left out looks for what it is most like among "all" destinations,
             or among those of its own cell and of the cells "near" it, 27 at most.
+        blocks: the blocks that are reduced, see `BlockPass`; of a schedule only these are used.
+        steps: the steps at which they are, see `BlockPass`.
 
     Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
@@ -179,6 +187,7 @@ class TokenReduction(Pass):
     search: Search = "all"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for feature in FEATURES:
             _check_ratio(feature, getattr(self, feature))
         stride: object = self.destination_stride
@@ -229,11 +238,16 @@ class TokenReduction(Pass):
     @property
     def stepwise(self) -> bool:
         """Whether ratios or destinations differ between steps, or steps reuse an older match."""
-        return self.cache_steps > 1 or self.schedule is not None or self.redraw is True
+        differ = self.cache_steps > 1 or self.schedule is not None or self.redraw is True
+        return differ or super().stepwise
 
     def at(self, step: Step) -> Reduction | None:
         """What is done at a step; None where nothing is dropped."""
+        if not self.active(step):
+            return None
         since = step.index % self.cache_steps
+        earlier = (replace(step, index=step.index - past) for past in range(1, since + 1))
+        reuses = any(map(self.active, earlier))
         query: Ratios = self.query
         value: Ratios = self.value
         measured = None
@@ -246,16 +260,16 @@ class TokenReduction(Pass):
                 return None
         elif not query and not value:
             return None
-        state: State = ("load" if since else "store") if self.cache_steps > 1 else "none"
+        state: State = ("load" if reuses else "store") if self.cache_steps > 1 else "none"
         redraw = self.stepwise if self.redraw is None else self.redraw
-        draw = step.from_noise.index // self.cache_steps if redraw and not since else 0
+        draw = step.from_noise.index // self.cache_steps if redraw and not reuses else 0
         how = (self.destination_stride, self.mode, self.seed, state, measured, draw, self.search)
-        return Reduction(query, value, *how)
+        return Reduction(query, value, *how, blocks=self.blocks)
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite as at a step that makes its own match."""
         steps = self.schedule.steps if isinstance(self.schedule, Schedule) else None
-        reduction = self.at(Step(0, steps))
+        reduction = replace(self, steps=ALL).at(Step(0, steps))
         if reduction is None:
             rewriter.note("dense: nothing is dropped")
             return

@@ -10,9 +10,9 @@ from typing import Any
 
 from fisopt.errors import FisoptError, OptionTypeError, RecipeError, shown
 from fisopt.nearest import did_you_mean
-from fisopt.passes.mask_table import as_json, from_json
-from fisopt.passes.masks import FrameMask
 from fisopt.passes.presets import PRESETS
+from fisopt.passes.tiling.mask_table import as_json, from_json
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.recipe.stores import KINDS, Store, stored
 from fisopt.rewrite.pass_base import Pass
 

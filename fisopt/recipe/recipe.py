@@ -7,7 +7,7 @@ A recipe is one file of plain YAML, with the schedules and mask tables of its pa
     versions: {fisopt: 0.1.0, torch: 2.13.0, diffusers: 0.42.1}
     passes:
     - name: FrameInterleave
-      options: {stride: 2, first_block: 1, ...}
+      options: {stride: 2, blocks: '1:', ...}
     kernels: {linear: fp8, attention: cudnn}
 
 Kernels stand there where something was chosen, in a recipe of form 2.

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from fisopt.errors import FisoptError, RecipeError, shown
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.schedule import Schedule
+from fisopt.passes.reduction.schedule import Schedule
+from fisopt.passes.tiling.mask_table import MaskTable
 from fisopt.reading import is_name, json_value
 from fisopt.recipe.identity import digest
 

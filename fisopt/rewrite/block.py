@@ -8,7 +8,8 @@ from functools import cached_property
 
 from torch import fx
 
-from fisopt.rewrite.analysis import (
+from fisopt.rewrite.analysis.residual import Stream, residual_path, residual_stream
+from fisopt.rewrite.analysis.structure import (
     Branch,
     residual_branches,
     residual_source,
@@ -17,7 +18,6 @@ from fisopt.rewrite.analysis import (
 )
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.outline import structure
-from fisopt.rewrite.residual import Stream, residual_path, residual_stream
 
 EXTRA = "fisopt.extra"
 """How many results, after the model's own, passes have added to a call."""

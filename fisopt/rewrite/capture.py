@@ -13,15 +13,16 @@ from torch import fx, nn
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout, axes_of
-from fisopt.rewrite.fixed_grid import FixedGrid
-from fisopt.rewrite.follow import Followed, Search, said
-from fisopt.rewrite.inputs import Inputs, bind_example, check_example
-from fisopt.rewrite.origin import Source
 from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
-from fisopt.rewrite.readiness import has_hooks, unhooked
-from fisopt.rewrite.runs import check_runs
-from fisopt.rewrite.template import Template, matches
-from fisopt.rewrite.tracing import export, shape_trials
+from fisopt.rewrite.tracing.fixed_grid import FixedGrid
+from fisopt.rewrite.tracing.follow import Followed, Search, said
+from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
+from fisopt.rewrite.tracing.instantiate import matches
+from fisopt.rewrite.tracing.origin import Source
+from fisopt.rewrite.tracing.readiness import has_hooks, unhooked
+from fisopt.rewrite.tracing.runs import check_runs
+from fisopt.rewrite.tracing.template import Template
+from fisopt.rewrite.tracing.trace import export, shape_trials
 from fisopt.spec import ModelSpec
 
 Dynamic = Literal["frames", "all"]

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from fisopt.checked import checked
-from fisopt.rewrite.analysis import PRODUCTS, factors, self_attentions
+from fisopt.rewrite.analysis.structure import PRODUCTS, factors, self_attentions
 from fisopt.rewrite.ops.operator import CostClass, declared
 from fisopt.rewrite.program import Program, check_program
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
 from fisopt.errors import PreconditionError, ScheduleError
-from fisopt.rewrite.dropout import active_dropout
+from fisopt.rewrite.analysis.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.selection import among, from_the_end
 
 Stage = Literal["frames", "attention"]
 STAGES: tuple[Stage, ...] = ("frames", "attention")
@@ -44,21 +45,20 @@ class Step:
         count = None if self.count is None else self.count + self.skipped
         return replace(self, index=self.index + self.skipped, count=count, skipped=0)
 
-    def among(self, dense_steps: Collection[int], name: str) -> bool:
-        """Whether this is one of the dense steps of a pass; negative counts from the last step.
+    def among(self, steps: str, name: str) -> bool:
+        """Whether this is one of the steps that are selected for a pass; see `BlockPass.steps`.
 
         Raises:
             ScheduleError: a step counts from the last one and the number of steps is not known.
         """
-        if self.count is None and any(index < 0 for index in dense_steps):
+        if self.count is None and from_the_end(steps):
             raise ScheduleError(
-                f"{name}: dense_steps={tuple(dense_steps)} counts from the last step, "
+                f"{name}: steps={steps!r} counts from the last step, "
                 "but the number of steps is not known; run the model inside "
                 "`with optimized.generation(num_steps=...):`, or from a pipeline that holds it "
                 "beside a scheduler that knows"
             )
-        last = self.count or 0
-        return self.index in {index + last if index < 0 else index for index in dense_steps}
+        return among(steps, self.index, self.count)
 
 
 @dataclass(frozen=True)

@@ -12,18 +12,18 @@ from torch.utils import _pytree as pytree
 
 from fisopt.concurrency import running, tracing
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
+from fisopt.rewrite.analysis.propagate import annotate
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.block import Block
-from fisopt.rewrite.frame_dims import FrameDims
-from fisopt.rewrite.inputs import Inputs, bind_example
-from fisopt.rewrite.origin import Source
 from fisopt.rewrite.outline import REGION, copied, find_regions, outline
-from fisopt.rewrite.propagate import annotate
-from fisopt.rewrite.runs import check_dtypes, check_runs
-from fisopt.rewrite.template import BLOCK
-from fisopt.rewrite.training import asks_for_gradients, check_gradients
-from fisopt.rewrite.weights import held_at, refresh
-from fisopt.rewrite.writes import Write, check_apart, take_writes, write_back
+from fisopt.rewrite.tracing.frame_dims import FrameDims
+from fisopt.rewrite.tracing.inputs import Inputs, bind_example
+from fisopt.rewrite.tracing.instantiate import BLOCK
+from fisopt.rewrite.tracing.origin import Source
+from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
+from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
+from fisopt.rewrite.tracing.weights import held_at, refresh
+from fisopt.rewrite.tracing.writes import Write, check_apart, take_writes, write_back
 
 BOUNDARIES = 2
 """Up to this many latent frames every frame is a boundary and no axis is needed."""

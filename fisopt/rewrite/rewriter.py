@@ -11,15 +11,15 @@ import torch
 from torch import fx
 
 from fisopt.errors import CaptureError, PassError
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import Axes, axes_of, set_axes
 from fisopt.rewrite.block import EXTRA, Block
-from fisopt.rewrite.edit import BlockEdit
-from fisopt.rewrite.editor import BY, Editor
+from fisopt.rewrite.edit.block_edit import BlockEdit
+from fisopt.rewrite.edit.editor import BY, Editor
+from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.subset import Subset
-from fisopt.rewrite.template import MODE
+from fisopt.rewrite.tracing.template import MODE
 
 
 class Rewriter(Editor):

@@ -26,10 +26,11 @@ from fisopt.checked import Checked
 from fisopt.errors import OptionError, OptionTypeError, PassError, shown
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.block import Block
-from fisopt.rewrite.editor import Editor
-from fisopt.rewrite.local import Match, Tallies, Tally, rewrite
-from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.block_pass import BlockPass
+from fisopt.rewrite.edit.editor import Editor
+from fisopt.rewrite.edit.local import Match, Tallies, Tally, rewrite
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.selection import ALL
 
 
 @dataclass(frozen=True)
@@ -141,34 +142,39 @@ def _returned(graph: fx.Graph) -> Any:
 
 
 @dataclass(frozen=True)
-class RulePass(Pass):
+class RulePass(BlockPass):
     """Apply rules, one after the other, to the graphs of all blocks and the code around them.
 
     Attributes:
         rules: each is applied wherever it matches, once; the next one sees the result.
+        blocks: the blocks to apply them to, see `BlockPass`; if not all, then to nothing else.
+        steps: the steps at which they are applied, see `BlockPass`.
     """
 
     rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rules: object = self.rules
         if not isinstance(rules, (tuple, list)) or any(not isinstance(r, Rule) for r in rules):
             raise OptionTypeError(f"RulePass: rules must be a list of Rule, got {shown(rules)}")
         object.__setattr__(self, "rules", tuple(rules))
 
     def run(self, rewriter: Rewriter) -> None:
-        """Rewrite every distinct block graph once, then the graph that calls them."""
+        """Rewrite every distinct graph of the blocks once, then the graph that calls them."""
         tallies = Tallies({rule.name: Tally() for rule in self.rules})
         program = rewriter.program
         alike: dict[fx.GraphModule, list[Block]] = {}
-        for block in program.blocks:
+        for block in self.chosen(program):
             alike.setdefault(block.body, []).append(block)
         for blocks in alike.values():
             with rewriter.edit(*blocks, name="ruled") as edit:
                 rewrite(edit, self.rules, once=True, tallies=tallies)
-        rewrite(rewriter, self.rules, once=True, tallies=tallies)
+        if self.blocks == ALL:
+            rewrite(rewriter, self.rules, once=True, tallies=tallies)
+        around = " and around them" if self.blocks == ALL else ""
         for name, tally in tallies.by_rule.items():
             rewriter.note(
-                f"{name}: {tally.applied} places in {len(alike)} block graphs and around them"
+                f"{name}: {tally.applied} places in {len(alike)} block graphs{around}"
                 + (f", {tally.refused} refused by its condition" if tally.refused else "")
             )

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fisopt.checked import checked
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.program import Program, check_program
 

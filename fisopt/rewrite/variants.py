@@ -9,6 +9,7 @@ from functools import cached_property
 
 from fisopt.checked import is_int
 from fisopt.errors import OptionError, ScheduleError, shown
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.measured import Measured, Read, only_in_a_run
 from fisopt.rewrite.pass_base import Pass, Step
 
@@ -64,7 +65,11 @@ class Variants:
         if steps is not None and not is_int(steps, 1):
             raise ScheduleError(f"num_steps must be at least 1, got {shown(steps)}")
         for each in passes:
-            if type(each).at is not Pass.at and type(each).stepwise is Pass.stepwise:
+            own = [
+                getattr(type(each), name) not in (getattr(Pass, name), getattr(BlockPass, name))
+                for name in ("at", "stepwise")
+            ]
+            if own == [True, False]:
                 raise OptionError(
                     f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
                     "`stepwise` to say whether its steps differ"

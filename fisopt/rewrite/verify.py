@@ -7,14 +7,14 @@ from torch import fx
 
 from fisopt.checked import checked
 from fisopt.errors import VerifyError
-from fisopt.rewrite.analysis import result_nodes, results
+from fisopt.rewrite.analysis.structure import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
-from fisopt.rewrite.editor import GROUP, PART
+from fisopt.rewrite.edit.editor import GROUP, PART
 from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.outline import value_key
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
-from fisopt.rewrite.writes import mutates
+from fisopt.rewrite.tracing.writes import mutates
 
 
 @checked

@@ -9,8 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import pass_of
+from fisopt.rewrite.tracing.inputs import Inputs
 
 Value = TypeVar("Value")
 TIMESTEPS = ("timestep", "timesteps", "t")

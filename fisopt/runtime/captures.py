@@ -14,9 +14,10 @@ from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
 from fisopt.rewrite.capture import Dynamic, capture
-from fisopt.rewrite.inputs import Inputs, bind_example
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.readiness import check_model
+from fisopt.rewrite.tracing.inputs import Inputs, bind_example
+from fisopt.rewrite.tracing.readiness import check_model
+from fisopt.runtime.ambient import ambient
 from fisopt.runtime.fingerprint import Fingerprint
 from fisopt.spec import GridOf, ModelSpec
 
@@ -41,6 +42,18 @@ class Captures:
         self._states: Lru[int, Fingerprint] = Lru(STATES)
         self._now: tuple[Fingerprint, Fingerprint] | None = None
         self._grid: GridOf | None = None
+
+    @staticmethod
+    def of(program: Program) -> Captures:
+        """Those of the model of a dense Program, which is used where the model is as it was."""
+        source = program.source
+        made = Captures(source.model, source.spec)
+        if source.made_in is not None:
+            state, modes, dynamics = source.made_in
+            made._states[id(state)] = state
+            for dynamic in dynamics:
+                made._hold(_key(program.inputs, state, modes, dynamic), program)
+        return made
 
     def state(self) -> Fingerprint:
         """The state that the model is in; equal states are one object.
@@ -75,24 +88,23 @@ class Captures:
         dynamic: Dynamic = "frames",
     ) -> Program:
         """The dense Program for some inputs; one export serves every shape it accepts."""
-        form = tuple(
-            (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
-            for x in inputs.leaves
-        )
-        key = (inputs.structure, form, state, modes, dynamic)
+        key = _key(inputs, state, modes, dynamic)
         with tracing(), self.lock:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]
                 captured = capture(self.model, inputs.kwargs(), self._spec_now(), dynamic)
-                if not callable(self.spec.grid):
-                    self._grid = self._grid or captured.source.grid_of
-                captured.source.bound(self._size)
-                self._held[key] = captured
+                self._hold(key, captured)
                 if self._now is not None and self._now[1] is state:  # capture may leave traces
                     state.take(Fingerprint(self.model))
                     self._now = (state, state)
             return captured.at(inputs)
+
+    def _hold(self, key: Any, captured: Program) -> None:
+        if not callable(self.spec.grid):
+            self._grid = self._grid or captured.source.grid_of
+        captured.source.bound(self._size)
+        self._held[key] = captured
 
     def _spec_now(self) -> ModelSpec:
         """The spec for whatever comes: its numbers, if it has some, are those of the first call."""
@@ -124,3 +136,21 @@ class Captures:
     def __len__(self) -> int:
         """How many dense Programs are held, of all shapes."""
         return sum(len(program.source.cache) for program in self._held.values())
+
+
+def remember(program: Program, dynamic: Dynamic) -> None:
+    """Note in which state of its model, and in which modes, a Program was captured just now."""
+    modes = ambient(x for _, x in program.inputs.tensors())
+    dynamics = {dynamic, "frames"}  # every size open is the number of frames open too
+    program.source.made_in = (Fingerprint(program.source.model), modes, dynamics)
+
+
+def _key(
+    inputs: Inputs, state: Fingerprint, modes: tuple[Any, ...], dynamic: str
+) -> tuple[Any, ...]:
+    """What one export serves."""
+    form = tuple(
+        (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
+        for x in inputs.leaves
+    )
+    return inputs.structure, form, state, modes, dynamic

@@ -249,7 +249,7 @@ class Generation:
             raise ScheduleError(
                 "the denoising step is not known: the call has no `timestep` and no "
                 "cache_context(step_index=...) is open; options that depend on the step "
-                "(dense_steps) need one of the two"
+                "(steps=) need one of the two"
             )
         step = self._listed(reading, time, begins) if reading is not None else None
         if step is not None and state.told_count in (None, step.count):

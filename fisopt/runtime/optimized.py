@@ -18,9 +18,9 @@ from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError, ScheduleError
 from fisopt.lru import SIZE
 from fisopt.recipe.recipe import Recipe
-from fisopt.rewrite.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.variants import Variant, Variants
 from fisopt.runtime.branches import Held
 from fisopt.runtime.caller import CallersScheduler
@@ -319,15 +319,17 @@ class OptimizedModule(nn.Module):
         return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _again, (*self._recipe, self._scheduler)
+        return _again, (self._made_of,)
 
     @property
-    def _recipe(self) -> tuple[Any, ...]:
-        place = (self._backend, self._strict, self._cache_size, self._options)
-        return self.original, self.passes, self.spec, *place
+    def _made_of(self) -> dict[str, Any]:
+        """What another one is made of; its plans are made when they are needed."""
+        names = ("backend", "strict", "scheduler", "cache_size", "options")
+        own = {name: getattr(self, f"_{name}") for name in names}
+        return {"model": self.original, "passes": self.passes, "spec": self.spec, **own}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        made = _again(*deepcopy((*self._recipe, self._scheduler), memo))
+        made = _again(deepcopy(self._made_of, memo))
         memo[id(self)] = made
         return made
 
@@ -341,20 +343,9 @@ class OptimizedModule(nn.Module):
         return self
 
 
-def _again(
-    model: nn.Module,
-    passes: tuple[Pass, ...],
-    spec: ModelSpec,
-    backend: Backend,
-    strict: bool,
-    cache_size: int,
-    options: KernelOptions,
-    scheduler: Any,
-) -> OptimizedModule:
-    """Make a module that was copied or sent; its plans are made when they are needed."""
-    return OptimizedModule(
-        model, passes, spec, backend, strict, scheduler, cache_size=cache_size, options=options
-    )
+def _again(made_of: Mapping[str, Any]) -> OptimizedModule:
+    """Make a module that was copied or sent."""
+    return OptimizedModule(**made_of)
 
 
 @cache

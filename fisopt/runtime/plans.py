@@ -12,19 +12,20 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from fisopt.codegen.cache_tag import cache_tag
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.capture import Dynamic
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
-from fisopt.rewrite.sources import forgotten
-from fisopt.rewrite.training import asks_for_gradients, check_gradients
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.sources import forgotten
+from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
@@ -212,7 +213,11 @@ class Plans:
 @contextmanager
 def _compiling(training: bool) -> Iterator[None]:
     """Inside, no other thread traces or runs, and what is compiled is so with its gradient."""
-    with tracing(), ExitStack() as stack:
+    from torch.compiler import config as compiler
+
+    tag = compiler.cache_key_tag + cache_tag()
+    patched = compiler.patch(cache_key_tag=tag)  # type: ignore[attr-defined]
+    with tracing(), patched, ExitStack() as stack:
         if training:
             from torch._functorch import config  # over a second: not at import
 

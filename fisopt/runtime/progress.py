@@ -11,8 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from fisopt.codegen.compile import Runnable
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 
 
 def warm_up(

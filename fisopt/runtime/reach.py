@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
-from fisopt.rewrite.held_state import slots
+from fisopt.rewrite.tracing.held_state import slots
 
 FUNCTIONS = (FunctionType, MethodType, functools.partial)
 """What is called and holds more than its code."""

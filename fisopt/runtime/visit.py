@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from fisopt.errors import ScheduleError
-from fisopt.rewrite.inputs import Inputs
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.generation import Generation

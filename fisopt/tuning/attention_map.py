@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from fisopt.rewrite.analysis import self_attentions
+from fisopt.rewrite.analysis.structure import self_attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of
-from fisopt.rewrite.operands import PlainAttention, plain_attention
+from fisopt.rewrite.edit.operands import PlainAttention, plain_attention
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tile_plan import bounds
 

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from fisopt.checked import Checked, checked
 from fisopt.errors import InputError, shown
-from fisopt.passes.schedule import FEATURES, Feature, Measured, Schedule
-from fisopt.passes.tiers import ladder
+from fisopt.passes.reduction.features import FEATURES, Feature
+from fisopt.passes.reduction.measured import Measured
+from fisopt.passes.reduction.schedule import Schedule
+from fisopt.passes.reduction.tiers import ladder
 from fisopt.passes.token_reduction import Reduction, TokenReduction
 from fisopt.pipelines import transformers_of
 from fisopt.rewrite.ops.match_tokens import LEVELS

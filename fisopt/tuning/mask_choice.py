@@ -9,8 +9,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from fisopt.errors import InputError, OptionError
-from fisopt.passes.mask_table import MaskTable
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.mask_table import MaskTable
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.rewrite.cost import program_cost
 from fisopt.tuning.mask_errors import Calls
 

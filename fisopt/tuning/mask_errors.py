@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, fx
 
 from fisopt.errors import InputError
-from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.passes.tile_attention import TileAttention
-from fisopt.rewrite.analysis import results
+from fisopt.passes.tiling.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost
 from fisopt.rewrite.program import Program

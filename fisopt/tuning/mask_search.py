@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fisopt.checked import checked
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
-from fisopt.passes.mask_table import MaskTable, as_json, from_json
-from fisopt.passes.masks import FrameMask
 from fisopt.passes.tile_attention import TileAttention
+from fisopt.passes.tiling.mask_table import MaskTable, as_json, from_json
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.rewrite.program import Program
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.tuning.attention_map import frame_maps

@@ -36,15 +36,14 @@ from tests.plain_dit import FORMS
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
-    return plain(monkeypatch, [FrameInterleave()])[0]
+def made() -> OptimizedModule:
+    return plain([FrameInterleave()])[0]
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        made, _ = plain(patch, [FrameInterleave()])
-        return export(made, tmp_path_factory.mktemp("whole") / "model.pt2", dynamic=False)
+    made, _ = plain([FrameInterleave()])
+    return export(made, tmp_path_factory.mktemp("whole") / "model.pt2", dynamic=False)
 
 
 @pytest.fixture
@@ -233,10 +232,8 @@ def test_a_manifest_of_another_form(made: OptimizedModule, tmp_path: Path) -> No
         fisopt.load(path)
 
 
-def test_what_cannot_be_exported(
-    made: OptimizedModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stepwise, _ = plain(monkeypatch, [TokenReduction(0.6, cache_steps=2)])
+def test_what_cannot_be_exported(made: OptimizedModule, tmp_path: Path) -> None:
+    stepwise, _ = plain([TokenReduction(0.6, cache_steps=2)])
     for model, name, options, message in (
         (stepwise, "model", {}, "TokenReduction differs between denoising steps: pass steps="),
         (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
@@ -262,7 +259,7 @@ def test_shapes_that_are_not_known(made: OptimizedModule, tmp_path: Path) -> Non
 def test_weights_that_are_not_there(tmp_path: Path) -> None:
     model = fisopt.models.build("wan2.1-1.3b", num_layers=1)
     inputs = fisopt.models.example_inputs("wan2.1-1.3b", height=32, width=32, num_frames=9)
-    made = fisopt.optimize(model, [FrameInterleave(first_block=0)], inputs, backend="eager")
+    made = fisopt.optimize(model, [FrameInterleave(blocks=":")], inputs, backend="eager")
     with pytest.raises(ExportError, match=r"meta device and has no weights .* format='text'"):
         export(made, tmp_path / "model.pt2")
     text = export(made, tmp_path / "model.txt", "text").read_text()

@@ -15,9 +15,8 @@ from fisopt import FrameInterleave, Pass, SlidingWindow, TileAttention, TokenRed
 from fisopt.artefact import onnx
 from fisopt.artefact.loader import examined
 from fisopt.artefact.onnx_operators import RULES
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import rewrite
-from fisopt.runtime import captures
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import rewrite
 from tests.artefact.fresh import differences, keep_call, process
 from tests.artefact.models import plain
 from tests.conftest import captured
@@ -33,10 +32,10 @@ PASSES: dict[str, list[Pass]] = {
 
 
 @pytest.mark.parametrize("kind", ["pt2 portable", "pt2 native"])
-def test_pt2(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pt2(kind: str, tmp_path: Path) -> None:
     files = []
     for name, passes in PASSES.items():
-        model, inputs = plain(monkeypatch, passes)
+        model, inputs = plain(passes)
         file = tmp_path / f"{name}.pt2"
         fisopt.export(model, file, portable=kind == "pt2 portable", dynamic=False)
         keep_call(model, inputs, file)
@@ -56,8 +55,8 @@ except Exception:
 
 
 @pytest.mark.parametrize("name", ["TokenReduction", "both"])
-def test_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, inputs = plain(monkeypatch, PASSES[name])
+def test_onnx(name: str, tmp_path: Path) -> None:
+    model, inputs = plain(PASSES[name])
     file = fisopt.export(model, tmp_path / "model.onnx", "onnx", dynamic=False)
     keep_call(model, inputs, file)
     (difference,) = differences("onnx", [file])
@@ -68,7 +67,7 @@ def test_onnx(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_large_weights_go_to_a_file_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As for a model of two gigabytes and more, at a limit that a small one reaches."""
     monkeypatch.setattr(onnx, "EXTERNAL_BYTES", 1)
-    model, inputs = plain(monkeypatch, [])
+    model, inputs = plain([])
     file = fisopt.export(model, tmp_path / "model.onnx", "onnx", dynamic=False)
     beside = tmp_path / "model.onnx.data"
     assert sorted(tmp_path.iterdir()) == [file, beside]
@@ -160,19 +159,16 @@ def test_sorts_for_onnx_keep_the_order_of_equals(
 
 
 @pytest.mark.parametrize("case", zoo().values(), ids=zoo())
-def test_every_family(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exhaustive: bool
-) -> None:
+def test_every_family(case: Case, tmp_path: Path, exhaustive: bool) -> None:
     """In full: every family with every pass in every format; else HunyuanVideo's mask in ONNX."""
     if not exhaustive and case.name != "hunyuan_video":
         pytest.skip("--exhaustive")
     program, inputs = captured(case.name), case.inputs(5, 3, 4, batch=2)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
     kinds = ["pt2 portable", "pt2 native", "onnx"] if exhaustive else ["onnx"]
     for kind in kinds:
         files = []
         for name, passes in PASSES.items() if exhaustive else [("both", PASSES["both"])]:
-            model = fisopt.optimize(case.model, passes, inputs, backend="eager", strict=False)
+            model = fisopt.optimize(program, passes, inputs, backend="eager", strict=False)
             file = tmp_path / f"{name}{'.onnx' if kind == 'onnx' else '.pt2'}"
             form, portable = kind.partition(" ")[0], kind != "pt2 native"
             fisopt.export(model, file, form, portable, dynamic=False, force=True)

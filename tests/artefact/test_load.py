@@ -11,7 +11,6 @@ from torch import Tensor
 import fisopt
 from fisopt import FrameInterleave, InputError, OptimizedModule, ScheduleError, TokenReduction
 from fisopt.artefact.manifest import Format
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
 from tests.conftest import captured
@@ -37,10 +36,8 @@ def compared(made: OptimizedModule, loaded: fisopt.LoadedModule, steps: int = ST
     return result
 
 
-def test_a_cached_match_is_carried_by_branch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made, _ = plain(monkeypatch, [TokenReduction(0.6, 0.4, cache_steps=3)])
+def test_a_cached_match_is_carried_by_branch(tmp_path: Path) -> None:
+    made, _ = plain([TokenReduction(0.6, 0.4, cache_steps=3)])
     loaded = fisopt.load(fisopt.export(made, tmp_path / "tokens", steps=STEPS, dynamic=False))
     manifest = loaded.manifest
     assert manifest.schedule == (0, 1, 1, 2, 1), "a window of its own draws its destinations"
@@ -51,8 +48,8 @@ def test_a_cached_match_is_carried_by_branch(
     assert max(compared(made, loaded)) <= 1e-5
 
 
-def test_a_schedule_of_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made, inputs = plain(monkeypatch, [FrameInterleave(dense_steps=(0, -1))])
+def test_a_schedule_of_variants(tmp_path: Path) -> None:
+    made, inputs = plain([FrameInterleave(steps="1:-1")])
     path = fisopt.export(made, tmp_path / "ends", steps=STEPS, dynamic=False)
     assert sorted(p.name for p in path.iterdir()) == [
         *("manifest.json", "recipe.yaml", "variant_0.pt2", "variant_1.pt2")
@@ -91,11 +88,10 @@ def asked_in(pipe: Pipe) -> str:
 
 
 @pytest.mark.xdist_group("wan")
-def test_takes_the_original_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_takes_the_original_s_place(tmp_path: Path) -> None:
     case, program = zoo()["wan"], captured("wan")
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
     inputs = case.inputs(5, 3, 4, batch=2)
-    made = fisopt.optimize(case.model, [FrameInterleave()], inputs, backend="eager")
+    made = fisopt.optimize(program, [FrameInterleave()], inputs, backend="eager")
     loaded = fisopt.load(fisopt.export(made, tmp_path / "wan.pt2"))
     want = made(**inputs)
     assert torch.equal(loaded(**inputs)[0], want[0])
@@ -123,9 +119,9 @@ def test_takes_the_original_s_place(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("form", "tolerance"), [("pt2", 1e-5), ("onnx", 1e-4)])
 def test_frames_stay_open_without_passes_over_frames(
-    form: Format, tolerance: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    form: Format, tolerance: float, tmp_path: Path
 ) -> None:
-    made, inputs = plain(monkeypatch, [])
+    made, inputs = plain([])
     loaded = fisopt.load(fisopt.export(made, tmp_path / f"dense.{form}", form))
     assert loaded.manifest.open_sizes == ("frames",)
     assert loaded.manifest.call.tensors[0].shape == (2, "6*frames", 6)

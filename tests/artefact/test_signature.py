@@ -38,10 +38,9 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file and a folder."""
     folder = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch:
-        fast, _ = plain(patch, [FrameInterleave()])
-        fisopt.export(fast, folder / "a.pt2", dynamic=False)
-        fisopt.export(fast, folder / "all", dynamic=False)
+    fast, _ = plain([FrameInterleave()])
+    fisopt.export(fast, folder / "a.pt2", dynamic=False)
+    fisopt.export(fast, folder / "all", dynamic=False)
     return folder
 
 

@@ -18,7 +18,6 @@ from fisopt.codegen.choose import Candidates, Choice, choose_stage, decide
 from fisopt.codegen.emit import cache
 from fisopt.codegen.emit.kernel import emit
 from fisopt.codegen.emit.region import find_regions
-from fisopt.runtime import captures
 from tests.zoo import zoo
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
@@ -29,6 +28,7 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """As if there were a GPU: its name, and times that the test decides; returns the cache."""
     monkeypatch.setenv(cache.VARIABLE, str(tmp_path))
     monkeypatch.delenv(choose.MEASURE, raising=False)
+    monkeypatch.setenv(choose.EMIT, "1")
     monkeypatch.setattr(choose, "device_name", lambda _: "Some GPU 1")
     return tmp_path
 
@@ -159,6 +159,18 @@ def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("gpu")
+def test_regions_are_left_alone_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = make_fx(run, tracing_mode="fake")(torch.randn(520, 9), torch.randn(520, 9))
+    monkeypatch.setattr(choose, "_device", lambda _: GPU)
+    monkeypatch.setattr(choose, "decide", lambda *_: pytest.fail("a region was looked at"))
+    monkeypatch.delenv(choose.EMIT)
+    choices: list[choose.Choice] = []
+    for _ in range(2):
+        assert choose_stage(stage, choices) is stage
+    assert [str(c) for c in choices] == [f"every region: reference ({choose.LEFT_OUT})"]
+
+
+@pytest.mark.usefixtures("gpu")
 def test_operators_with_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     gather = torch.ops.fisopt.gather_frames.default
     graph = fx.Graph()
@@ -210,11 +222,9 @@ def test_rows_between_two_powers_of_two_are_one_class() -> None:
     assert classes[0] == classes[1] != classes[2]
 
 
-def test_the_report_shows_the_choice(wan: Program, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = zoo()["wan"]
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    model = fisopt.optimize(case.model, passes=[FrameInterleave()])
-    model.program(case.inputs(5, 3, 4, batch=2))
+def test_the_report_shows_the_choice(wan: Program) -> None:
+    model = fisopt.optimize(wan, passes=[FrameInterleave()])
+    model.program(zoo()["wan"].inputs(5, 3, 4, batch=2))
     assert f"lowering: every region: reference ({choose.ON_CPU})" in str(model.report)
 
 

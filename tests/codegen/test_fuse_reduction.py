@@ -13,9 +13,9 @@ from fisopt import PassManager
 from fisopt.codegen import lower as lowering
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.passes.token_reduction import TokenReduction
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.inputs import Inputs, bind
-from fisopt.rewrite.local import rewrite
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import rewrite
+from fisopt.rewrite.tracing.inputs import Inputs, bind
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS, Form

@@ -16,9 +16,8 @@ import fisopt
 from fisopt import FrameInterleave, Program
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.rewrite.inputs import Inputs, bind
 from fisopt.rewrite.ops import operator as table
-from fisopt.runtime import captures
+from fisopt.rewrite.tracing.inputs import Inputs, bind
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
@@ -89,8 +88,8 @@ def distinct_stages(module: fx.GraphModule) -> int:
 def test_stages_are_shared(wan: Program) -> None:
     """Head and tail once, and each distinct block once: two anchor counts are two blocks."""
     assert distinct_stages(lower(wan)) == 3
-    assert distinct_stages(lower(FrameInterleave(first_block=0)(wan).program)) == 4
-    assert distinct_stages(lower(FrameInterleave(first_block=2)(wan).program)) == 5
+    assert distinct_stages(lower(FrameInterleave(blocks=":")(wan).program)) == 4
+    assert distinct_stages(lower(FrameInterleave(blocks="2:")(wan).program)) == 5
 
 
 def test_one_compile_a_stage_and_no_recompile(
@@ -100,8 +99,7 @@ def test_one_compile_a_stage_and_no_recompile(
     case = zoo()["wan"]
     real = torch.compile
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    model = fisopt.optimize(case.model, passes=[FrameInterleave(first_block=0, dense_steps=(0,))])
+    model = fisopt.optimize(wan, passes=[FrameInterleave(blocks=":", steps="1:")])
     inputs = case.inputs(5, 3, 4, batch=2)
     torch._dynamo.reset()
     counters.clear()
@@ -149,7 +147,7 @@ def test_depth_adds_no_stages() -> None:
     for layers in (2, 12):
         model = plain_dit.PlainDiT(form, layers=layers).eval().requires_grad_(False)
         program = fisopt.capture(model, inputs, spec=spec)
-        sparse = FrameInterleave(stride=4, first_block=0)(program).program
+        sparse = FrameInterleave(stride=4, blocks=":")(program).program
         counts.append((distinct_stages(lower(program)), distinct_stages(lower(sparse))))
         assert len(program.blocks) == layers
     assert counts[0] == counts[1]

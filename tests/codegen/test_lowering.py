@@ -12,8 +12,8 @@ from fisopt.codegen import lower as lowering
 from fisopt.codegen.flatten import flatten
 from fisopt.codegen.lowering import LoweringPass
 from fisopt.errors import LoweringError
-from fisopt.rewrite.graph_editor import GraphEditor
-from fisopt.rewrite.local import NodeRule
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.edit.local import NodeRule
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
 

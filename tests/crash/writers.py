@@ -221,7 +221,7 @@ def exports(folder: Path, name: str, form: Any, external: int = 2 << 30) -> Writ
     inputs = plain_dit.inputs(plain_dit.FORMS["fused"], *GRID, batch=2)
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=GRID)
     several, memo, modules = "." not in name, Memo(), []
-    passes = [FrameInterleave(dense_steps=(0,))] if several else []
+    passes = [FrameInterleave(steps="1:")] if several else []
     doubled = copy.deepcopy(original)
     with torch.no_grad():
         for weight in doubled.parameters():

@@ -14,12 +14,11 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class KeepLargest(fisopt.Pass):
+class KeepLargest(fisopt.BlockPass):
     keep: int
-    blocks: tuple[int, ...]
 
     def run(self, rewriter: fisopt.Rewriter) -> None:
-        for block in [rewriter.program.blocks[i] for i in self.blocks]:
+        for block in self.chosen(rewriter.program):
             with rewriter.edit(block) as edit:
                 x, result = block.passed(block.stream), block.results[0]
                 norms = rewriter.call(aten.linalg_vector_norm.default, x, 2, [-1])
@@ -29,7 +28,7 @@ class KeepLargest(fisopt.Pass):
                 edit.compute({result: tokens}, cut=block.body.graph.nodes)
                 (piece,) = edit.place()
                 edit.give(result, tokens.spread(rewriter, piece, fisopt.axes_of(x), full=x))
-        rewriter.note(f"{len(self.blocks)} blocks on {self.keep} tokens")
+        rewriter.note(f"blocks {self.blocks} on {self.keep} tokens")
 
 
 def largest(forward: Callable[..., Tensor], keep: int) -> Callable[..., Tensor]:
@@ -50,7 +49,7 @@ def test_a_pass_that_keeps_tokens_by_content() -> None:
     inputs = {"hidden_states": torch.randn(2, 4, 5, 4, 6), "timestep": torch.tensor([500, 300])}
     inputs["encoder_hidden_states"] = torch.randn(2, 7, 16)
     program = fisopt.capture(model, inputs, dynamic="all")
-    result = fisopt.PassManager([KeepLargest(12, (0, 2))]).run(program)(**inputs).sample
+    result = fisopt.PassManager([KeepLargest(12, blocks=(0, 2))]).run(program)(**inputs).sample
     for i in (0, 2):
         model.blocks[i].forward = largest(model.blocks[i].forward, 12)
     with torch.no_grad():

@@ -170,7 +170,7 @@ class Oracle:
         if self.interleave is None:
             return None
         number = list(range(self.form.layers))
-        chosen = number[self.interleave.first_block : self.interleave.last_block]
+        chosen = number[slice_of(self.interleave.blocks)]
         if index not in chosen:
             return None
         n, frames = self.interleave.stride, self.shape.frames
@@ -356,8 +356,13 @@ class Oracle:
         """The mask of a block, None if its attention stays dense."""
         if self.tiles is None:
             return None
-        dense = {i % self.form.layers for i in self.tiles.dense_blocks}
-        return None if index in dense else self.tiles.mask
+        chosen = range(self.form.layers)[slice_of(self.tiles.blocks)]
+        return self.tiles.mask if index in chosen else None
+
+
+def slice_of(blocks: Any) -> slice:
+    """The slice that a text such as "1:" stands for."""
+    return slice(*(int(bound) if bound else None for bound in blocks.split(":")))
 
 
 def taken(value: Any, place: Place, kept: Sequence[int], frames: int) -> Any:

@@ -115,8 +115,7 @@ def draw_interleave(source: random.Random, form: Form, shape: Shape) -> Pass:
     """Frame-interleaved sparsity with random options."""
     return FrameInterleave(
         stride=source.choice([2, 2, 3, min(4, max(shape.frames, 2))]),
-        first_block=source.choice([0, 0, 1, -1]),
-        last_block=source.choice([None, None, form.layers]),
+        blocks=f"{source.choice(['', '0', '1', '-1'])}:{source.choice(['', '', form.layers])}",
         fill=source.choice(["residual", "residual", "state", "carry"]),
         kv=source.choice(["anchors", "anchors", "all"]),
         scope=source.choice(["block", "block", "attention"]),
@@ -126,7 +125,7 @@ def draw_interleave(source: random.Random, form: Form, shape: Shape) -> Pass:
 def draw_tiles(source: random.Random, form: Form, shape: Shape) -> Pass:
     """Tile-sparse attention with random options."""
     masks = [1, min(2, shape.frames), SlidingWindow(1), fisopt.RadialDecay(1)]
-    return TileAttention(source.choice(masks), dense_blocks=source.choice([(), (), (0,), (-1,)]))
+    return TileAttention(source.choice(masks), blocks=source.choice([":", ":", "1:", ":-1"]))
 
 
 def draw_reduction(source: random.Random, form: Form, shape: Shape) -> Pass:

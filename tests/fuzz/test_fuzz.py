@@ -33,7 +33,7 @@ def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         "fisopt.passes.frame_interleave.anchor_frames",
         lambda frames, stride, residue: (0, frames - 1),
     )
-    passes = (FrameInterleave(stride=2, first_block=0),)
+    passes = (FrameInterleave(stride=2, blocks=":"),)
     (outcome,) = check(Case(0, form(), (SHAPE,), (passes,)))
     assert outcome.kind == "wrong"
 

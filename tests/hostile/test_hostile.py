@@ -24,10 +24,7 @@ pytestmark = pytest.mark.xdist_group("exported")  # captured in one process
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    with pytest.MonkeyPatch.context() as patch:
-        return corpus(
-            tmp_path_factory.mktemp("whole"), lambda passes: plain(patch, passes)[0], onnx=False
-        )
+    return corpus(tmp_path_factory.mktemp("whole"), lambda passes: plain(passes)[0], onnx=False)
 
 
 @pytest.fixture(scope="module")

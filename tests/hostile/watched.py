@@ -64,7 +64,7 @@ def readers() -> dict[str, Callable[[Path], object]]:
     """How each kind of file is read."""
     import fisopt
     from fisopt.codegen.choose import remembered
-    from fisopt.passes.mask_table import MaskTable
+    from fisopt.passes.tiling.mask_table import MaskTable
     from fisopt.recipe.recipe import Recipe
 
     return {

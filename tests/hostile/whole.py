@@ -23,7 +23,7 @@ from fisopt import (
     Schedule,
     TokenReduction,
 )
-from fisopt.passes.schedule import Measured
+from fisopt.passes.reduction.measured import Measured
 from fisopt.recipe.recipe import Recipe
 from tests import plain_dit
 from tests.hostile.mutations import KINDS, Corpus
@@ -50,7 +50,7 @@ def plain(passes: Sequence[Pass]) -> OptimizedModule:
 
 def corpus(folder: Path, made: Made = plain, *, onnx: bool = True) -> Corpus:
     """Write whole files of every kind."""
-    stepwise = made([FrameInterleave(dense_steps=(0,))])
+    stepwise = made([FrameInterleave(steps="1:")])
     whole = {"folder": fisopt.export(stepwise, folder / "whole", steps=3, dynamic=False)}
     sparse = made([FrameInterleave()])
     whole["pt2"] = fisopt.export(sparse, folder / "whole.pt2", dynamic=False)

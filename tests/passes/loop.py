@@ -26,8 +26,7 @@ class Options:
     fill: str = "residual"
     kv: str = "anchors"
     scope: str = "block"
-    first_block: int = 0
-    last_block: int | None = None
+    blocks: str = ":"
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class Loop:
 
     def __init__(self, blocks: list[Block], frames: int, options: Options) -> None:
         self.frames, self.options = frames, options
-        chosen = blocks[options.first_block : options.last_block]
+        chosen = blocks[slice(*(int(end) if end else None for end in options.blocks.split(":")))]
         self.blocks = {b.module: (b, self.anchors(i)) for i, b in enumerate(chosen)}
         self.hidden: Tensor | None = None
         self.text = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "TokenReduction": (TokenReduction(query=0.5, value=0.3),),
     "TokenReduction, cached": (TokenReduction(query=0.5, cache_steps=2),),
     "TileAttention": (TileAttention(),),
-    "both": (FrameInterleave(), TileAttention(1, dense_blocks=(0,))),
+    "both": (FrameInterleave(), TileAttention(1, blocks="1:")),
     "RulePass": (RulePass((SWAP,)),),
     "nothing to do": (FrameInterleave(stride=1),),
 }
@@ -45,12 +45,8 @@ every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
 
 
 def fitted(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
-    """The passes with block ranges that a model of four blocks has."""
-    ranges = {"first_block": 1, "last_block": -1}
-    return tuple(
-        type(p)(**{k: ranges.get(k, v) if v not in (0, None) else v for k, v in vars(p).items()})
-        for p in passes
-    )
+    """The passes with a range of blocks that a model of four blocks has."""
+    return tuple(replace(p, blocks="1:-1") if p.blocks == "2:-2" else p for p in passes)
 
 
 def test_every_public_pass_is_here() -> None:
@@ -98,8 +94,8 @@ def test_options_are_values(passes: tuple[Pass, ...]) -> None:
         assert repr(step).startswith(step.name)
 
 
-def test_dense_steps() -> None:
-    step = FrameInterleave(dense_steps=(0, -1))
+def test_steps() -> None:
+    step = FrameInterleave(steps="1:-1")
     assert step.stepwise
     assert [step.at(Step(i, 4)) is None for i in range(4)] == [True, False, False, True]
     with pytest.raises(fisopt.ScheduleError, match="counts from the last step"):
@@ -129,11 +125,11 @@ def test_own_pass(wan: Program) -> None:
 
 
 def test_second_interleave_is_refused(wan: Program) -> None:
-    once = FrameInterleave(first_block=0, last_block=2)(wan).program
-    twice = FrameInterleave(first_block=2)(once)
+    once = FrameInterleave(blocks=":2")(wan).program
+    twice = FrameInterleave(blocks="2:")(once)
     assert twice.modified
     with pytest.raises(fisopt.PreconditionError, match="another pass has edited this block"):
-        FrameInterleave(first_block=0)(once)
-    result = FrameInterleave(first_block=0)(once, strict=False)
+        FrameInterleave(blocks=":")(once)
+    result = FrameInterleave(blocks=":")(once, strict=False)
     assert [line.split(":")[0] for line in result.skipped] == ["blocks.0", "blocks.1"]
     assert result.modified

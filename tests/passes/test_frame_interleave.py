@@ -143,13 +143,11 @@ def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> No
 
 
 @only("wan", "hunyuan_video", "latte")
-@pytest.mark.parametrize(
-    ("first", "last"), [(1, None), (0, -1), (1, -1), (-2, None), (0, 2), (3, 4)]
-)
-def test_block_range(case: Case, program: Program, first: int, last: int | None) -> None:
+@pytest.mark.parametrize("blocks", ["1:", ":-1", "1:-1", "-2:", "0:2", "3:4"])
+def test_block_range(case: Case, program: Program, blocks: str) -> None:
     grid = (7, 3, 4)
     inputs = case.inputs(*grid, batch=2)
-    options = Options(3, first_block=first, last_block=last)
+    options = Options(3, blocks=blocks)
     got = run(sparse(program.at(inputs), options), inputs)
     assert_equal(got, looped(case, inputs, grid, options), options)
 
@@ -175,7 +173,7 @@ def test_the_loop_tells_mistakes(case: Case, program: Program) -> None:
 
     wrong = replace_argument("rotary_emb", compacted)
     assert not torch.allclose(got, looped(case, inputs, grid, Options(3), wrong), atol=1e-4)
-    shifted = Options(3, first_block=1)
+    shifted = Options(3, blocks="1:")
     assert not torch.allclose(got, looped(case, inputs, grid, shifted), atol=1e-4)
     for other in (Options(2), Options(3, "state"), Options(3, kv="all")):
         assert not torch.allclose(got, looped(case, inputs, grid, other), atol=1e-4)

@@ -127,7 +127,7 @@ def test_block_is_a_black_box(name: str) -> None:
     spec = ModelSpec(blocks=("layers.*",), grid=GRID)
     program = fisopt.capture(model, {"video": x}, spec=spec)
     for kv in ("anchors", "all"):
-        step = FrameInterleave(stride=2, first_block=0, kv=kv)  # type: ignore[arg-type]
+        step = FrameInterleave(stride=2, blocks=":", kv=kv)  # type: ignore[arg-type]
         manager = PassManager([step])
         got = manager.run(program)(video=x)
         difference = float((got - looped(model, x, kv)).abs().max())
@@ -150,9 +150,7 @@ def test_reordering_by_number_is_exact() -> None:
 
     def run() -> Any:
         program = fisopt.capture(model, {"video": x}, spec=spec)
-        return PassManager([FrameInterleave(stride=2, first_block=0, kv="all")]).run(program)(
-            video=x
-        )
+        return PassManager([FrameInterleave(stride=2, blocks=":", kv="all")]).run(program)(video=x)
 
     try:
         got = run()

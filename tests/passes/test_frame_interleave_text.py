@@ -45,7 +45,7 @@ program 5x2x3 tokens
 
 def test_gathers_once_a_residue_and_fills_after_every_block() -> None:
     assert_expected_inline(
-        text(FrameInterleave(stride=3, first_block=0)),
+        text(FrameInterleave(stride=3, blocks=":")),
         """\
 program 5x2x3 tokens
   %video: [2, f5*6, 6]
@@ -90,7 +90,7 @@ def moves(step: FrameInterleave) -> str:
 def test_keys_of_every_frame() -> None:
     """The gather has moved to where the demand drops: into the block, before the queries."""
     assert_expected_inline(
-        moves(FrameInterleave(stride=4, kv="all", first_block=0, last_block=1)),
+        moves(FrameInterleave(stride=4, kv="all", blocks=":1")),
         """\
   %linear_1: [2, 1, 32]
   %cat: [2, f5*6+5, 32]
@@ -111,7 +111,7 @@ def test_keys_of_every_frame() -> None:
 
 
 def test_attention_alone() -> None:
-    step = FrameInterleave(stride=4, scope="attention", fill="carry", first_block=-1)
+    step = FrameInterleave(stride=4, scope="attention", fill="carry", blocks="-1:")
     assert_expected_inline(
         moves(step),
         """\

@@ -27,8 +27,8 @@ from fisopt import (
     predicted_ratio,
     program_cost,
 )
-from fisopt.passes.masks import FrameMask
-from fisopt.passes.tiled_block import TILE
+from fisopt.passes.tiling.masks import FrameMask
+from fisopt.passes.tiling.tiled_block import TILE
 from fisopt.rewrite.pass_base import Step
 from tests.passes.loop import Options, blocks_of, interleaved
 from tests.passes.tiled import tiled
@@ -144,7 +144,7 @@ def test_padding_masks_hold(case: Case, program: Program) -> None:
 
 
 @cases("wan", "cogvideox_2b")
-def test_table_and_dense_blocks(case: Case, program: Program) -> None:
+def test_table_and_blocks(case: Case, program: Program) -> None:
     inputs = case.inputs(*GRID, batch=2)
     paths = [block.path for block in program.blocks]
     masks: list[FrameMask | None] = [TileMask(1 + i % 2) for i in range(len(paths))]
@@ -154,7 +154,7 @@ def test_table_and_dense_blocks(case: Case, program: Program) -> None:
     assert_equal(run(got.program, inputs), oracle(case, inputs, masks))
     assert [bool(found) for found in tiles(got.program)] == [m is not None for m in masks]
     masks[-1] = None
-    got = TileAttention(table=table, dense_blocks=(-1,))(program)
+    got = TileAttention(table=table, blocks=":-1")(program)
     assert_equal(run(got.program, inputs), oracle(case, inputs, masks))
     assert f"{len(paths) - 2} of {len(paths)} blocks tile-sparse" in str(got.notes)
 
@@ -183,27 +183,27 @@ def test_on_the_anchor_frames(case: Case, program: Program) -> None:
     dense = program.at(inputs)
     want = oracle(case, inputs, TileMask(2), grid, Options(2))
     for passes in (
-        [FrameInterleave(2, first_block=0), TileAttention(2)],
-        [TileAttention(2), FrameInterleave(2, first_block=0)],
+        [FrameInterleave(2, blocks=":"), TileAttention(2)],
+        [TileAttention(2), FrameInterleave(2, blocks=":")],
     ):
         got = PassManager(passes).run(dense)
         assert_equal(run(got, inputs), want)
     counts = {n.meta["fisopt.axes"][-2].frames for block in tiles(got) for n in block}
     assert counts == {5, 6}
-    alone = FrameInterleave(2, first_block=0)(dense).program
+    alone = FrameInterleave(2, blocks=":")(dense).program
     assert not torch.allclose(want, run(alone, inputs), atol=1e-4)
     assert predicted_ratio(alone, got) > 1
 
 
 def test_frames_that_leave_too_few(wan: Program) -> None:
-    both = [FrameInterleave(2, first_block=0), TileAttention(5)]
+    both = [FrameInterleave(2, blocks=":"), TileAttention(5)]
     inputs = zoo()["wan"].inputs(9, 2, 3, batch=2)
     with pytest.raises(PreconditionError, match="k=6 is more than the 5 frames"):
-        PassManager([FrameInterleave(2, first_block=0), TileAttention(6)]).run(wan.at(inputs))
+        PassManager([FrameInterleave(2, blocks=":"), TileAttention(6)]).run(wan.at(inputs))
     manager = PassManager(both)
     manager.run(wan.at(inputs))
     assert "tile-sparse" in str(manager.applied[1].result.notes)
-    every = FrameInterleave(2, first_block=0, kv="all")
+    every = FrameInterleave(2, blocks=":", kv="all")
     with pytest.raises(PreconditionError, match=r"queries are f5\*6 and its keys f9\*6.*anchors"):
         PassManager([every, TileAttention(2)]).run(wan.at(inputs))
 
@@ -217,8 +217,8 @@ def test_cost_counts_kept_pairs(wan: Program) -> None:
         assert cost.flops[name] == dense.flops[name]
 
 
-def test_dense_steps() -> None:
-    step = TileAttention(dense_steps=(0, -1))
+def test_steps() -> None:
+    step = TileAttention(steps="1:-1")
     assert step.stepwise
     assert not TileAttention().stepwise
     assert [step.at(Step(i, 4)) is None for i in range(4)] == [True, False, False, True]
@@ -250,8 +250,8 @@ def test_table_files(tmp_path: Path) -> None:
     [
         ({"mask": 0}, "TileAttention: TileMask: k must be an int of at least 1, got 0"),
         ({"mask": "2"}, "a mask must be an int k or a FrameMask, got '2'"),
-        ({"dense_blocks": ("0",)}, "dense_blocks must hold ints"),
-        ({"dense_steps": (0.5,)}, "dense_steps must hold ints"),
+        ({"blocks": ("0",)}, "blocks must be numbers and slices"),
+        ({"steps": (0.5,)}, "steps must be numbers and slices"),
         ({"table": {"blocks.0": 0}}, "k must be an int of at least 1"),
     ],
 )
@@ -264,8 +264,8 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
     ("step", "message"),
     [
         (TileAttention(6), r"k=6 is more than the 5 frames; use 1 to 5 \(5x3x4 tokens\)"),
-        (TileAttention(dense_blocks=(4,)), "4 is outside the model's 4 video blocks"),
-        (TileAttention(dense_blocks=(-5,)), "-5 is outside"),
+        (TileAttention(blocks=(0, 4)), "blocks='0,4': 4 is outside the model's 4 video blocks"),
+        (TileAttention(blocks="-5"), "-5 is outside"),
         (TileAttention(table={"blocks.0": 2}), "for 1 blocks, the model has 4; not in the table"),
         (
             TileAttention(table={f"layers.{i}": 2 for i in range(4)}),
@@ -285,7 +285,7 @@ def test_refused(wan: Program, step: TileAttention, message: str) -> None:
 
 
 def test_not_strict_reports_and_leaves_dense(wan: Program) -> None:
-    once = TileAttention(2, dense_blocks=(0,))(wan).program
+    once = TileAttention(2, blocks="1:")(wan).program
     with pytest.raises(PreconditionError, match="TileAttention has edited the attention"):
         TileAttention(1)(once)
     twice = TileAttention(1)(once, strict=False)

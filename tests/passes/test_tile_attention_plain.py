@@ -15,8 +15,8 @@ import fisopt
 from fisopt import ModelSpec, Pass, PassManager, PreconditionError, Program, TileAttention, TileMask
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.lower import lower
-from fisopt.passes.tiled_block import TILE
-from fisopt.rewrite.analysis import self_attentions
+from fisopt.passes.tiling.tiled_block import TILE
+from fisopt.rewrite.analysis.structure import self_attentions
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.rewriter import Rewriter
 from tests import plain_dit
@@ -63,7 +63,7 @@ def test_the_note_says_how_many_frames_are_global() -> None:
     _, program = plain_captured(FORMS["fused"])
     program = program.at(plain_dit.inputs(FORMS["fused"], 9, 2, 3, batch=2))
     assert "TileMask(k=4) (3 of 9 frames global)" in TileAttention(4)(program).notes[-1]
-    sparse = fisopt.FrameInterleave(stride=2, first_block=0, last_block=1)(program).program
+    sparse = fisopt.FrameInterleave(stride=2, blocks=":1")(program).program
     note = TileAttention(3)(sparse).notes[-1]
     assert "TileMask(k=3) (3 of 5 frames global), TileMask(k=3) (3 of 9 frames global)" in note
 
@@ -272,5 +272,5 @@ def test_a_block_with_fewer_tokens_is_refused() -> None:
     message = r"layers\.0: DropKeys has edited the attention of this block \(fisopt\.every_other"
     with pytest.raises(PreconditionError, match=message):
         TileAttention(1)(short)
-    other = TileAttention(1, dense_blocks=(0,))(short).program
+    other = TileAttention(1, blocks="1:")(short).program
     assert not torch.equal(other(video=x), short(video=x))

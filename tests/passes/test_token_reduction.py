@@ -83,7 +83,7 @@ def test_inside_sparse_blocks(case: Case, program: Program) -> None:
     """The model's own blocks on anchor frames, with loops in the place of their attention."""
     inputs = case.inputs(*GRID, batch=2)
     options = Options(0.5, 0.3)
-    frames = FrameInterleave(stride=2, first_block=0)
+    frames = FrameInterleave(stride=2, blocks=":")
     tokens = TokenReduction(0.5, 0.3)
     got = run(PassManager([tokens, frames]).run(program.at(inputs)), inputs)
     kept = {i: (len(anchor_frames(GRID[0], 2, i % 2)), *GRID[1:]) for i in range(9)}

@@ -166,7 +166,7 @@ def test_when_destinations_are_redrawn() -> None:
 def test_with_frame_interleave_in_either_order(name: str, scope: Any, kv: Any) -> None:
     """Inside a sparse block the grid is that of the anchor frames."""
     _, program, inputs = program_of(FORMS[name])
-    frames = FrameInterleave(stride=2, first_block=0, scope=scope, kv=kv)
+    frames = FrameInterleave(stride=2, blocks=":", scope=scope, kv=kv)
     tokens = TokenReduction(0.5, 0.3, destination_stride=(2, 1, 1))
     one, other = (PassManager(p).run(program) for p in ([frames, tokens], [tokens, frames]))
     assert format_graph(one) == format_graph(other)
@@ -191,7 +191,7 @@ def test_reduction_inside_a_sparse_block() -> None:
     """Reduced attention of anchor frames: the layer's own forward on those frames, filled."""
     model, program, inputs = program_of(FORMS["fused"])
     options = Options(0.5, 0.3, (2, 1, 1))
-    passes = [Reduction(**vars(options)), FrameInterleave(stride=2, first_block=0)]  # type: ignore[arg-type]
+    passes = [Reduction(**vars(options)), FrameInterleave(stride=2, blocks=":")]  # type: ignore[arg-type]
     got = PassManager(passes).run(program)(**inputs)["video"]
     kept = {i: len(anchor_frames(7, 2, i % 2)) for i in range(3)}
     attend = Attend(options, lambda block: (kept[block], 2, 3), front=False)

@@ -15,7 +15,7 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.rewrite.axes import FrameAxis
 from tests.passes.loop import Block
 from tests.tiles import explicit

@@ -61,10 +61,10 @@ class Mine(Pass):
 
 
 PASSES: dict[str, Pass] = {
-    "frames": FrameInterleave(stride=3, dense_steps=(0, -1), fill="carry"),
+    "frames": FrameInterleave(stride=3, steps="1:-1", fill="carry"),
     "tokens": TokenReduction(0.4, 0.25, (2, 1, 2), cache_steps=3, mode="mean", seed=7),
     "schedule": TokenReduction(schedule=SCHEDULE),
-    "mask": TileAttention(SlidingWindow(2), dense_blocks=(0,)),
+    "mask": TileAttention(SlidingWindow(2), blocks="1:"),
     "rows": TileAttention(FrameTable(((True, False), (True, True)))),
     "table": TileAttention(table=TABLE),
     "mine": Mine(names=("b", "c"), mask=TileMask(3)),
@@ -167,9 +167,9 @@ def test_a_recipe_with_files_beside_it(tmp_path: Path) -> None:
     assert Recipe.load(with_files(tmp_path)).passes == (PASSES["schedule"], PASSES["table"])
 
 
-def test_a_fresh_process_makes_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fresh_process_makes_the_same(tmp_path: Path) -> None:
     passes = [FrameInterleave(), TileAttention(table={f"layers.{i}": 2 for i in range(3)})]
-    made, inputs = plain(monkeypatch, passes, "fused")
+    made, inputs = plain(passes, "fused")
     path = made.save_recipe(tmp_path / "recipe.yaml")
     torch.save(inputs, tmp_path / "inputs.pt")
     code = """

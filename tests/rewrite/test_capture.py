@@ -11,12 +11,11 @@ from torch.utils import _pytree as pytree
 
 import fisopt
 from fisopt import Program, TokenLayout
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import carries_frames
-from fisopt.rewrite.frame_dims import resize
-from fisopt.rewrite.inputs import Inputs
-from fisopt.rewrite.template import matches
-from fisopt.runtime import captures
+from fisopt.rewrite.tracing.frame_dims import resize
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.instantiate import matches
 from tests import plain_dit
 from tests.conftest import captured, plain_captured
 from tests.plain_dit import FORMS, Form
@@ -131,11 +130,8 @@ def test_shares_parameters(case: Case, program: Program) -> None:
 
 
 @every_case
-def test_optimize_without_passes(
-    case: Case, program: Program, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    model = fisopt.optimize(case.model, passes=[], backend="eager")
+def test_optimize_without_passes(case: Case, program: Program) -> None:
+    model = fisopt.optimize(program, passes=[], backend="eager")
     for frames, height, width, batch in SHAPES.values():
         if frames != 5 and case.frames_key is not None:
             continue

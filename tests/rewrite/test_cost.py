@@ -6,7 +6,7 @@ import pytest
 
 from fisopt import FrameInterleave, Program, predicted_ratio, program_cost
 from fisopt.rewrite.cost import graph_cost
-from fisopt.rewrite.template import Template
+from fisopt.rewrite.tracing.template import Template
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS
 from tests.zoo import Case, zoo
@@ -47,7 +47,7 @@ def test_wan(wan: Program) -> None:
 @pytest.mark.parametrize("kv", ["anchors", "all"])
 def test_sparse_wan(wan: Program, kv: str) -> None:
     """Four blocks on 3, 4, 3, 4 of 5 frames of 12 tokens."""
-    program = FrameInterleave(stride=2, first_block=0, kv=kv)(wan).program  # type: ignore[arg-type]
+    program = FrameInterleave(stride=2, blocks=":", kv=kv)(wan).program  # type: ignore[arg-type]
     rows = [36, 48, 36, 48]
     keys = rows if kv == "anchors" else [N] * 4
     want = sum(attention(q, k) for q, k in zip(rows, keys, strict=True))
@@ -58,7 +58,7 @@ def test_sparse_wan(wan: Program, kv: str) -> None:
 
 
 def test_attention_scope_leaves_the_rest(wan: Program) -> None:
-    program = FrameInterleave(stride=2, first_block=0, scope="attention", kv="all")(wan).program
+    program = FrameInterleave(stride=2, blocks=":", scope="attention", kv="all")(wan).program
     dense, sparse = program_cost(wan).flops, program_cost(program).flops
     assert sparse["self-attention"] == sum(attention(q, N) for q in (36, 48, 36, 48))
     assert sparse["cross-attention"] == dense["cross-attention"]

@@ -26,7 +26,7 @@ from fisopt import (
     TokenReduction,
 )
 from fisopt.passes.frame_interleave import anchor_frames
-from fisopt.rewrite.analysis import attentions, residual_source, results, self_attentions
+from fisopt.rewrite.analysis.structure import attentions, residual_source, results, self_attentions
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.cost import graph_cost
 
@@ -219,7 +219,7 @@ def spread(y: Tensor, kept: tuple[int, ...]) -> Tensor:
 def test_a_result_without_a_stream_is_interpolated_itself() -> None:
     """The stream is filled by its update; a projection of it has no update."""
     model, program = captured("hint")
-    result = FrameInterleave(first_block=0)(program)
+    result = FrameInterleave(blocks=":")(program)
     inputs = call()
     x = model.embed(inputs["video"])
     hints = torch.zeros_like(x)
@@ -250,8 +250,8 @@ def test_long_skips_keep_their_self_attention() -> None:
     for step in (
         TokenReduction(query=0.4, value=0.4),
         TileAttention(1),
-        FrameInterleave(first_block=0, scope="attention"),
-        FrameInterleave(first_block=0),
+        FrameInterleave(blocks=":", scope="attention"),
+        FrameInterleave(blocks=":"),
     ):
         sparse = PassManager([step]).run(program)
         assert not torch.allclose(sparse(**call()), program(**call()), atol=1e-3)
@@ -276,7 +276,7 @@ def test_text_that_has_seen_the_video_is_no_video() -> None:
         assert flops["self-attention"] == 4 * 2 * tokens * tokens * WIDTH
         assert flops["cross-attention"] == 2 * 4 * 2 * tokens * 4 * WIDTH
     assert TokenReduction(query=0.3, value=0.3)(program).modified
-    sparse = FrameInterleave(first_block=0, scope="attention")(program).program
+    sparse = FrameInterleave(blocks=":", scope="attention")(program).program
     x, text = model.embed(call()["video"]), call()["text"]
     for index, layer in enumerate(model.layers):
         x = with_sparse_attention(layer, x, anchor_frames(FRAMES, 2, index % 2))
@@ -293,8 +293,8 @@ def test_every_way_of_writing_attention_is_the_same(name: str) -> None:
     for step in (
         TokenReduction(query=0.4, value=0.3),
         TileAttention(1),
-        FrameInterleave(first_block=0),
-        FrameInterleave(first_block=0, scope="attention"),
+        FrameInterleave(blocks=":"),
+        FrameInterleave(blocks=":", scope="attention"),
     ):
         expected, got = (PassManager([step]).run(p)(**call()) for p in (want, program))
         torch.testing.assert_close(got, expected, atol=1e-5, rtol=0, msg=step.name)
@@ -340,7 +340,7 @@ def test_one_frame_is_reduced_by_rows_and_columns() -> None:
     assert "1 of 1 blocks reduced" in result.notes[0]
     assert "(queries x keys): 12x12" in result.notes[0]
     assert not torch.allclose(result.program(**inputs), program(**inputs), atol=1e-3)
-    assert "boundaries" in FrameInterleave(first_block=0)(program).notes[0]
+    assert "boundaries" in FrameInterleave(blocks=":")(program).notes[0]
     assert "every tile is kept" in TileAttention(1)(program).notes[0]
 
 
@@ -372,7 +372,7 @@ def _always(match: Match) -> bool:
 
 def test_one_block_is_told_what_to_pass() -> None:
     program, _ = image(joint=False)
-    with pytest.raises(PreconditionError, match=r"one video block, .* pass first_block=0"):
+    with pytest.raises(PreconditionError, match=r"one video block, .* pass blocks=':'"):
         FrameInterleave()(program)
 
 
@@ -395,7 +395,7 @@ class Dropping(Plain):
 
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize(
-    "step", [FrameInterleave(first_block=0), TokenReduction(query=0.4), RulePass(())], ids=str
+    "step", [FrameInterleave(blocks=":"), TokenReduction(query=0.4), RulePass(())], ids=str
 )
 def test_dropout_is_refused_by_every_pass(attention: bool, step: Pass) -> None:
     program = dropping(attention)

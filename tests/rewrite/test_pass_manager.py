@@ -24,7 +24,7 @@ from fisopt import (
     format_graph,
     verify,
 )
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import FrameAxis, set_axes
 
 aten = torch.ops.aten

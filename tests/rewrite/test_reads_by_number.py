@@ -57,7 +57,7 @@ def test_frames_that_are_read_by_number_are_those_of_the_clip() -> None:
         torch.manual_seed(0)
         model = Model().eval().requires_grad_(False)
     program = fisopt.capture(model, call(), spec=ModelSpec(("layers.*",), GRID))
-    got = FrameInterleave(first_block=0)(program).program(**call())
+    got = FrameInterleave(blocks=":")(program).program(**call())
     x, kept = model.embed(call()["video"]), anchor_frames(FRAMES, 2, 0)
     layer, few = model.layers[0], x[:, rows(kept)]
     x = x + spread(Plain.forward(layer, few) - few, kept) + layer.seen(x)

@@ -75,7 +75,7 @@ def test_it_says_how_often_and_what_was_refused(wan: Program) -> None:
 
 def test_blocks_still_share_one_graph_and_frames_can_still_be_skipped(wan: Program) -> None:
     """Put after the frame pass, a rule sees the sparse blocks; their sharing is kept."""
-    sparse = FrameInterleave(first_block=0)(wan).program
+    sparse = FrameInterleave(blocks=":")(wan).program
     result = RulePass((MODULATE,))(sparse).program
     fisopt.verify(result)
     assert len({c.call.target for c in result.blocks}) == len(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fisopt.passes.masks import RadialDecay, SlidingWindow, TileMask
+from fisopt.passes.tiling.masks import RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from tests.tiles import MASKS, TOLERANCES, Problem, problem

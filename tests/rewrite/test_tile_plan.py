@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
+from fisopt.passes.tiling.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.tile_plan import TilePlan, block_density, tile_plan
 from tests.tiles import explicit

@@ -9,7 +9,7 @@ import torch
 
 import fisopt
 from fisopt import FrameInterleave, ScheduleError
-from fisopt.rewrite.inputs import Inputs
+from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.generation import NOTES, Generation
 from tests.zoo import zoo
@@ -189,8 +189,8 @@ class Pipe:
 @pytest.mark.xdist_group("wan")
 def test_example_inputs_of_a_pipeline_are_captured_before_it_changes() -> None:
     pipe, inputs = Pipe(), zoo()["wan"].inputs(5, 3, 4)
-    with pytest.raises(fisopt.PreconditionError, match="first_block=9 is outside"):
-        fisopt.optimize(pipe, [FrameInterleave(first_block=9)], inputs, backend="eager")
+    with pytest.raises(fisopt.PreconditionError, match="blocks='9:': 9 is outside"):
+        fisopt.optimize(pipe, [FrameInterleave(blocks="9:")], inputs, backend="eager")
     assert pipe.transformer is zoo()["wan"].model
     fisopt.optimize(pipe, [FrameInterleave()], inputs, backend="eager")
     assert len(pipe.transformer.report.variants) == 1

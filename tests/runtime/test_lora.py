@@ -94,7 +94,7 @@ def test_loading_and_unloading_through_the_pipeline() -> None:
 def test_dropout_of_an_adapter_that_trains_is_refused() -> None:
     pair, inputs = Pair(), video(5)
     inject(pair.model, "a", "mlp", lora_dropout=0.5)
-    sparse = [FrameInterleave(first_block=0)]
+    sparse = [FrameInterleave(blocks=":")]
     with pytest.raises(PreconditionError, match=r"has dropout \(0\.5\).*model\.eval\(\)"):
         fisopt.optimize(pair.model, sparse, inputs, SPEC, backend="eager")
     fisopt.optimize(pair.model.eval(), sparse, inputs, SPEC, backend="eager")

@@ -30,7 +30,7 @@ from tests.conftest import captured
 from tests.zoo import zoo
 
 pytestmark = pytest.mark.xdist_group("wan")
-DENSE_ENDS = fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))
+DENSE_ENDS = fisopt.FrameInterleave(stride=2, steps="1:-1")
 Run = Callable[[int], Any]
 
 
@@ -166,8 +166,8 @@ def test_two_transformers_have_passes_of_their_own(monkeypatch: pytest.MonkeyPat
     program = captured("wan")
     monkeypatch.setattr(captures, "capture", lambda *_: program)
     passes = {
-        "transformer": [fisopt.FrameInterleave(stride=3, dense_steps=(0,))],
-        "transformer_2": [fisopt.FrameInterleave(stride=2, dense_steps=(-1,))],
+        "transformer": [fisopt.FrameInterleave(stride=3, steps="1:")],
+        "transformer_2": [fisopt.FrameInterleave(stride=2, steps=":-1")],
     }
     fisopt.optimize(pipe, passes, backend="eager")
     seen: list[tuple[bool, int, int | None, bool]] = []
@@ -236,7 +236,7 @@ def test_a_clip_after_one_that_was_cut_is_the_clip_alone(video_to_video: Any) ->
     assert not pipe.transformer.report.notes, "no pass ran afresh: no branch lost its state"
 
 
-ENDS = [fisopt.FrameInterleave(stride=2, dense_steps=(0, -1))]
+ENDS = [fisopt.FrameInterleave(stride=2, steps="1:-1")]
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch import Tensor
 
 import fisopt
 from fisopt import ExportError, ModelSpec, Pass, PassError, Rewriter, ScheduleError, Step
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 
@@ -48,15 +47,9 @@ class Hold(Pass):
             rewriter.store("result", result)
 
 
-@pytest.fixture(autouse=True)
-def _captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-
-
 def optimized(*passes: Pass) -> fisopt.OptimizedModule:
     result: fisopt.OptimizedModule = fisopt.optimize(
-        plain_captured(FORM)[0], list(passes), spec=SPEC, backend="eager"
+        plain_captured(FORM)[1], list(passes), backend="eager"
     )
     return result
 

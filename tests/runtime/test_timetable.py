@@ -181,7 +181,7 @@ def test_an_own_loop_beside_a_scheduler_is_counted() -> None:
     next(run(scheduler, generation, 4))
     assert [call(generation, t).index for t in own] == [0, 1, 2, 3]
     with pytest.raises(ScheduleError, match="the number of steps is not known"):
-        Step(3).among((-1,), "FrameInterleave")
+        Step(3).among("-1", "FrameInterleave")
 
 
 def test_entries_that_were_left_out_are_an_error() -> None:

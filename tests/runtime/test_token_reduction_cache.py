@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,6 @@ import fisopt
 from fisopt import (
     FrameInterleave,
     InputError,
-    ModelSpec,
     OptimizedModule,
     Pass,
     PassError,
@@ -28,7 +27,6 @@ from fisopt.passes.token_reduction import Reduction
 from fisopt.rewrite.pass_base import Step
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.runtime import captures
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.passes.dense_reduction import Attend, Options, reduced
@@ -36,18 +34,18 @@ from tests.plain_dit import FORMS
 
 GRID = (7, 2, 3)
 FORM = FORMS["text_in_front"]
-SPEC = ModelSpec(blocks=("layers.*",), grid=lambda kwargs: GRID)
 CACHED = TokenReduction(0.6, 0.4, cache_steps=3, redraw=False)
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> OptimizedModule:
+def model() -> OptimizedModule:
     """The optimised model, captured once for all tests."""
-    original, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    result: OptimizedModule = fisopt.optimize(
-        original, [CACHED], plain_dit.inputs(FORM, *GRID), SPEC, "eager"
-    )
+    return optimized([CACHED])
+
+
+def optimized(passes: Sequence[Pass]) -> OptimizedModule:
+    program, inputs = plain_captured(FORM)[1], plain_dit.inputs(FORM, *GRID)
+    result: OptimizedModule = fisopt.optimize(program, passes, inputs, backend="eager")
     return result
 
 
@@ -72,7 +70,7 @@ class Oracle:
             memory.clear()
         options = Options(0.6, 0.4, draw=draw)
         attend = Attend(options, lambda _: GRID, front=True, groups=memory)
-        with reduced(self.original, SPEC.blocks, attend):
+        with reduced(self.original, ("layers.*",), attend):
             output: Tensor = self.original(**inputs)["video"]
         return output
 
@@ -102,9 +100,7 @@ def test_a_match_serves_its_period_its_branch_and_its_generation(model: Optimize
 
 def test_redrawn_destinations(model: OptimizedModule) -> None:
     """Each window draws its own, its later steps reuse them; steps that reuse share a Program."""
-    drawn = fisopt.optimize(
-        model.original, [replace(CACHED, redraw=None)], call(1, 0), SPEC, "eager"
-    )
+    drawn = optimized([replace(CACHED, redraw=None)])
     before = len(drawn.report.variants)
     oracles: dict[str, Oracle] = {"cond": Oracle(), "uncond": Oracle()}
     for branch, step, inputs, got in generate(drawn, 1, 7):
@@ -165,12 +161,9 @@ class HoldBlocks(Pass):
             rewriter.replace_uses(result, held)
 
 
-def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_passes_keep_their_own_state() -> None:
     """A match for three steps, and a result for two: neither wipes what the other holds."""
-    original, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    passes = [CACHED, HoldBlocks()]
-    model, oracle = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager"), Oracle()
+    model, oracle = optimized([CACHED, HoldBlocks()]), Oracle()
     for seed in (1, 2):
         before: dict[str, Tensor] = {}
         for branch, step, inputs, got in generate(model, seed, 7):
@@ -180,11 +173,9 @@ def test_two_passes_keep_their_own_state(monkeypatch: pytest.MonkeyPatch) -> Non
     assert not model.report.notes
 
 
-def test_every_pass_that_runs_afresh_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_pass_that_runs_afresh_is_reported() -> None:
     """A run that starts at step 1 finds nothing; only the pass whose state is missing makes it."""
-    original, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    model = fisopt.optimize(original, [CACHED, HoldBlocks()], call(1, 0), SPEC, "eager")
+    model = optimized([CACHED, HoldBlocks()])
     for _ in range(2):
         list(generate(model, 1, 7, first=1))
     assert dict(model.report.notes) == {
@@ -195,20 +186,20 @@ def test_every_pass_that_runs_afresh_is_reported(monkeypatch: pytest.MonkeyPatch
     assert "  HoldBlocks ran afresh at step 1, branch 'cond': 2 times" in str(model.report)
 
 
-def test_state_that_nothing_makes_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_state_that_nothing_makes_is_an_error() -> None:
     class NeverStored(HoldBlocks):
         def afresh(self) -> Pass:
             return self
 
-    original, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    model = fisopt.optimize(original, [NeverStored()], call(1, 0), SPEC, "eager")
+    model = optimized([NeverStored()])
     with pytest.raises(
         ScheduleError, match=r"NeverStored: takes state that no earlier step.*afresh"
     ):
         list(generate(model, 1, 3, first=1))
     with pytest.raises(PassError, match="HoldBlocks/blocks is stored twice"):
-        PassManager([HoldBlocks("store")] * 2, names=["HoldBlocks"] * 2).run(program)
+        PassManager([HoldBlocks("store")] * 2, names=["HoldBlocks"] * 2).run(
+            plain_captured(FORM)[1]
+        )
 
 
 def test_branches_without_names(model: OptimizedModule) -> None:
@@ -255,8 +246,8 @@ def test_nothing_is_kept_after_the_last_step(model: OptimizedModule) -> None:
 
 def test_another_grid_is_matched_anew(model: OptimizedModule) -> None:
     """Frames are sparse from the second step on: the indices of the first do not fit there."""
-    passes = [CACHED, FrameInterleave(stride=2, first_block=0, dense_steps=(0,))]
-    model = fisopt.optimize(model, passes, backend="eager", spec=SPEC, example_inputs=call(1, 0))
+    passes = [CACHED, FrameInterleave(stride=2, blocks=":", steps="1:")]
+    model = fisopt.optimize(model, passes, backend="eager", example_inputs=call(1, 0))
     got = [video for *_, video in generate(model, 1, 3)]
     assert all(torch.isfinite(video).all() for video in got)
     notes = [n for v in model.report.variants for a in v.applied for n in a.result.notes]
@@ -268,16 +259,12 @@ def test_as_many_tokens_of_another_grid_are_matched_anew() -> None:
     """Seven frames and their anchors keep one token of each place: what stays of the values is
     the destinations alone, whatever the step, but those of all frames are not the anchors'.
     """
-    original, program = plain_captured(FORM)
     few = TokenReduction(value=0.9, destination_stride=(4, 1, 1), redraw=False)
-    frames = FrameInterleave(stride=2, first_block=0, dense_steps=(0, 4))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(captures, "capture", lambda *_: program)
-        runs: list[list[Tensor]] = []
-        for cache_steps in (1, 3):
-            passes = [replace(few, cache_steps=cache_steps), frames]
-            fast = fisopt.optimize(original, passes, call(1, 0), SPEC, "eager")
-            runs.append([video for *_, video in generate(fast, 1, 5)])
+    frames = FrameInterleave(stride=2, blocks=":", steps="1:4,5:")
+    runs: list[list[Tensor]] = []
+    for cache_steps in (1, 3):
+        fast = optimized([replace(few, cache_steps=cache_steps), frames])
+        runs.append([video for *_, video in generate(fast, 1, 5)])
     assert len(runs[0]) == 10
     assert all(torch.equal(alone, cached) for alone, cached in zip(*runs, strict=True))
 
@@ -298,10 +285,8 @@ def test_nan_names_block_and_step(model: OptimizedModule) -> None:
     assert "NaN or infinity" in str(error.value)
 
 
-def test_nan_without_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    original, program = plain_captured(FORM)
-    monkeypatch.setattr(captures, "capture", lambda *_: program)
-    model = fisopt.optimize(original, [TokenReduction(0.5)], call(1, 0), SPEC, "eager")
+def test_nan_without_steps() -> None:
+    model = optimized([TokenReduction(0.5)])
     inputs = call(1, 0)
     inputs["video"][0, 7] = torch.inf
     with pytest.raises(InputError, match=r"layers\.0/attention0\.query\.lost at an unknown step"):
@@ -336,7 +321,7 @@ def test_each_shape_compiles_once(model: OptimizedModule, monkeypatch: pytest.Mo
     real = torch.compile
     monkeypatch.setattr(torch, "compile", partial(real, backend="aot_eager"))
     eager = [video for *_, video in generate(model, 1, 4)]
-    compiled = fisopt.optimize(model, [CACHED], spec=SPEC, example_inputs=call(1, 0))
+    compiled = fisopt.optimize(model, [CACHED], example_inputs=call(1, 0))
     torch._dynamo.reset()
     counters.clear()
     for (*_, got), want in zip(generate(compiled, 1, 4), eager, strict=True):

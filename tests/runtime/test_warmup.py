@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 import fisopt
 from fisopt import FrameInterleave, Program, ScheduleError
-from fisopt.runtime import captures, progress
+from fisopt.runtime import progress
 from tests.zoo import zoo
 
 CASE = zoo()["wan"]
@@ -21,15 +21,14 @@ def model_of(
     wan: Program, monkeypatch: pytest.MonkeyPatch, backend: Any = "inductor", **options: Any
 ) -> Any:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(captures, "capture", lambda *_: wan)
-    passes = [FrameInterleave(first_block=0, **options)]
-    return fisopt.optimize(CASE.model, passes=passes, backend=backend)
+    passes = [FrameInterleave(blocks=":", **options)]
+    return fisopt.optimize(wan, passes=passes, backend=backend)
 
 
 def test_a_generation_is_compiled_ahead_under_a_bar(
     wan: Program, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model = model_of(wan, monkeypatch, dense_steps=(0, -1))
+    model = model_of(wan, monkeypatch, steps="1:-1")
     inputs = CASE.inputs(5, 3, 4, batch=2)
     bars: list[Any] = []
     real = progress.tqdm

@@ -21,7 +21,7 @@ from fisopt import (
     TileMask,
     predicted_ratio,
 )
-from fisopt.passes.masks import FrameMask
+from fisopt.passes.tiling.masks import FrameMask
 from fisopt.tuning.attention_map import frame_maps
 from fisopt.tuning.mask_choice import Measurements
 from fisopt.tuning.mask_errors import Calls, default_candidates, joint_error, tile_candidates

@@ -58,7 +58,7 @@ def run(
     from fisopt.cli.sources import Source
     from fisopt.errors import FileError
     from fisopt.files import check_free, remove
-    from fisopt.passes.schedule import FEATURES
+    from fisopt.passes.reduction.features import FEATURES
     from fisopt.tuning.calibrate import Target
 
     source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)

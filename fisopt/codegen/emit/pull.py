@@ -30,7 +30,7 @@ from fisopt.codegen.emit.index import (
 )
 from fisopt.codegen.emit.operators import PIECES, RULES
 from fisopt.codegen.emit.rules import Coords
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 
 MOST_COLUMNS = 16384
 """Elements of a row that a program holds in registers at most."""

@@ -19,7 +19,7 @@ from torch import fx
 
 from fisopt.codegen.emit.arguments import piece, shape
 from fisopt.codegen.emit.operators import MOVES, PIECES, REDUCTIONS, RULES, VIEWS
-from fisopt.rewrite.analysis import results
+from fisopt.rewrite.analysis.structure import results
 
 _ONCE = 1.25
 """Reading this many elements for each of a value's own is no more than reading it back."""

@@ -13,7 +13,7 @@ from torch import fx
 from fisopt.codegen.emit.kernel import Config, Kernel
 from fisopt.codegen.emit.launch import register
 from fisopt.codegen.emit.region import Region
-from fisopt.rewrite.analysis import dependences
+from fisopt.rewrite.analysis.structure import dependences
 from fisopt.rewrite.outline import copied
 
 

@@ -49,12 +49,7 @@ class Piece:
         if self.windows > 1:
             window, row = divmod(query - self.queries[0][0], self.steps[0])
             return window * self.rows + row
-        before = 0
-        for start, end in self.queries:
-            if start <= query < end:
-                return before + query - start
-            before += end - start
-        raise AssertionError(f"{query} is not in {self}")
+        return sum(min(max(query - start, 0), end - start) for start, end in self.queries)
 
     def cost(self, heads: int) -> int:
         """Pairs that a device could work on meanwhile, over all heads and batch items."""

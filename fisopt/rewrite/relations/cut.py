@@ -225,7 +225,7 @@ def _getitem(node: fx.Node) -> Relation:
 RULES[operator.getitem] = _getitem
 
 
-def _shifted(before: int, after: int) -> tuple[Any, Any]:
+def shifted(before: int, after: int) -> tuple[Any, Any]:
     """Conversions of an axis whose dimension gains entries on both sides, and back."""
 
     def grow(a: FrameAxis) -> FrameAxis:
@@ -256,47 +256,8 @@ def _cat(node: fx.Node) -> Relation:
             result.mixed.append((part, dim))
             result.kept.add(dim)
         else:
-            grow, shrink = _shifted(sum(sizes[:i]), sum(sizes[i + 1 :]))
+            grow, shrink = shifted(sum(sizes[:i]), sum(sizes[i + 1 :]))
             result.links.append(Link(part, dim, dim, grow, shrink))
-    return result
-
-
-@relation_rule(aten.constant_pad_nd.default, aten.pad.default)
-def _pad(node: fx.Node) -> Relation:
-    operand = operand_of(node, 0)
-    if node.target is aten.pad.default and argument(node, 2, "mode", "constant") != "constant":
-        return _pad_from_edges(node)
-    rank = len(shape(operand))
-    pads = list(argument(node, 1, "pad"))
-    result = Relation()
-    for d in range(rank):
-        k = 2 * (rank - 1 - d)
-        before, after = (pads[k], pads[k + 1]) if k + 1 < len(pads) else (0, 0)
-        grow, shrink = _shifted(before, after)
-        result.links.append(Link(operand, d, d, grow, shrink))
-    return result
-
-
-@relation_rule(
-    aten.reflection_pad1d.default,
-    aten.reflection_pad2d.default,
-    aten.reflection_pad3d.default,
-    aten.replication_pad1d.default,
-    aten.replication_pad2d.default,
-    aten.replication_pad3d.default,
-)
-def _pad_from_edges(node: fx.Node) -> Relation:
-    """A dimension that repeats its own edges is combined; every other is followed."""
-    operand = operand_of(node, 0)
-    pads = list(argument(node, 1, "pad", argument(node, 1, "padding")))
-    result = Relation()
-    for d in range(len(shape(operand))):
-        k = 2 * (len(shape(operand)) - 1 - d)
-        if any(pads[k : k + 2]):
-            result.mixed.append((operand, d))
-            result.kept.add(d)
-        else:
-            result.link(operand, d, d)
     return result
 
 
@@ -337,7 +298,7 @@ def _write_slice(result: Relation, node: fx.Node, dim: int) -> None:
         if text or _cut(axis, start, end) is not None:
             result.link(base, dim, dim)
             if not text:
-                grow, shrink = _shifted(start, shape(base)[dim] - end)
+                grow, shrink = shifted(start, shape(base)[dim] - end)
                 result.links.append(Link(source, dim, dim, grow, shrink))
             return
     result.write(base, dim)

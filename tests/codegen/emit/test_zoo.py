@@ -18,7 +18,7 @@ from fisopt.codegen.emit.kernel import Kernel
 from fisopt.codegen.emit.region import Region
 from fisopt.codegen.emit.stage import with_kernels
 from fisopt.codegen.lower import lower
-from fisopt.rewrite.inputs import Inputs, bind
+from fisopt.rewrite.tracing.inputs import Inputs, bind
 from tests.codegen.emit.interpreter import Interpreter
 from tests.codegen.emit.regions import as_dtype, emitted, one_program, operands, reference, taken
 from tests.conftest import GRID, captured
@@ -34,7 +34,7 @@ by_case = cases(*ALWAYS)
 @cache
 def sparse(name: str) -> Program:
     """A model of which every block is sparse."""
-    return FrameInterleave(stride=2, first_block=0)(captured(name)).program
+    return FrameInterleave(stride=2, blocks=":")(captured(name)).program
 
 
 @cache

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fisopt.codegen.kernels.cuts import cheapest, cuts
 from fisopt.codegen.kernels.pieces import Cut, Piece, Segment
-from fisopt.passes.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
+from fisopt.passes.tiling.masks import FrameMask, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.tile_plan import tile_plan
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from fisopt.codegen.kernels import tile_attention as kernel
 from fisopt.codegen.kernels.launching import architecture_of
 from fisopt.errors import LoweringError
-from fisopt.passes.masks import SlidingWindow, TileMask
+from fisopt.passes.tiling.masks import SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan

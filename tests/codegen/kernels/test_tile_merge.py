@@ -16,7 +16,7 @@ from torch import Tensor
 from fisopt.codegen.kernels import dense_attention, tile_merge
 from fisopt.codegen.kernels.cuts import cuts
 from fisopt.errors import LoweringError
-from fisopt.passes.masks import FrameTable, RadialDecay, SlidingWindow, TileMask
+from fisopt.passes.tiling.masks import FrameTable, RadialDecay, SlidingWindow, TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attention import tile_attention as contract
 from fisopt.rewrite.tile_plan import tile_plan

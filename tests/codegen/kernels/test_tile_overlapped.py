@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fisopt.codegen.kernels import tile_attention as kernel
 from fisopt.errors import LoweringError
-from fisopt.passes.masks import TileMask
+from fisopt.passes.tiling.masks import TileMask
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attention import empty_result
 from tests.codegen.kernels.emulation import run

@@ -1,0 +1,1 @@
+"""What TokenReduction is made of: schedules, tiers, matched sides, reduced blocks."""

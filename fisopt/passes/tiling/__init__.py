@@ -1,0 +1,1 @@
+"""What TileAttention is made of: masks, tables of masks, tiled blocks."""

@@ -1,0 +1,73 @@
+"""Passes that work block by block: on which blocks, and at which steps, is said in one way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fisopt.errors import PreconditionError
+from fisopt.rewrite.block import Block
+from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.program import Program
+from fisopt.rewrite.selection import ALL, Selected, among, outside, selection
+
+
+@dataclass(frozen=True)
+class BlockPass(Pass):
+    """A pass that edits some blocks at some steps; the others stay as they are.
+
+    A subclass goes through `chosen` in its `run`.  One with a `__post_init__`, a `requires` or an
+    `at` of its own calls that of this class in it.
+
+    Attributes:
+        blocks: the video blocks that it edits, counted in execution order from 0: numbers and
+            slices such as ":", "1:-2", "::2" or "0,3,-1", or a list of ints; negative numbers
+            count from the end.
+        steps: the denoising steps at which it is active, in the same way; other steps are dense.
+            A slice may be longer than the run.
+    """
+
+    blocks: Selected = field(default=ALL, kw_only=True)
+    steps: Selected = field(default=ALL, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for option in ("blocks", "steps"):
+            where = f"{type(self).__name__}: {option}"
+            object.__setattr__(self, option, selection(where, getattr(self, option)))
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether some steps are dense."""
+        return self.steps != ALL
+
+    def at(self, step: Step) -> Pass | None:
+        """None at dense steps."""
+        return self if self.active(step) else None
+
+    def active(self, step: Step) -> bool:
+        """Whether a step is one of `steps`.
+
+        Raises:
+            ScheduleError: a step counts from the last one and the number of steps is not known.
+        """
+        return step.among(str(self.steps), self.name)
+
+    def requires(self, program: Program) -> None:
+        """Check the blocks against those of the model."""
+        self.chosen(program)
+
+    def chosen(self, program: Program) -> list[Block]:
+        """The blocks of a Program that are to be edited, in order.
+
+        Raises:
+            PreconditionError: one of them does not exist, or there are none.
+        """
+        blocks, selected = program.blocks, str(self.blocks)
+        chosen = [block for i, block in enumerate(blocks) if among(selected, i, len(blocks))]
+        missing = outside(selected, len(blocks))
+        if missing is None and (chosen or selected == ALL):
+            return chosen
+        what = "these are none of" if missing is None else f"{missing} is outside"
+        raise PreconditionError(
+            f"blocks={selected!r}: {what} the model's {len(blocks)} video blocks",
+            pass_name=self.name,
+        )

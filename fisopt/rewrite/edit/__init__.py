@@ -1,0 +1,1 @@
+"""Editing graphs: values and axes of new nodes, parts of the video, blocks in place."""

@@ -1,0 +1,84 @@
+"""Where a Program came from: the model, its exports, and how its inputs follow the token grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from fisopt.errors import CaptureError
+from fisopt.lru import Lru
+from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.tracing.follow import Followed, at_grid
+from fisopt.rewrite.tracing.frame_dims import FrameDims, fits
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.template import Template
+from fisopt.rewrite.tracing.weights import refresh
+from fisopt.spec import ModelSpec
+
+
+@dataclass
+class Source:
+    """Where a Program came from: what is needed to make it again at another shape.
+
+    Attributes:
+        model: the model.
+        template: its exports.
+        spec: what the caller says of it.
+        grid_of: the token grid of any inputs.
+        followed: how its inputs follow the number of frames.
+        follow: finds that anew, for inputs that tell more.
+        notes: what a report should say of the capture.
+        cache: Programs by shape.
+        made_in: in which state of the model it was captured, as whoever asked for it keeps that.
+    """
+
+    model: nn.Module
+    template: Template
+    spec: ModelSpec
+    grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
+    followed: Followed
+    follow: Callable[[Inputs, TokenLayout], Followed]
+    notes: dict[str, None] = field(default_factory=dict)
+    cache: Lru[Any, Any] = field(default_factory=Lru)
+    made_in: Any = None
+
+    def refresh(self) -> None:
+        """Let every graph that is held have the weights that the model holds now."""
+        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
+            refresh(module, self.model)
+
+    def bound(self, size: int) -> None:
+        """Hold at most so many Programs, and graphs that they are made from."""
+        self.cache.size = size
+        self.template.bound(size)
+
+    @property
+    def frame_dims(self) -> FrameDims:
+        """Which dimensions of the inputs grow with frames."""
+        return self.followed.dims
+
+    def at_grid(self, inputs: Inputs, layout: TokenLayout, other: TokenLayout) -> Inputs:
+        """Inputs of the same form for another token grid; values are zeros.
+
+        Raises:
+            CaptureError: how the inputs follow the frames could not be found.
+        """
+        if not self.followed.step and other != layout:
+            raise CaptureError(
+                f"{type(self.model).__name__} is captured at {layout.frames} latent frames alone "
+                f"({self.followed.why_fixed}), so it cannot be made for {other.frames}"
+            )
+        return at_grid(self.spec, inputs, self.frame_dims, layout, other)
+
+    def learn(self, inputs: Inputs, layout: TokenLayout) -> None:
+        """Find anew how inputs follow the frames, where these tell more than those before."""
+        known = self.followed
+        more = known.frames == 1 < layout.frames
+        if not known.step:
+            more = known.frames != layout.frames
+        if more or not fits(inputs, known.dims, layout):
+            self.followed = self.follow(inputs, layout)
+            self.template.frame_dims = self.followed.dims
