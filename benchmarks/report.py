@@ -124,8 +124,8 @@ def precision_section(precision: dict[str, Any]) -> list[str]:
     """Linears in FP8."""
     note = (
         f"{precision['what']}, {precision['clips']} clips ({tables.host(precision)}). All compare "
-        "with the dense clips of the model. A larger model rounds no finer, but averages over more "
-        "features; what FP8 gains in time is a matter of the GPU and not in this table."
+        "with the dense clips of the model. What FP8 gains in time is a matter of the GPU and not "
+        "in this table."
     )
     table = tables.precision_table(precision["rows"])
     return ["### Linears in FP8", "", note, "", table, ""]
