@@ -133,6 +133,17 @@ def masks_section(masks: dict[str, Any]) -> list[str]:
     return ["### Tile-sparse attention", "", note, "", tables.masks_table(masks["rows"]), ""]
 
 
+def precision_section(precision: dict[str, Any]) -> list[str]:
+    """Linears in FP8."""
+    note = (
+        f"{precision['what']}, {precision['clips']} clips ({tables.host(precision)}). All compare "
+        "with the dense clips of the model. What FP8 gains in time is a matter of the GPU and not "
+        "in this table."
+    )
+    table = tables.precision_table(precision["rows"])
+    return ["### Linears in FP8", "", note, "", table, ""]
+
+
 def capture_section(capture: dict[str, Any]) -> list[str]:
     """Published shapes."""
     text = "Published shapes, captured and costed without weights (ratios of FLOPs):"
@@ -161,6 +172,7 @@ DETAIL = {
     "redraw": redraw_section,
     "token_search": search_section,
     "mask_search": masks_section,
+    "precision": precision_section,
 }
 H200 = "nvidia-h200"
 SUMMARY = {

@@ -170,6 +170,24 @@ def masks_table(rows: list[Result]) -> str:
     )
 
 
+def precision_table(rows: list[Result]) -> str:
+    """Linears in FP8 beside those in the model's precision, under the same passes."""
+    names = {"model": "as the model", "fp8-simulated": "fp8"}
+    return markdown(
+        ["steps", "passes", "linears", "one forward", "PSNR dB", "SSIM", "all three %"],
+        [
+            [
+                *(r["steps"], r["passes"], names[r["linear"]]),
+                f"{r['one_forward_l2']:.3f}",
+                f"{r['psnr']:.1f}" if r["one_forward_l2"] else "",
+                f"{r['ssim']:.3f}",
+                f"{r['right']:.0f}",
+            ]
+            for r in rows
+        ],
+    )
+
+
 def host(result: Result) -> str:
     """The machine a result was measured on, in words."""
     m = result["machine"]

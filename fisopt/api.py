@@ -11,7 +11,7 @@ from torch import nn
 from fisopt import models
 from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
-from fisopt.codegen.kernel_options import KernelOptions, Linear
+from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
@@ -87,7 +87,8 @@ def optimize(
     strict: bool = True,
     recipe: RecipeSource | None = None,
     cache_size: int = SIZE,
-    linear: Linear = "model",
+    linear: Linear | None = None,
+    attention: Attention = None,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -110,14 +111,21 @@ def optimize(
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
             values, or "config" for the ``fisopt`` entry of the model's configuration; of a
-            pipeline also by transformer.
+            pipeline also by transformer.  It says ``linear`` and ``attention`` too, where they
+            are not given.
         cache_size: how many variants (a shape and a set of active passes) are kept, each with
             what was compiled for it; one more drops the one that was used least recently.
             ``result.clear()`` drops all.
-        linear: "model" multiplies in the model's precision.  "fp8" rounds what large linears
-            multiply to FP8, with a scale for each token and each output channel: faster on a GPU
-            from sm_89 on, at a small loss.  "fp8-simulated" gives the same numbers anywhere,
-            slowly.
+        linear: "model", the default, multiplies in the model's precision.  "fp8" rounds what
+            large linears multiply to FP8, with a scale for each token and each output channel:
+            faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
+            numbers anywhere, slowly.
+        attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
+            "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
+            ``flash_attn_interface`` and ``sageattention``; or a function
+            ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns
+            such, with ``mask`` None or as torch takes it.  What it does not take is left to
+            torch; the report says what runs.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -133,7 +141,7 @@ def optimize(
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
     count("cache_size", cache_size)
-    options = KernelOptions(linear)
+    options = KernelOptions(linear, attention)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -202,7 +210,11 @@ def _optimize_module(
             f"({spec.grid}) is that of some inputs: pass the keyword arguments of one forward "
             "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
-    passes = chosen if isinstance(chosen, tuple) else Recipe.read(chosen, model).passes
+    if isinstance(chosen, tuple):
+        passes = chosen
+    else:
+        recipe = Recipe.read(chosen, model)
+        passes, options = recipe.passes, options.over(recipe.kernels)
     optimized = OptimizedModule(
         model, passes, spec, backend, strict, scheduler, captures, cache_size, options
     )

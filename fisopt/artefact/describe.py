@@ -14,6 +14,7 @@ from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, 
 from fisopt.artefact.tree import structure_text
 from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import names_of
@@ -62,7 +63,7 @@ def describe(
         needs=needs,
         opset=dict(opset),
         model={**Identity.of(optimized.original).plain(), **_place(optimized.original)},
-        recipe=optimized.recipe.plain(),
+        recipe=Recipe.of(optimized.original, optimized.passes).plain(),
         versions=versions("onnx", "onnxscript") if form == "onnx" else versions(),
         seeds={
             name: seed

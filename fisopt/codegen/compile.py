@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import fx
 
+from fisopt.codegen.attentions import use_attention
 from fisopt.codegen.bindings import KERNELS, takers
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.kernel_options import KernelOptions
@@ -53,7 +54,9 @@ def compile_program(
     chosen: list[Choice] = [] if choices is None else choices
     if backend == "eager":
         module = (
-            lowered(program, options, chosen) if options.lowers else program.copy().graph_module
+            lowered(program, options, chosen)
+            if (options.rounds or options.attends)
+            else program.copy().graph_module
         )
         return bind_weights(module, model)
     if not torch.cuda.is_available() and not has_compiler():
@@ -81,7 +84,9 @@ def lowered(program: Program, options: KernelOptions, choices: list[Choice]) -> 
         LoweringError: see `lower` and `use_fp8`.
     """
     module = lower(program)
-    if options.linear != "model":
+    if options.attends:
+        choices.append(use_attention(module, options.attention))
+    if options.rounds:
         simulate = options.linear == "fp8-simulated"
         choices.append(use_fp8(module, program.source.model, simulate=simulate))
     return module

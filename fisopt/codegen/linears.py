@@ -9,15 +9,16 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from fisopt.codegen import fp8
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.quantised_weights import QuantisedWeights
+from fisopt.codegen.stages import Stage, inserted, stages_of
 from fisopt.concurrency import tracing
 from fisopt.rewrite.edit.graph_editor import GraphEditor
 from fisopt.rewrite.edit.local import NodeRule, rewrite
+from fisopt.rewrite.relations.table import argument
 
 aten = torch.ops.aten
 NAME = "fp8_weights"
@@ -25,7 +26,8 @@ NAME = "fp8_weights"
 MULTIPLE = 16
 """What the features of FP8 products are multiples of."""
 SMALL = 512
-"""With fewer features a product gains less than quantising its rows costs."""
+"""With fewer features a product gains less than quantising its rows costs; where it is simulated,
+models are smaller: with less than half of the features that others have."""
 FEW = 16
 """Rows of text and time are fewer than this part of the most rows that a linear has."""
 UNCOUNTED = "the prediction counts FLOPs, which stay: what FP8 gains is not in it"
@@ -48,25 +50,28 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
     Raises:
         LoweringError: its device has no FP8, and nothing is simulated.
     """
-    stages = _stages(module)
-    most = max((_rows(node) for stage in stages for node in stage.linears), default=0)
+    stages = [(stage, _linears(stage)) for stage in stages_of(module)]
+    every = [node for _, nodes in stages for node in nodes]
+    most = max(map(_rows, every), default=0)
+    small = max(map(_features, every), default=0) // 2 if simulate else SMALL
     left: Counter[str] = Counter()
-    count = 0
-    for stage in stages:
-        for node in stage.linears:
+    count, swaps = 0, []
+    for stage, nodes in stages:
+        taken = []
+        for node in nodes:
             if not simulate:
                 fp8.check_device(node.meta["val"].device)
-            reason = stage.computed(node) or _refused(node, most, simulate)
+            reason = _computed(stage, node) or _refused(node, most, small, simulate)
             if reason is None:
-                stage.taken.append(node)
-                count += len(stage.calls)
+                taken.append(node)
             else:
                 left[reason] += len(stage.calls)
-    changed = [stage for stage in stages if stage.taken]
-    with tracing():
-        for stage in changed:
-            stage.rewrite(simulate)
-    _hand_over(module, QuantisedWeights(model), changed)
+        count += len(taken) * len(stage.calls)
+        if taken:
+            with tracing():
+                swaps.append(_rewritten(stage, taken, simulate))
+    if swaps:
+        _hand_over(module, QuantisedWeights(model), swaps)
     others = "".join(f"; {n} not: {reason}" for reason, n in left.items())
     return Choice(
         "linear",
@@ -81,82 +86,16 @@ def holds_fp8(stage: fx.GraphModule) -> bool:
     return any(isinstance(v, torch.Tensor) and v.dtype == fp8.FP8 for v in values)
 
 
-@dataclass
-class _Stage:
-    """A stage, its calls, its linears, and those of them that change.
-
-    Attributes:
-        graph: the stage.
-        calls: its calls.
-        linears: its linears.
-        taken: those that change.
-        weights: the arguments that the pairs are made of that it takes behind the others.
-        gone: the arguments that it takes no more.
-    """
-
-    graph: fx.GraphModule
-    calls: list[fx.Node]
-    linears: list[fx.Node]
-    taken: list[fx.Node]
-    weights: list[int]
-    gone: set[int]
-
-    @property
-    def holders(self) -> list[fx.Node]:
-        """What it takes."""
-        return [n for n in self.graph.graph.nodes if n.op == "placeholder"]
-
-    def computed(self, linear: fx.Node) -> str | None:
-        """Why a linear's weight is not the model's own, None if it is in every call."""
-        held = [i for i, node in enumerate(self.holders) if node is linear.args[1]]
-        read = (call.args[i] for i in held for call in self.calls)
-        own = all(isinstance(node, fx.Node) and node.op == "get_attr" for node in read)
-        return None if held and own else "weights that are computed"
-
-    def rewrite(self, simulate: bool) -> None:
-        """Change the linears; weights in FP8 come behind the other arguments."""
-        editor, holders = GraphEditor.of(self.graph, NAME), self.holders
-        weights: list[Any] = list(dict.fromkeys(node.args[1] for node in self.taken))
-        self.weights = [holders.index(weight) for weight in weights]
-        pairs = dict(zip(weights, _placeholders(editor, holders[-1], weights), strict=True))
-        rows: dict[Any, Any] = {}
-        multiply = fp8.simulated if simulate else fp8.product
-
-        def made(editor: GraphEditor, node: fx.Node) -> Any:
-            operands: Any = (*node.args, None)
-            x, weight, bias = operands[:3]
-            if x not in rows:
-                flat = editor.call(aten.reshape.default, x, [-1, x.meta["val"].shape[-1]])
-                rows[x] = _inserted(editor, fp8.quantised, flat)
-            out: torch.Tensor = node.meta["val"]
-
-            def multiplied(a: Any, b: Any, c: Any, d: Any, bias: Any = None) -> torch.Tensor:
-                return multiply(a, b, c, d, bias, out.dtype)
-
-            given = (*rows[x], *pairs[weight], *([] if bias is None else [bias]))
-            result = _inserted(editor, multiplied, *given)
-            return editor.call(aten.reshape.default, result, list(out.shape))
-
-        taken = set(self.taken)
-        rewrite(editor, [NodeRule("linear in fp8", lambda node: node in taken, made)], once=True)
-        self.gone = {i for i, weight in zip(self.weights, weights, strict=True) if not weight.users}
-        for i in self.gone:
-            self.graph.graph.erase_node(holders[i])
-        check(self.graph, signature(self.graph.graph), NAME)
-        self.graph.recompile()
+def _linears(stage: Stage) -> list[fx.Node]:
+    return [node for node in stage.graph.nodes if node.target is aten.linear.default]
 
 
-def _stages(module: fx.GraphModule) -> list[_Stage]:
-    calls: dict[str, list[fx.Node]] = {}
-    for node in module.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    stages = []
-    for name, mine in calls.items():
-        graph: Any = module.get_submodule(name)
-        linears = [n for n in graph.graph.nodes if n.target is aten.linear.default]
-        stages.append(_Stage(graph, mine, linears, [], [], set()))
-    return stages
+def _computed(stage: Stage, linear: fx.Node) -> str | None:
+    """Why a linear's weight is not the model's own, None if it is in every call."""
+    held = [i for i, node in enumerate(stage.holders) if node is linear.args[1]]
+    read = (call.args[i] for i in held for call in stage.calls)
+    own = all(isinstance(node, fx.Node) and node.op == "get_attr" for node in read)
+    return None if held and own else "weights that are computed"
 
 
 def _rows(linear: fx.Node) -> int:
@@ -164,7 +103,12 @@ def _rows(linear: fx.Node) -> int:
     return out.shape[:-1].numel()
 
 
-def _refused(linear: fx.Node, most: int, simulate: bool) -> str | None:
+def _features(linear: fx.Node) -> int:
+    weight: Any = linear.args[1]
+    return int(min(weight.meta["val"].shape))
+
+
+def _refused(linear: fx.Node, most: int, small: int, simulate: bool) -> str | None:
     """Why a linear stays as it is, None if it does not."""
     held: Any = linear.args[1]
     weight: torch.Tensor = held.meta["val"]
@@ -173,60 +117,99 @@ def _refused(linear: fx.Node, most: int, simulate: bool) -> str | None:
         return f"{_rows(linear)} rows, others have {most}"
     if any(size % MULTIPLE for size in weight.shape):
         return f"{sizes}, wanted multiples of {MULTIPLE}"
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+    floats = (torch.bfloat16, torch.float16, *([torch.float32] if simulate else []))
+    if weight.dtype not in floats:
         return f"weights in {weight.dtype}"
-    if simulate:
-        return None
-    if weight.dtype not in (torch.bfloat16, torch.float16):
-        return f"weights in {weight.dtype}"
-    return f"{sizes}, too small to gain" if min(weight.shape) < SMALL else None
+    return f"{sizes}, too small to gain" if _features(linear) < small else None
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """How the arguments of a stage have changed.
+
+    Attributes:
+        stage: the stage; pairs of a weight in FP8 and its scales are behind its other arguments.
+        weights: the argument that each pair is made of, among those that it took.
+        gone: the arguments that it takes no more.
+    """
+
+    stage: Stage
+    weights: list[int]
+    gone: set[int]
+
+
+def _rewritten(stage: Stage, linears: list[fx.Node], simulate: bool) -> _Swap:
+    """Change linears of a stage."""
+    editor, holders = GraphEditor.of(stage.module, NAME), stage.holders
+    weights: list[Any] = list(dict.fromkeys(node.args[1] for node in linears))
+    places = [holders.index(weight) for weight in weights]
+    pairs = dict(zip(weights, _placeholders(editor, holders[-1], weights), strict=True))
+    rows: dict[Any, Any] = {}
+    multiply = fp8.simulated if simulate else fp8.product
+
+    def made(editor: GraphEditor, node: fx.Node) -> Any:
+        x: Any = node.args[0]
+        if x not in rows:
+            flat = editor.call(aten.reshape.default, x, [-1, x.meta["val"].shape[-1]])
+            rows[x] = inserted(editor, fp8.quantised, flat)
+        out: torch.Tensor = node.meta["val"]
+        bias = argument(node, 2, "bias", None)
+
+        def multiplied(*operands: Any) -> torch.Tensor:
+            a, b, c, d, *rest = operands
+            return multiply(a, b, c, d, rest[0] if rest else None, out.dtype)
+
+        operands = (*rows[x], *pairs[node.args[1]], *([] if bias is None else [bias]))
+        result = inserted(editor, multiplied, *operands)
+        return editor.call(aten.reshape.default, result, list(out.shape))
+
+    rewrite(editor, [NodeRule(NAME, set(linears).__contains__, made)], once=True)
+    gone = {i for i in places if not holders[i].users}
+    for i in gone:
+        stage.graph.erase_node(holders[i])
+    check(stage.module, signature(stage.graph), NAME)
+    stage.module.recompile()
+    return _Swap(stage, places, gone)
 
 
 def _placeholders(
     editor: GraphEditor, last: fx.Node, weights: list[fx.Node]
 ) -> list[tuple[fx.Node, fx.Node]]:
     """Arguments behind the last one for each weight: its rows in FP8, and their scales."""
+
+    def placeholder(name: str, value: torch.Tensor) -> fx.Node:
+        nonlocal last
+        with editor.graph.inserting_after(last):
+            last = editor.graph.placeholder(name)
+        last.meta.update({"val": value, "fisopt.parameter": True})
+        return last
+
     pairs = []
     for weight in weights:
         like: torch.Tensor = weight.meta["val"]
-        rows, columns = like.shape
         with editor.mode:
-            values = (
-                like.new_empty(rows, columns, dtype=fp8.FP8),
-                like.new_empty(1, rows, dtype=torch.float32),
-            )
-        made = []
-        for name, value in zip(("fp8", "scale"), values, strict=True):
-            with editor.graph.inserting_after(last):
-                last = editor.graph.placeholder(f"{weight.name}_{name}")
-            last.meta.update({"val": value, "fisopt.parameter": True})
-            made.append(last)
-        pairs.append((made[0], made[1]))
+            rows = like.new_empty(like.shape, dtype=fp8.FP8)
+            scale = like.new_empty(1, like.shape[0], dtype=torch.float32)
+        name = weight.name
+        pairs.append((placeholder(f"{name}_fp8", rows), placeholder(f"{name}_scale", scale)))
     return pairs
 
 
-def _inserted(editor: GraphEditor, function: Any, *operands: fx.Node) -> Any:
-    """Insert a function's operators here, on some nodes; return what it returns."""
-    with editor.mode, torch.no_grad():
-        fakes = [torch.empty_like(node.meta["val"]) for node in operands]
-        return editor.copy(make_fx(function)(*fakes).graph, operands)
-
-
-def _hand_over(module: fx.GraphModule, weights: QuantisedWeights, stages: list[_Stage]) -> None:
+def _hand_over(module: fx.GraphModule, weights: QuantisedWeights, swaps: list[_Swap]) -> None:
     """Quantise the weights that stages take, before they are called, and hand them over."""
-    calls = [(stage, call) for stage in stages for call in stage.calls]
-    paths = dict.fromkeys(str(c.args[i].target) for stage, c in calls for i in stage.weights)  # type: ignore[union-attr]
-    if not paths:
-        return
+    calls = [(swap, call) for swap in swaps for call in swap.stage.calls]
+    held = {call: [str(call.args[i].target) for i in swap.weights] for swap, call in calls}  # type: ignore[union-attr]
+    paths = list(dict.fromkeys(path for each in held.values() for path in each))
     graph = module.graph
     module.add_module(NAME, weights)
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-        held = graph.call_module(NAME, tuple(graph.get_attr(path) for path in paths))
-        pieces = [graph.call_function(operator.getitem, (held, i)) for i in range(2 * len(paths))]
-    place = {path: pieces[2 * i : 2 * i + 2] for i, path in enumerate(paths)}
-    for stage, call in calls:
-        pairs = [n for i in stage.weights for n in place[str(call.args[i].target)]]  # type: ignore[union-attr]
-        call.args = (*(a for i, a in enumerate(call.args) if i not in stage.gone), *pairs)
-    for node in [n for n in graph.nodes if n.op == "get_attr" and not n.users]:
-        graph.erase_node(node)
+        made = graph.call_module(NAME, tuple(graph.get_attr(path) for path in paths))
+        pieces = [graph.call_function(operator.getitem, (made, i)) for i in range(2 * len(paths))]
+    pairs = {path: pieces[2 * i : 2 * i + 2] for i, path in enumerate(paths)}
+    for swap, call in calls:
+        kept = [x for i, x in enumerate(call.args) if i not in swap.gone]
+        call.args = (*kept, *(node for path in held[call] for node in pairs[path]))
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
     module.recompile()

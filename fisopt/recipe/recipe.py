@@ -8,6 +8,9 @@ A recipe is one file of plain YAML, with the schedules and mask tables of its pa
     passes:
     - name: FrameInterleave
       options: {stride: 2, blocks: '1:', ...}
+    kernels: {linear: fp8, attention: cudnn}
+
+Kernels stand there where something was chosen, in a recipe of form 2.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import yaml
 from torch import nn
 
 from fisopt.checked import Checked, flag, path_of
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import RecipeError, shown
 from fisopt.files import written
 from fisopt.passes.presets import resolve
@@ -32,12 +36,13 @@ from fisopt.reading import (
     yaml_value,
 )
 from fisopt.recipe.identity import CONFIG_KEY, Identity
+from fisopt.recipe.kernels import decode_kernels, encode_kernels
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Store
 from fisopt.rewrite.pass_base import Pass
 from fisopt.versions import versions
 
-FORMAT = 1
+FORMAT = 2
 """The newest form of recipe that this version reads."""
 FROM_CONFIG = "config"
 """In the place of a path: read the recipe from the model's own configuration."""
@@ -55,24 +60,30 @@ class Recipe(metaclass=Checked):
         model: the model that they were chosen for.
         versions: what the recipe was made with, by package.
         source: where it was read, for errors.
+        kernels: the kernels that were chosen.
     """
 
     passes: tuple[Pass, ...]
     model: Identity
     versions: Mapping[str, str] = field(default_factory=versions, compare=False)
     source: str = field(default="the recipe", compare=False)
+    kernels: KernelOptions = field(default_factory=KernelOptions)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", resolve(self.passes))
 
     @staticmethod
-    def of(model: nn.Module, passes: Sequence[Pass | str]) -> Recipe:
-        """The recipe of a model and its passes, or presets.
+    def of(
+        model: nn.Module,
+        passes: Sequence[Pass | str],
+        kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+    ) -> Recipe:
+        """The recipe of a model, its passes, or presets, and its kernels.
 
         Raises:
             OptionError: see `fisopt.optimize`.
         """
-        return Recipe(resolve(passes), Identity.of(model))
+        return Recipe(resolve(passes), Identity.of(model), kernels=kernels)
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain values, complete in itself.
@@ -81,12 +92,13 @@ class Recipe(metaclass=Checked):
             RecipeError: an option of a pass cannot be written, or it is larger than what `load`
                 reads.
         """
-        store = Store()
+        store, kernels = Store(), encode_kernels(self.kernels)
         return {
-            "fisopt_recipe": FORMAT,
+            "fisopt_recipe": 2 if kernels else 1,
             "model": self.model.plain(),
             "versions": dict(self.versions),
             "passes": [encode(pass_, store) for pass_ in self.passes],
+            **({"kernels": kernels} if kernels else {}),
         }
 
     @staticmethod
@@ -111,13 +123,14 @@ class Recipe(metaclass=Checked):
                 f"{source} is a recipe of form {form}, written by fisopt {by}; this version reads "
                 f"forms 1 to {FORMAT}: update fisopt, or save the recipe with this version"
             )
-        if set(said) != _KEYS or not isinstance(said["passes"], list):
+        if set(said) - {"kernels"} != _KEYS or not isinstance(said["passes"], list):
             raise RecipeError(f"{source}: got {sorted(map(str, said))}; {_FORM}")
         if not isinstance(said["versions"], Mapping):
             raise RecipeError(f"{source}: got versions={said['versions']!r}; {_FORM}")
         model = Identity.from_plain(said["model"], source)
         passes = tuple(decode(each, store or Store(), source) for each in said["passes"])
-        return Recipe(passes, model, dict(said["versions"]), source)
+        kernels = decode_kernels(said.get("kernels", {}), source)
+        return Recipe(passes, model, dict(said["versions"]), source, kernels)
 
     def save(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe, its schedules and its mask tables: one file.

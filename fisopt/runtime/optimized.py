@@ -14,6 +14,7 @@ from torch import nn
 
 from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError, ScheduleError
 from fisopt.lru import SIZE
 from fisopt.recipe.recipe import Recipe
@@ -221,7 +222,11 @@ class OptimizedModule(nn.Module):
         return self._plans.rewritten(inputs, variant, general=general)
 
     def clear(self) -> None:
-        """Drop everything that was captured, rewritten and compiled; it is made again if needed."""
+        """Drop everything that was captured, rewritten and compiled, and weights in FP8.
+
+        It is made again if needed.
+        """
+        forget(self.original)
         self._plans.clear()
         self._captures.clear()
 
@@ -263,8 +268,8 @@ class OptimizedModule(nn.Module):
 
     @property
     def recipe(self) -> Recipe:
-        """The passes with their options, and the model that they are for."""
-        return Recipe.of(self.original, self.passes)
+        """The passes with their options, the kernels, and the model that they are for."""
+        return Recipe.of(self.original, self.passes, self._options)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe as one file of YAML, schedules and mask tables in it.

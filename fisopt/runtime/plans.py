@@ -239,7 +239,7 @@ def _check_training(variant: Variant, program: Program, options: KernelOptions) 
         PreconditionError: through a pass; other errors: see `check_gradients`.
         InputError: through linears in FP8, which have no gradient.
     """
-    if options.linear != "model":
+    if options.rounds:
         raise InputError(
             f"linear={options.linear!r} rounds, which has no gradient, so nothing can be trained "
             "through it; leave it out, or call the module under torch.no_grad"

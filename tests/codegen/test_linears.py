@@ -157,6 +157,10 @@ def test_weights_are_quantised_once_and_shared(monkeypatch: pytest.MonkeyPatch) 
         fast(**inputs(frames))
     fast_of(model)(**inputs())
     assert made == [WIDTH]
+    fast.clear()
+    assert not quantised_weights._KEPT.get(model.layers[0].large.weight)
+    fast(**inputs())
+    made.pop()
     vars(model)["_hf_hook"] = Still()
     fast(**inputs())
     assert made == [WIDTH, WIDTH], "what a hook moves is not kept"

@@ -35,6 +35,7 @@ from fisopt import (
     TileMask,
     TokenReduction,
 )
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.recipe.identity import Identity, digest
 from fisopt.recipe.options import known_passes
 from fisopt.rewrite.rewriter import Rewriter
@@ -72,6 +73,29 @@ PASSES: dict[str, Pass] = {
 
 def model() -> plain_dit.PlainDiT:
     return plain_dit.build(FORMS["fused"])
+
+
+def test_kernels_are_part_of_it(tmp_path: Path) -> None:
+    inputs = plain_dit.inputs(FORMS["fused"], 5, 2, 3)
+    spec = fisopt.ModelSpec(blocks=("layers.*",), grid=(5, 2, 3))
+    given = {"example_inputs": inputs, "spec": spec, "backend": "eager"}
+    fast = fisopt.optimize(
+        model(), [FrameInterleave()], linear="fp8-simulated", attention="flash", **given
+    )
+    path = fast.save_recipe(tmp_path / "recipe.yaml")
+    assert "fisopt_recipe: 2" in path.read_text()
+    again = fisopt.optimize(model(), recipe=path, **given)
+    assert again.recipe == fast.recipe
+    with torch.no_grad():
+        assert torch.equal(again(**inputs)["video"], fast(**inputs)["video"])
+    plain = fisopt.optimize(model(), recipe=path, linear="model", attention="sdpa", **given)
+    assert not [c for c in plain.report.variants[0].choices if c.what in ("linear", "attention")]
+
+
+def test_a_function_is_no_part_of_it() -> None:
+    kernels = KernelOptions(attention=torch.nn.functional.scaled_dot_product_attention)
+    with pytest.raises(RecipeError, match="is a function"):
+        Recipe.of(model(), [], kernels).plain()
 
 
 @pytest.mark.parametrize("pass_", PASSES.values(), ids=PASSES)
@@ -228,6 +252,11 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "newer": (lambda s: s.update(fisopt_recipe=7), "recipe of form 7, written by fisopt"),
     "no such form": (lambda s: s.update(fisopt_recipe=0), "recipe of form 0, written by fisopt"),
     "no form": (lambda s: s.pop("fisopt_recipe"), "is no recipe: got"),
+    "kernels": (lambda s: s.update(kernels={"linear": "fp4"}), "linear must be one of"),
+    "other kernels": (
+        lambda s: s.update(kernels={"norm": "fp8"}),
+        "wanted them by linear, attention",
+    ),
     "more": (lambda s: s.update(code="import os"), "wanted {fisopt_recipe, model"),
     "passes": (lambda s: s.update(passes="fis-a"), "wanted {fisopt_recipe, model"),
     "versions": (lambda s: s.update(versions=3), "got versions=3"),

@@ -1,0 +1,97 @@
+"""fisopt::attend_by: attention by a function that torch does not know, one call in a graph."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from fisopt.errors import LoweringError
+from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.tile_attention import empty_result
+
+Attend = Callable[..., Tensor]
+"""``f(query, key, value, *, scale, mask)``: [B, h, N, D], [B, h', M, D], [B, h', M, E]."""
+_FUNCTIONS: dict[str, Attend] = {}
+_FAILED: set[tuple[object, ...]] = set()
+
+
+def name_of(function: Attend) -> str:
+    """The name by which graphs call a function; it is kept."""
+    said = str(getattr(function, "__qualname__", type(function).__name__))
+    name, count = said, 1
+    while _FUNCTIONS.get(name, function) is not function:
+        count += 1
+        name = f"{said} #{count}"
+    _FUNCTIONS[name] = function
+    return name
+
+
+def _run(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, by: str
+) -> Tensor:
+    """Attend; where the function fails, with a warning, as torch does, from then on."""
+    form = (by, query.device, query.dtype, query.shape[-1], mask is None)
+    out: Any = attend_by.reference(query, key, value, mask, scale, by) if form in _FAILED else None
+    if out is None:
+        try:
+            out = _FUNCTIONS[by](query, key, value, scale=scale, mask=mask)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _FAILED.add(form)
+            warnings.warn(
+                f"attention {by} is not used: it fails with {type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            out = attend_by.reference(query, key, value, mask, scale, by)
+    room = empty_result(query, value)
+    if not isinstance(out, Tensor) or (out.shape, out.dtype) != (room.shape, room.dtype):
+        got = f"{tuple(out.shape)} {out.dtype}" if isinstance(out, Tensor) else type(out).__name__
+        raise LoweringError(
+            f"attention {by} returns {got}; wanted {tuple(room.shape)} {room.dtype}, [B, h, N, E] "
+            "in the type of the queries"
+        )
+    return room.copy_(out) if out.stride() != room.stride() or _shared(out, value) else out
+
+
+def _shared(out: Tensor, value: Tensor) -> bool:
+    return bool(out.untyped_storage()._cdata == value.untyped_storage()._cdata)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    return empty_result(query, value)
+
+
+def _example() -> tuple[Any, ...]:
+    _FUNCTIONS[""] = lambda query, key, value, scale, mask: scaled_dot_product_attention(
+        query, key, value, mask, scale=scale
+    )
+    x = torch.arange(8.0, device="cpu").reshape(1, 1, 4, 2)
+    return (x, x, x, None, 0.5, "")
+
+
+@operator(
+    "fisopt::attend_by",
+    implementation=_run,
+    fake=_fake,
+    example=_example(),
+    attention=True,
+    opaque=True,
+)
+def attend_by(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, by: str
+) -> Tensor:
+    """Dense attention of torch's choice; that ``by`` names a function is for the implementation.
+
+    Shapes: query [B, h, N, D]; key [B, h', M, D]; value [B, h', M, E]; mask as torch takes it.
+    Returns: [B, h, N, E] in query's dtype.
+    """
+    del by
+    grouped = query.shape[-3] != key.shape[-3]
+    return scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=grouped)

@@ -1,0 +1,58 @@
+"""Rewrite the stages of a lowered graph: their calls, and functions inserted as operators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from fisopt.rewrite.edit.graph_editor import GraphEditor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of a lowered graph.
+
+    Attributes:
+        module: its graph.
+        calls: the nodes that call it.
+    """
+
+    module: fx.GraphModule
+    calls: list[fx.Node]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """Its graph."""
+        return self.module.graph
+
+    @property
+    def holders(self) -> list[fx.Node]:
+        """What it takes."""
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+
+def stages_of(module: fx.GraphModule) -> list[Stage]:
+    """The stages of a graph that `lower` has made."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    graphs = {name: module.get_submodule(name) for name in calls}
+    return [Stage(g, calls[n]) for n, g in graphs.items() if isinstance(g, fx.GraphModule)]
+
+
+def traced(editor: GraphEditor, function: Callable[..., Any], *operands: fx.Node) -> fx.Graph:
+    """The operators that a function of some nodes' values runs."""
+    with editor.mode, torch.no_grad():  # equal values share a fake: each needs its own
+        fakes = [torch.empty_like(node.meta["val"]) for node in operands]
+        return make_fx(function)(*fakes).graph
+
+
+def inserted(editor: GraphEditor, function: Callable[..., Any], *operands: fx.Node) -> Any:
+    """Insert a function's operators here, on some nodes; return what it returns."""
+    return editor.copy(traced(editor, function, *operands), operands)
