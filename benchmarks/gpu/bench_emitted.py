@@ -28,9 +28,9 @@ from page import table
 from torch import Tensor
 from tqdm import tqdm
 
-from fisopt.codegen.choose import candidates, cuts
 from fisopt.codegen.emit.kernel import Kernel
 from fisopt.codegen.emit.region import Region
+from fisopt.codegen.emit.trial import candidates, cuts
 
 KEY = ("model", "kernel", "implementation")
 TINY = {"num_attention_heads": 2, "attention_head_dim": 24, "ffn_dim": 64, "text_dim": 16}

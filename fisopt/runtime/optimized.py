@@ -196,8 +196,8 @@ class OptimizedModule(nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = bind_example(self.original, example_inputs)
-        variants = self._variants
-        return self.plan(inputs, variants.whole if step is None else variants.at(step)).program
+        variant = self._variants.whole if step is None else self._variants.at(step)
+        return self.plan(inputs, variant).program
 
     def _active(self, inputs: Inputs, visit: Visit) -> Variant:
         """The variant of the current step; passes that ignore the step need not know it."""
@@ -222,10 +222,7 @@ class OptimizedModule(nn.Module):
         return self._plans.rewritten(inputs, variant, general=general)
 
     def clear(self) -> None:
-        """Drop everything that was captured, rewritten and compiled, and weights in FP8.
-
-        It is made again if needed.
-        """
+        """Drop what was captured, rewritten, compiled and quantised; it is made again if needed."""
         forget(self.original)
         self._plans.clear()
         self._captures.clear()
@@ -234,15 +231,14 @@ class OptimizedModule(nn.Module):
     def cache_context(self, name: str, **said: Any) -> Iterator[None]:
         """One guidance branch's forward call, as diffusers pipelines announce it."""
         with ExitStack() as stack:
-            theirs = getattr(self.original, "cache_context", None)
-            if theirs is not None:
+            if (theirs := getattr(self.original, "cache_context", None)) is not None:
                 stack.enter_context(theirs(name, **said))
             stack.enter_context(self._generation.context(name, **said))
             yield
 
     @property
     def spec(self) -> ModelSpec:
-        """Where the blocks of the original are, and its token grid."""
+        """Where the original's blocks are, and its token grid."""
         return self._captures.spec
 
     @property
@@ -329,8 +325,7 @@ class OptimizedModule(nn.Module):
         return {"model": self.original, "passes": self.passes, "spec": self.spec, **own}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        made = _again(deepcopy(self._made_of, memo))
-        memo[id(self)] = made
+        memo[id(self)] = made = _again(deepcopy(self._made_of, memo))
         return made
 
     def train(self, mode: bool = True) -> OptimizedModule:

@@ -15,7 +15,7 @@ import fisopt
 from fisopt import FrameInterleave, Program
 from fisopt.codegen import choose
 from fisopt.codegen.choose import Candidates, Choice, choose_stage, decide
-from fisopt.codegen.emit import cache
+from fisopt.codegen.emit import cache, trial
 from fisopt.codegen.emit.kernel import emit
 from fisopt.codegen.emit.region import find_regions
 from tests.zoo import zoo
@@ -140,10 +140,10 @@ def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "_device", lambda _: GPU)
     (region,) = find_regions(stage)
     kernel = emit(region)
-    first, *others = choose.cuts(kernel)
+    first, *others = trial.cuts(kernel)
     assert others
     for faster in ("reference", first, others[0]):
-        names = dict.fromkeys(("reference", *choose.cuts(kernel)), 20.0) | {faster: 10.0}
+        names = dict.fromkeys(("reference", *trial.cuts(kernel)), 20.0) | {faster: 10.0}
         timed(monkeypatch, **names)
         made = {name: named(name) for name in names}
         monkeypatch.setattr(choose, "candidates", lambda *_, made=made: made)
@@ -152,7 +152,7 @@ def test_a_stage_on_a_gpu(gpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert [(c.what, c.chosen) for c in choices] == [(kernel.name, faster)]
         emitted = torch.ops.fisopt.emitted.default
         calls = [n.args[1] for n in chosen.graph.nodes if n.target is emitted]
-        wanted = choose.cuts(kernel).get(faster)
+        wanted = trial.cuts(kernel).get(faster)
         assert calls == ([] if wanted is None else [list(astuple(wanted))])
         for file in gpu.rglob("*.json"):
             file.unlink()
@@ -204,7 +204,7 @@ def test_operands_to_measure_on_are_in_range() -> None:
     values = [torch.randn(5, 4), torch.tensor([0, 1]), torch.randn(4)]
     (region,) = find_regions(make_fx(gather, tracing_mode="fake")(*values))
     kernel = emit(region)
-    made = choose.random_operands(region, kernel, CPU)
+    made = trial.random_operands(region, kernel, CPU)
     assert [x.shape for x in made] == [torch.Size(s) for s in kernel.operands]
     region.graph(*made)
     with torch.no_grad():
@@ -218,7 +218,7 @@ def test_rows_between_two_powers_of_two_are_one_class() -> None:
     for rows in (520, 1000, 1030):
         stage = make_fx(run, tracing_mode="fake")(torch.randn(rows, 9), torch.randn(rows, 9))
         (region,) = find_regions(stage)
-        classes.append(choose.shape_class(emit(region), region))
+        classes.append(trial.shape_class(emit(region), region))
     assert classes[0] == classes[1] != classes[2]
 
 
