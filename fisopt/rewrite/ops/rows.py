@@ -1,4 +1,4 @@
-"""Rows: gathering entries of a tensor whole, whatever their order in memory."""
+"""Rows: gathering entries of a tensor whole."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ from torch import Tensor
 
 
 def take(x: Tensor, *places: Tensor) -> Tensor:
-    """``x[places]``, by one index into x's memory: devices copy whole rows fastest.
+    """``x[places]``, by one index of whole rows, which devices copy fastest.
+
+    A tensor in another order of memory is copied once; what it is traced as would otherwise hold
+    for that order alone.
 
     Shapes: x [..., D]; places: one int64 tensor for each dimension but the last, which broadcast
         together.  Result: their shape, then D, contiguous.
@@ -14,12 +17,7 @@ def take(x: Tensor, *places: Tensor) -> Tensor:
     width = x.shape[-1]
     if 0 in x.shape:
         return x[places]
-    if x.stride(-1) != 1 or any(stride % width for stride in x.stride()[:-1]):
-        x = x.contiguous()
-    steps = [stride // width for stride in x.stride()[:-1]]
-    last = sum((size - 1) * step for size, step in zip(x.shape, steps, strict=False))
-    rows = x.as_strided((last + 1, width), (width, 1))
-    first, *others = (place * step for place, step in zip(places, steps, strict=True))
-    for other in others:
-        first = first + other
-    return rows[first.flatten()].view(*first.shape, width)
+    first, *others = places
+    for size, place in zip(x.shape[1:], others, strict=False):
+        first = first * size + place
+    return x.reshape(-1, width)[first.flatten()].view(*first.shape, width)
