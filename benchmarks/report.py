@@ -48,7 +48,8 @@ def forward_section(forward: dict[str, Any]) -> list[str]:
         f"One forward call on {tables.device(forward)}: random bfloat16 weights, published size, "
         "over the compiled dense model with the device's fastest dense attention, in the same "
         "process. Predicted is the ratio of FLOPs; at the ceilings is what the call takes if "
-        "products, attentions and copies ran at the rates of large ones:"
+        "products, attentions and copies ran at the rates of large ones. Rounds in turns: "
+        f"{min(r['rounds'] for r in forward['rows'] if 'rounds' in r)}."
     )
     return [note, "", tables.forward_table(forward["rows"]), ""]
 
