@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fisopt.codegen.kernels.launching import architecture_of
+from fisopt.codegen.kernels.launching import DTYPES, architecture_of, refuse_device
 from fisopt.errors import LoweringError
 
 aten = torch.ops.aten
@@ -75,6 +75,24 @@ def attend(
         f"no dense attention of {query.device} takes {query.dtype} queries {list(query.shape)} and "
         f"keys {list(key.shape)} with {'a' if bias is not None else 'no'} mask"
     )
+
+
+def refuse_operands(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Check what all of them ask of queries, keys and values.
+
+    Raises:
+        LoweringError: a shape, a type, a width or a device that they do not take.
+    """
+    forms = [(str(x.dtype), x.shape[-1]) for x in (query, key, value)]
+    if not 2 <= query.ndim <= 4 or len(set(forms)) > 1 or query.shape[-1] % 8:
+        raise LoweringError(
+            f"{op}: query is {list(query.shape)}; queries, keys and values are {forms}; wanted two "
+            "to four dimensions, and one type and number of features for all, a multiple of 8"
+        )
+    if query.device.type != "cpu":
+        refuse_device(op, "query", query)
+        if query.dtype not in DTYPES:
+            raise LoweringError(f"{op}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
 
 
 def backends(query: Tensor, bias: Tensor | None) -> list[Backend]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from fisopt.codegen.kernels.dense_attention import attend
-from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
+from fisopt.codegen.kernels.dense_attention import attend, refuse_operands
+from fisopt.codegen.kernels.launching import in_four
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops.rows import take
 
@@ -39,17 +39,12 @@ def supports(
         LoweringError: it does not; the message names what it got and what is supported.
     """
     del mask, queries, keys, origin, scale, frames, before, after
-    forms = [(str(x.dtype), tuple(x.shape[:-2]), x.shape[-1]) for x in (query, key, value)]
-    if not 2 <= query.ndim <= 4 or len(set(forms)) > 1 or query.shape[-1] % 8:
+    refuse_operands(OP, query, key, value)
+    heads = [list(x.shape[:-2]) for x in (query, key, value)]
+    if heads.count(heads[0]) < len(heads):
         raise LoweringError(
-            f"{OP}: query is {list(query.shape)}; queries, keys and values are {forms}; wanted two "
-            "to four dimensions, and one type, one number of heads and one of features for all, "
-            "that of features a multiple of 8"
+            f"{OP}: queries, keys and values have batch items and heads {heads}; wanted the same"
         )
-    if query.device.type != "cpu":
-        refuse_device(OP, "query", query)
-        if query.dtype not in DTYPES:
-            raise LoweringError(f"{OP}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
 
 
 def launch(

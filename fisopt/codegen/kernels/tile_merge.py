@@ -15,8 +15,14 @@ import torch
 from torch import Tensor
 
 from fisopt.codegen.kernels.cuts import cheapest
-from fisopt.codegen.kernels.dense_attention import HIDDEN, attend, backends, known_backends
-from fisopt.codegen.kernels.launching import DTYPES, in_four, refuse_device
+from fisopt.codegen.kernels.dense_attention import (
+    HIDDEN,
+    attend,
+    backends,
+    known_backends,
+    refuse_operands,
+)
+from fisopt.codegen.kernels.launching import in_four
 from fisopt.codegen.kernels.merge import merge
 from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment
 from fisopt.codegen.kernels.plan_cache import once_a_plan
@@ -44,16 +50,7 @@ def supports(
     del rows, pairs
     if keys.shape[0] != 1:
         raise LoweringError(f"{OP}: {keys.shape[0]} heads have plans of their own; wanted one")
-    forms = [(str(x.dtype), x.shape[-1]) for x in (query, key, value)]
-    if not 2 <= query.ndim <= 4 or len(set(forms)) > 1 or query.shape[-1] % 8:
-        raise LoweringError(
-            f"{OP}: query is {list(query.shape)}; queries, keys and values are {forms}; wanted two "
-            "to four dimensions, and one type and number of features for all, a multiple of 8"
-        )
-    if query.device.type != "cpu":
-        refuse_device(OP, "query", query)
-        if query.dtype not in DTYPES:
-            raise LoweringError(f"{OP}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
+    refuse_operands(OP, query, key, value)
     if scale is not None and scale <= 0:
         raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
     if not backends(query, mask):

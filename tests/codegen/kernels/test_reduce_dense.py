@@ -59,13 +59,22 @@ def test_layouts() -> None:
     ("change", "message"),
     [
         ({"width": 12}, "a multiple of 8"),
-        ({"wider": 16}, "one of features for all"),
+        ({"wider": 16}, "number of features for all"),
         ({"lead": (1, 1, 1)}, "two to four dimensions"),
     ],
 )
 def test_what_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(LoweringError, match=f"fisopt::reduce_attend_restore: .*{message}"):
         kernel.launch(*made(SHAPES["odd"], **change))
+
+
+def test_heads_that_share_keys_are_refused() -> None:
+    args = list(made(SHAPES["odd"], lead=(1, 2)))
+    args[1:3] = (x[:, :1] for x in args[1:3])
+    with pytest.raises(
+        LoweringError, match=r"batch items and heads \[\[1, 2\], \[1, 1\], \[1, 1\]\]"
+    ):
+        kernel.launch(*args)
 
 
 def test_it_is_what_runs_where_nothing_was_measured() -> None:
