@@ -92,14 +92,17 @@ class Rows:
         self._write()
 
     def put(self, row: Row) -> None:
-        """Keep a row in the place of the one that was there of the same."""
+        """Keep a row in the place of the one that was there of the same.
+
+        One that was timed in turns stays where the new one was not, or not yet.
+        """
         mine = self._identity(row)
         known = [self._identity(held) for held in self.rows]
-        if mine in known:
+        if mine not in known:
+            self.add(row)
+        elif "rounds" in row or "rounds" not in self.rows[known.index(mine)]:
             self.rows[known.index(mine)] = row
             self._write()
-        else:
-            self.add(row)
 
     def _write(self) -> None:
         held = {"machine": self.machine, "rows": self.rows}
