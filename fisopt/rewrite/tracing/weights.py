@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +14,36 @@ from fisopt.rewrite.outline import share
 
 Place = tuple[dict[str, Any], str]
 """The dictionary that holds a tensor, and its name in there."""
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """A place of a model that holds a parameter or a buffer.
+
+    Attributes:
+        path: of the weight.
+        holder: the dictionary that holds it.
+        name: its name in there.
+        tensor: what it holds.
+        is_buffer: whether it is a buffer.
+    """
+
+    path: str
+    holder: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+    is_buffer: bool
+
+
+def weight_places(model: nn.Module) -> Iterator[WeightPlace]:
+    """Every place of a parameter or a buffer once, though its module may have several names."""
+    for path, module in model.named_modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
+            for name, x in [*holder.items()]:
+                if x is not None:
+                    full = f"{path}.{name}" if path else name
+                    yield WeightPlace(full, holder, name, x, holder is module._buffers)
 
 
 def place_of(model: nn.Module, path: str) -> Place | None:

@@ -20,7 +20,7 @@ from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.tracing.follow import Followed, Search
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
-from fisopt.rewrite.tracing.trace import shape_trials
+from fisopt.rewrite.tracing.trials import shape_trials
 from tests import plain_dit
 from tests.plain_dit import FORMS, Form
 from tests.zoo import zoo
