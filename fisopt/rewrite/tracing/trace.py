@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.outline import share
+from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
 from fisopt.rewrite.tracing.functional import functional
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -55,7 +56,7 @@ def trace(
         CaptureError: it cannot be run on shapes alone; the message shows the model's own line.
     """
     try:
-        with untouched(model, inputs.leaves):
+        with traced(model), untouched(model, inputs.leaves):
             return _Run(model, inputs, recorder).trace(patterns)
     except CaptureError:
         raise

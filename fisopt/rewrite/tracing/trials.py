@@ -15,6 +15,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import _pytree as pytree
 
+from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -76,7 +77,7 @@ def shape_trials(
         that it chose itself.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model, inputs.leaves) as held, Pins() as pins:
+    with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {place.path: mode.from_tensor(place.tensor) for place in weight_places(model)}
 
         def trial(resized: Inputs) -> Shapes:
