@@ -1,0 +1,79 @@
+"""The attention backend that diffusers was told, of a model or for all.
+
+``transformer.set_attention_backend("_flash_3")``, ``attention_backend(...)`` and the variable
+DIFFUSERS_ATTN_BACKEND say which kernel runs the attentions that processors dispatch.  While a
+model is traced they dispatch natively: a graph says what is computed, lowering which kernel does.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+
+NATIVE = "native"
+
+
+def told(model: nn.Module) -> tuple[str, ...]:
+    """The backends that a model's processors dispatch to, by diffusers' names; each once."""
+    held = (getattr(p, "_attention_backend", None) or _active() for p in _processors(model))
+    return tuple(dict.fromkeys(str(getattr(name, "value", name)) for name in held))
+
+
+@contextmanager
+def natively(model: nn.Module) -> Iterator[None]:
+    """Inside, the model's processors dispatch to torch's own attention, which can be traced."""
+    held = [(vars(p), vars(p).get("_attention_backend", _NOTHING)) for p in _processors(model)]
+    for attributes, _ in held:
+        attributes["_attention_backend"] = NATIVE
+    try:
+        yield
+    finally:
+        for attributes, before in held:
+            if before is _NOTHING:
+                del attributes["_attention_backend"]
+            else:
+                attributes["_attention_backend"] = before
+
+
+@cache
+def dispatched(backend: str) -> Callable[..., Tensor]:
+    """An attention by a backend of diffusers, as `fisopt.optimize` takes it."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
+
+    def attend(
+        query: Tensor, key: Tensor, value: Tensor, *, scale: float, mask: Tensor | None
+    ) -> Tensor:
+        out = dispatch_attention_fn(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+            backend=AttentionBackendName(backend),
+        )
+        return out.transpose(1, 2)
+
+    attend.__qualname__ = f"diffusers' {backend}"
+    return attend
+
+
+_NOTHING = object()
+
+
+def _processors(model: nn.Module) -> list[Any]:
+    """What dispatches in a model; each once, its attributes of its own."""
+    held = (getattr(module, "processor", None) for module in model.modules())
+    found = {id(p): p for p in held if hasattr(p, "_attention_backend") and hasattr(p, "__dict__")}
+    return list(found.values())
+
+
+def _active() -> Any:
+    """The backend of the moment for all models."""
+    module: Any = sys.modules["diffusers.models.attention_dispatch"]
+    return module._AttentionBackendRegistry.get_active_backend()[0]
