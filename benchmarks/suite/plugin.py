@@ -1,0 +1,64 @@
+"""A pytest plugin: every video transformer is optimised as its pipeline is made.
+
+The variable FISOPT_SUITE is ``plain`` or ``optimised``; FISOPT_SUITE_ROWS is the file that takes
+what became of each test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import pytest
+from diffusers import DiffusionPipeline
+
+import fisopt
+from fisopt.errors import FisoptError
+from fisopt.pipelines import COMPONENTS
+
+OPTIMISED = os.environ["FISOPT_SUITE"] == "optimised"
+ROWS = Path(os.environ["FISOPT_SUITE_ROWS"])
+register_modules = DiffusionPipeline.register_modules
+
+
+@wraps(register_modules)
+def register_and_optimise(pipeline: Any, **parts: Any) -> None:
+    """What every pipeline calls when it is made, and loaded; the parts of tests are in training."""
+    register_modules(pipeline, **parts)
+    held = {name: parts[name] for name in COMPONENTS if parts.get(name) is not None}
+    for transformer in held.values():
+        transformer.eval()
+    if held and OPTIMISED:
+        fisopt.optimize(pipeline, dict.fromkeys(held, ()), backend="eager")
+
+
+DiffusionPipeline.register_modules = register_and_optimise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Keep what became of a test: the error, and the error of fisopt that it comes from."""
+    report: Any = yield
+    if report.when == "call" or report.outcome != "passed":
+        errors = list(_chain(call.excinfo.value)) if call.excinfo else []
+        refusals = [error for error in errors if isinstance(error, FisoptError)]
+        row = {
+            "test": item.nodeid,
+            "outcome": report.outcome,
+            "error": f"{type(errors[0]).__name__}: {errors[0]}" if errors else None,
+            "refusal": f"{type(refusals[-1]).__name__}: {refusals[-1]}" if refusals else None,
+        }
+        with ROWS.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return report
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
