@@ -22,6 +22,15 @@ from fisopt.pipelines import COMPONENTS
 
 OPTIMISED = os.environ["FISOPT_SUITE"] == "optimised"
 ROWS = Path(os.environ["FISOPT_SUITE_ROWS"])
+BLOCKS = {
+    "WanVACETransformer3DModel": ("blocks.*", "vace_blocks.*"),
+    "WanAnimateTransformer3DModel": ("blocks.*",),
+    "HunyuanVideoFramepackTransformer3DModel": (
+        "transformer_blocks.*",
+        "single_transformer_blocks.*",
+    ),
+}
+"""Models without an adapter, by class."""
 register_modules = DiffusionPipeline.register_modules
 
 
@@ -33,7 +42,23 @@ def register_and_optimise(pipeline: Any, **parts: Any) -> None:
     for transformer in held.values():
         transformer.eval()
     if held and OPTIMISED:
-        fisopt.optimize(pipeline, dict.fromkeys(held, ()), backend="eager")
+        spec = _spec(next(iter(held.values())))
+        fisopt.optimize(pipeline, dict.fromkeys(held, ()), spec=spec, backend="eager")
+
+
+def _spec(transformer: Any) -> fisopt.ModelSpec | None:
+    """Where the blocks of a model without an adapter are, and its tokens; None of a known one."""
+    blocks = BLOCKS.get(type(transformer).__name__)
+    if blocks is None:
+        return None
+    patch = transformer.config.patch_size
+    frames, rows, columns = patch if isinstance(patch, (tuple, list)) else (1, patch, patch)
+
+    def grid(call: dict[str, Any]) -> tuple[int, int, int]:
+        f, h, w = call["hidden_states"].shape[2:]
+        return f // frames, h // rows, w // columns
+
+    return fisopt.ModelSpec(blocks=blocks, grid=grid)
 
 
 DiffusionPipeline.register_modules = register_and_optimise
