@@ -75,5 +75,5 @@ def _processors(model: nn.Module) -> list[Any]:
 
 def _active() -> Any:
     """The backend of the moment for all models."""
-    module: Any = sys.modules["diffusers.models.attention_dispatch"]
-    return module._AttentionBackendRegistry.get_active_backend()[0]
+    module: Any = sys.modules.get("diffusers.models.attention_dispatch")
+    return NATIVE if module is None else module._AttentionBackendRegistry.get_active_backend()[0]
