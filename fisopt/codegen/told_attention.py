@@ -8,7 +8,7 @@ from torch import nn
 
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.kernel_options import Attention, KernelOptions
-from fisopt.rewrite.tracing.diffusers_attention import NATIVE, dispatched, told
+from fisopt.rewrite.tools.diffusers_attention import NATIVE, dispatched, told
 
 _OF_TORCH: dict[str, Attention] = {
     NATIVE: "sdpa",

@@ -14,6 +14,7 @@ from torch import fx, nn
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
+from fisopt.rewrite.tools.tool import settle
 from fisopt.rewrite.tracing.fixed_grid import FixedGrid
 from fisopt.rewrite.tracing.follow import Followed, Search, said
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
@@ -50,6 +51,7 @@ def capture(
         InputError: example inputs are missing, of the wrong rank, NaN, or need gradients.
         CaptureError: no block matches, the grid is not that of the tokens, or export fails.
     """
+    settle(model)
     inputs = bind_example(model, example_inputs)
     check_example(model, inputs)
     _check_blocks(model, spec)

@@ -15,6 +15,7 @@ from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
 from fisopt.rewrite.capture import Dynamic, capture
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tools.tool import settle
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.readiness import check_model
 from fisopt.runtime.ambient import ambient
@@ -66,6 +67,7 @@ class Captures:
             if now is not None and now[0].holds():
                 return now[1]
         with running(), self.lock:
+            settle(self.model)
             found = Fingerprint(self.model)
             check_model(self.model, found.hidden)
             known = reversed([*self._states.values()])

@@ -80,7 +80,7 @@ class OptimizedModule(nn.Module):
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
     def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
-        return instance(cls, cls._forward, model)
+        return instance(cls, cls._forward, lambda made: made._plans.exchanged(), model)
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class OptimizedModule(nn.Module):
             "_captures": captures,
             "_generation": generation,
             "_options": options,
-            "_plans": Plans(captures, backend, strict, cache_size, report, options),
+            "_plans": Plans(captures, backend, strict, cache_size, report, options, generation),
             "_scheduler": scheduler,
             "_strict": strict,
             "_variants": Variants.of(passes),

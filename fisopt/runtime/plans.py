@@ -30,7 +30,9 @@ from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
+from fisopt.runtime.generation import Generation
 from fisopt.runtime.report import Made, Report
+from fisopt.runtime.same_adapters import SameAdapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +107,7 @@ class Plans:
         size: how many plans are kept.
         report: takes what is made, exchanged and dropped.
         options: which kernels are asked for.
+        generation: tells which generation a call belongs to.
 
     Attributes:
         measured: names of the numbers that any Program so far has measured.
@@ -118,9 +121,11 @@ class Plans:
         size: int,
         report: Report,
         options: KernelOptions,
+        generation: Generation,
     ) -> None:
         self._captures, self._backend, self._strict = captures, backend, strict
         self._options = options
+        self._adapters = SameAdapters(captures.model, generation.clip)
         self._report, self._lock = report, RLock()
         self._held: Lru[Any, Plan] = Lru(size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
@@ -161,6 +166,10 @@ class Plans:
             for key in list(self._held):
                 self._drop(key)
 
+    def exchanged(self) -> None:
+        """Take note that the adapters of the model are exchanged, which its state need not show."""
+        self._adapters.exchanged()
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -171,6 +180,7 @@ class Plans:
 
     def _key(self, inputs: Inputs, variant: Variant) -> tuple[Any, ...]:
         state = self._captures.state()
+        self._adapters.check(state)
         if state is not self._state:
             with self._lock:
                 if self._state is not None and state is not self._state:

@@ -8,10 +8,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fisopt.rewrite.outline import share
-
-Place = tuple[dict[str, Any], str]
-"""The dictionary that holds a tensor, and its name in there."""
+from fisopt.rewrite.outline import hold
+from fisopt.rewrite.tools.tool import Place, tools
 
 
 def place_of(model: nn.Module, path: str) -> Place | None:
@@ -25,7 +23,8 @@ def place_of(model: nn.Module, path: str) -> Place | None:
     for held in (holder._parameters, holder._buffers):
         if held.get(name) is not None:
             return held, name
-    return None
+    places = (tool.place(holder, name) for tool in tools())
+    return next((place for place in places if place is not None), None)
 
 
 def held_at(model: nn.Module, module: nn.Module, path: str) -> torch.Tensor:
@@ -44,5 +43,8 @@ def refresh(module: fx.GraphModule, model: nn.Module) -> None:
     """
     for path in {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}:
         place = place_of(model, path)
-        if place is not None and place[0][place[1]] is not operator.attrgetter(path)(module):
-            share(module, model, path)
+        if place is None:
+            continue
+        now = place[0][place[1]]
+        if now is not operator.attrgetter(path)(module):
+            hold(module, path, now)

@@ -15,29 +15,34 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fisopt.rewrite.tools.tool import Tool
+
 NATIVE = "native"
+_BACKEND = "_attention_backend"
 
 
 def told(model: nn.Module) -> tuple[str, ...]:
     """The backends that a model's processors dispatch to, by diffusers' names; each once."""
-    held = (getattr(p, "_attention_backend", None) or _active() for p in _processors(model))
+    held = (getattr(p, _BACKEND, None) or _active() for p in _processors(model))
     return tuple(dict.fromkeys(str(getattr(name, "value", name)) for name in held))
 
 
-@contextmanager
-def natively(model: nn.Module) -> Iterator[None]:
-    """Inside, the model's processors dispatch to torch's own attention, which can be traced."""
-    held = [(vars(p), vars(p).get("_attention_backend", _NOTHING)) for p in _processors(model)]
-    for attributes, _ in held:
-        attributes["_attention_backend"] = NATIVE
-    try:
-        yield
-    finally:
-        for attributes, before in held:
-            if before is _NOTHING:
-                del attributes["_attention_backend"]
-            else:
-                attributes["_attention_backend"] = before
+class DiffusersAttention(Tool):
+    """What processors dispatch to."""
+
+    @contextmanager
+    def traced(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model's processors dispatch to torch's own attention."""
+        held = [vars(processor) for processor in _processors(model)]
+        before = [{_BACKEND: own[_BACKEND]} if _BACKEND in own else {} for own in held]
+        for own in held:
+            own[_BACKEND] = NATIVE
+        try:
+            yield
+        finally:
+            for own, had in zip(held, before, strict=True):
+                del own[_BACKEND]
+                own.update(had)
 
 
 @cache
@@ -63,13 +68,10 @@ def dispatched(backend: str) -> Callable[..., Tensor]:
     return attend
 
 
-_NOTHING = object()
-
-
 def _processors(model: nn.Module) -> list[Any]:
     """What dispatches in a model; each once, its attributes of its own."""
     held = (getattr(module, "processor", None) for module in model.modules())
-    found = {id(p): p for p in held if hasattr(p, "_attention_backend") and hasattr(p, "__dict__")}
+    found = {id(p): p for p in held if hasattr(p, _BACKEND) and hasattr(p, "__dict__")}
     return list(found.values())
 
 
@@ -77,3 +79,6 @@ def _active() -> Any:
     """The backend of the moment for all models."""
     module: Any = sys.modules.get("diffusers.models.attention_dispatch")
     return NATIVE if module is None else module._AttentionBackendRegistry.get_active_backend()[0]
+
+
+TOOL = DiffusersAttention()
