@@ -115,7 +115,8 @@ def optimize(
             large linears multiply to FP8, with a scale for each token and each output channel:
             faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
             numbers anywhere, slowly.
-        attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
+        attention: what runs dense attention: None leaves it to what diffusers was told
+            (``set_attention_backend``), else to torch, as "sdpa" always does; "cudnn",
             "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
             ``flash_attn_interface`` and ``sageattention``; or a function
             ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns

@@ -122,9 +122,9 @@ def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) ->
     """What calls of a model do beside computing, which calls of its graph do not."""
     for kernels in pinned:
         yield (
-            f"attention is bound to a kernel ({kernels}: sdpa_kernel, a `_native_*` backend of "
-            "diffusers); a graph does not keep that, torch chooses. To bind it, run the "
-            "optimised model inside sdpa_kernel"
+            f"attention is bound to a kernel ({kernels}: sdpa_kernel); a graph does not keep that, "
+            "torch chooses. To bind it, give attention=, or run the optimised model inside "
+            "sdpa_kernel"
         )
     hooked = [path for path, module in model.named_modules() if has_hooks(module)]
     if changed:

@@ -16,8 +16,11 @@ Place = tuple[Mapping[str, Any], str]
 Read = Callable[[Any], tuple[Any, ...]]
 """Reads what of an attribute a graph depends on."""
 
-_FILES = {"peft": "fisopt.rewrite.tools.peft"}
-"""Packages, and who knows what they leave in a model."""
+_FILES = {
+    "peft": "fisopt.rewrite.tools.peft",
+    "diffusers.models.attention_dispatch": "fisopt.rewrite.tools.diffusers_attention",
+}
+"""Packages, or modules of them, and who knows what they leave in a model."""
 
 
 class Tool:
