@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, Self
@@ -25,6 +24,8 @@ from fisopt.rewrite.variants import Variant, Variants
 from fisopt.runtime.branches import Held
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
+from fisopt.runtime.clock import Call, Clock, Mark
+from fisopt.runtime.copies import Copies
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.made_class import Forward, instance, of_original
 from fisopt.runtime.measure import numbers
@@ -35,7 +36,7 @@ from fisopt.runtime.visit import Visit
 from fisopt.spec import ModelSpec
 
 
-class OptimizedModule(nn.Module):
+class OptimizedModule(Copies, nn.Module):
     """A model that runs rewritten Programs; made by `fisopt.optimize`.
 
     It has the original's forward signature and return type and passes everything else
@@ -49,10 +50,12 @@ class OptimizedModule(nn.Module):
         report: what each pass did to which block.
     """
 
+    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options")
     __slots__ = (
         "_backend",
         "_cache_size",
         "_captures",
+        "_clock",
         "_generation",
         "_options",
         "_plans",
@@ -71,6 +74,7 @@ class OptimizedModule(nn.Module):
     _backend: Backend
     _cache_size: int
     _captures: Captures
+    _clock: Clock
     _generation: Generation
     _options: KernelOptions
     _plans: Plans
@@ -105,6 +109,7 @@ class OptimizedModule(nn.Module):
             "_backend": backend,
             "_cache_size": cache_size,
             "_captures": captures,
+            "_clock": Clock(),
             "_generation": generation,
             "_options": options,
             "_plans": Plans(captures, backend, strict, cache_size, report, options),
@@ -143,6 +148,7 @@ class OptimizedModule(nn.Module):
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
+        began = Mark.now(inputs)
         visit = Visit(self._generation, self._plans, inputs)
         variant = self._active(inputs, visit)
         plan, held = self.plan(inputs, variant), Held()
@@ -151,6 +157,7 @@ class OptimizedModule(nn.Module):
         if missing := plan.missing(held.state):
             plan = self._afresh(inputs, variant, missing, held.state)
         plan.program.check(inputs)
+        compiles = not plan.ran
         state = (held.state[name] for name in plan.program.loads)
         values = plan.run(*(x for _, x in inputs.tensors()), *state)
         returned = plan.program.split(values)
@@ -161,6 +168,8 @@ class OptimizedModule(nn.Module):
         plan.program.write_back(inputs, returned)
         left = {name: value.detach() for name, value in returned.state.items()}
         self._generation.keep(held, left, measured)
+        step = self.step if self._variants.stepwise else None
+        self._clock.note(inputs, began, plan.made, self.branch, step, compiles)
         return returned.output
 
     def _afresh(
@@ -247,6 +256,16 @@ class OptimizedModule(nn.Module):
         return self._captures
 
     @property
+    def calls(self) -> list[Call]:
+        """The newest forward calls, oldest first: what ran, and how long it took."""
+        return self._clock.calls
+
+    @property
+    def options(self) -> KernelOptions:
+        """Which kernels were asked for."""
+        return self._options
+
+    @property
     def last_inputs(self) -> Inputs | None:
         """The inputs of the newest shapes that it was prepared for, None if there are none."""
         newest = self._plans.newest()
@@ -314,20 +333,6 @@ class OptimizedModule(nn.Module):
     def __repr__(self) -> str:
         return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _again, (self._made_of,)
-
-    @property
-    def _made_of(self) -> dict[str, Any]:
-        """What another one is made of; its plans are made when they are needed."""
-        names = ("backend", "strict", "scheduler", "cache_size", "options")
-        own = {name: getattr(self, f"_{name}") for name in names}
-        return {"model": self.original, "passes": self.passes, "spec": self.spec, **own}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        memo[id(self)] = made = _again(deepcopy(self._made_of, memo))
-        return made
-
     def train(self, mode: bool = True) -> OptimizedModule:
         """Stay in evaluation mode, in which gradients flow too; there is no other."""
         if mode:
@@ -336,11 +341,6 @@ class OptimizedModule(nn.Module):
                 "numbers; leave out .train(): gradients flow in evaluation mode"
             )
         return self
-
-
-def _again(made_of: Mapping[str, Any]) -> OptimizedModule:
-    """Make a module that was copied or sent."""
-    return OptimizedModule(**made_of)
 
 
 @cache

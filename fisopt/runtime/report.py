@@ -13,6 +13,7 @@ from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
 _CHANGES = 100
+_RECAPTURED = "recaptured: "
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,7 @@ class Made:
         applied: what each did.
         blocks: the graph of every video block, in execution order.
         density: FLOPs kept of the dense model's, in (0, 1].
+        work: FLOPs of one call, see `Cost.work`.
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
@@ -35,6 +37,7 @@ class Made:
     applied: tuple[Applied, ...]
     blocks: tuple[tuple[str, str], ...]
     density: float
+    work: float
     stages: int
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
@@ -49,11 +52,13 @@ class Made:
         choices: Sequence[Choice] = (),
     ) -> Made:
         """Describe a rewritten Program."""
-        kept = program_cost(program).work / max(program_cost(dense).work, 1.0)
+        work = program_cost(program).work
+        kept = work / max(program_cost(dense).work, 1.0)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
-        return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)
+        ran = tuple(applied)
+        return Made(program.layout, passes, ran, blocks, kept, work, stages, held, notes)
 
 
 @dataclass
@@ -80,11 +85,27 @@ class Report:
 
     def recaptured(self, difference: str) -> None:
         """Say that the model is not in the state that it was captured in before."""
-        line = f"recaptured: {difference}"
+        line = f"{_RECAPTURED}{difference}"
         self._times[line] += 1
         others = [known for known in self.changes if known != line]
         self.changes = [*others[1 - _CHANGES :], line]
         self._times = Counter({known: self._times[known] for known in self.changes})
+
+    @property
+    def recaptures(self) -> dict[str, int]:
+        """What was seen to change in the model, and how often."""
+        return {line.removeprefix(_RECAPTURED): self._times[line] for line in self.changes}
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """What runs otherwise than the passes say, and how often that was met."""
+        skipped = Counter(
+            f"{applied.name}: not applied to {where}"
+            for variant in self.variants
+            for applied in variant.applied
+            for where in applied.result.skipped
+        )
+        return {**skipped, **self.notes}
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
