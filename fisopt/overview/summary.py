@@ -13,6 +13,7 @@ from rich.console import Console
 from torch import nn
 
 from fisopt.checked import checked
+from fisopt.codegen.placement import Held
 from fisopt.overview.clip import Named, Taken, newest_clip
 from fisopt.overview.rate import rate
 from fisopt.overview.table import rendered
@@ -58,6 +59,8 @@ class TransformerSummary:
         variants: token grid, passes and share of the dense FLOPs of what is held.
         weights: bytes of its weights by device.
         allocated: the most bytes that the process has allocated, by GPU.
+        offload: where weights stay on the host, the bytes of them on its device: the most at one
+            time (``peak``), and of all blocks together (``total``).
         recaptured: what has changed in the model, with how often.
         fallbacks: what was left dense or ran otherwise than asked for, with how often.
         dropped: how many variants made room for newer ones.
@@ -72,6 +75,7 @@ class TransformerSummary:
     variants: tuple[dict[str, Any], ...]
     weights: dict[str, int]
     allocated: dict[str, int]
+    offload: dict[str, Any] | None
     recaptured: dict[str, int]
     fallbacks: dict[str, int]
     dropped: int
@@ -139,7 +143,8 @@ def _rate(module: OptimizedModule) -> float | None:
     weight = next((p for p in module.original.parameters() if p.is_floating_point()), None)
     if tensor is None or weight is None:
         return None
-    return rate(tensor.device, getattr(module.original, "dtype", weight.dtype))
+    device = module.report.weights.device or tensor.device
+    return rate(torch.device(device), getattr(module.original, "dtype", weight.dtype))
 
 
 def _rows(taken: Taken, rates: Mapping[str, float | None]) -> Iterable[StepSummary]:
@@ -168,9 +173,11 @@ def _transformer(name: str, module: nn.Module) -> TransformerSummary:
     weights: Counter[str] = Counter()
     for x in (*module.parameters(), *module.buffers()):
         weights[str(x.device)] += x.numel() * x.element_size()
-    gpus = [d for d in weights if torch.device(d).type == "cuda"]
+    placed = module.report.weights if isinstance(module, OptimizedModule) else Held()
+    devices = dict.fromkeys([*weights, *([placed.device] if placed.device else [])])
+    gpus = [d for d in devices if torch.device(d).type == "cuda"]
     allocated = {d: torch.cuda.max_memory_allocated(d) for d in gpus}
-    held = (dict(weights), allocated)
+    held = (dict(weights), allocated, asdict(placed) if placed.total else None)
     if not isinstance(module, OptimizedModule):
         return TransformerSummary(
             name, type(module).__name__, False, "", (), {}, (), *held, {}, {}, 0

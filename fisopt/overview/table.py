@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from fisopt.codegen.placement import Held, size
+
 Plain = dict[str, Any]
 
 
@@ -43,9 +45,11 @@ def _transformer(each: Plain) -> Iterator[RenderableType]:
     kernels = "".join(f", {option} {name}" for option, name in each["kernels"].items())
     yield Text(f"{each['name']}: {each['model']} ({each['backend']}{kernels})", style="bold")
     yield Text(f"  passes: {', '.join(each['passes']) or 'none'}")
-    sizes = [f"{_size(n)} on {device}" for device, n in each["weights"].items()]
-    peaks = [f"; peak of {device} {_size(n)}" for device, n in each["allocated"].items()]
+    sizes = [f"{size(n)} on {device}" for device, n in each["weights"].items()]
+    peaks = [f"; peak of {device} {size(n)}" for device, n in each["allocated"].items()]
     yield Text(f"  weights: {', '.join(sizes)}{''.join(peaks)}")
+    if (held := each["offload"]) is not None:
+        yield Text(f"  offload: {Held(**held)}")
     dropped = f", {each['dropped']} made room for newer ones" if each["dropped"] else ""
     yield Text(f"  variants held: {len(each['variants'])}{dropped}")
     for title in ("recaptured", "fallbacks"):
@@ -98,7 +102,3 @@ def _sum(steps: list[Plain], key: str) -> str:
 
 def _ms(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**28 else f"{count / 2**20:.1f} MiB"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.placement import Offload
 from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError, ScheduleError
 from fisopt.lru import SIZE
@@ -27,8 +28,10 @@ from fisopt.runtime.captures import Captures
 from fisopt.runtime.clock import Call, Clock, Mark
 from fisopt.runtime.copies import Copies
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.hooked import hooked
 from fisopt.runtime.made_class import Forward, instance, of_original
 from fisopt.runtime.measure import numbers
+from fisopt.runtime.on_host import METHODS, check_on_host
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
@@ -50,13 +53,15 @@ class OptimizedModule(Copies, nn.Module):
         report: what each pass did to which block.
     """
 
-    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options")
+    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options", "offload")
     __slots__ = (
         "_backend",
         "_cache_size",
         "_captures",
         "_clock",
+        "_device",
         "_generation",
+        "_offload",
         "_options",
         "_plans",
         "_scheduler",
@@ -75,7 +80,9 @@ class OptimizedModule(Copies, nn.Module):
     _cache_size: int
     _captures: Captures
     _clock: Clock
+    _device: torch.device | None
     _generation: Generation
+    _offload: Offload | None
     _options: KernelOptions
     _plans: Plans
     _scheduler: Callable[[], Any] | None
@@ -83,8 +90,9 @@ class OptimizedModule(Copies, nn.Module):
     _variants: Variants
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
-    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
-        return instance(cls, cls._forward, model)
+    def __new__(cls, model: nn.Module, *_: Any, **options: Any) -> Self:  # noqa: D102
+        more = METHODS if options.get("offload") is not None else {}
+        return instance(cls, cls._forward, model, more)
 
     def __init__(
         self,
@@ -97,7 +105,11 @@ class OptimizedModule(Copies, nn.Module):
         captures: Captures | None = None,
         cache_size: int = SIZE,
         options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+        *,
+        offload: Offload | None = None,
     ) -> None:
+        if offload is not None:
+            check_on_host(model)
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
         generation = Generation(CallersScheduler(self, scheduler))
@@ -110,9 +122,11 @@ class OptimizedModule(Copies, nn.Module):
             "_cache_size": cache_size,
             "_captures": captures,
             "_clock": Clock(),
+            "_device": None,
             "_generation": generation,
+            "_offload": offload,
             "_options": options,
-            "_plans": Plans(captures, backend, strict, cache_size, report, options),
+            "_plans": Plans(captures, backend, strict, cache_size, report, options, offload),
             "_scheduler": scheduler,
             "_strict": strict,
             "_variants": Variants.of(passes),
@@ -135,16 +149,8 @@ class OptimizedModule(Copies, nn.Module):
 
     def _hooked(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            raise InputError(
-                f"an optimised {type(self).__name__} cannot be traced: it chooses what runs at "
-                "every call; fisopt.export writes what runs, and fisopt.load reads it"
-            )
-        hook = vars(self.original).get("_hf_hook")
-        if hook is None:
-            return self._run(args, kwargs)
-        args, kwargs = hook.pre_forward(self.original, *args, **kwargs)
-        return hook.post_forward(self.original, self._run(args, kwargs))
+        moved = self.original if self._offload is None else self
+        return hooked(moved, self.original, self._run, args, kwargs)
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
@@ -318,14 +324,8 @@ class OptimizedModule(Copies, nn.Module):
         variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
         one = variants.whole if step is None else variants.at(step)
-        plans: dict[Plan, None] = {}
-        for variant in (one,) if num_steps is None else variants.schedule:
-            plan = self.plan(inputs, variant)
-            if plan.program.loads:  # nothing is held: what makes the state runs first
-                plans[self.plan(inputs, variant.afresh())] = None
-            plans[plan] = None
-        stages = [stage for plan in plans for stage in plan.stages]
-        warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
+        wanted = [one] if num_steps is None else variants.schedule
+        warm_up(partial(self.plan, inputs), wanted, inputs, progress)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, of_original(self, self.original, value))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fisopt.codegen.choose import Choice
+from fisopt.codegen.placement import Held
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.pass_manager import Applied
@@ -73,6 +74,7 @@ class Report:
         changes: what was seen to change in the model, the newest last; the same change is one
             line.
         notes: what happened in generations, and how often.
+        weights: what is counted of weights that stay on the host.
     """
 
     model: str
@@ -81,6 +83,7 @@ class Report:
     dropped: int = 0
     changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    weights: Held = field(default_factory=Held)
     _times: Counter[str] = field(default_factory=Counter, repr=False)
 
     def recaptured(self, difference: str) -> None:
@@ -114,6 +117,8 @@ class Report:
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
+        if self.weights.total:
+            lines.append(f"  offload: {self.weights}")
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
 PLAIN = (str, bytes, int, float, complex)
 SEQUENCES = (list, tuple, deque)
 VALUES = (set, bytearray, array)
-REGISTRY = "_diffusers_hook"
-"""Where diffusers keeps its hooks; a graph is captured only where it holds none."""
 _OWN = frozenset(vars(nn.Module()))
 _ATOMS = (nn.Module, type, ModuleType, *PLAIN)
 _OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "typing", "weakref"}
@@ -103,8 +102,12 @@ class Seen:
                 self.weights[f"{prefix}{name}"] = held[name]
             else:
                 self.empty.append(held[name])
+        if described(module):
+            self.containers[f"{prefix}hooks of diffusers"] = _Watched(module, described)
         for name, value in held.items():
-            if name not in _OWN and name != REGISTRY and not (is_root and name in ROOT_HOOK):
+            if name == REGISTRY or (name == "forward" and is_hooked(module, value)):
+                continue
+            if name not in _OWN and not (is_root and name in ROOT_HOOK):
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 
     def kind(self, cls: type) -> None:

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.tracing.composites import decompositions
+from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
 from fisopt.rewrite.tracing.frame_dims import INT, FrameDims
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
@@ -66,6 +67,7 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
     kwargs = inputs.replaced(leaves).kwargs()  # export marks the tensors that it is given
     try:
         with (
+            casts_in_graph(model),
             untouched(model, inputs.leaves),
             torch.no_grad(),
             warnings.catch_warnings(),
@@ -160,7 +162,7 @@ def shape_trials(
         that it chose itself.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model, inputs.leaves) as held, Pins() as pins:
+    with casts_in_graph(model), untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {name: mode.from_tensor(x) for name, x in _weights(model)}
 
         def trial(resized: Inputs) -> Shapes:
