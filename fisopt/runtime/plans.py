@@ -155,6 +155,14 @@ class Plans:
             dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2], dynamic)
             return PassManager.of(variant, strict=self._strict).run(dense)
 
+    def state(self, *, asked: bool) -> Fingerprint | None:
+        """The state that the model is in.
+
+        Args:
+            asked: this call has asked for a plan, so that it was compared already.
+        """
+        return self._state if asked else self._captures.state()
+
     def newest(self) -> Plan | None:
         """The plan that was used last, None if there is none."""
         plans = [*self._held.values()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip, apply_layerwise_casting
 from diffusers.hooks.hooks import HookRegistry, ModelHook
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook, FeedForwardSkipHook
@@ -90,3 +91,39 @@ def test_layerwise_casting_before_and_after(offload: Any) -> None:
     assert torch.equal(before.fast(**before.inputs), casted)
     assert after.model.layers[0].mlp.weight.dtype == torch.float8_e4m3fn
     assert after.model.out.weight.dtype == torch.float32
+
+
+@pytest.mark.usefixtures("captured_once")
+def test_casting_and_converting_through_a_pipeline() -> None:
+    model: Any = deepcopy(zoo()["wan"].model)
+    del model.blocks[2:]
+    held = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipe = WanPipeline(**held, scheduler=scheduler, transformer=model)
+    pipe.set_progress_bar_config(disable=True)
+
+    def clip() -> torch.Tensor:
+        texts = torch.randn(2, 1, 12, 16, generator=torch.Generator().manual_seed(0))
+        frames: torch.Tensor = pipe(
+            prompt_embeds=texts[0].bfloat16(),
+            negative_prompt_embeds=texts[1].bfloat16(),
+            height=32,
+            width=32,
+            num_frames=9,
+            num_inference_steps=2,
+            output_type="latent",
+            generator=torch.Generator().manual_seed(0),
+        ).frames
+        return frames
+
+    fisopt.optimize(pipe, [], backend="eager")
+    pipe.to(torch.bfloat16)
+    pipe.transformer.enable_layerwise_casting(torch.float8_e4m3fn, torch.bfloat16)
+    assert pipe.transformer.dtype == torch.bfloat16
+    after = clip()
+    fisopt.restore(pipe)
+    want = clip()
+    assert torch.equal(after, want)
+    assert model.blocks[0].ffn.net[2].weight.dtype == torch.float8_e4m3fn
+    fisopt.optimize(pipe, [], backend="eager")
+    assert torch.equal(clip(), want)

@@ -50,7 +50,7 @@ def refused(module: nn.Module) -> Iterator[str]:
 
 def described(module: nn.Module) -> tuple[Any, ...]:
     """What the hooks of a module do: equal for hooks that do the same."""
-    return tuple((name, *_kind(hook), *_options(hook)) for name, hook in hooks_of(module).items())
+    return tuple((*_kind(hook), *_options(hook)) for hook in hooks_of(module).values())
 
 
 def is_hooked(module: nn.Module, forward: object) -> bool:
