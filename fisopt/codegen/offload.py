@@ -50,7 +50,8 @@ def offload(module: fx.GraphModule, placement: Placement) -> None:
         return
     weights = [[x for x in stage.all_input_nodes if x in host] for stage in stages]
     sizes = [sum(aligned(_bytes(x)) for x in each) for each in weights]
-    placement.held.device, placement.held.total = str(placement.device), sum(sizes)
+    placement.held.device = str(placement.device)
+    placement.held.total = max(placement.held.total, sum(sizes))
     steps: dict[str, Callable[..., Any]] = {
         "weights_ring": partial(Ring, placement, max(sizes)),
         "weights_start": _start,

@@ -30,9 +30,10 @@ class Held:
     Attributes:
         device: the device.
         peak: the most at one time, in one call.
-        total: those of all stages together.
+        total: those of all stages of one graph together.
         copied: all that was copied so far.
-        unpinned: host memory that could not be pinned; copies of it hold up the processor.
+        unpinned: of that of one call, what is not pinned; copies of it hold up the processor.
+        pins: whether there is memory left to pin.
     """
 
     device: str = ""
@@ -40,6 +41,7 @@ class Held:
     total: int = 0
     copied: int = 0
     unpinned: int = 0
+    pins: bool = True
 
     def __str__(self) -> str:
         """In words, for reports, with what torch has allocated of a GPU in all."""
@@ -47,7 +49,7 @@ class Held:
         if torch.device(self.device).type == "cuda":
             text += f", where {size(torch.cuda.max_memory_allocated(self.device))} were allocated"
         if self.unpinned:
-            text += f"; {size(self.unpinned)} could not be pinned, so that their copies wait"
+            text += f"; {size(self.unpinned)} are not pinned, so that their copies wait"
         return text
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fisopt.codegen.placement import Held, Placement
+from fisopt.codegen.placement import Placement
 
 ALIGNED = 256
 """What addresses of weights are multiples of."""
@@ -50,7 +50,7 @@ class Ring:
         if self.device.type == "cuda":  # what fails between may leave a copy under way
             for slot in self._slots:
                 slot.record_stream(_stream(self.device))
-        self._next = 0
+        self._next = self._unpinned = 0
         self.held.peak = max(self.held.peak, size * count)
 
     def start(self, weights: Sequence[Tensor]) -> Copies:
@@ -63,7 +63,7 @@ class Ring:
         stream, now = _stream(self.device), torch.cuda.current_stream(self.device)
         stream.wait_stream(now)
         with torch.cuda.stream(stream):
-            copies = self._filled(slot, [_pinned(x, self.held) for x in weights])
+            copies = self._filled(slot, [self._pinned(x) for x in weights])
             return Copies(copies, stream.record_event())
 
     def take(self, copies: Copies) -> tuple[Tensor, ...]:
@@ -79,6 +79,21 @@ class Ring:
             inside = any(storage == slot.untyped_storage()._cdata for slot in self._slots)
             return results.clone() if inside else results
         return type(results)(map(self.own, results))
+
+    def _pinned(self, x: Tensor) -> Tensor:
+        """A weight in memory that a GPU copies from by itself; it is moved there once.
+
+        What shares its memory with others stays: it would no longer.
+        """
+        whole = x.untyped_storage().nbytes() == _bytes(x)
+        if not x.is_pinned() and whole and not x.is_inference() and self.held.pins:
+            try:
+                x.data = x.data.pin_memory()
+            except RuntimeError:
+                self.held.pins = False
+        self._unpinned += 0 if x.is_pinned() else _bytes(x)
+        self.held.unpinned = max(self.held.unpinned, self._unpinned)
+        return x
 
     def _filled(self, slot: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         filled, place = [], 0
@@ -106,17 +121,3 @@ def _bytes(x: Tensor) -> int:
 def _stream(device: torch.device) -> Any:
     """The stream on which weights are copied to a GPU."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-
-
-def _pinned(x: Tensor, held: Held) -> Tensor:
-    """A weight in memory that a GPU copies from by itself; it is moved there once.
-
-    What shares its memory with others stays: it would no longer.
-    """
-    whole = x.untyped_storage().nbytes() == _bytes(x)
-    if not x.is_pinned() and whole and not x.is_inference():
-        try:
-            x.data = x.data.pin_memory()
-        except RuntimeError:  # there is no more of such memory
-            held.unpinned += _bytes(x)
-    return x

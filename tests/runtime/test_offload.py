@@ -18,6 +18,7 @@ from fisopt import InputError, OptionError
 from fisopt.codegen.compile import compile_program
 from fisopt.codegen.placement import Offload, Placement
 from tests.runtime.pairs import SPEC, Pair, Small, build, video
+from tests.runtime.test_lora import each, inject
 from tests.zoo import zoo
 
 
@@ -92,6 +93,15 @@ def test_with_other_options(options: dict[str, Any], monkeypatch: pytest.MonkeyP
     assert fast.report.weights.peak < fast.report.weights.total
 
 
+def test_adapters_are_copied_too() -> None:
+    pair = Pair(offload=Offload())
+    with torch.no_grad():
+        inject(pair.model, "a", "qkv", "mlp")
+        pair.check()
+        each(pair.fast, "merge")
+        pair.check()
+
+
 def test_moving_names_the_device() -> None:
     pair = Pair(offload=Offload())
     pair.check(changed=False)
@@ -156,8 +166,8 @@ def test_on_a_gpu(backend: Any) -> None:
         got = [fast(**inputs) for _ in range(3)]
         assert all(p.is_pinned() for p in model.parameters())
         want = copy.deepcopy(model).cuda()(**inputs)
-    for each in got:
-        torch.testing.assert_close(each, want)
+    for result in got:
+        torch.testing.assert_close(result, want)
     assert fast.report.weights.device == "cuda:0"
     assert len(fast.report.variants) == 1, "pinning is no change of the model"
 
