@@ -24,6 +24,8 @@ TOOLS = (
     "enable_cache",
     "cache-dit",
     "guiders",
+    "modular pipelines",
+    "fisopt.restore",
     "deepcopy",
     "pickle",
     "torch.save",
