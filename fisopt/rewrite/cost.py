@@ -154,7 +154,7 @@ def contraction_flops(node: fx.Node) -> float | None:
     if target in _CONVOLUTIONS:
         weight = args[1].shape
         return float(2 * out.numel() * weight[1:].numel())
-    if target is aten.matmul.default:
+    if target in (aten.matmul.default, aten._int_mm.default):
         return float(2 * out.numel() * args[0].shape[-1])
     formula = flop_counter.flop_registry.get(target.overloadpacket)
     return float(formula(*args, out_val=out)) if formula is not None else None

@@ -222,20 +222,39 @@ def _contract(result: Relation, a: fx.Node, b: fx.Node, out_rank: int) -> Relati
     return result
 
 
-@relation_rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default)
+@relation_rule(
+    aten.mm.default,
+    aten.bmm.default,
+    aten.matmul.default,
+    aten.mv.default,
+    aten._int_mm.default,
+)
 def _matmul(node: fx.Node) -> Relation:
     return _contract(Relation(), operand_of(node, 0), operand_of(node, 1), len(shape(node)))
 
 
+@relation_rule(aten._scaled_mm.default)
+def _scaled(node: fx.Node) -> Relation:
+    """A product whose rows and columns are scaled, and a bias."""
+    result = _aligned(node, [n for n in node.args[2:5] if isinstance(n, fx.Node)])
+    return _contract(result, operand_of(node, 0), operand_of(node, 1), len(shape(node)))
+
+
 @relation_rule(aten.addmm.default, aten.baddbmm.default)
 def _addmm(node: fx.Node) -> Relation:
-    out = shape(node)
-    result = Relation()
-    bias = shape(operand_of(node, 0))
-    for back in range(1, len(bias) + 1):
-        if bias[-back] == out[-back]:
-            result.link(operand_of(node, 0), len(bias) - back, len(out) - back)
-    return _contract(result, operand_of(node, 1), operand_of(node, 2), len(out))
+    result = _aligned(node, [operand_of(node, 0)])
+    return _contract(result, operand_of(node, 1), operand_of(node, 2), len(shape(node)))
+
+
+def _aligned(node: fx.Node, operands: list[fx.Node]) -> Relation:
+    """Follow operands that are aligned with the result on the right."""
+    out, result = shape(node), Relation()
+    for operand in operands:
+        sizes = shape(operand)
+        for back in range(1, len(sizes) + 1):
+            if sizes[-back] == out[-back]:
+                result.link(operand, len(sizes) - back, len(out) - back)
+    return result
 
 
 @relation_rule(aten.scaled_dot_product_attention.default)

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from fisopt.rewrite.tools.tool import tools
+
 aten = torch.ops.aten
 _COMPOSITES = (
     aten.einsum.default,
@@ -36,9 +38,17 @@ _COMPOSITES = (
 )
 
 
-@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: torch's own definition of each, where it has one.
+    """What torch.export writes out, by operator: the definition of torch, or of another tool."""
+    found = dict(_of_torch())
+    for tool in tools():
+        found |= tool.composites()
+    return found
+
+
+@cache
+def _of_torch() -> dict[Any, Callable[..., Any]]:
+    """Torch's own definition of each, where it has one.
 
     A copy into a tensor has none, and no gradient either.
     """

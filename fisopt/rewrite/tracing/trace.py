@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.export import _unlift
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
@@ -79,7 +80,8 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             program = torch.export.export(
                 model, (), kwargs, dynamic_shapes=shapes, strict=False
             ).run_decompositions(decompositions())
-            module: fx.GraphModule = program.module(check_guards=True)
+            with _guards():
+                module: fx.GraphModule = program.module(check_guards=True)
             module.meta[SWITCHES] = switches.found
     except Exception as error:
         line = user_line(error)
@@ -93,6 +95,21 @@ def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
             "with tensor operations, or give ModelSpec a `prepare` function that does."
         ) from error
     return module
+
+
+@contextmanager
+def _guards() -> Iterator[None]:
+    """Inside, graphs say which sizes they are for, whatever the files of the callers are called.
+
+    Torch leaves that out where some file on the stack has the name of a few projects in its path.
+    """
+    name = "_ok_to_generate_guards_fn"
+    asked = getattr(_unlift, name, None)
+    setattr(_unlift, name, lambda: True)
+    try:
+        yield
+    finally:
+        setattr(_unlift, name, asked)
 
 
 @contextmanager
