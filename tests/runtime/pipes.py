@@ -146,11 +146,11 @@ class Both:
         return want
 
 
-def looped(pipe: Any, stride: int, frames: int) -> Tensor:
+def looped(pipe: Any, stride: int, frames: int, kv: str = "anchors") -> Tensor:
     """The latents of a plain pipeline whose blocks run on every n-th frame, as a plain loop."""
     video = Video(1, inner=4)
     blocks = [loop.Block(block, video) for block in pipe.transformer.blocks]
-    with interleaved(blocks, Options(stride=stride), frames):
+    with interleaved(blocks, Options(stride=stride, kv=kv), frames):
         return clip(pipe, frames)
 
 

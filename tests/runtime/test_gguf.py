@@ -14,6 +14,8 @@ from tests.runtime.pipes import Both, Change, clip, load, looped, strengths, tra
 gguf = pytest.importorskip("gguf")
 from diffusers.quantizers.gguf import utils  # noqa: E402 - it imports gguf
 
+import fisopt.rewrite.tools.gguf  # noqa: E402, F401 - declares the operator
+
 
 def pack(kind: str) -> Change:
     """Pack the linears of the blocks in place, by what the loader of diffusers makes them with."""
@@ -49,6 +51,16 @@ def test_packed_weights_are_sparse_and_equal_the_loop(kind: str) -> None:
     assert not torch.allclose(clip(both.plain, 5), want, atol=1e-3)
 
 
+@pytest.mark.parametrize("kind", utils.SUPPORTED_GGUF_QUANT_TYPES, ids=str)
+def test_every_type_is_unpacked_as_diffusers_does(kind: Any) -> None:
+    size = utils.GGML_QUANT_SIZES[kind][1]
+    packed = torch.randint(256, (3, 2 * size), dtype=torch.uint8)
+    want = utils.dequantize_gguf_tensor(utils.GGUFParameter(packed, quant_type=kind))
+    unpack = torch.ops.fisopt.unpack_gguf.default
+    torch.testing.assert_close(unpack(packed, int(kind)), want, rtol=0, atol=0, equal_nan=True)
+    torch.library.opcheck(unpack, (packed, int(kind)), test_utils="test_faketensor")
+
+
 def test_other_weights_other_forms_and_adapters(captured: Any) -> None:
     both = Both()
     clips = [both.check()]
@@ -71,5 +83,5 @@ def test_packed_weights_elsewhere_are_refused_by_name() -> None:
         pack("Q8_0")(pipe)
         pipe.transformer.text.weight = pipe.transformer.blocks[0].ffn.weight
 
-    with pytest.raises(InputError, match="text holds 'weight', a .*GGUFParameter"):
+    with pytest.raises(InputError, match=r"text holds 'weight', a .*GGUFParameter"):
         Both(change)

@@ -233,17 +233,14 @@ def _matmul(node: fx.Node) -> Relation:
     return _contract(Relation(), operand_of(node, 0), operand_of(node, 1), len(shape(node)))
 
 
-@relation_rule(aten._scaled_mm.default)
-def _scaled(node: fx.Node) -> Relation:
-    """A product whose rows and columns are scaled, and a bias."""
-    result = _aligned(node, [n for n in node.args[2:5] if isinstance(n, fx.Node)])
-    return _contract(result, operand_of(node, 0), operand_of(node, 1), len(shape(node)))
-
-
-@relation_rule(aten.addmm.default, aten.baddbmm.default)
+@relation_rule(aten.addmm.default, aten.baddbmm.default, aten._scaled_mm.default)
 def _addmm(node: fx.Node) -> Relation:
-    result = _aligned(node, [operand_of(node, 0)])
-    return _contract(result, operand_of(node, 1), operand_of(node, 2), len(shape(node)))
+    """A product, and what is added to it or scales it where it is."""
+    first = 0 if node.target is aten._scaled_mm.default else 1
+    factors = {first, first + 1}
+    others = [x for i, x in enumerate(node.args) if i not in factors and isinstance(x, fx.Node)]
+    a, b = operand_of(node, first), operand_of(node, first + 1)
+    return _contract(_aligned(node, others), a, b, len(shape(node)))
 
 
 def _aligned(node: fx.Node, operands: list[fx.Node]) -> Relation:

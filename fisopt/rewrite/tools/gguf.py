@@ -21,9 +21,10 @@ _WEIGHT = "weight"
 @operator("fisopt::unpack_gguf", opaque=True, gradient="zero")
 def unpack_gguf(weight: Tensor, kind: int) -> Tensor:
     """The numbers of a weight: bytes [N, B] of a GGUF type, results [N, K]."""
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    packed = weight.view(torch.uint8).reshape(-1, size)
-    numbers: Tensor = gguf.dequantize_functions[kind](packed, block, size)
+    sizes: dict[int, tuple[int, int]] = {**gguf.GGML_QUANT_SIZES}
+    unpack: dict[int, Any] = {**gguf.dequantize_functions}
+    packed = weight.view(torch.uint8).reshape(-1, sizes[kind][1])
+    numbers: Tensor = unpack[kind](packed, *sizes[kind])
     return numbers.reshape(weight.shape[0], -1).clone()
 
 

@@ -20,6 +20,8 @@ Read = Callable[[Any], tuple[Any, ...]]
 _FILES = {
     "peft": "fisopt.rewrite.tools.peft",
     "torchao": "fisopt.rewrite.tools.torchao",
+    "optimum.quanto": "fisopt.rewrite.tools.quanto",
+    "bitsandbytes.nn": "fisopt.rewrite.tools.bitsandbytes",
     "diffusers.quantizers.gguf.utils": "fisopt.rewrite.tools.gguf",
 }
 """Packages, or modules of them, and who knows what they leave in a model."""

@@ -75,7 +75,8 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
             raise InputError(
                 f"{where} holds {odd}, a tensor class that torch.export takes for a plain tensor "
                 "of the numbers as they are stored; dequantise the model first (diffusers: "
-                "model.dequantize()), or quantise with torchao or quanto, whose tensors it follows"
+                "model.dequantize()), or quantise its linears with torchao, quanto, GGUF or the "
+                "four bits of bitsandbytes"
             )
 
 
