@@ -210,16 +210,9 @@ class OptimizedModule(nn.Module):
         """What runs for some inputs and a variant; made once for each state of the model."""
         return self._plans.plan(inputs, variant)
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool = False) -> Program:
-        """The Program for some inputs and a variant, which is not compiled for it.
-
-        Args:
-            inputs: the inputs.
-            variant: the active passes.
-            general: make it from an export with every size open, so that Programs of different
-                sizes correspond node for node.
-        """
-        return self._plans.rewritten(inputs, variant, general=general)
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
+        """The Program for some inputs and a variant, which is not compiled for it."""
+        return self._plans.rewritten(inputs, variant)
 
     def clear(self) -> None:
         """Drop what was captured, rewritten, compiled and quantised; it is made again if needed."""

@@ -20,7 +20,6 @@ from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis.structure import results
-from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -145,14 +144,13 @@ class Plans:
                     self.measured |= plan.numbers
         return plan
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool) -> Program:
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
         """The Program for some inputs and a variant, which is not compiled for it."""
         key = self._key(inputs, variant)
-        if not general and (plan := self._held.get(key)) is not None:
+        if (plan := self._held.get(key)) is not None:
             return plan.program
         with tracing(), forgotten():
-            dynamic: Dynamic = "all" if general else "frames"
-            dense = self._captures.dense(inputs.detached(), key[1], key[2], dynamic)
+            dense = self._captures.dense(inputs.detached(), key[1], key[2])
             return PassManager.of(variant, strict=self._strict).run(dense)
 
     def newest(self) -> Plan | None:

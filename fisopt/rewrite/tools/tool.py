@@ -23,6 +23,7 @@ _FILES = {
     "optimum.quanto": "fisopt.rewrite.tools.quanto",
     "bitsandbytes.nn": "fisopt.rewrite.tools.bitsandbytes",
     "diffusers.quantizers.gguf.utils": "fisopt.rewrite.tools.gguf",
+    "diffusers.models.attention_dispatch": "fisopt.rewrite.tools.diffusers_attention",
 }
 """Packages, or modules of them, and who knows what they leave in a model."""
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
 
+from fisopt.rewrite.ops.own_attention import own_attentions
 from fisopt.rewrite.tools.tool import tools
 
 aten = torch.ops.aten
@@ -39,15 +41,13 @@ _COMPOSITES = (
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: the definition of torch, or of another tool."""
-    found = dict(_of_torch())
-    for tool in tools():
-        found |= tool.composites()
-    return found
+    """What is written out, by operator: composites, declared attentions, and those of tools."""
+    theirs = (tool.composites().items() for tool in tools())
+    return {**_composites(), **own_attentions(), **dict(chain.from_iterable(theirs))}
 
 
 @cache
-def _of_torch() -> dict[Any, Callable[..., Any]]:
+def _composites() -> dict[Any, Callable[..., Any]]:
     """Torch's own definition of each, where it has one.
 
     A copy into a tensor has none, and no gradient either.

@@ -1,14 +1,13 @@
 """Inner tensors: what a weight of a tensor class, such as a quantised one, is made of.
 
-torch.export reads such a weight as the plain tensors that it flattens to, and names each
-``parametrizations.<weight>.original<i>``.
+A graph reads the plain tensors that such a weight flattens to, each by its path in the weight:
+``blocks.0.ffn.weight.qdata``.
 """
 
 from __future__ import annotations
 
 import operator
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +16,6 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.rewrite.tools.tool import Place
 
-PARAMETRIZATIONS = "parametrizations"
 _PLAIN = (str, int, float, tuple)
 
 
@@ -37,21 +35,35 @@ class _Inner(Mapping[str, Any]):
         return 1
 
 
-def inner_place(module: nn.Module, name: str, leaf: str) -> Place | None:
+def inner_place(module: nn.Module, name: str, path: str) -> Place | None:
     """Where a module holds an inner tensor.
 
     Args:
         module: the module.
         name: of the weight.
-        leaf: of the inner tensor, as export numbers it.
+        path: of the inner tensor in the weight.
     """
-    number = re.fullmatch(r"original(\d+)", leaf)
     for held in (module._parameters, module._buffers):
-        if number is not None and is_traceable_wrapper_subclass(weight := held.get(name)):
-            paths = [path for path, _ in _leaves(weight)]
-            if (index := int(number[1])) < len(paths):
-                return _Inner(held, name, paths[index]), leaf
+        weight = held.get(name)
+        if is_traceable_wrapper_subclass(weight) and path in dict(_leaves(weight)):
+            return _Inner(held, name, path), path
     return None
+
+
+def with_inner(weight: Any, made: Callable[[str, torch.Tensor], torch.Tensor], path: str) -> Any:
+    """A weight of the same class with other inner tensors; of a plain one what is made of it.
+
+    Args:
+        weight: the weight.
+        made: gives the tensor in the place of another, from its path.
+        path: of the weight.
+    """
+    if not is_traceable_wrapper_subclass(weight):
+        return made(path, weight)
+    names, context = weight.__tensor_flatten__()
+    inner = {name: with_inner(getattr(weight, name), made, f"{path}.{name}") for name in names}
+    unflatten: Any = type(weight).__tensor_unflatten__
+    return unflatten(inner, context, weight.size(), weight.stride())
 
 
 def inner_form(weight: Any) -> tuple[Any, ...]:
@@ -65,7 +77,7 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
 
 
 def _leaves(weight: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The plain tensors of a weight, by their paths in it, in the order of export."""
+    """The plain tensors of a weight, by their paths in it."""
     for attribute in weight.__tensor_flatten__()[0]:
         inner = getattr(weight, attribute)
         if is_traceable_wrapper_subclass(inner):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +12,37 @@ from torch import fx, nn
 
 from fisopt.rewrite.outline import hold
 from fisopt.rewrite.tools.tool import Place, tools
-from fisopt.rewrite.tracing.inner import PARAMETRIZATIONS, inner_place
+from fisopt.rewrite.tracing.inner import inner_place
+
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """A place of a model that holds a parameter or a buffer.
+
+    Attributes:
+        path: of the weight.
+        holder: the dictionary that holds it.
+        name: its name in there.
+        tensor: what it holds.
+        is_buffer: whether it is a buffer.
+    """
+
+    path: str
+    holder: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+    is_buffer: bool
+
+
+def weight_places(model: nn.Module) -> Iterator[WeightPlace]:
+    """Every place of a parameter or a buffer once, though its module may have several names."""
+    for path, module in model.named_modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
+            for name, x in [*holder.items()]:
+                if x is not None:
+                    full = f"{path}.{name}" if path else name
+                    yield WeightPlace(full, holder, name, x, holder is module._buffers)
 
 
 def place_of(model: nn.Module, path: str) -> Place | None:
@@ -20,8 +52,7 @@ def place_of(model: nn.Module, path: str) -> Place | None:
     for i, part in enumerate(owner):
         inside = vars(holder).get("_modules", {}).get(part)
         if inside is None:
-            made_of = part == PARAMETRIZATIONS and i == len(owner) - 2
-            return inner_place(holder, owner[-1], name) if made_of else None
+            return inner_place(holder, part, ".".join((*owner[i + 1 :], name)))
         holder = inside
     for tool in tools():
         if (place := tool.place(holder, name)) is not None:
