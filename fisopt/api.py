@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from fisopt import models
 from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
+from fisopt.codegen.placement import Offload
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
@@ -84,6 +85,8 @@ def optimize(
     cache_size: int = SIZE,
     linear: Linear | None = None,
     attention: Attention = None,
+    offload: Literal["block"] | None = None,
+    prefetch: int = 1,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -122,6 +125,11 @@ def optimize(
             ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns
             such, with ``mask`` None or as torch takes it.  What it does not take is left to
             torch; the report says what runs.
+        offload: "block" leaves the weights on the host and copies those of few blocks at a time to
+            the device of the inputs.  The model must be on the host; ``.to(device)`` of the result
+            then names the device that it runs on.
+        prefetch: with ``offload``, the weights of so many blocks are copied while the one before
+            them computes.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -130,14 +138,19 @@ def optimize(
     Raises:
         OptionError: an unknown pass, preset or backend, or something of a wrong type.
         RecipeError: the recipe cannot be read, or is for another model.
-        InputError: the model is in training mode or under hooks; also see `capture`.
+        InputError: the model is in training mode or under hooks, or with ``offload`` its weights
+            are not on the host; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
         LoweringError: ``linear="fp8"`` on a device without FP8.
     """
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
     count("cache_size", cache_size)
-    options = KernelOptions(linear, attention)
+    options, placed = KernelOptions(linear, attention), None
+    count("prefetch", prefetch, 0)
+    if offload is not None:
+        choice("offload", offload, ("block",))
+        placed = Offload(prefetch)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -159,6 +172,7 @@ def optimize(
             strict,
             cache_size,
             options,
+            placed,
         )
     if named is not None:
         raise InputError(
@@ -167,7 +181,15 @@ def optimize(
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
     return _optimize_module(
-        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size, options
+        model_or_pipeline,
+        chosen_once,
+        example_inputs,
+        spec,
+        backend,
+        strict,
+        cache_size,
+        options,
+        placed,
     )
 
 
@@ -185,6 +207,7 @@ def _optimize_module(
     strict: bool,
     cache_size: int,
     options: KernelOptions,
+    offload: Offload | None,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
@@ -212,7 +235,16 @@ def _optimize_module(
         recipe = Recipe.read(chosen, model)
         passes, options = recipe.passes, options.over(recipe.kernels)
     optimized = OptimizedModule(
-        model, passes, spec, backend, strict, scheduler, captures, cache_size, options
+        model,
+        passes,
+        spec,
+        backend,
+        strict,
+        scheduler,
+        captures,
+        cache_size,
+        options,
+        offload=offload,
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -248,6 +280,7 @@ def _optimize_pipeline(
     strict: bool,
     cache_size: int,
     options: KernelOptions,
+    offload: Offload | None,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -266,6 +299,7 @@ def _optimize_pipeline(
             strict,
             cache_size,
             options,
+            offload,
             scheduler,
         )
         for name, part in chosen.items()

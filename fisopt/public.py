@@ -22,6 +22,7 @@ from fisopt.errors import (
     ScheduleError,
     VerifyError,
 )
+from fisopt.overview.summary import Summary, summary
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
 from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
@@ -53,6 +54,7 @@ from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 from fisopt.tuning.calibrate import calibrate
 from fisopt.tuning.mask_search import search_masks
+from fisopt.undo import restore
 
 __all__ = [
     "PRESETS",
@@ -98,6 +100,7 @@ __all__ = [
     "SlidingWindow",
     "Step",
     "Subset",
+    "Summary",
     "TileAttention",
     "TileMask",
     "TokenLayout",
@@ -117,7 +120,9 @@ __all__ = [
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "restore",
     "search_masks",
     "sign",
+    "summary",
     "verify",
 ]

@@ -167,12 +167,18 @@ class Generation:
         state.current = step
         return step
 
-    def held(self, shape: Hashable, conditions: Callable[[], Hashable] = tuple) -> Held:
+    def held(
+        self,
+        shape: Hashable,
+        conditions: Callable[[], Hashable] = tuple,
+        model: Hashable = None,
+    ) -> Held:
         """What earlier steps of this branch left.
 
         Args:
             shape: of the inputs; what was left for others does not fit.
             conditions: tells a branch that has no name.
+            model: the state of the model; a branch that skips layers has one of its own.
 
         Raises:
             ScheduleError: no step was entered.
@@ -183,7 +189,7 @@ class Generation:
                 "a pass keeps state from one denoising step to the next, and no pass depends on "
                 "the step; let its `stepwise` say True"
             )
-        key = state.branch or conditions()
+        key = state.branch or conditions(), model
         return state.branches.enter(key, state.current.index, shape)
 
     def keep(

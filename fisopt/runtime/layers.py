@@ -9,15 +9,15 @@ from typing import Any, NoReturn
 from torch import nn
 
 from fisopt.errors import InputError
+from fisopt.rewrite.tracing.diffusers_hooks import OFFLOAD
 
 NEVER = "hooks layers, which a captured graph does not call; it cannot be combined with fisopt"
 NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'
 
+
 ADVICE = {
-    **dict.fromkeys(
-        ("enable_cache", "enable_group_offload", "enable_layerwise_casting", "enable_parallelism"),
-        NEVER,
-    ),
+    **dict.fromkeys(("enable_cache", "enable_parallelism"), NEVER),
+    "enable_group_offload": f"hooks layers, which a captured graph does not call; {OFFLOAD}",
     **dict.fromkeys(("compile", "compile_repeated_blocks"), NEEDLESS),
 }
 """Methods that are refused at once, and why; all others reach the original."""

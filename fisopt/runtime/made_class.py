@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
-from types import MethodType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, MethodType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -44,7 +44,11 @@ class Forward:
 
 
 def instance(
-    base: type[Made], run: Any, exchanged: Callable[[Any], None], model: nn.Module
+    base: type[Made],
+    run: Any,
+    exchanged: Callable[[Any], None],
+    model: nn.Module,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Made:
     """Return an object of a class of its own under ``base`` and the model's class.
 
@@ -56,6 +60,7 @@ def instance(
         run: what its forward calls run.
         exchanged: told of it before the adapters of its model are exchanged.
         model: the model.
+        more: what its class has beside; it is left out where the model's has nothing of that name.
     """
     like = type(model)
     namespace = {
@@ -66,6 +71,7 @@ def instance(
         "forward": Forward(run, like.forward),
         **refusals(like),
         **noted(like, exchanged),
+        **{name: made for name, made in more.items() if hasattr(like, name)},
     }
     made = types.new_class(like.__name__, (base, like), {}, lambda held: held.update(namespace))
     module: Made = object.__new__(made)

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from fisopt.codegen.choose import Choice
+from fisopt.codegen.placement import Held
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import not_predicted, program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
 _CHANGES = 100
+_RECAPTURED = "recaptured: "
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class Made:
         applied: what each did.
         blocks: the graph of every video block, in execution order.
         density: FLOPs kept of the dense model's, in (0, 1].
+        work: FLOPs of one call, see `Cost.work`.
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
@@ -36,6 +39,7 @@ class Made:
     applied: tuple[Applied, ...]
     blocks: tuple[tuple[str, str], ...]
     density: float
+    work: float
     stages: int
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
@@ -56,8 +60,9 @@ class Made:
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
+        ran = tuple(applied)
         return Made(
-            program.layout, passes, tuple(applied), blocks, kept, stages, held, notes, unknown
+            program.layout, passes, ran, blocks, kept, after.work, stages, held, notes, unknown
         )
 
 
@@ -73,6 +78,7 @@ class Report:
         changes: what was seen to change in the model, the newest last; the same change is one
             line.
         notes: what happened in generations, and how often.
+        weights: what is counted of weights that stay on the host.
     """
 
     model: str
@@ -81,15 +87,32 @@ class Report:
     dropped: int = 0
     changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    weights: Held = field(default_factory=Held)
     _times: Counter[str] = field(default_factory=Counter, repr=False)
 
     def recaptured(self, difference: str) -> None:
         """Say that the model is not in the state that it was captured in before."""
-        line = f"recaptured: {difference}"
+        line = f"{_RECAPTURED}{difference}"
         self._times[line] += 1
         others = [known for known in self.changes if known != line]
         self.changes = [*others[1 - _CHANGES :], line]
         self._times = Counter({known: self._times[known] for known in self.changes})
+
+    @property
+    def recaptures(self) -> dict[str, int]:
+        """What was seen to change in the model, and how often."""
+        return {line.removeprefix(_RECAPTURED): self._times[line] for line in self.changes}
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """What runs otherwise than the passes say, and how often that was met."""
+        skipped = Counter(
+            f"{applied.name}: not applied to {where}"
+            for variant in self.variants
+            for applied in variant.applied
+            for where in applied.result.skipped
+        )
+        return {**skipped, **self.notes}
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
@@ -98,6 +121,8 @@ class Report:
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
+        if self.weights.total:
+            lines.append(f"  offload: {self.weights}")
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:

@@ -14,14 +14,13 @@ import numpy as np
 from torch import Tensor, nn
 
 from fisopt.rewrite.tools.tool import aside, read_by_graphs
+from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
 PLAIN = (str, bytes, int, float, complex)
 SEQUENCES = (list, tuple, deque)
 VALUES = (set, bytearray, array)
-REGISTRY = "_diffusers_hook"
-"""Where diffusers keeps its hooks; a graph is captured only where it holds none."""
 _LOADERS = "diffusers.loaders"
 """Where diffusers defines what loads adapters; no forward call runs it."""
 _OWN = frozenset(vars(nn.Module()))
@@ -106,11 +105,15 @@ class Seen:
                 self.weights[f"{prefix}{name}"] = held[name]
             else:
                 self.empty.append(held[name])
+        if described(module):
+            self.containers[f"{prefix}hooks of diffusers"] = _Watched(module, described)
         left_out = {REGISTRY, *(root_own(module) if is_root else ())}
         reads = read_by_graphs(module)
         for name, value in held.items():
             if name in reads:
                 self.enter(f"{prefix}{name}", value, _Watched(value, reads[name]))
+            elif name == "forward" and is_hooked(module, value):
+                continue
             elif name not in _OWN and name not in left_out:
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 

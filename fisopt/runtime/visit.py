@@ -40,7 +40,9 @@ class Visit:
         """
         if self._held is None:
             self._held = self._generation.held(
-                self._inputs.key(), lambda: conditioning(self._inputs, self._framed(program))
+                self._inputs.key(),
+                lambda: conditioning(self._inputs, self._framed(program)),
+                self._plans.state(asked=program is not None),
             )
         return self._held
 
