@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from bitsandbytes import functional as bnb
-from bitsandbytes.nn import Linear4bit, Params4bit
+from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -16,15 +16,16 @@ from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.tools.tool import Place, Tool, exchanged
 
 _WEIGHT = "weight"
+_SIZES: Any = gguf.GGML_QUANT_SIZES
+_UNPACK: Any = gguf.dequantize_functions
 
 
 @operator("fisopt::unpack_gguf", opaque=True, gradient="zero")
 def unpack_gguf(weight: Tensor, kind: int) -> Tensor:
     """The numbers of a weight: bytes [N, B] of a GGUF type, results [N, K]."""
-    sizes: dict[int, tuple[int, int]] = {**gguf.GGML_QUANT_SIZES}
-    unpack: dict[int, Any] = {**gguf.dequantize_functions}
-    packed = weight.view(torch.uint8).reshape(-1, sizes[kind][1])
-    numbers: Tensor = unpack[kind](packed, *sizes[kind])
+    block, size = _SIZES[kind]
+    packed = weight.view(torch.uint8).reshape(-1, size)
+    numbers: Tensor = _UNPACK[kind](packed, block, size)
     return numbers.reshape(weight.shape[0], -1).clone()
 
 
