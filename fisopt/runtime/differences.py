@@ -18,7 +18,7 @@ def form_text(form: Any) -> str:
     """What a weight is."""
     if form is None:
         return "none"
-    kind, shape, dtype, device, alias = form
+    kind, shape, dtype, device, alias, *_ = form
     return f"{kind.__name__}{tuple(shape)} {dtype} on {device} ({alias})"
 
 
