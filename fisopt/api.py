@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,7 +19,6 @@ from fisopt.passes.presets import resolve
 from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
-from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
@@ -42,7 +41,6 @@ def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | None = None,
     spec: ModelSpec | None = None,
-    dynamic: Dynamic = "frames",
 ) -> Program:
     """Capture a video DiT as a Program: a torch.fx graph of block calls with frame axes.
 
@@ -51,18 +49,15 @@ def capture(
         example_inputs: keyword arguments of one forward call; for a known family
             `fisopt.models.example_inputs` makes them.
         spec: where the blocks are and what the token grid is; None for a known family.
-        dynamic: sizes that the first export leaves open: "frames", or "all" that the model
-            allows.  Other sizes are exported when they are met.
 
     Raises:
-        OptionError: an unknown ``dynamic``, or something of a wrong type.
+        OptionError: something of a wrong type.
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
     model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         model = model.original
-    choice("dynamic", dynamic, get_args(Dynamic))
     _check_spec(spec)
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"capture takes an nn.Module, got {shown(model)}")
@@ -73,8 +68,8 @@ def capture(
             "arguments of one forward call, for a known family "
             "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
         )
-    program = _capture.capture(model, example_inputs, spec, dynamic)
-    remember(program, dynamic)
+    program = _capture.capture(model, example_inputs, spec)
+    remember(program)
     return program
 
 
@@ -123,7 +118,8 @@ def optimize(
             large linears multiply to FP8, with a scale for each token and each output channel:
             faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
             numbers anywhere, slowly.
-        attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
+        attention: what runs dense attention: None leaves it to what diffusers was told
+            (``set_attention_backend``), else to torch, as "sdpa" always does; "cudnn",
             "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
             ``flash_attn_interface`` and ``sageattention``; or a function
             ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns

@@ -1,6 +1,6 @@
 """Every name that `fisopt` exports."""
 
-from fisopt import models
+from fisopt import models, operators
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
@@ -115,6 +115,7 @@ __all__ = [
     "load",
     "models",
     "operator",
+    "operators",
     "optimize",
     "predicted_ratio",
     "program_cost",

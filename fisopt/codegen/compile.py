@@ -18,6 +18,7 @@ from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
 from fisopt.codegen.offload import offload
 from fisopt.codegen.placement import Placement, move
+from fisopt.codegen.told_attention import with_told
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
 from fisopt.rewrite.outline import structure
@@ -50,13 +51,17 @@ def compile_program(
         backend: who compiles it.
         compiled: the stages that other Programs have compiled, used again and added to.
         choices: takes which implementation was chosen for what, and why.
-        options: which kernels are asked for.
+        options: which kernels are asked for; attention that they leave open is what diffusers was
+            told.
         training: leave out emitted kernels, which have no gradient.
         placement: the device that it runs on while its weights stay on the host; None runs it
             where they are.
     """
     model = program.source.model
     chosen: list[Choice] = [] if choices is None else choices
+    if not training:
+        options, said = with_told(options, model)
+        chosen += said
     if backend == "eager":
         staged = options.rounds or options.attends or placement is not None
         module = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType, MethodType
 from typing import Any, TypeVar
 
 from torch import nn
 
-from fisopt.runtime.layers import refusals
+from fisopt.runtime.layers import noted, refusals
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -44,7 +44,11 @@ class Forward:
 
 
 def instance(
-    base: type[Made], run: Any, model: nn.Module, more: Mapping[str, Any] = MappingProxyType({})
+    base: type[Made],
+    run: Any,
+    exchanged: Callable[[Any], None],
+    model: nn.Module,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Made:
     """Return an object of a class of its own under ``base`` and the model's class.
 
@@ -54,6 +58,7 @@ def instance(
     Args:
         base: a class of modules that keeps what is its own in slots.
         run: what its forward calls run.
+        exchanged: told of it before the adapters of its model are exchanged.
         model: the model.
         more: what its class has beside; it is left out where the model's has nothing of that name.
     """
@@ -65,6 +70,7 @@ def instance(
         "__slots__": (),
         "forward": Forward(run, like.forward),
         **refusals(like),
+        **noted(like, exchanged),
         **{name: made for name, made in more.items() if hasattr(like, name)},
     }
     made = types.new_class(like.__name__, (base, like), {}, lambda held: held.update(namespace))

@@ -92,7 +92,7 @@ class OptimizedModule(Copies, nn.Module):
 
     def __new__(cls, model: nn.Module, *_: Any, **options: Any) -> Self:  # noqa: D102
         more = METHODS if options.get("offload") is not None else {}
-        return instance(cls, cls._forward, model, more)
+        return instance(cls, cls._forward, lambda made: made._plans.exchanged(), model, more)
 
     def __init__(
         self,
@@ -126,7 +126,9 @@ class OptimizedModule(Copies, nn.Module):
             "_generation": generation,
             "_offload": offload,
             "_options": options,
-            "_plans": Plans(captures, backend, strict, cache_size, report, options, offload),
+            "_plans": Plans(
+                captures, backend, strict, cache_size, report, options, generation, offload
+            ),
             "_scheduler": scheduler,
             "_strict": strict,
             "_variants": Variants.of(passes),
@@ -225,16 +227,9 @@ class OptimizedModule(Copies, nn.Module):
         """What runs for some inputs and a variant; made once for each state of the model."""
         return self._plans.plan(inputs, variant)
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool = False) -> Program:
-        """The Program for some inputs and a variant, which is not compiled for it.
-
-        Args:
-            inputs: the inputs.
-            variant: the active passes.
-            general: make it from an export with every size open, so that Programs of different
-                sizes correspond node for node.
-        """
-        return self._plans.rewritten(inputs, variant, general=general)
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
+        """The Program for some inputs and a variant, which is not compiled for it."""
+        return self._plans.rewritten(inputs, variant)
 
     def clear(self) -> None:
         """Drop what was captured, rewritten, compiled and quantised; it is made again if needed."""

@@ -21,7 +21,6 @@ from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis.structure import results
-from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -31,8 +30,10 @@ from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
+from fisopt.runtime.generation import Generation
 from fisopt.runtime.on_host import check_on_host, device_of, on_host
 from fisopt.runtime.report import Made, Report
+from fisopt.runtime.same_adapters import SameAdapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +108,7 @@ class Plans:
         size: how many plans are kept.
         report: takes what is made, exchanged and dropped.
         options: which kernels are asked for.
+        generation: tells which generation a call belongs to.
         offload: what is said of weights that stay on the host, None if they need not.
 
     Attributes:
@@ -121,10 +123,12 @@ class Plans:
         size: int,
         report: Report,
         options: KernelOptions,
+        generation: Generation,
         offload: Offload | None = None,
     ) -> None:
         self._captures, self._backend, self._strict = captures, backend, strict
         self._options, self._offload = options, offload
+        self._adapters = SameAdapters(captures.model, generation.clip)
         self._report, self._lock = report, RLock()
         self._held: Lru[Any, Plan] = Lru(size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
@@ -145,14 +149,13 @@ class Plans:
                     self.measured |= plan.numbers
         return plan
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool) -> Program:
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
         """The Program for some inputs and a variant, which is not compiled for it."""
         key = self._key(inputs, variant)
-        if not general and (plan := self._held.get(key)) is not None:
+        if (plan := self._held.get(key)) is not None:
             return plan.program
         with tracing(), forgotten():
-            dynamic: Dynamic = "all" if general else "frames"
-            dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2], dynamic)
+            dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
             return PassManager.of(variant, strict=self._strict).run(dense)
 
     def state(self, *, asked: bool) -> Fingerprint | None:
@@ -174,6 +177,10 @@ class Plans:
             for key in list(self._held):
                 self._drop(key)
 
+    def exchanged(self) -> None:
+        """Take note that the adapters of the model are exchanged, which its state need not show."""
+        self._adapters.exchanged()
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -184,6 +191,7 @@ class Plans:
 
     def _key(self, inputs: Inputs, variant: Variant) -> tuple[Any, ...]:
         state = self._captures.state()
+        self._adapters.check(state)
         if state is not self._state:
             with self._lock:
                 new = state not in self._states

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.placement import Held
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.cost import program_cost
+from fisopt.rewrite.cost import not_predicted, program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
@@ -31,6 +31,7 @@ class Made:
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
+        unknown: what the density does not count, None if it counts all.
     """
 
     layout: TokenLayout
@@ -42,6 +43,7 @@ class Made:
     stages: int
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
+    unknown: str | None = None
 
     @staticmethod
     def of(
@@ -53,13 +55,13 @@ class Made:
         choices: Sequence[Choice] = (),
     ) -> Made:
         """Describe a rewritten Program."""
-        work = program_cost(program).work
-        kept = work / max(program_cost(dense).work, 1.0)
+        before, after = program_cost(dense), program_cost(program)
+        work, unknown = after.work, not_predicted(before, after)
+        kept = work / max(before.work, 1.0)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
-        held = tuple(dict.fromkeys(choices))
-        notes = tuple(dense.source.notes)
-        ran = tuple(applied)
-        return Made(program.layout, passes, ran, blocks, kept, work, stages, held, notes)
+        held, ran = tuple(dict.fromkeys(choices)), tuple(applied)
+        notes, grid = tuple(dense.source.notes), program.layout
+        return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown)
 
 
 @dataclass
@@ -122,11 +124,14 @@ class Report:
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:
+            counted = " of what is counted" if variant.unknown else ""
             lines.append(
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
-                f"predicted {1 / variant.density:.2f}x, {variant.stages or 'no'} graphs compiled"
+                f"predicted {1 / variant.density:.2f}x{counted}, "
+                f"{variant.stages or 'no'} graphs compiled"
             )
+            lines += [f"    {variant.unknown}"] if variant.unknown else []
             lines += [f"    capture: {note}" for note in variant.notes]
             for applied in variant.applied:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]

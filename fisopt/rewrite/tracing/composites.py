@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from fisopt.rewrite.ops.own_attention import own_attentions
+
 aten = torch.ops.aten
 _COMPOSITES = (
     aten.einsum.default,
@@ -36,9 +38,14 @@ _COMPOSITES = (
 )
 
 
-@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: torch's own definition of each, where it has one.
+    """What torch.export writes out, by operator: composites, and attentions that were declared."""
+    return {**_composites(), **own_attentions()}
+
+
+@cache
+def _composites() -> dict[Any, Callable[..., Any]]:
+    """Torch's own definition of each, where it has one.
 
     A copy into a tensor has none, and no gradient either.
     """

@@ -1,4 +1,4 @@
-"""Where a Program came from: the model, its exports, and how its inputs follow the token grid."""
+"""Where a Program came from: the model, its tracer, and how its inputs follow the token grid."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 from fisopt.errors import CaptureError
 from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.tracing.diffusers_hooks import hooks_of
+from fisopt.rewrite.tools.diffusers_hooks import hooks_of
+from fisopt.rewrite.tracing.block_paths import blocks_of
 from fisopt.rewrite.tracing.follow import Followed, at_grid
 from fisopt.rewrite.tracing.frame_dims import FrameDims, fits
 from fisopt.rewrite.tracing.inputs import Inputs
-from fisopt.rewrite.tracing.instantiate import matches
-from fisopt.rewrite.tracing.template import Template
+from fisopt.rewrite.tracing.tracer import Tracer
 from fisopt.rewrite.tracing.weights import refresh
 from fisopt.spec import ModelSpec
 
@@ -27,7 +27,7 @@ class Source:
 
     Attributes:
         model: the model.
-        template: its exports.
+        tracer: makes its flat graphs.
         spec: what the caller says of it.
         grid_of: the token grid of any inputs.
         followed: how its inputs follow the number of frames.
@@ -39,7 +39,7 @@ class Source:
     """
 
     model: nn.Module
-    template: Template
+    tracer: Tracer
     spec: ModelSpec
     grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
     followed: Followed
@@ -50,8 +50,7 @@ class Source:
     hooked: dict[str, bool] = field(init=False)
 
     def __post_init__(self) -> None:
-        modules = self.model.named_modules()
-        found = {path: m for path, m in modules if matches(path, self.spec.blocks)}
+        found = blocks_of(self.model, self.spec.blocks)
         self.hooked = {path: bool(hooks_of(m)) for path, m in found.items()}
 
     def with_skipped(self, paths: Sequence[str]) -> list[str]:
@@ -68,13 +67,12 @@ class Source:
 
     def refresh(self) -> None:
         """Let every graph that is held have the weights that the model holds now."""
-        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
-            refresh(module, self.model)
+        for program in self.cache.values():
+            refresh(program.graph_module, self.model)
 
     def bound(self, size: int) -> None:
-        """Hold at most so many Programs, and graphs that they are made from."""
+        """Hold at most so many Programs."""
         self.cache.size = size
-        self.template.bound(size)
 
     @property
     def frame_dims(self) -> FrameDims:
@@ -102,4 +100,3 @@ class Source:
             more = known.frames != layout.frames
         if more or not fits(inputs, known.dims, layout):
             self.followed = self.follow(inputs, layout)
-            self.template.frame_dims = self.followed.dims
