@@ -110,10 +110,10 @@ class Seen:
         left_out = {REGISTRY, *(root_own(module) if is_root else ())}
         reads = read_by_graphs(module)
         for name, value in held.items():
-            if name == "forward" and is_hooked(module, value):
-                continue
             if name in reads:
                 self.enter(f"{prefix}{name}", value, _Watched(value, reads[name]))
+            elif name == "forward" and is_hooked(module, value):
+                continue
             elif name not in _OWN and name not in left_out:
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 
