@@ -77,11 +77,7 @@ def shape_trials(
         that it chose itself.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with (
-        traced(model),
-        untouched(model, inputs.leaves) as held,
-        Pins() as pins,
-    ):
+    with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {place.path: mode.from_tensor(place.tensor) for place in weight_places(model)}
 
         def trial(resized: Inputs) -> Shapes:
