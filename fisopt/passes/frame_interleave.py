@@ -102,7 +102,7 @@ class FrameInterleave(BlockPass):
 
     def requires(self, program: Program) -> None:
         """Check the stride against the frames, and the blocks."""
-        frames, blocks = program.layout.frames, len(program.blocks)
+        frames, blocks = program.layout.frames, len(program.block_paths)
         if self.stride > frames > BOUNDARIES:
             raise PreconditionError(
                 f"stride {self.stride} is more than the {frames} latent frames of "

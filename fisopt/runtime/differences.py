@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, is_said_elsewhere
+from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, is_said_elsewhere
 
 _WITHOUT_EFFECT = {REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
 """The registry, and what saving writes into a config."""

@@ -56,14 +56,12 @@ class Made:
     ) -> Made:
         """Describe a rewritten Program."""
         before, after = program_cost(dense), program_cost(program)
-        kept, unknown = after.work / max(before.work, 1.0), not_predicted(before, after)
+        work, unknown = after.work, not_predicted(before, after)
+        kept = work / max(before.work, 1.0)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
-        held = tuple(dict.fromkeys(choices))
-        notes = tuple(dense.source.notes)
-        ran = tuple(applied)
-        return Made(
-            program.layout, passes, ran, blocks, kept, after.work, stages, held, notes, unknown
-        )
+        held, ran = tuple(dict.fromkeys(choices)), tuple(applied)
+        notes, grid = tuple(dense.source.notes), program.layout
+        return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown)
 
 
 @dataclass

@@ -24,6 +24,7 @@ _FILES = {
     "bitsandbytes.nn": "fisopt.rewrite.tools.bitsandbytes",
     "diffusers.quantizers.gguf.utils": "fisopt.rewrite.tools.gguf",
     "diffusers.models.attention_dispatch": "fisopt.rewrite.tools.diffusers_attention",
+    "diffusers.hooks.hooks": "fisopt.rewrite.tools.diffusers_hooks",
 }
 """Packages, or modules of them, and who knows what they leave in a model."""
 

@@ -19,8 +19,8 @@ from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import InputError
+from fisopt.rewrite.tools.diffusers_hooks import OFFLOAD, is_hooked, refused
 from fisopt.rewrite.tools.tool import tools
-from fisopt.rewrite.tracing.diffusers_hooks import OFFLOAD, is_hooked, refused
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""

@@ -20,7 +20,6 @@ from fisopt.errors import CaptureError
 from fisopt.rewrite.outline import share
 from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
-from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
 from fisopt.rewrite.tracing.functional import functional
 from fisopt.rewrite.tracing.inner import with_inner
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -59,7 +58,7 @@ def trace(
         CaptureError: it cannot be run on shapes alone; the message shows the model's own line.
     """
     try:
-        with traced(model), casts_in_graph(model), untouched(model, inputs.leaves):
+        with traced(model), untouched(model, inputs.leaves):
             return _Run(model, inputs, recorder).trace(patterns)
     except CaptureError:
         raise
