@@ -1,4 +1,4 @@
-"""The Program: a captured model as a graph of block calls, with its layout and its template."""
+"""The Program: a captured model as a graph of block calls, with its layout and its source."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Program:
         graph_module: the graph; blocks are submodules that take their parameters as arguments.
         layout: the token grid of the video.
         inputs: the call it was captured for; plain values are baked in.
-        source: the model and its template.
+        source: the model, and what makes it again at another shape.
         out_structure: the pytree of the return value.
         writes: the inputs and buffers that the model changes in place: the graph returns their
             new values after the model's own results, in order.

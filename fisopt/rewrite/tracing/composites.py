@@ -1,4 +1,4 @@
-"""Operators that torch.export keeps whole and that are written in terms of others.
+"""Operators that a trace keeps whole unless they are written in terms of others.
 
 The relations speak of the others: an attention written as two ``einsum`` is two products there.
 """
