@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fisopt import FrameInterleave, InputError
+from fisopt.rewrite.tools.plain import plain
 from tests.runtime.pipes import Both, Change, clip, load, looped, strengths, transformer
 
 gguf = pytest.importorskip("gguf")
@@ -59,6 +60,20 @@ def test_every_type_is_unpacked_as_diffusers_does(kind: Any) -> None:
     unpack = torch.ops.fisopt.unpack_gguf.default
     torch.testing.assert_close(unpack(packed, int(kind)), want, rtol=0, atol=0, equal_nan=True)
     torch.library.opcheck(unpack, (packed, int(kind)), test_utils="test_faketensor")
+
+
+def test_the_bytes_are_one_tensor_until_they_are_written() -> None:
+    weight = utils.GGUFParameter(
+        torch.zeros(2, 34, dtype=torch.uint8), quant_type=gguf.GGMLQuantizationType.Q8_0
+    )
+    stored = plain(weight)
+    assert type(stored) is torch.Tensor
+    assert plain(weight) is stored
+    stored.data = stored.data.clone()  # as pinning does
+    assert plain(weight) is stored
+    weight.copy_(torch.ones(2, 34, dtype=torch.uint8))
+    assert plain(weight) is not stored
+    assert plain(weight).all()
 
 
 def test_other_weights_other_forms_and_adapters(captured: Any) -> None:

@@ -14,6 +14,7 @@ from bitsandbytes.nn.modules import Linear4bit, Params4bit
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fisopt.rewrite.tools.plain import plain
 from fisopt.rewrite.tools.tool import Place, Tool, exchanged
 
 _WEIGHT, _BUFFER = "weight", "fisopt_quant_state_"
@@ -31,10 +32,10 @@ class BitsAndBytes(Tool):
             for layer in model.modules():
                 if self.follows(layer, _WEIGHT):
                     held = dict(_Packed(layer))
-                    plain = nn.Parameter(held.pop(_WEIGHT), requires_grad=False)
+                    stored = nn.Parameter(held.pop(_WEIGHT), requires_grad=False)
                     run = partial(_run, layer, _Packed(layer).state)
                     stack.enter_context(exchanged(vars(layer), "forward", run))
-                    stack.enter_context(exchanged(layer._parameters, _WEIGHT, plain))
+                    stack.enter_context(exchanged(layer._parameters, _WEIGHT, stored))
                     for name, tensor in held.items():
                         stack.enter_context(exchanged(layer._buffers, name, tensor))
             yield
@@ -74,8 +75,7 @@ class _Packed(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         if name == _WEIGHT:
             weight: Any = self._held[_WEIGHT]
-            plain: Tensor = weight.detach().as_subclass(Tensor)
-            return plain
+            return plain(weight)
         tensor: Tensor = _read(self.state, self._paths[name])
         return tensor
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.tools.plain import plain
 from fisopt.rewrite.tools.tool import Place, Tool, exchanged
 
 _WEIGHT = "weight"
@@ -41,8 +42,8 @@ class Gguf(Tool):
                     weight: Any = layer._parameters[_WEIGHT]
                     run = partial(_run, layer, int(weight.quant_type))
                     stack.enter_context(exchanged(vars(layer), "forward", run))
-                    plain = nn.Parameter(_Bytes(layer)[_WEIGHT], requires_grad=False)
-                    stack.enter_context(exchanged(layer._parameters, _WEIGHT, plain))
+                    stored = nn.Parameter(plain(weight), requires_grad=False)
+                    stack.enter_context(exchanged(layer._parameters, _WEIGHT, stored))
             yield
 
     def place(self, module: nn.Module, name: str) -> Place | None:
@@ -64,15 +65,14 @@ def _run(layer: Any, kind: int, inputs: Tensor) -> Tensor:
 
 
 class _Bytes(Mapping[str, Tensor]):
-    """The weight that a layer holds, without its class, which would go over to all results."""
+    """The bytes of the weight that a layer holds then."""
 
     def __init__(self, layer: nn.Module) -> None:
         self._held = layer._parameters
 
     def __getitem__(self, name: str) -> Tensor:
         weight: Any = self._held[name]
-        plain: Tensor = weight.as_tensor()
-        return plain
+        return plain(weight)
 
     def __iter__(self) -> Iterator[str]:
         return iter((_WEIGHT,))
