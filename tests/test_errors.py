@@ -244,9 +244,8 @@ def test_model_under_hooks() -> None:
 
 def test_optimized_module_refuses_what_it_would_not_see() -> None:
     optimized = fisopt.optimize(zoo()["wan"].model, backend="eager")
-    with pytest.raises(InputError, match=r"enable_cache of an optimised Wan.*be combined"):
-        optimized.enable_cache(FirstBlockCacheConfig())
-    assert not optimized.original.is_cache_enabled
+    with pytest.raises(InputError, match=r"enable_group_offload of an optimised Wan.*be combined"):
+        optimized.enable_group_offload(torch.device("cpu"))
 
 
 class Deciding(nn.Module):

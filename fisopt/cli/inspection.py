@@ -205,7 +205,12 @@ def _verdict(found: Inspection) -> Table:
     table.add_row(Text(", ".join(short(p) for p in found.passes)))
     table.add_row(Text(f"predicted speed-up {ratio:.2f}x", style="bold green"))
     plan = found.plan
-    if plan.stepwise:
+    if plan.ratio is None:
+        table.add_row(
+            f"over {plan.steps} denoising steps: not predicted, {plan.undecided}; the figures "
+            "above are of a step where every pass is active"
+        )
+    elif plan.stepwise:
         dense = ", ".join(map(str, plan.dense_steps)) or "none"
         table.add_row(
             f"over {plan.steps} denoising steps (dense: {dense}) {plan.ratio:.2f}x; "

@@ -12,7 +12,7 @@ NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'
 
 ADVICE = {
     **dict.fromkeys(
-        ("enable_cache", "enable_group_offload", "enable_layerwise_casting", "enable_parallelism"),
+        ("enable_group_offload", "enable_layerwise_casting", "enable_parallelism"),
         NEVER,
     ),
     **dict.fromkeys(("compile", "compile_repeated_blocks"), NEEDLESS),

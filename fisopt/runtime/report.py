@@ -28,6 +28,7 @@ class Made:
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
+        part: whether it runs a part of a call, and another Program the other.
     """
 
     layout: TokenLayout
@@ -38,6 +39,7 @@ class Made:
     stages: int
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
+    part: bool = False
 
     @staticmethod
     def of(
@@ -53,7 +55,8 @@ class Made:
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
-        return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes)
+        part = bool(program.unfinished or program.resumed)
+        return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes, part)
 
 
 @dataclass
@@ -96,10 +99,12 @@ class Report:
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:
+            predicted = f"predicted {1 / variant.density:.2f}x"
             lines.append(
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
-                f"predicted {1 / variant.density:.2f}x, {variant.stages or 'no'} graphs compiled"
+                f"{'a part of a call' if variant.part else predicted}, "
+                f"{variant.stages or 'no'} graphs compiled"
             )
             lines += [f"    capture: {note}" for note in variant.notes]
             for applied in variant.applied:
