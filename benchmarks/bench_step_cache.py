@@ -50,24 +50,28 @@ def entries() -> Iterator[Entry]:
     for t in THRESHOLDS:
         yield Entry(f"FirstBlockCache {t}", diffusers=t)
         yield Entry(f"StepCache {t}, order 1", (StepCache(t, order=1),))
-        for first, warmup, taylor in ((1, 4, True), (1, 4, False), (8, 8, False)):
-            forecast = ", TaylorSeer" if taylor else ""
-            name = f"cache-dit F{first}B0, warm-up {warmup}, {t}{forecast}"
-            yield Entry(name, cache_dit=(t, first, 0, warmup, taylor))
-        for name, stride in strides().items():
-            yield Entry(f"{name} + StepCache {t}, order 1", (stride, StepCache(t, order=1)))
+        yield Entry(f"fis-faithful + StepCache {t}, order 1", (FAITHFUL, StepCache(t, order=1)))
+        yield cache_dit(t, 1, 4, taylor=True)
+        yield cache_dit(t, 1, 4)
     yield Entry("StepCache 0.2", (StepCache(0.2),))
     yield Entry("StepCache, every 3rd step computed", (StepCache(steps="1::3,2::3"),))
+    for t in THRESHOLDS[:3]:
+        yield cache_dit(t, 1, 1, taylor=True)
+    for t in THRESHOLDS[:2]:
+        yield cache_dit(t, 8, 8)
+        for name, kv in (("stride 2, all keys", "all"), ("stride 2", "anchors")):
+            stride = FrameInterleave(stride=2, kv=kv)
+            yield Entry(f"{name} + StepCache {t}, order 1", (stride, StepCache(t, order=1)))
 
 
-def strides() -> dict[str, FrameInterleave]:
-    """The strides that caches are combined with."""
-    whole: dict[str, Any] = {"blocks": ":", "kv": "all", "scope": "attention"}
-    return {
-        "fis-faithful": FrameInterleave(stride=2, **whole),
-        "stride 2, all keys": FrameInterleave(stride=2, kv="all"),
-        "stride 2": FrameInterleave(stride=2),
-    }
+def cache_dit(threshold: float, first: int, warmup: int, taylor: bool = False) -> Entry:
+    """A row of cache-dit."""
+    forecast = ", TaylorSeer" if taylor else ""
+    name = f"cache-dit F{first}B0, warm-up {warmup}, {threshold}{forecast}"
+    return Entry(name, cache_dit=(threshold, first, 0, warmup, taylor))
+
+
+FAITHFUL = FrameInterleave(stride=2, blocks=":", kv="all", scope="attention")
 
 
 class Bench:
@@ -148,7 +152,7 @@ def densities() -> Iterator[list[float]]:
 
 def enable_cache_dit(pipe: Any, model: Any, entry: Entry, steps: int) -> Callable[[], None]:
     """Let cache-dit cache the testbed's transformer; returns what undoes it."""
-    import cache_dit
+    import cache_dit as library
     from cache_dit import BlockAdapter, DBCacheConfig, ForwardPattern, TaylorSeerCalibratorConfig
 
     assert entry.cache_dit is not None
@@ -171,8 +175,8 @@ def enable_cache_dit(pipe: Any, model: Any, entry: Entry, steps: int) -> Callabl
     )
     forecast = TaylorSeerCalibratorConfig(taylorseer_order=1) if taylor else None
     with contextlib.redirect_stdout(None):
-        cache_dit.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
-    return lambda: cache_dit.disable_cache(adapter)
+        library.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
+    return lambda: library.disable_cache(adapter)
 
 
 def main() -> None:

@@ -38,15 +38,15 @@ class StepCache(Cache):
 
     Attributes:
         threshold: reuse where what the blocks before the first of ``blocks`` add has changed by
-            less than this share since it was last reused from, or at most so much: mean of the
-            absolute change over mean of the absolute value.  The decision is made in each call,
-            once these blocks have run.  None: reuse at every one of ``steps``.
+            at most this share since the last step that computed all: mean of the absolute change
+            over mean of the absolute value.  It is decided in each call, once these blocks have
+            run.  None: reuse at every one of ``steps``.
         order: what is taken: 0 what was added last, 1 that and its change per step since the time
             before, carried on in a straight line.
         max_run: so many steps in a row reuse at most; None is no limit.
         blocks: the blocks whose work is reused, see `BlockPass`; the others run at every step.
-        steps: the steps that may reuse, see `BlockPass`; without a threshold, those that do.  The
-            first step of a generation never does.
+        steps: the steps that may reuse, see `BlockPass`; without a threshold those that do, by
+            default every second one.  The first step of a generation never does.
 
     Source: FirstBlockCache is ``StepCache(threshold)``, DBCache with Fn and Bn blocks
     ``StepCache(threshold, blocks="Fn:-Bn")``, its warm-up ``steps="8:"``.
@@ -64,11 +64,6 @@ class StepCache(Cache):
                 "StepCache: threshold is a share of change and must be a number of at least 0, or "
                 f"None for a cache that follows steps, got {shown(threshold)}"
             )
-        if threshold is None and self.steps == ALL:
-            raise OptionError(
-                "StepCache: every step would reuse the first one; say which steps reuse "
-                "(steps='1::2'), or let them decide by a threshold (threshold=0.1)"
-            )
         if not is_int(self.order, 0) or self.order > 1:
             raise OptionError(f"StepCache: order must be 0 or 1, got {shown(self.order)}")
         if self.max_run is not None and not is_int(self.max_run, 1):
@@ -81,6 +76,12 @@ class StepCache(Cache):
                 "StepCache: max_run is for a cache with a threshold; without one, `steps` says how "
                 f"many in a row reuse, got max_run={self.max_run}"
             )
+
+    def active(self, step: Step) -> bool:
+        """Whether a step may reuse; see `BlockPass.active`."""
+        if self.threshold is None and self.steps == ALL:
+            return step.index % 2 == 1
+        return super().active(step)
 
     @property
     def stepwise(self) -> bool:

@@ -115,7 +115,6 @@ def test_with_other_passes(order: int) -> None:
         ({"threshold": -0.1}, "threshold.*at least 0.*got -0.1"),
         ({"threshold": float("nan")}, "threshold"),
         ({"threshold": True}, "threshold.*got True"),
-        ({}, "say which steps reuse"),
         ({"threshold": 0.1, "order": 2}, "order must be 0 or 1, got 2"),
         ({"threshold": 0.1, "max_run": 0}, "max_run.*at least 1"),
         ({"steps": "1::2", "max_run": 3}, "max_run is for a cache with a threshold"),
