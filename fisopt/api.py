@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal
 
 from torch import nn
 
@@ -12,13 +12,13 @@ from fisopt import models
 from fisopt.checked import checked, choice, count, flag
 from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
+from fisopt.codegen.placement import Offload
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite import capture as _capture
-from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
@@ -41,7 +41,6 @@ def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any] | None = None,
     spec: ModelSpec | None = None,
-    dynamic: Dynamic = "frames",
 ) -> Program:
     """Capture a video DiT as a Program: a torch.fx graph of block calls with frame axes.
 
@@ -50,18 +49,15 @@ def capture(
         example_inputs: keyword arguments of one forward call; for a known family
             `fisopt.models.example_inputs` makes them.
         spec: where the blocks are and what the token grid is; None for a known family.
-        dynamic: sizes that the first export leaves open: "frames", or "all" that the model
-            allows.  Other sizes are exported when they are met.
 
     Raises:
-        OptionError: an unknown ``dynamic``, or something of a wrong type.
+        OptionError: something of a wrong type.
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
     """
     model = uncompiled(model)
     if isinstance(model, OptimizedModule):
         model = model.original
-    choice("dynamic", dynamic, get_args(Dynamic))
     _check_spec(spec)
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"capture takes an nn.Module, got {shown(model)}")
@@ -72,8 +68,8 @@ def capture(
             "arguments of one forward call, for a known family "
             "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
         )
-    program = _capture.capture(model, example_inputs, spec, dynamic)
-    remember(program, dynamic)
+    program = _capture.capture(model, example_inputs, spec)
+    remember(program)
     return program
 
 
@@ -89,6 +85,8 @@ def optimize(
     cache_size: int = SIZE,
     linear: Linear | None = None,
     attention: Attention = None,
+    offload: Literal["block"] | None = None,
+    prefetch: int = 1,
 ) -> Any:
     """Make a video DiT faster.
 
@@ -120,12 +118,18 @@ def optimize(
             large linears multiply to FP8, with a scale for each token and each output channel:
             faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
             numbers anywhere, slowly.
-        attention: what runs dense attention: None leaves it to torch, as "sdpa" does; "cudnn",
+        attention: what runs dense attention: None leaves it to what diffusers was told
+            (``set_attention_backend``), else to torch, as "sdpa" always does; "cudnn",
             "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
             ``flash_attn_interface`` and ``sageattention``; or a function
             ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns
             such, with ``mask`` None or as torch takes it.  What it does not take is left to
             torch; the report says what runs.
+        offload: "block" leaves the weights on the host and copies those of few blocks at a time to
+            the device of the inputs.  The model must be on the host; ``.to(device)`` of the result
+            then names the device that it runs on.
+        prefetch: with ``offload``, the weights of so many blocks are copied while the one before
+            them computes.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
@@ -134,14 +138,19 @@ def optimize(
     Raises:
         OptionError: an unknown pass, preset or backend, or something of a wrong type.
         RecipeError: the recipe cannot be read, or is for another model.
-        InputError: the model is in training mode or under hooks; also see `capture`.
+        InputError: the model is in training mode or under hooks, or with ``offload`` its weights
+            are not on the host; also see `capture`.
         CaptureError, PassError: see `capture` and the passes.
         LoweringError: ``linear="fp8"`` on a device without FP8.
     """
     choice("backend", backend, BACKENDS)
     flag("strict", strict)
     count("cache_size", cache_size)
-    options = KernelOptions(linear, attention)
+    options, placed = KernelOptions(linear, attention), None
+    count("prefetch", prefetch, 0)
+    if offload is not None:
+        choice("offload", offload, ("block",))
+        placed = Offload(prefetch)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -163,6 +172,7 @@ def optimize(
             strict,
             cache_size,
             options,
+            placed,
         )
     if named is not None:
         raise InputError(
@@ -171,7 +181,15 @@ def optimize(
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
     return _optimize_module(
-        model_or_pipeline, chosen_once, example_inputs, spec, backend, strict, cache_size, options
+        model_or_pipeline,
+        chosen_once,
+        example_inputs,
+        spec,
+        backend,
+        strict,
+        cache_size,
+        options,
+        placed,
     )
 
 
@@ -189,6 +207,7 @@ def _optimize_module(
     strict: bool,
     cache_size: int,
     options: KernelOptions,
+    offload: Offload | None,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
@@ -216,7 +235,16 @@ def _optimize_module(
         recipe = Recipe.read(chosen, model)
         passes, options = recipe.passes, options.over(recipe.kernels)
     optimized = OptimizedModule(
-        model, passes, spec, backend, strict, scheduler, captures, cache_size, options
+        model,
+        passes,
+        spec,
+        backend,
+        strict,
+        scheduler,
+        captures,
+        cache_size,
+        options,
+        offload=offload,
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -252,6 +280,7 @@ def _optimize_pipeline(
     strict: bool,
     cache_size: int,
     options: KernelOptions,
+    offload: Offload | None,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -270,6 +299,7 @@ def _optimize_pipeline(
             strict,
             cache_size,
             options,
+            offload,
             scheduler,
         )
         for name, part in chosen.items()

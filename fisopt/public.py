@@ -1,6 +1,6 @@
 """Every name that `fisopt` exports."""
 
-from fisopt import models
+from fisopt import models, operators
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
@@ -22,6 +22,7 @@ from fisopt.errors import (
     ScheduleError,
     VerifyError,
 )
+from fisopt.overview.summary import Summary, summary
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
 from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
@@ -54,6 +55,7 @@ from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 from fisopt.tuning.calibrate import calibrate
 from fisopt.tuning.mask_search import search_masks
+from fisopt.undo import restore
 
 __all__ = [
     "PRESETS",
@@ -100,6 +102,7 @@ __all__ = [
     "Step",
     "StepCache",
     "Subset",
+    "Summary",
     "TileAttention",
     "TileMask",
     "TokenLayout",
@@ -114,11 +117,14 @@ __all__ = [
     "load",
     "models",
     "operator",
+    "operators",
     "optimize",
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "restore",
     "search_masks",
     "sign",
+    "summary",
     "verify",
 ]

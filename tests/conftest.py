@@ -87,18 +87,18 @@ def _seed() -> None:
 
 @cache
 def captured(name: str) -> Program:
-    """The Program of a tiny model, every size open, batch of two."""
+    """The Program of a tiny model, batch of two."""
     case = zoo()[name]
-    return fisopt.capture(case.model, case.inputs(*GRID, batch=2), dynamic="all")
+    return fisopt.capture(case.model, case.inputs(*GRID, batch=2))
 
 
 @cache
 def plain_captured(form: plain_dit.Form) -> tuple[plain_dit.PlainDiT, Program]:
-    """A plain model and its Program, every size open, batch of two, grid 5x2x3."""
+    """A plain model and its Program, batch of two, grid 5x2x3."""
     model, grid = plain_dit.build(form), (5, 2, 3)
     inputs = plain_dit.inputs(form, *grid, batch=2)
     spec = ModelSpec(blocks=("layers.*",), grid=grid)
-    return model, fisopt.capture(model, inputs, spec=spec, dynamic="all")
+    return model, fisopt.capture(model, inputs, spec=spec)
 
 
 @pytest.fixture
@@ -121,12 +121,12 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     real = captures.capture
 
-    def capture(model: nn.Module, inputs: dict[str, Any], spec: ModelSpec, dynamic: Any) -> Program:
+    def capture(model: nn.Module, inputs: dict[str, Any], spec: ModelSpec) -> Program:
         leaves = [x for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
         form = tuple((x.shape, x.dtype, x.device) for x in leaves)
-        key = (model, tuple(inputs), form, spec.blocks, dynamic)
+        key = (model, tuple(inputs), form, spec.blocks)
         if key not in _CAPTURED:
-            _CAPTURED[key] = real(model, inputs, spec, dynamic)
+            _CAPTURED[key] = real(model, inputs, spec)
         return _CAPTURED[key]
 
     monkeypatch.setattr(captures, "capture", capture)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
-from fisopt.cli import app
+from fisopt.cli import app, inspection
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.passes.reduction.measured import Measured
 from fisopt.passes.reduction.schedule import Schedule
@@ -126,3 +126,11 @@ def test_a_mistake_is_one_short_message(args: tuple[str, ...], message: str) -> 
     assert message in result.stderr
     assert "Traceback" not in result.output
     assert len(result.stderr) < 1500
+
+
+def test_what_costs_nobody_knows_is_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "not in the prediction: mine::scan (3 calls)"
+    monkeypatch.setattr(inspection, "not_predicted", lambda *costs: said)
+    result = CliRunner().invoke(app, ["inspect", *MODEL, "--pass", "fis-a"])
+    assert "x of what is counted" in result.output
+    assert said in result.output

@@ -261,8 +261,6 @@ def test_optimize_refuses(given: dict[str, Any], message: str) -> None:
 
 def test_other_verbs_refuse(tmp_path: Path) -> None:
     model = zoo()["wan"].model
-    with pytest.raises(FisoptError, match=r"dynamic must be one of .* got 'frame'; did you mean"):
-        fisopt.capture(model, inputs(), dynamic="frame")  # type: ignore[arg-type]
     with pytest.raises(FisoptError, match=r"capture takes an nn\.Module, got 3"):
         fisopt.capture(3, inputs())  # type: ignore[arg-type]
     optimised = fisopt.optimize(model, backend="eager")

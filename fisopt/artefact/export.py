@@ -130,7 +130,7 @@ def _opened(
         return module
 
     def at(inputs: Inputs, index: int) -> Program:
-        return optimized.rewritten(inputs, exports.all[index].variant, general=True)
+        return optimized.rewritten(inputs, exports.all[index].variant)
 
     if format in ("aoti", "text"):
         return open_sizes(exports, at, flat, (), f"files of format {format!r} have one size")

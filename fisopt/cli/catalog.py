@@ -16,7 +16,7 @@ from fisopt import models
 from fisopt.models import Family, Published
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
-from fisopt.rewrite.tracing.instantiate import matches
+from fisopt.rewrite.tracing.block_paths import matches
 
 LONGEST_OPTION = 30
 """Width at which a pass breaks between its options and not inside of one."""

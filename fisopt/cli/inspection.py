@@ -17,7 +17,7 @@ from fisopt import models
 from fisopt.cli.catalog import Size, short, size_of
 from fisopt.cli.schedule import Plan, plan_steps
 from fisopt.rewrite.block import repeated_blocks
-from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, program_cost
+from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, not_predicted, program_cost
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.pass_manager import Applied, PassManager
 from fisopt.rewrite.program import Program
@@ -201,9 +201,13 @@ def _cells(flops: Sequence[float], costs: Sequence[Cost]) -> Iterator[str]:
 
 def _verdict(found: Inspection) -> Table:
     table = Table.grid(padding=(0, 2))
-    ratio = fisopt.predicted_ratio(found.dense, found.optimised)
+    before, after = program_cost(found.dense), program_cost(found.optimised)
     table.add_row(Text(", ".join(short(p) for p in found.passes)))
-    table.add_row(Text(f"predicted speed-up {ratio:.2f}x", style="bold green"))
+    unknown = not_predicted(before, after)
+    said = f"{before.work / after.work:.2f}x" + (" of what is counted" if unknown else "")
+    table.add_row(Text(f"predicted speed-up {said}", style="bold green"))
+    if unknown:
+        table.add_row(Text(unknown, style="yellow"))
     plan = found.plan
     if plan.ratio is None:
         table.add_row(

@@ -20,7 +20,7 @@ class Package:
     Attributes:
         module: what is imported.
         get: how to get it.
-        attend: see `fisopt.codegen.attend_by.Attend`.
+        attend: see `fisopt.rewrite.ops.attend_by.Attend`.
         largest: the most features a head may have.
         capabilities: the major CUDA capabilities that it runs on, none if on all.
     """

@@ -13,24 +13,21 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from fisopt.codegen.attend_by import attend_by, name_of
 from fisopt.codegen.attention_packages import PACKAGES, Package
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.kernel_options import Attention
 from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.stages import stages_of, traced
 from fisopt.concurrency import tracing
+from fisopt.rewrite.analysis.fused import FUSED, FusedAttention, fused
 from fisopt.rewrite.edit.graph_editor import GraphEditor
 from fisopt.rewrite.edit.local import NodeRule, rewrite
-from fisopt.rewrite.relations.table import argument
+from fisopt.rewrite.ops.attend_by import attend_by, name_of
 
-aten = torch.ops.aten
-_ATTENTION = aten.scaled_dot_product_attention.default
 _BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
@@ -43,7 +40,7 @@ class _Refused(Exception):  # noqa: N818 - it is no error: the next one runs
     """Why something does not take an attention."""
 
 
-Make = Callable[[GraphEditor, fx.Node], Any]
+Make = Callable[[GraphEditor, FusedAttention], Any]
 
 
 def use_attention(module: fx.GraphModule, wanted: Attention) -> Choice:
@@ -60,7 +57,7 @@ def use_attention(module: fx.GraphModule, wanted: Attention) -> Choice:
     for stage in stages_of(module):
         editor = GraphEditor.of(stage.module, f"attention by {name}")
         refused: list[str] = []
-        rule = NodeRule(editor.name, {_ATTENTION}, partial(_made, make, refused))
+        rule = NodeRule(editor.name, {FUSED}, partial(_made, make, refused))
         with tracing():
             applied = rewrite(editor, [rule], once=True).applied
             if applied:
@@ -88,44 +85,43 @@ def _maker(wanted: Attention) -> tuple[str, Make]:
 
 def _made(make: Make, refused: list[str], editor: GraphEditor, node: fx.Node) -> Any:
     """What stands for an attention now, None if it is not taken, which is noted."""
+    read = fused(node)
+    assert read is not None
     try:
-        _check_plain(node)
-        return make(editor, node)
+        _check_plain(read)
+        return make(editor, read)
     except _Refused as reason:
         refused.append(str(reason))
         return None
 
 
-def _check_plain(node: fx.Node) -> None:
-    if argument(node, 4, "dropout_p", 0.0) or argument(node, 5, "is_causal", False):
+def _check_plain(read: FusedAttention) -> None:
+    if read.causal or read.dropout:
         raise _Refused("it is causal, or drops out")
-    if any(n.meta["val"].ndim != 4 for n in _operands(node)[:3]):
+    if any(n.meta["val"].ndim != 4 for n in (read.query, read.key, read.value)):
         raise _Refused("it has no four dimensions")
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
+def _operands(read: FusedAttention) -> list[fx.Node]:
     """Queries, keys, values, and the mask if there is one."""
-    mask = argument(node, 3, "attn_mask", None)
-    operands: list[Any] = [*node.args[:3], *([] if mask is None else [mask])]
-    return operands
+    return [read.query, read.key, read.value, *([] if read.mask is None else [read.mask])]
 
 
-def _scale(node: fx.Node) -> float:
-    scale = argument(node, 6, "scale", None)
-    query: Tensor = _operands(node)[0].meta["val"]
-    return float(query.shape[-1] ** -0.5 if scale is None else scale)
+def _scale(read: FusedAttention) -> float:
+    query: Tensor = read.query.meta["val"]
+    return float(query.shape[-1] ** -0.5 if read.scale is None else read.scale)
 
 
-def _backend(name: str, editor: GraphEditor, node: fx.Node) -> Any:
+def _backend(name: str, editor: GraphEditor, read: FusedAttention) -> Any:
     """Insert what torch runs where it has this backend alone."""
-    grouped = bool(argument(node, 7, "enable_gqa", False))
+    grouped = read.query.meta["val"].shape[1] != read.key.meta["val"].shape[1]
 
     def attend(query: Tensor, key: Tensor, value: Tensor, *mask: Tensor) -> Tensor:
         return scaled_dot_product_attention(
-            query, key, value, mask[0] if mask else None, scale=_scale(node), enable_gqa=grouped
+            query, key, value, mask[0] if mask else None, scale=_scale(read), enable_gqa=grouped
         )
 
-    operands = _operands(node)
+    operands = _operands(read)
     with warnings.catch_warnings(record=True) as said, sdpa_kernel([_BACKENDS[name]]):
         warnings.simplefilter("always")
         try:
@@ -140,17 +136,15 @@ def _backend(name: str, editor: GraphEditor, node: fx.Node) -> Any:
     return editor.copy(graph, operands)
 
 
-def _package(package: Package, editor: GraphEditor, node: fx.Node) -> Any:
+def _package(package: Package, editor: GraphEditor, read: FusedAttention) -> Any:
     """Insert the attention of a package, if it is there and takes the operands."""
-    values = [operand.meta["val"] for operand in _operands(node)]
+    values = [operand.meta["val"] for operand in _operands(read)]
     if (reason := package.refuses(*values)) is not None:
         raise _Refused(reason)
-    return _function(name_of(package.attend), editor, node)
+    return _function(name_of(package.attend), editor, read)
 
 
-def _function(name: str, editor: GraphEditor, node: fx.Node) -> Any:
+def _function(name: str, editor: GraphEditor, read: FusedAttention) -> Any:
     """Insert a call of a function."""
-    query, key, value, *mask = _operands(node)
-    return editor.call(
-        attend_by.target, query, key, value, mask[0] if mask else None, _scale(node), name
-    )
+    operands = (read.query, read.key, read.value, read.mask)
+    return editor.call(attend_by.target, *operands, _scale(read), name, True)

@@ -16,6 +16,9 @@ from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
+from fisopt.codegen.offload import offload
+from fisopt.codegen.placement import Placement, move
+from fisopt.codegen.told_attention import with_told
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
 from fisopt.rewrite.outline import structure
@@ -34,6 +37,7 @@ def compile_program(
     *,
     options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
     training: bool = False,
+    placement: Placement | None = None,
 ) -> Runnable:
     """Return a callable from a Program's tensor inputs and state to its flat results.
 
@@ -47,16 +51,21 @@ def compile_program(
         backend: who compiles it.
         compiled: the stages that other Programs have compiled, used again and added to.
         choices: takes which implementation was chosen for what, and why.
-        options: which kernels are asked for.
+        options: which kernels are asked for; attention that they leave open is what diffusers was
+            told.
         training: leave out emitted kernels, which have no gradient.
+        placement: the device that it runs on while its weights stay on the host; None runs it
+            where they are.
     """
     model = program.source.model
     chosen: list[Choice] = [] if choices is None else choices
+    if not training:
+        options, said = with_told(options, model)
+        chosen += said
     if backend == "eager":
+        staged = options.rounds or options.attends or placement is not None
         module = (
-            lowered(program, options, chosen)
-            if (options.rounds or options.attends)
-            else program.copy().graph_module
+            lowered(program, options, chosen, placement) if staged else program.copy().graph_module
         )
         return bind_weights(module, model)
     if not torch.cuda.is_available() and not has_compiler():
@@ -64,7 +73,8 @@ def compile_program(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
-    module, known = lowered(program, options, chosen), {} if compiled is None else compiled
+    module = lowered(program, options, chosen, placement)
+    known = {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
             chosen += choose_operators(callee, KERNELS, takers)
@@ -77,18 +87,27 @@ def compile_program(
     return bind_weights(module, model)
 
 
-def lowered(program: Program, options: KernelOptions, choices: list[Choice]) -> fx.GraphModule:
+def lowered(
+    program: Program,
+    options: KernelOptions,
+    choices: list[Choice],
+    placement: Placement | None = None,
+) -> fx.GraphModule:
     """Lower a Program to the kernels that are asked for; what is chosen is added to a list.
 
     Raises:
         LoweringError: see `lower` and `use_fp8`.
     """
     module = lower(program)
+    if placement is not None:
+        move(module, placement.device)
     if options.attends:
         choices.append(use_attention(module, options.attention))
     if options.rounds:
         simulate = options.linear == "fp8-simulated"
         choices.append(use_fp8(module, program.source.model, simulate=simulate))
+    if placement is not None:
+        offload(module, placement)
     return module
 
 

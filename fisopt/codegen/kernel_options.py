@@ -23,8 +23,8 @@ class KernelOptions:
         linear: "model", or None, multiplies in the precision of the model; "fp8" lets large linears
             multiply in float8 (e4m3), one scale a token and one an output channel, on a GPU that
             can; "fp8-simulated" computes the same numbers on any device, without the speed.
-        attention: None and "sdpa" leave attention to torch; other names and functions are what
-            runs it, where they take the operands.
+        attention: None leaves attention to what diffusers was told, "sdpa" to torch; other names
+            and functions are what runs it, where they take the operands.
     """
 
     linear: Linear | None = None

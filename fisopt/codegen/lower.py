@@ -12,7 +12,7 @@ from fisopt.codegen.lowering import LoweringPass, check, run_passes, signature
 from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.tracing.instantiate import BLOCK
+from fisopt.rewrite.tracing.block_paths import BLOCK
 
 LOWERING = (
     LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),

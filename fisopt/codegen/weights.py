@@ -10,7 +10,8 @@ from torch import fx, nn
 from fisopt.errors import VerifyError
 from fisopt.rewrite.edit.graph_editor import GraphEditor
 from fisopt.rewrite.edit.local import NodeRule, rewrite
-from fisopt.rewrite.tracing.weights import Place, place_of
+from fisopt.rewrite.tools.tool import Place
+from fisopt.rewrite.tracing.weights import place_of
 
 
 def bind_weights(module: fx.GraphModule, model: nn.Module) -> Callable[..., Sequence[Any]]:

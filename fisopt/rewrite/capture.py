@@ -6,7 +6,7 @@ import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,25 +14,23 @@ from torch import fx, nn
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
+from fisopt.rewrite.tools.tool import settle
+from fisopt.rewrite.tracing.block_paths import blocks_of, matches
 from fisopt.rewrite.tracing.fixed_grid import FixedGrid
 from fisopt.rewrite.tracing.follow import Followed, Search, said
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
-from fisopt.rewrite.tracing.instantiate import matches
 from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.readiness import has_hooks, unhooked
 from fisopt.rewrite.tracing.runs import check_runs
-from fisopt.rewrite.tracing.template import Template
-from fisopt.rewrite.tracing.trace import export, shape_trials
+from fisopt.rewrite.tracing.tracer import Tracer
+from fisopt.rewrite.tracing.trials import shape_trials
 from fisopt.spec import ModelSpec
-
-Dynamic = Literal["frames", "all"]
 
 
 def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any],
     spec: ModelSpec,
-    dynamic: Dynamic = "frames",
 ) -> Program:
     """Capture a video diffusion transformer as a Program.
 
@@ -40,8 +38,6 @@ def capture(
         model: an inference-ready module (``eval``); parameters may live on the meta device.
         example_inputs: the keyword arguments of one forward call.
         spec: where the repeated blocks are and what the token grid is.
-        dynamic: which sizes the first export leaves open: the frame count, or every size the
-            model allows (slower; saves a second export if other resolutions follow).
 
     Returns:
         A Program whose parameters are the model's own tensors.
@@ -50,6 +46,7 @@ def capture(
         InputError: example inputs are missing, of the wrong rank, NaN, or need gradients.
         CaptureError: no block matches, the grid is not that of the tokens, or export fails.
     """
+    settle(model)
     inputs = bind_example(model, example_inputs)
     check_example(model, inputs)
     _check_blocks(model, spec)
@@ -62,10 +59,9 @@ def capture(
         return _follow(traced, spec, inputs, layout, notes)
 
     followed = follow(inputs, layout)
-    template = Template(traced, spec.blocks, followed.dims)
+    tracer = Tracer(traced, spec.blocks)
     grid_of = spec.grid_of if callable(spec.grid) else FixedGrid(layout, inputs, followed.dims)
-    source = Source(model, template, spec, grid_of, followed, follow, notes)
-    template.trace(inputs, general=dynamic == "all")
+    source = Source(model, tracer, spec, grid_of, followed, follow, notes)
     program = build(source, inputs)
     _check_video(program, spec)
     return program
@@ -97,7 +93,7 @@ def _follow(
     notes: dict[str, None],
 ) -> Followed:
     """Find how inputs follow the frames; note what a captured graph does not do."""
-    blocks = [m for path, m in model.named_modules() if matches(path, spec.blocks)]
+    blocks = list(blocks_of(model, spec.blocks).values())
     with shape_trials(model, blocks, inputs) as (trial, changed, pinned):
         try:
             search = Search(inputs, layout, spec, trial, trial(inputs))
@@ -107,7 +103,7 @@ def _follow(
             found = search.run()
     if found is None:
         check_runs(model, inputs, "the example inputs")
-        export(model, inputs, None)
+        Tracer(model, spec.blocks).flat(inputs)
         raise CaptureError(
             f"{type(model).__name__} runs, but not on shapes alone: "
             f"{said(refused, layout.frames)}\n"
@@ -126,9 +122,9 @@ def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) ->
     """What calls of a model do beside computing, which calls of its graph do not."""
     for kernels in pinned:
         yield (
-            f"attention is bound to a kernel ({kernels}: sdpa_kernel, a `_native_*` backend of "
-            "diffusers); a graph does not keep that, torch chooses. To bind it, run the "
-            "optimised model inside sdpa_kernel"
+            f"attention is bound to a kernel ({kernels}: sdpa_kernel); a graph does not keep that, "
+            "torch chooses. To bind it, give attention=, or run the optimised model inside "
+            "sdpa_kernel"
         )
     hooked = [path for path, module in model.named_modules() if has_hooks(module)]
     if changed:

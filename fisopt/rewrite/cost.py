@@ -8,8 +8,11 @@ meta device is costed from its graph alone.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from typing import Any, get_args
 
 import torch
@@ -21,9 +24,11 @@ from fisopt.rewrite.ops.operator import CostClass, declared
 from fisopt.rewrite.program import Program, check_program
 
 aten = torch.ops.aten
+_OF_TORCH = ("aten", "prims", "prim")
 FLOPS_A_BYTE = 200
 """FLOPs of an attention in the time of a byte: some 600 TFLOP/s beside 3 TB/s, as on an H100."""
 CLASSES: tuple[CostClass, ...] = get_args(CostClass)
+_PRODUCTS = (aten.matmul.default, aten._int_mm.default)
 _CONVOLUTIONS = (
     aten.conv1d.default,
     aten.conv2d.default,
@@ -42,11 +47,14 @@ class Cost:
         flops: FLOPs by operator class, see `CLASSES`.
         bytes: bytes read and written by unfused operators.
         traffic: bytes that operators move which take their time by that.
+        unknown: operators of other libraries whose cost is not declared, and their calls; of them
+            bytes are counted alone.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
     bytes: float = 0.0
     traffic: float = 0.0
+    unknown: Counter[str] = field(default_factory=Counter)
 
     @property
     def total(self) -> float:
@@ -69,6 +77,19 @@ class Cost:
             self.flops[name] += flops
         self.bytes += other.bytes
         self.traffic += other.traffic
+        self.unknown += other.unknown
+
+
+def not_predicted(*costs: Cost) -> str | None:
+    """What a ratio of costs leaves out, in words, None if it is nothing."""
+    unknown: Counter[str] = reduce(or_, (cost.unknown for cost in costs), Counter())
+    calls = ", ".join(f"{name} ({count} calls)" for name, count in unknown.items())
+    if not unknown:
+        return None
+    return (
+        f"not in the prediction: {calls}; what they cost is declared by "
+        "fisopt.operators.attention or fisopt.operator"
+    )
 
 
 @checked
@@ -98,7 +119,9 @@ def graph_cost(graph: fx.Graph) -> Cost:
         cost.bytes += sum(map(_bytes, [node, *node.all_input_nodes]))
         cost.traffic += traffic(node)
         flops = contraction_flops(node)
-        if flops is None:
+        if flops is None and _is_unknown(node):
+            cost.unknown[str(node.target._schema.name)] += 1
+        elif flops is None:
             cost.flops["other"] += _elements(node)
         elif node in visual or node in scores:
             cost.flops["self-attention"] += flops
@@ -117,7 +140,8 @@ def graph_cost(graph: fx.Graph) -> Cost:
 def predicted_ratio(dense: Program, optimised: Program) -> float:
     """The speed-up to expect: FLOPs of the dense Program over those of the optimised one.
 
-    Moving tokens counts as the FLOPs that there was time for.
+    Moving tokens counts as the FLOPs that there was time for.  `Cost.unknown` has the operators
+    that it leaves out.
     """
     return program_cost(dense).work / program_cost(optimised).work
 
@@ -154,7 +178,7 @@ def contraction_flops(node: fx.Node) -> float | None:
     if target in _CONVOLUTIONS:
         weight = args[1].shape
         return float(2 * out.numel() * weight[1:].numel())
-    if target is aten.matmul.default:
+    if target in _PRODUCTS:
         return float(2 * out.numel() * args[0].shape[-1])
     formula = flop_counter.flop_registry.get(target.overloadpacket)
     return float(formula(*args, out_val=out)) if formula is not None else None
@@ -174,6 +198,13 @@ def _operands(node: fx.Node) -> list[Any]:
 
 def _is_operator(node: fx.Node) -> bool:
     return node.op == "call_function" and isinstance(node.target, torch._ops.OpOverload)
+
+
+def _is_unknown(node: fx.Node) -> bool:
+    """Whether an operator is neither torch's nor declared, and does more than it says it does."""
+    target: Any = node.target
+    known = target.namespace in _OF_TORCH or torch.Tag.pointwise in target.tags
+    return not known and declared(target) is None and bool(node.all_input_nodes)
 
 
 def _elements(node: fx.Node) -> int:

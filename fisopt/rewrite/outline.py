@@ -176,15 +176,17 @@ def attach(
 
 def share(root: nn.Module, source: nn.Module, path: str) -> None:
     """Make ``root.path`` the very tensor that ``source.path`` is."""
+    hold(root, path, operator.attrgetter(path)(source))
+
+
+def hold(root: nn.Module, path: str, value: Any) -> None:
+    """Make ``root.path`` a value."""
     *parents, leaf = path.split(".")
-    value: Any = source
     holder = root
     for part in parents:
-        value = getattr(value, part)
         if not hasattr(holder, part):
             holder.add_module(part, nn.Module())
         holder = getattr(holder, part)
-    value = getattr(value, leaf)
     for held in (holder._parameters, holder._buffers, vars(holder)):
         held.pop(leaf, None)  # a parameter may have become a buffer
     if isinstance(value, nn.Parameter):

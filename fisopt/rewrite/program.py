@@ -1,4 +1,4 @@
-"""The Program: a captured model as a graph of block calls, with its layout and its template."""
+"""The Program: a captured model as a graph of block calls, with its layout and its source."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fisopt.rewrite.analysis.propagate import annotate
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.outline import REGION, copied, find_regions, outline
+from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.frame_dims import FrameDims
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
-from fisopt.rewrite.tracing.instantiate import BLOCK
 from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
+from fisopt.rewrite.tracing.trace import STRUCTURE
 from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.tracing.weights import held_at, refresh
 from fisopt.rewrite.tracing.writes import Write, check_apart, take_writes, write_back
@@ -54,7 +55,7 @@ class Program:
         graph_module: the graph; blocks are submodules that take their parameters as arguments.
         layout: the token grid of the video.
         inputs: the call it was captured for; plain values are baked in.
-        source: the model and its template.
+        source: the model, and what makes it again at another shape.
         out_structure: the pytree of the return value.
         writes: the inputs and buffers that the model changes in place: the graph returns their
             new values after the model's own results, in order.
@@ -264,15 +265,12 @@ def build(source: Source, inputs: Inputs, layout: TokenLayout | None = None) -> 
 def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
-    template, step = source.template, source.followed.step
-    needed = step > 0 and layout.frames > BOUNDARIES
-    longer = replace(layout, frames=layout.frames + step)
-    more = source.at_grid(inputs, layout, longer)
-    traced = template.traced_for(inputs, more if needed else None)
-    flat = template.instantiate(inputs, traced)
+    step = source.followed.step
+    flat = source.tracer.flat(inputs)
     check_dtypes(source.model, flat.graph, inputs)
-    if needed or (step > 0 and template.covers(traced, more)):
-        wider = template.instantiate(more, template.traced_for(more, inputs))
+    if step > 0 and layout.frames > BOUNDARIES:
+        longer = replace(layout, frames=layout.frames + step)
+        wider = source.tracer.flat(source.at_grid(inputs, layout, longer))
         if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
             raise CaptureError(
                 f"the model runs different operators at {layout.frames} and {longer.frames} "
@@ -285,7 +283,8 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     for name, call in calls.items():
         call.meta[BLOCK] = name
     writes, values = take_writes(module.graph, inputs)
-    structure = flatten_output(module, traced, values)
+    return_leaves(module, values)
+    structure = flat.meta[STRUCTURE]
     return Program(module, layout, inputs, source, structure, writes)
 
 
@@ -299,15 +298,8 @@ def _check_filled(inputs: Inputs, frame_dims: FrameDims) -> None:
             )
 
 
-def flatten_output(
-    module: fx.GraphModule, traced: fx.GraphModule, written: Sequence[fx.Node]
-) -> pytree.TreeSpec:
-    """Make the graph return its leaves, then what it writes; return the structure of the leaves."""
+def return_leaves(module: fx.GraphModule, written: Sequence[fx.Node]) -> None:
+    """Make the graph return what the model returns, then what it writes."""
     output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    leaves, _ = pytree.tree_flatten(output.args[0], is_leaf=lambda x: isinstance(x, fx.Node))
-    output.args = ([*leaves, *written],)
+    output.args = ([*output.args[0], *written],)
     module.recompile()
-    structure = traced._out_spec
-    if structure is None:
-        raise CaptureError("the exported model does not say what it returns")
-    return structure

@@ -21,7 +21,7 @@ from fisopt.rewrite.edit.halves import carried_over, first_half
 from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
-from fisopt.rewrite.tracing.template import MODE
+from fisopt.rewrite.tracing.trace import MODE
 
 
 class Rewriter(Editor):

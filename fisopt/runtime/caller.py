@@ -27,6 +27,11 @@ class CallersScheduler:
 
     def __call__(self) -> Any:
         """The scheduler, None if there is none."""
+        calling = self.calling()
+        return self._otherwise() if calling is None and self._otherwise is not None else calling
+
+    def calling(self) -> Any:
+        """The scheduler of a pipeline that calls right now, None if there is none."""
         frame: FrameType | None = sys._getframe(1)
         module = self._module()
         while frame is not None:
@@ -37,4 +42,4 @@ class CallersScheduler:
                 if "scheduler" in held and any(part is module for part in held.values()):
                     return held["scheduler"]
             frame = frame.f_back
-        return self._otherwise() if self._otherwise is not None else None
+        return None

@@ -13,8 +13,9 @@ from torch import nn
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError
 from fisopt.lru import SIZE, Lru
-from fisopt.rewrite.capture import Dynamic, capture
+from fisopt.rewrite.capture import capture
 from fisopt.rewrite.program import Program
+from fisopt.rewrite.tools.tool import settle
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.readiness import check_model
 from fisopt.runtime.ambient import ambient
@@ -49,10 +50,9 @@ class Captures:
         source = program.source
         made = Captures(source.model, source.spec)
         if source.made_in is not None:
-            state, modes, dynamics = source.made_in
+            state, modes = source.made_in
             made._states[id(state)] = state
-            for dynamic in dynamics:
-                made._hold(_key(program.inputs, state, modes, dynamic), program)
+            made._hold(_key(program.inputs, state, modes), program)
         return made
 
     def state(self) -> Fingerprint:
@@ -66,6 +66,7 @@ class Captures:
             if now is not None and now[0].holds():
                 return now[1]
         with running(), self.lock:
+            settle(self.model)
             found = Fingerprint(self.model)
             check_model(self.model, found.hidden)
             known = reversed([*self._states.values()])
@@ -80,20 +81,14 @@ class Captures:
         """Whether a state is remembered: what was made for another can serve no more."""
         return id(state) in self._states
 
-    def dense(
-        self,
-        inputs: Inputs,
-        state: Fingerprint,
-        modes: tuple[Any, ...],
-        dynamic: Dynamic = "frames",
-    ) -> Program:
-        """The dense Program for some inputs; one export serves every shape it accepts."""
-        key = _key(inputs, state, modes, dynamic)
+    def dense(self, inputs: Inputs, state: Fingerprint, modes: tuple[Any, ...]) -> Program:
+        """The dense Program for some inputs; one capture serves every shape of their form."""
+        key = _key(inputs, state, modes)
         with tracing(), self.lock:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]
-                captured = capture(self.model, inputs.kwargs(), self._spec_now(), dynamic)
+                captured = capture(self.model, inputs.kwargs(), self._spec_now())
                 self._hold(key, captured)
                 if self._now is not None and self._now[1] is state:  # capture may leave traces
                     state.take(Fingerprint(self.model))
@@ -138,19 +133,16 @@ class Captures:
         return sum(len(program.source.cache) for program in self._held.values())
 
 
-def remember(program: Program, dynamic: Dynamic) -> None:
+def remember(program: Program) -> None:
     """Note in which state of its model, and in which modes, a Program was captured just now."""
     modes = ambient(x for _, x in program.inputs.tensors())
-    dynamics = {dynamic, "frames"}  # every size open is the number of frames open too
-    program.source.made_in = (Fingerprint(program.source.model), modes, dynamics)
+    program.source.made_in = (Fingerprint(program.source.model), modes)
 
 
-def _key(
-    inputs: Inputs, state: Fingerprint, modes: tuple[Any, ...], dynamic: str
-) -> tuple[Any, ...]:
-    """What one export serves."""
+def _key(inputs: Inputs, state: Fingerprint, modes: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What one capture serves."""
     form = tuple(
         (x.ndim, x.dtype, x.device) if isinstance(x, torch.Tensor) else type(x)
         for x in inputs.leaves
     )
-    return inputs.structure, form, state, modes, dynamic
+    return inputs.structure, form, state, modes

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.runtime.seen import REGISTRY
+from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, is_said_elsewhere
 
 _WITHOUT_EFFECT = {REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
 """The registry, and what saving writes into a config."""
@@ -28,7 +28,10 @@ def changes(path: str, old: Any, new: Any) -> Iterator[str]:
         pairs: Iterable[Any] = dict.fromkeys((*old, *new))
         for key in pairs:
             was, now = old.get(key, _GONE), new.get(key, _GONE)
-            if key not in _WITHOUT_EFFECT and not equal(was, now):
+            silent = key == "forward" and all(
+                x is _GONE or is_said_elsewhere(x) for x in (was, now)
+            )
+            if key not in _WITHOUT_EFFECT and not silent and not equal(was, now):
                 yield f"{path}{'.' if path else ''}{key} {_change(was, now)}"
     elif not equal(old, new):
         yield f"{path} {_change(old, new)}"

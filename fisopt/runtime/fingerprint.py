@@ -17,9 +17,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.rewrite.tracing.readiness import ROOT_HOOK
+from fisopt.rewrite.tools.tool import tools
 from fisopt.runtime.differences import changes, equal, form_text
-from fisopt.runtime.seen import PLAIN, SEQUENCES, VALUES, Seen, mark
+from fisopt.runtime.seen import PLAIN, SEQUENCES, VALUES, Seen, mark, root_own
 
 
 class Fingerprint:
@@ -30,6 +30,7 @@ class Fingerprint:
 
     Attributes:
         hidden: the modules that it reaches, but not as layers, by path.
+        adapters: the names of the adapters that act on each layer that has some, by path.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,8 +39,15 @@ class Fingerprint:
             seen.kind(registry)
         seen.model(model)
         self.hidden = seen.hidden
+        self.adapters = {
+            path: names
+            for tool in tools()
+            for path, module in model.named_modules()
+            if (names := tool.acting(module))
+        }
         self._root = seen.containers.pop("")
         self._root_kept = dict(self._root)
+        self._root_own = root_own(model)
         self._paths = list(seen.containers)
         self._live = list(seen.containers.values())
         self._kept = [_copied(live) for live in self._live]
@@ -124,8 +132,8 @@ class Fingerprint:
 
     @property
     def _core(self) -> dict[str, Any]:
-        """What the model itself holds, without the hook that runs around the graph."""
-        return {k: v for k, v in self._root_kept.items() if k not in ROOT_HOOK}
+        """What the model itself holds that a graph may depend on."""
+        return {k: v for k, v in self._root_kept.items() if k not in self._root_own}
 
 
 def _attention_backends() -> type | None:

@@ -14,6 +14,7 @@ import torch
 from fisopt.errors import ScheduleError
 from fisopt.rewrite.pass_base import Step
 from fisopt.runtime.branches import TIMESTEPS, Branches, Held
+from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.timetable import Reading, Run, Time, Timetable
 
 NOTES = 64
@@ -28,7 +29,8 @@ class _State:
         branch: the branch that is open, as the pipeline names it.
         index: its step and the number of steps, where the pipeline says them.
         count: see ``index``.
-        told_count: the number of steps that `Generation.generation` was told.
+        told: what is one object while `Generation.generation` is open.
+        told_count: the number of steps that it was told.
         table: the scheduler's list that was seen last.
         run: the way through it, None if calls do not belong to it.
         seen: the step that was counted last, -1 before the first.
@@ -43,6 +45,7 @@ class _State:
     branch: str = ""
     index: int | None = None
     count: int | None = None
+    told: object | None = None
     told_count: int | None = None
     table: Timetable | None = None
     run: Run | None = None
@@ -80,6 +83,7 @@ class Generation:
 
     Attributes:
         notes: lines for the report, and how often each applied.
+        decisions: what was decided within calls, and how often.
     """
 
     def __init__(self, scheduler: Callable[[], Any] | None = None) -> None:
@@ -87,6 +91,7 @@ class Generation:
         self._lock = threading.Lock()
         self._scheduler = scheduler or (lambda: None)
         self.notes: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
 
     @property
     def _state(self) -> _State:
@@ -118,8 +123,8 @@ class Generation:
         if num_steps < 1:
             raise ScheduleError(f"generation: num_steps must be at least 1, got {num_steps}")
         state = self._state
-        before = state.told_count
-        state.told_count = num_steps
+        before = state.told, state.told_count
+        state.told, state.told_count = object(), num_steps
         state.restart()
         try:
             yield
@@ -129,8 +134,16 @@ class Generation:
                     "(calls with one timestep are one step)"
                 )
         finally:
-            state.told_count = before
+            state.told, state.told_count = before
             state.restart()
+
+    def clip(self) -> Any:
+        """What is one and the same object in all calls of a generation; None if nothing tells."""
+        if self._state.told is not None:
+            return self._state.told
+        caller = self._scheduler
+        calling = caller.calling() if isinstance(caller, CallersScheduler) else None
+        return getattr(calling, "timesteps", None)
 
     def step(self, inputs: Mapping[str, Any]) -> Step:
         """Enter the step of the forward call with these inputs.
@@ -156,12 +169,18 @@ class Generation:
         state.current = step
         return step
 
-    def held(self, shape: Hashable, conditions: Callable[[], Hashable] = tuple) -> Held:
+    def held(
+        self,
+        shape: Hashable,
+        conditions: Callable[[], Hashable] = tuple,
+        model: Hashable = None,
+    ) -> Held:
         """What earlier steps of this branch left.
 
         Args:
             shape: of the inputs; what was left for others does not fit.
             conditions: tells a branch that has no name.
+            model: the state of the model; a branch that skips layers has one of its own.
 
         Raises:
             ScheduleError: no step was entered.
@@ -172,7 +191,7 @@ class Generation:
                 "a pass keeps state from one denoising step to the next, and no pass depends on "
                 "the step; let its `stepwise` say True"
             )
-        key = state.branch or conditions()
+        key = state.branch or conditions(), model
         return state.branches.enter(key, state.current.index, shape)
 
     def keep(
@@ -194,6 +213,11 @@ class Generation:
         with self._lock:
             known = line in self.notes or len(self.notes) < NOTES
             self.notes[line if known else "more of the same kind at other steps"] += 1
+
+    def decide(self, line: str) -> None:
+        """Count a decision for the report."""
+        with self._lock:
+            self.decisions[line] += 1
 
     @property
     def holds(self) -> bool:

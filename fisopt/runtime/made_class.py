@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from types import MethodType
+from collections.abc import Callable, Mapping
+from types import MappingProxyType, MethodType
 from typing import Any, TypeVar
 
 from torch import nn
 
-from fisopt.runtime.layers import refusals
+from fisopt.runtime.layers import noted, refusals
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -42,7 +43,13 @@ class Forward:
         del vars(module)["forward"]
 
 
-def instance(base: type[Made], run: Any, model: nn.Module) -> Made:
+def instance(
+    base: type[Made],
+    run: Any,
+    exchanged: Callable[[Any], None],
+    model: nn.Module,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Made:
     """Return an object of a class of its own under ``base`` and the model's class.
 
     It has the model's state, not a copy: the same layers, weights, hooks and attributes, so that
@@ -51,7 +58,9 @@ def instance(base: type[Made], run: Any, model: nn.Module) -> Made:
     Args:
         base: a class of modules that keeps what is its own in slots.
         run: what its forward calls run.
+        exchanged: told of it before the adapters of its model are exchanged.
         model: the model.
+        more: what its class has beside; it is left out where the model's has nothing of that name.
     """
     like = type(model)
     namespace = {
@@ -61,6 +70,8 @@ def instance(base: type[Made], run: Any, model: nn.Module) -> Made:
         "__slots__": (),
         "forward": Forward(run, like.forward),
         **refusals(like),
+        **noted(like, exchanged),
+        **{name: made for name, made in more.items() if hasattr(like, name)},
     }
     made = types.new_class(like.__name__, (base, like), {}, lambda held: held.update(namespace))
     module: Made = object.__new__(made)

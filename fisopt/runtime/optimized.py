@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +13,7 @@ from torch import nn
 
 from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.placement import Offload
 from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError
 from fisopt.lru import SIZE
@@ -23,19 +23,23 @@ from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.variants import Variant, Variants
-from fisopt.runtime.call import Call
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
+from fisopt.runtime.clock import Call, Clock, Mark
+from fisopt.runtime.copies import Copies
 from fisopt.runtime.diffusers_caches import translated
+from fisopt.runtime.forward_call import ForwardCall
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.hooked import hooked
 from fisopt.runtime.made_class import Forward, instance, of_original
+from fisopt.runtime.on_host import METHODS, check_on_host
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
 from fisopt.spec import ModelSpec
 
 
-class OptimizedModule(nn.Module):
+class OptimizedModule(Copies, nn.Module):
     """A model that runs rewritten Programs; made by `fisopt.optimize`.
 
     It has the original's forward signature and return type and passes everything else
@@ -49,11 +53,15 @@ class OptimizedModule(nn.Module):
         report: what each pass did to which block.
     """
 
+    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options", "offload")
     __slots__ = (
         "_backend",
         "_cache_size",
         "_captures",
+        "_clock",
+        "_device",
         "_generation",
+        "_offload",
         "_options",
         "_plans",
         "_scheduler",
@@ -71,7 +79,10 @@ class OptimizedModule(nn.Module):
     _backend: Backend
     _cache_size: int
     _captures: Captures
+    _clock: Clock
+    _device: torch.device | None
     _generation: Generation
+    _offload: Offload | None
     _options: KernelOptions
     _plans: Plans
     _scheduler: Callable[[], Any] | None
@@ -79,8 +90,9 @@ class OptimizedModule(nn.Module):
     _variants: Variants
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
-    def __new__(cls, model: nn.Module, *_: Any, **__: Any) -> Self:  # noqa: D102 - Python calls it
-        return instance(cls, cls._forward, model)
+    def __new__(cls, model: nn.Module, *_: Any, **options: Any) -> Self:  # noqa: D102
+        more = METHODS if options.get("offload") is not None else {}
+        return instance(cls, cls._forward, lambda made: made._plans.exchanged(), model, more)
 
     def __init__(
         self,
@@ -93,11 +105,16 @@ class OptimizedModule(nn.Module):
         captures: Captures | None = None,
         cache_size: int = SIZE,
         options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+        *,
+        offload: Offload | None = None,
     ) -> None:
+        if offload is not None:
+            check_on_host(model)
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
         generation = Generation(CallersScheduler(self, scheduler))
-        report = Report(type(model).__name__, backend, notes=generation.notes)
+        noted = {"notes": generation.notes, "decisions": generation.decisions}
+        report = Report(type(model).__name__, backend, **noted)
         for name, value in {
             "original": model,
             "passes": tuple(passes),
@@ -105,9 +122,14 @@ class OptimizedModule(nn.Module):
             "_backend": backend,
             "_cache_size": cache_size,
             "_captures": captures,
+            "_clock": Clock(),
+            "_device": None,
             "_generation": generation,
+            "_offload": offload,
             "_options": options,
-            "_plans": Plans(captures, backend, strict, cache_size, report, options),
+            "_plans": Plans(
+                captures, backend, strict, cache_size, report, options, generation, offload
+            ),
             "_scheduler": scheduler,
             "_strict": strict,
             "_variants": Variants.of(passes),
@@ -130,21 +152,18 @@ class OptimizedModule(nn.Module):
 
     def _hooked(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            raise InputError(
-                f"an optimised {type(self).__name__} cannot be traced: it chooses what runs at "
-                "every call; fisopt.export writes what runs, and fisopt.load reads it"
-            )
-        hook = vars(self.original).get("_hf_hook")
-        if hook is None:
-            return self._run(args, kwargs)
-        args, kwargs = hook.pre_forward(self.original, *args, **kwargs)
-        return hook.post_forward(self.original, self._run(args, kwargs))
+        moved = self.original if self._offload is None else self
+        return hooked(moved, self.original, self._run, args, kwargs)
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
+        began = Mark.now(inputs)
         made = (self._generation, self._plans, self.plan, self._variants, self._watchers)
-        return Call(inputs, *made).run()
+        call = ForwardCall(inputs, *made)
+        output, ran, compiles = call.run()
+        step = self.step if self._variants.stepwise else None
+        self._clock.note(inputs, began, ran, self.branch, step, compiles)
+        return output
 
     @contextmanager
     def watch(self, watcher: Callable[[Mapping[str, torch.Tensor]], None]) -> Iterator[None]:
@@ -165,16 +184,9 @@ class OptimizedModule(nn.Module):
         """What runs for some inputs and a variant; made once for each state of the model."""
         return self._plans.plan(inputs, variant)
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool = False) -> Program:
-        """The Program for some inputs and a variant, which is not compiled for it.
-
-        Args:
-            inputs: the inputs.
-            variant: the active passes.
-            general: make it from an export with every size open, so that Programs of different
-                sizes correspond node for node.
-        """
-        return self._plans.rewritten(inputs, variant, general=general)
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
+        """The Program for some inputs and a variant, which is not compiled for it."""
+        return self._plans.rewritten(inputs, variant)
 
     def clear(self) -> None:
         """Drop what was captured, rewritten, compiled and quantised; it is made again if needed."""
@@ -231,6 +243,16 @@ class OptimizedModule(nn.Module):
         return self._captures
 
     @property
+    def calls(self) -> list[Call]:
+        """The newest forward calls, oldest first: what ran, and how long it took."""
+        return self._clock.calls
+
+    @property
+    def options(self) -> KernelOptions:
+        """Which kernels were asked for."""
+        return self._options
+
+    @property
     def last_inputs(self) -> Inputs | None:
         """The inputs of the newest shapes that it was prepared for, None if there are none."""
         newest = self._plans.newest()
@@ -283,34 +305,14 @@ class OptimizedModule(nn.Module):
         variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
         one = variants.whole if step is None else variants.at(step)
-        plans: dict[Plan, None] = {}
-        for variant in (one,) if num_steps is None else variants.schedule:
-            plan = self.plan(inputs, variant)
-            if plan.program.loads:  # nothing is held: what makes the state runs first
-                plans[self.plan(inputs, variant.afresh())] = None
-            plans[plan] = None
-        stages = [stage for plan in plans for stage in plan.stages]
-        warm_up([(plan.program, plan.run) for plan in plans], stages, inputs, progress)
+        wanted = [one] if num_steps is None else variants.schedule
+        warm_up(partial(self.plan, inputs), wanted, inputs, progress)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, of_original(self, self.original, value))
 
     def __repr__(self) -> str:
         return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
-
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        return _again, (self._made_of,)
-
-    @property
-    def _made_of(self) -> dict[str, Any]:
-        """What another one is made of; its plans are made when they are needed."""
-        names = ("backend", "strict", "scheduler", "cache_size", "options")
-        own = {name: getattr(self, f"_{name}") for name in names}
-        return {"model": self.original, "passes": self.passes, "spec": self.spec, **own}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> OptimizedModule:
-        memo[id(self)] = made = _again(deepcopy(self._made_of, memo))
-        return made
 
     def train(self, mode: bool = True) -> OptimizedModule:
         """Stay in evaluation mode, in which gradients flow too; there is no other."""
@@ -320,11 +322,6 @@ class OptimizedModule(nn.Module):
                 "numbers; leave out .train(): gradients flow in evaluation mode"
             )
         return self
-
-
-def _again(made_of: Mapping[str, Any]) -> OptimizedModule:
-    """Make a module that was copied or sent."""
-    return OptimizedModule(**made_of)
 
 
 @cache

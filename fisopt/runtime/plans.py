@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from threading import RLock
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
@@ -16,11 +16,11 @@ from fisopt.codegen.cache_tag import cache_tag
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Backend, Runnable, compile_program
 from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.placement import Offload, Placement
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis.structure import results
-from fisopt.rewrite.capture import Dynamic
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -30,7 +30,10 @@ from fisopt.rewrite.variants import Variant
 from fisopt.runtime.ambient import ambient, without_casts
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.fingerprint import Fingerprint
+from fisopt.runtime.generation import Generation
+from fisopt.runtime.on_host import check_on_host, device_of, on_host
 from fisopt.runtime.report import Made, Report
+from fisopt.runtime.same_adapters import SameAdapters
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +108,8 @@ class Plans:
         size: how many plans are kept.
         report: takes what is made, exchanged and dropped.
         options: which kernels are asked for.
+        generation: tells which generation a call belongs to.
+        offload: what is said of weights that stay on the host, None if they need not.
 
     Attributes:
         measured: names of the numbers that any Program so far has measured.
@@ -118,13 +123,17 @@ class Plans:
         size: int,
         report: Report,
         options: KernelOptions,
+        generation: Generation,
+        offload: Offload | None = None,
     ) -> None:
         self._captures, self._backend, self._strict = captures, backend, strict
-        self._options = options
+        self._options, self._offload = options, offload
+        self._adapters = SameAdapters(captures.model, generation.clip)
         self._report, self._lock = report, RLock()
         self._held: Lru[Any, Plan] = Lru(size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._state: Fingerprint | None = None
+        self._states: WeakSet[Fingerprint] = WeakSet()
         self.measured: frozenset[str] = frozenset()
 
     def plan(self, inputs: Inputs, variant: Variant) -> Plan:
@@ -140,15 +149,22 @@ class Plans:
                     self.measured |= plan.numbers
         return plan
 
-    def rewritten(self, inputs: Inputs, variant: Variant, *, general: bool) -> Program:
+    def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
         """The Program for some inputs and a variant, which is not compiled for it."""
         key = self._key(inputs, variant)
-        if not general and (plan := self._held.get(key)) is not None:
+        if (plan := self._held.get(key)) is not None:
             return plan.program
         with tracing(), forgotten():
-            dynamic: Dynamic = "all" if general else "frames"
-            dense = self._captures.dense(inputs.detached(), key[1], key[2], dynamic)
+            dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
             return PassManager.of(variant, strict=self._strict).run(dense)
+
+    def state(self, *, asked: bool) -> Fingerprint | None:
+        """The state that the model is in.
+
+        Args:
+            asked: this call has asked for a plan, so that it was compared already.
+        """
+        return self._state if asked else self._captures.state()
 
     def newest(self) -> Plan | None:
         """The plan that was used last, None if there is none."""
@@ -161,6 +177,10 @@ class Plans:
             for key in list(self._held):
                 self._drop(key)
 
+    def exchanged(self) -> None:
+        """Take note that the adapters of the model are exchanged, which its state need not show."""
+        self._adapters.exchanged()
+
     def __len__(self) -> int:
         return len(self._held)
 
@@ -171,33 +191,50 @@ class Plans:
 
     def _key(self, inputs: Inputs, variant: Variant) -> tuple[Any, ...]:
         state = self._captures.state()
+        self._adapters.check(state)
         if state is not self._state:
             with self._lock:
-                if self._state is not None and state is not self._state:
+                new = state not in self._states
+                self._states.add(state)
+                if self._state is not None and new:
                     self._report.recaptured(state.difference(self._state))
                 self._state = state
         return (inputs.key(), state, ambient(x for _, x in inputs.tensors()), variant)
 
     def _make(self, inputs: Inputs, variant: Variant, key: tuple[Any, ...]) -> Plan:
+        placement = None
+        if self._offload is not None:
+            check_on_host(self._captures.model)
+            placement = Placement(device_of(inputs), self._offload, self._report.weights)
         with torch.inference_mode(False), torch.no_grad(), forgotten():
-            dense = self._captures.dense(inputs.detached(), key[1], key[2])
+            dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
             manager = PassManager.of(variant, strict=self._strict)
             program = manager.run(dense)
             before = set(self._compiled)
             choices: list[Choice] = []
             run = compile_program(
-                program, self._backend, self._compiled, choices, options=self._options
+                program,
+                self._backend,
+                self._compiled,
+                choices,
+                options=self._options,
+                placement=placement,
             )
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
         made = Made.of(dense, program, manager.applied, variant.names, len(stages), choices)
 
         @cache
         def trained() -> Runnable:
-            _check_training(variant, program, self._options)
+            _check_training(variant, program, self._options, self._offload)
             with tracing(), torch.inference_mode(False), torch.no_grad():
                 return compile_program(program, self._backend, self._compiled, training=True)
 
         return Plan(program, run, stages, _numbers(program), made, trained)
+
+    def _held_inputs(self, inputs: Inputs) -> Inputs:
+        """Inputs where the weights are, as the model is captured there."""
+        held = inputs.detached()
+        return held if self._offload is None else on_host(held)
 
     def _drop(self, key: Any) -> None:
         self._forget(self._held.pop(key))
@@ -232,13 +269,20 @@ def _numbers(program: Program) -> frozenset[str]:
     return frozenset(name for name, node in pairs if node.meta["val"].numel() == 1)
 
 
-def _check_training(variant: Variant, program: Program, options: KernelOptions) -> None:
+def _check_training(
+    variant: Variant, program: Program, options: KernelOptions, offload: Offload | None
+) -> None:
     """Refuse to train where gradients do not flow.
 
     Raises:
         PreconditionError: through a pass; other errors: see `check_gradients`.
-        InputError: through linears in FP8, which have no gradient.
+        InputError: through linears in FP8, which have no gradient, or to weights that are copied.
     """
+    if offload is not None:
+        raise InputError(
+            "offload='block' copies weights to where they are used, which gradients do not reach; "
+            "leave it out to train, or call the module under torch.no_grad"
+        )
     if options.rounds:
         raise InputError(
             f"linear={options.linear!r} rounds, which has no gradient, so nothing can be trained "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -11,31 +11,40 @@ from torch import nn
 from tqdm import tqdm
 
 from fisopt.codegen.compile import Runnable
-from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.variants import Variant
+from fisopt.runtime.plans import Plan
 
 
 def warm_up(
-    plans: Sequence[tuple[Program, Runnable]],
-    stages: Iterable[Runnable],
+    plan_of: Callable[[Variant], Plan],
+    variants: Iterable[Variant],
     inputs: Inputs,
     progress: bool = True,
 ) -> None:
-    """Run plans once, in order; what one leaves for later steps is taken by those after it.
+    """Run the plans of some variants once, in order, so that they are compiled.
+
+    What one leaves for later steps is taken by those after it; what makes it runs before them.
 
     Args:
-        plans: Programs and what runs them.
-        stages: the compiled graphs that they call.
-        inputs: one forward call's inputs, of the shapes that the Programs were made for.
-        progress: show a bar over the stages.
+        plan_of: makes the plan of a variant.
+        variants: the variants.
+        inputs: one forward call's inputs, of the shapes that the plans are made for.
+        progress: show a bar over the stages that are compiled.
     """
+    plans: dict[Plan, None] = {}
+    for variant in variants:
+        plan = plan_of(variant)
+        if plan.program.loads:
+            plans[plan_of(variant.afresh())] = None
+        plans[plan] = None
     held: dict[str, torch.Tensor] = {}
     values = [x for _, x in inputs.tensors()]
-    with _bar(stages, progress), torch.no_grad():
-        for program, run in plans:
-            if held.keys() >= set(program.loads):
-                returned = run(*values, *(held[name] for name in program.loads))
-                held.update(program.split(returned).state)
+    with _bar([stage for plan in plans for stage in plan.stages], progress), torch.no_grad():
+        for plan in plans:
+            if held.keys() >= set(plan.program.loads):
+                returned = plan.run(*values, *(held[name] for name in plan.program.loads))
+                held.update(plan.program.split(returned).state)
 
 
 @contextmanager

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fisopt.codegen.choose import Choice
+from fisopt.codegen.placement import Held
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.cost import program_cost
+from fisopt.rewrite.cost import not_predicted, program_cost
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
 _CHANGES = 100
+_RECAPTURED = "recaptured: "
 
 
 @dataclass(frozen=True)
@@ -25,9 +27,11 @@ class Made:
         applied: what each did.
         blocks: the graph of every video block, in execution order.
         density: FLOPs kept of the dense model's, in (0, 1].
+        work: FLOPs of one call, see `Cost.work`.
         stages: distinct graphs that are compiled for it, beside those of earlier variants.
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
+        unknown: what the density does not count, None if it counts all.
         part: whether it runs a part of a call, and another Program the other.
     """
 
@@ -36,9 +40,11 @@ class Made:
     applied: tuple[Applied, ...]
     blocks: tuple[tuple[str, str], ...]
     density: float
+    work: float
     stages: int
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
+    unknown: str | None = None
     part: bool = False
 
     @staticmethod
@@ -51,12 +57,19 @@ class Made:
         choices: Sequence[Choice] = (),
     ) -> Made:
         """Describe a rewritten Program."""
-        kept = program_cost(program).work / max(program_cost(dense).work, 1.0)
+        before, after = program_cost(dense), program_cost(program)
+        kept, unknown = after.work / max(before.work, 1.0), not_predicted(before, after)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held = tuple(dict.fromkeys(choices))
         notes = tuple(dense.source.notes)
-        part = bool(program.unfinished or program.resumed)
-        return Made(program.layout, passes, tuple(applied), blocks, kept, stages, held, notes, part)
+        ran, part = tuple(applied), bool(program.unfinished or program.resumed)
+        sizes = (kept, after.work, stages)
+        return Made(program.layout, passes, ran, blocks, *sizes, held, notes, unknown, part)
+
+    def after(self, beginning: Made) -> Made:
+        """What describes a call that a beginning and this rest of it have run."""
+        kept, work = self.density + beginning.density, self.work + beginning.work
+        return replace(self, density=kept, work=work, part=False)
 
 
 @dataclass
@@ -71,6 +84,8 @@ class Report:
         changes: what was seen to change in the model, the newest last; the same change is one
             line.
         notes: what happened in generations, and how often.
+        decisions: what was decided within calls, and how often.
+        weights: what is counted of weights that stay on the host.
     """
 
     model: str
@@ -79,15 +94,33 @@ class Report:
     dropped: int = 0
     changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    decisions: Counter[str] = field(default_factory=Counter)
+    weights: Held = field(default_factory=Held)
     _times: Counter[str] = field(default_factory=Counter, repr=False)
 
     def recaptured(self, difference: str) -> None:
         """Say that the model is not in the state that it was captured in before."""
-        line = f"recaptured: {difference}"
+        line = f"{_RECAPTURED}{difference}"
         self._times[line] += 1
         others = [known for known in self.changes if known != line]
         self.changes = [*others[1 - _CHANGES :], line]
         self._times = Counter({known: self._times[known] for known in self.changes})
+
+    @property
+    def recaptures(self) -> dict[str, int]:
+        """What was seen to change in the model, and how often."""
+        return {line.removeprefix(_RECAPTURED): self._times[line] for line in self.changes}
+
+    @property
+    def fallbacks(self) -> dict[str, int]:
+        """What runs otherwise than the passes say, and how often that was met."""
+        skipped = Counter(
+            f"{applied.name}: not applied to {where}"
+            for variant in self.variants
+            for applied in variant.applied
+            for where in applied.result.skipped
+        )
+        return {**skipped, **self.notes}
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
@@ -96,20 +129,25 @@ class Report:
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
+        if self.weights.total:
+            lines.append(f"  offload: {self.weights}")
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:
-            predicted = f"predicted {1 / variant.density:.2f}x"
+            whole = " of what is counted" if variant.unknown else ""
+            predicted = f"predicted {1 / variant.density:.2f}x{whole}"
             lines.append(
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
                 f"{'a part of a call' if variant.part else predicted}, "
                 f"{variant.stages or 'no'} graphs compiled"
             )
+            lines += [f"    {variant.unknown}"] if variant.unknown else []
             lines += [f"    capture: {note}" for note in variant.notes]
             for applied in variant.applied:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
-        lines += [f"  {note}: {count} times" for note, count in self.notes.items()]
+        counted = {**self.decisions, **self.notes}
+        lines += [f"  {note}: {count} times" for note, count in counted.items()]
         return "\n".join(lines)

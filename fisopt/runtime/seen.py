@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fisopt.rewrite.tools.tool import aside, read_by_graphs
+from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
 PLAIN = (str, bytes, int, float, complex)
 SEQUENCES = (list, tuple, deque)
 VALUES = (set, bytearray, array)
-REGISTRY = "_diffusers_hook"
-"""Where diffusers keeps its hooks; a graph is captured only where it holds none."""
+_LOADERS = "diffusers.loaders"
+"""Where diffusers defines what loads adapters; no forward call runs it."""
 _OWN = frozenset(vars(nn.Module()))
 _ATOMS = (nn.Module, type, ModuleType, *PLAIN)
 _OPAQUE = {"builtins", "torch", "threading", "_thread", "logging", "functools", "typing", "weakref"}
@@ -103,8 +105,16 @@ class Seen:
                 self.weights[f"{prefix}{name}"] = held[name]
             else:
                 self.empty.append(held[name])
+        if described(module):
+            self.containers[f"{prefix}hooks of diffusers"] = _Watched(module, described)
+        left_out = {REGISTRY, *(root_own(module) if is_root else ())}
+        reads = read_by_graphs(module)
         for name, value in held.items():
-            if name not in _OWN and name != REGISTRY and not (is_root and name in ROOT_HOOK):
+            if name in reads:
+                self.enter(f"{prefix}{name}", value, _Watched(value, reads[name]))
+            elif name == "forward" and is_hooked(module, value):
+                continue
+            elif name not in _OWN and name not in left_out:
                 self.inside(f"{prefix}{name}", held, name, value, _DEPTH)
 
     def kind(self, cls: type) -> None:
@@ -113,7 +123,8 @@ class Seen:
         What Python fills into a class when one is first copied or asked is filled in now.
         """
         for base in cls.__mro__:
-            if base is not nn.Module and _root(base) not in ("builtins", "functools"):
+            own = base is not nn.Module and _root(base) not in ("builtins", "functools")
+            if own and not base.__module__.startswith(_LOADERS):
                 copyreg._slotnames(base)  # type: ignore[attr-defined]
                 getattr(base, "__annotations__", None)
                 self.classes[base] = None
@@ -223,6 +234,11 @@ class Seen:
         if contents != ():
             self.containers[path] = value if contents is None else contents
         return True
+
+
+def root_own(model: nn.Module) -> frozenset[str]:
+    """The attributes of a whole model that no graph depends on: what runs around it, and notes."""
+    return aside(model).union(ROOT_HOOK)
 
 
 def _root(value: Any) -> str:

@@ -40,12 +40,14 @@ class Visit:
         """
         if self._held is None:
             self._held = self._generation.held(
-                self._inputs.key(), lambda: conditioning(self._inputs, self._framed(program))
+                self._inputs.key(),
+                lambda: conditioning(self._inputs, self._framed(program)),
+                self._plans.state(asked=program is not None),
             )
         return self._held
 
     def _framed(self, program: Program | None) -> tuple[str, ...]:
-        program = program or self._plans.rewritten(self._inputs, Variant(), general=False)
+        program = program or self._plans.rewritten(self._inputs, Variant())
         return program.framed
 
     def read(self, owner: str, key: str) -> Mapping[str, float]:

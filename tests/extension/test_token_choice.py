@@ -48,7 +48,7 @@ def test_a_pass_that_keeps_tokens_by_content() -> None:
     model = WanTransformer3DModel(**heads, **sizes, num_layers=3).eval()
     inputs = {"hidden_states": torch.randn(2, 4, 5, 4, 6), "timestep": torch.tensor([500, 300])}
     inputs["encoder_hidden_states"] = torch.randn(2, 7, 16)
-    program = fisopt.capture(model, inputs, dynamic="all")
+    program = fisopt.capture(model, inputs)
     result = fisopt.PassManager([KeepLargest(12, blocks=(0, 2))]).run(program)(**inputs).sample
     for i in (0, 2):
         model.blocks[i].forward = largest(model.blocks[i].forward, 12)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fisopt.rewrite.partition import destinations_in_cells
-from fisopt.rewrite.tracing.instantiate import matches
+from fisopt.rewrite.tracing.block_paths import matches
 
 Grid = tuple[int, int, int]
 Ratio = float | tuple[float, ...]

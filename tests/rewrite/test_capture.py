@@ -13,9 +13,9 @@ import fisopt
 from fisopt import Program, TokenLayout
 from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import carries_frames
+from fisopt.rewrite.tracing.block_paths import matches
 from fisopt.rewrite.tracing.frame_dims import resize
 from fisopt.rewrite.tracing.inputs import Inputs
-from fisopt.rewrite.tracing.instantiate import matches
 from tests import plain_dit
 from tests.conftest import captured, plain_captured
 from tests.plain_dit import FORMS, Form
@@ -29,11 +29,6 @@ SHAPES = {
     "one video": (7, 3, 4, 1),
     "one video, turned": (5, 4, 3, 1),
 }
-EXPORTS = 2
-"""One for a batch of two and more, one for a batch of one."""
-EXPORTS_OF = {"mochi": 4, "latte": 4}
-"""Mochi's rotary table and Latte's positions bake in the rows and columns."""
-
 every_case = pytest.mark.parametrize("case", zoo().values(), ids=zoo())
 
 
@@ -55,16 +50,14 @@ def assert_equal(got: Any, want: Any, what: object) -> None:
 
 @every_case
 def test_equals_the_model(case: Case, program: Program) -> None:
-    before = program.source.template.exports
     for what, (frames, height, width, batch) in SHAPES.items():
         inputs = case.inputs(frames, height, width, batch=batch)
         want = eager(case.model_for(frames), inputs)
         assert_equal(program.at(inputs)(**inputs), want, what)
-    assert program.source.template.exports - before < EXPORTS_OF.get(case.name, EXPORTS)
 
 
 def test_a_size_that_is_baked_in_is_noticed() -> None:
-    """An export that quietly keeps a size of its example does not serve another size."""
+    """What a model computes of a size of its example does not serve another size."""
 
     class Baked(torch.nn.Module):
         def __init__(self) -> None:
@@ -85,11 +78,10 @@ def test_a_size_that_is_baked_in_is_noticed() -> None:
         return tuple(call["video"].shape[1:4])
 
     spec = fisopt.ModelSpec(blocks=("layers.*",), grid=grid)
-    program = fisopt.capture(model, inputs, spec=spec, dynamic="all")
+    program = fisopt.capture(model, inputs, spec=spec)
     for shape in ((1, 5, 2, 5, 4), (1, 7, 2, 3, 4), (1, 4, 3, 6, 4), (1, 6, 3, 6, 4)):
         inputs = {"video": torch.randn(shape)}
         torch.testing.assert_close(program.at(inputs)(**inputs), model(**inputs))
-    assert program.source.template.exports <= 3
 
 
 @every_case
@@ -148,26 +140,20 @@ def test_return_type(case: Case) -> None:
     assert program(**inputs).sample is not None
 
 
-def test_frames_alone_then_every_size(wan: Program) -> None:
-    """The default leaves the frames open; the first other size costs a second export."""
-    case = zoo()["wan"]
-    program = fisopt.capture(case.model, case.inputs(5, 3, 4))
-    template = program.source.template
-    for frames in (2, 3, 8):
-        program.at(case.inputs(frames, 3, 4))
-    assert template.exports == 1
-    for shape in ((5, 4, 3), (6, 2, 2), (9, 3, 4)):
-        program.at(case.inputs(*shape))
-    assert template.exports == 2
+def test_a_shape_is_traced_once(wan: Program) -> None:
+    """At its own frames, and once more to see where they are; never again."""
+    tracer, inputs = wan.source.tracer, zoo()["wan"].inputs(8, 5, 3, batch=2)
+    before = tracer.traces
+    for _ in range(2):
+        wan.at(inputs)
+    assert tracer.traces == before + 2
 
 
 def test_text_length_is_open(wan: Program) -> None:
     case = zoo()["wan"]
     inputs = case.inputs(5, 3, 4, batch=2)
     inputs["encoder_hidden_states"] = torch.randn(2, 20, 16)
-    exports = wan.source.template.exports
     assert_equal(wan.at(inputs)(**inputs), eager(case.model, inputs), "text")
-    assert wan.source.template.exports == exports
 
 
 def test_one_program_per_shape(wan: Program) -> None:
@@ -196,7 +182,6 @@ def test_plain_model(form: Form) -> None:
     for frames, batch in ((5, 2), (7, 2), (4, 1)):
         inputs = plain_dit.inputs(form, frames, 2, 3, batch=batch)
         assert_equal(program.at(inputs)(**inputs), eager(model, inputs), (frames, batch))
-    assert program.source.template.exports <= EXPORTS
 
 
 def test_tensors_of_the_model_are_traced_once(wan: Program) -> None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, fx
 
 from fisopt.rewrite.axes import FrameAxis, set_axes
+from fisopt.rewrite.ops.attend_by import attend_by
 from fisopt.rewrite.relations import Relation, relation, relation_rule
 from fisopt.rewrite.relations.table import RULES
 
@@ -334,6 +335,17 @@ OPS: dict[str, Op] = {
         lambda a: [(2, 2, a.size, 4)] * 3,
         ((0, 2), (1, 2), (2, 2)),
         lambda x, a: (sdpa, (*x, None, 0.0, True)),
+    ),
+    "attention by a function": Op(
+        lambda a: [(2, 2, a.size, 4)] * 3,
+        ((0, 2), (1, 2), (2, 2)),
+        lambda x, a: (attend_by.target, (*x, None, 0.5, "", True)),
+        (2,),
+    ),
+    "attention that only its function knows": Op(
+        lambda a: [(2, 2, a.size, 4)] * 3,
+        ((0, 2), (1, 2), (2, 2)),
+        lambda x, a: (attend_by.target, (*x, None, 0.5, "", False)),
     ),
     "frames in the batch of an attention": Op(
         lambda a: [(a.size, 2, 3, 4)] * 3,

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.hooks import apply_group_offloading, apply_layerwise_casting
+from diffusers.hooks import apply_group_offloading
+from diffusers.hooks.hooks import HookRegistry, ModelHook
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -380,11 +381,9 @@ def test_an_exchanged_forward_of_the_made_class_is_refused(pair: Pair) -> None:
 
 
 def test_hooks_that_no_graph_runs_are_refused_at_the_next_call(pair: Pair) -> None:
-    apply_layerwise_casting(
-        pair.fast, storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
-    )
-    assert pair.model.layers[0].mlp.weight.dtype == torch.float8_e4m3fn
-    with pytest.raises(InputError, match=r"layers\.0.* runs under hooks"):
+    registry = HookRegistry.check_if_exists_or_initialize(pair.fast.layers[0])
+    registry.register_hook(ModelHook(), "foreign")
+    with pytest.raises(InputError, match=r"layers\.0 runs under hooks \(foreign\)"):
         pair.fast(**pair.inputs)
 
 

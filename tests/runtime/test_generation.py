@@ -194,3 +194,15 @@ def test_example_inputs_of_a_pipeline_are_captured_before_it_changes() -> None:
     assert pipe.transformer is zoo()["wan"].model
     fisopt.optimize(pipe, [FrameInterleave()], inputs, backend="eager")
     assert len(pipe.transformer.report.variants) == 1
+
+
+def test_a_branch_without_a_name_and_with_fewer_layers_holds_its_own() -> None:
+    """As guiders call it: the same text again, and a model that skips layers meanwhile."""
+    generation = Generation(lambda: None)
+    text = lambda: "a heron"  # noqa: E731
+    with generation.generation(2):
+        generation.step({"timestep": 900})
+        for model in ("whole", "skips"):
+            generation.keep(generation.held("shape", text, model), {"p/x": torch.ones(1)}, {})
+        generation.step({"timestep": 500})
+        assert all(generation.held("shape", text, model) for model in ("whole", "skips"))

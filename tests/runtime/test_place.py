@@ -102,6 +102,22 @@ def test_a_copy_has_plans_of_its_own(copied: Any) -> None:
     pair.check(changed=False)
 
 
+def run_elsewhere(module: Any, inputs: Any, answers: Any) -> None:
+    answers.put(module(**inputs).numpy())
+
+
+@pytest.mark.slow
+def test_a_spawned_process_makes_its_own() -> None:
+    pair = Pair(spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(2, 1, 2)))
+    context = torch.multiprocessing.get_context("spawn")
+    answers = context.SimpleQueue()
+    process = context.Process(target=run_elsewhere, args=(pair.fast, pair.inputs, answers))
+    process.start()
+    got = answers.get()
+    process.join()
+    torch.testing.assert_close(torch.from_numpy(got), pair.before, rtol=0, atol=1e-6)
+
+
 def test_models_that_torch_compiled(pair: Pair) -> None:
     for compiled in ("model", "in place", "layer", "layer in place", "forward of a layer"):
         model: Any = pairs.build()

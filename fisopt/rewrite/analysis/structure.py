@@ -9,6 +9,7 @@ import networkx as nx
 import torch
 from torch import fx
 
+from fisopt.rewrite.analysis.fused import FUSED
 from fisopt.rewrite.analysis.residual import ADDS, form, moved_from, residual_stream
 from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.ops.operator import declared, restored
@@ -19,7 +20,6 @@ from fisopt.rewrite.views import CUTS
 
 aten = torch.ops.aten
 
-_FUSED = aten.scaled_dot_product_attention.default
 _WITH_BIAS = {aten.baddbmm.default, aten.addmm.default}
 PRODUCTS = {aten.bmm.default, aten.matmul.default, aten.mm.default, *_WITH_BIAS}
 SOFTMAXES = {aten.softmax.int, aten._softmax.default}
@@ -124,7 +124,7 @@ def attentions(graph: fx.Graph) -> list[Attention]:
     found = []
     for node in graph.nodes:
         made = declared(node.target)
-        if node.target is _FUSED or (made is not None and made.attention):
+        if node.target is FUSED or (made is not None and made.attention):
             found.append(Attention(node, frozenset([node]), node.args[2]))
         elif node.target in PRODUCTS and (bias_of(node) is None):
             left, right = factors(node)

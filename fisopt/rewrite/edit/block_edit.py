@@ -19,7 +19,7 @@ from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.outline import copied
 from fisopt.rewrite.relations.table import shape
-from fisopt.rewrite.tracing.template import MODE
+from fisopt.rewrite.tracing.trace import MODE
 
 Source = Callable[[Editor, Block], fx.Node]
 """The node of the Program that a block is passed for an argument that an edit has added."""

@@ -12,7 +12,7 @@ from torch import fx
 
 from fisopt.errors import LoweringError
 from fisopt.rewrite.outline import value_key
-from fisopt.rewrite.tracing.template import MODE
+from fisopt.rewrite.tracing.trace import MODE
 from fisopt.rewrite.tracing.writes import mutates
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.rewrite.analysis.fused import fused
 from fisopt.rewrite.analysis.structure import (
     PRODUCTS,
     SOFTMAXES,
@@ -92,9 +93,8 @@ class PlainAttention(Operands):
 def operands_of(attention: Attention) -> Operands | str:
     """The operands of an attention, or why they cannot be told."""
     result = attention.result
-    if result.target is aten.scaled_dot_product_attention.default:
-        query, key, value = (operand_of(result, i) for i in range(3))
-        return Operands(query, key, value, len(shape(key)) - 2, (result,))
+    if (one := fused(result)) is not None:
+        return Operands(one.query, one.key, one.value, len(shape(one.key)) - 2, (result,))
     if (made := result.meta.get(BY)) is not None and result.target not in PRODUCTS:
         return (
             f"{made} has replaced the attention of this block ({result.target}), which wants whole "
@@ -157,14 +157,11 @@ def plain_attention(attention: Attention) -> PlainAttention | str:
     if isinstance(read, str):
         return read
     parts = (read.query, read.key, read.value, read.key_dim, read.path)
-    node = attention.result
-    if len(read.path) == 1:
+    if (one := fused(attention.result)) is not None:
+        if not one.plain:
+            return f"what {one.own} means beside its queries, keys and values is not declared"
         return PlainAttention(
-            *parts,
-            mask=argument(node, 3, "attn_mask"),
-            scale=argument(node, 6, "scale"),
-            dropout=argument(node, 4, "dropout_p", 0.0),
-            causal=argument(node, 5, "is_causal", False),
+            *parts, mask=one.mask, scale=one.scale, dropout=one.dropout, causal=one.causal
         )
     found = _mask_and_scale(read)
     if isinstance(found, str):

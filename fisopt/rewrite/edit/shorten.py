@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import fx
 
+from fisopt.rewrite.analysis.fused import fused
 from fisopt.rewrite.edit.editor import Editor
 from fisopt.rewrite.edit.operands import Operands, score_places
-from fisopt.rewrite.relations.table import argument, shape
+from fisopt.rewrite.relations.table import shape
 from fisopt.rewrite.views import BY_SIZES
 
 aten = torch.ops.aten
@@ -38,13 +39,13 @@ class Index:
 
 def cannot_shorten(operands: Operands) -> str | None:
     """Why an attention cannot run on some of its queries and keys, None if it can."""
-    node = operands.path[-1]
     if math.prod(shape(operands.query)[:-2]) != math.prod(shape(operands.value)[:-2]):
         return "its queries are grouped: queries and values have different heads"
-    if node.target is not aten.scaled_dot_product_attention.default:
-        return None
-    if argument(node, 5, "is_causal", False):
+    one = fused(operands.path[-1])
+    if one is not None and one.causal:
         return "its attention is causal, so a token's place in the sequence says what it sees"
+    if one is not None and not one.plain:
+        return f"what {one.own} means beside its queries, keys and values is not declared"
     return None
 
 

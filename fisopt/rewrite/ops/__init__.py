@@ -4,6 +4,7 @@ Importing one makes all known.
 """
 
 from fisopt.rewrite.ops import (
+    attend_by,
     fill_frames,
     gather_frames,
     match_nearby,
@@ -15,6 +16,7 @@ from fisopt.rewrite.ops import (
 )
 
 __all__ = [
+    "attend_by",
     "fill_frames",
     "gather_frames",
     "match_nearby",

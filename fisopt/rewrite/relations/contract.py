@@ -240,7 +240,16 @@ def _addmm(node: fx.Node) -> Relation:
 
 @relation_rule(aten.scaled_dot_product_attention.default)
 def _attention(node: fx.Node) -> Relation:
-    """Queries are followed, keys and values (and the mask's key dimension) are combined."""
+    return attention_relation(node, whole=argument(node, 5, "is_causal", False))
+
+
+def attention_relation(node: fx.Node, *, whole: bool) -> Relation:
+    """Queries are followed, keys and values (and the mask's key dimension) are combined.
+
+    Args:
+        node: an attention: queries, keys, values [..., tokens, features], and a mask or None.
+        whole: a query's number says what it may see.
+    """
     query, key, value = (operand_of(node, i) for i in range(3))
     rank = len(shape(node))
     result = Relation()
@@ -249,7 +258,7 @@ def _attention(node: fx.Node) -> Relation:
             if shape(operand)[d] == shape(node)[d]:
                 result.link(operand, d, d)
         result.mixed.append((operand, rank - 1 if operand is not value else rank - 2))
-    if argument(node, 5, "is_causal", False):  # a query's number says what it may see
+    if whole:
         result.mixed.append((query, rank - 2))
         result.kept.add(rank - 2)
     else:

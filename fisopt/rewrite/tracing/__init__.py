@@ -1,1 +1,1 @@
-"""Running a model to capture it: what it reads and writes, its export, and templates of it."""
+"""Running a model to capture it: what it reads and writes, and the operators that it runs."""

@@ -1,4 +1,4 @@
-"""Operators that torch.export keeps whole and that are written in terms of others.
+"""Operators that a trace keeps whole unless they are written in terms of others.
 
 The relations speak of the others: an attention written as two ``einsum`` is two products there.
 """
@@ -10,6 +10,8 @@ from functools import cache
 from typing import Any
 
 import torch
+
+from fisopt.rewrite.ops.own_attention import own_attentions
 
 aten = torch.ops.aten
 _COMPOSITES = (
@@ -36,9 +38,14 @@ _COMPOSITES = (
 )
 
 
-@cache
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: torch's own definition of each, where it has one.
+    """What torch.export writes out, by operator: composites, and attentions that were declared."""
+    return {**_composites(), **own_attentions()}
+
+
+@cache
+def _composites() -> dict[Any, Callable[..., Any]]:
+    """Torch's own definition of each, where it has one.
 
     A copy into a tensor has none, and no gradient either.
     """

@@ -14,7 +14,7 @@ from fisopt.errors import CaptureError, FisoptError, shown
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.tracing.frame_dims import FrameDims, Growth, candidates, resize
 from fisopt.rewrite.tracing.inputs import Inputs
-from fisopt.rewrite.tracing.trace import Shape, Shapes, Trial, user_line
+from fisopt.rewrite.tracing.trials import Shape, Shapes, Trial, user_line
 from fisopt.spec import ModelSpec
 
 TRIALS = 64

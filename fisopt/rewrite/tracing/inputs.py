@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import InputError
+from fisopt.rewrite.tools.tool import tools
 from fisopt.rewrite.tracing.readiness import check_model
 
 
@@ -37,6 +38,8 @@ def bind(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> di
             )
         else:
             named[name] = value
+    for tool in tools():
+        named = tool.inputs(model, named)
     return named
 
 

@@ -1,4 +1,4 @@
-"""Where a Program came from: the model, its exports, and how its inputs follow the token grid."""
+"""Where a Program came from: the model, its tracer, and how its inputs follow the token grid."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.tracing.follow import Followed, at_grid
 from fisopt.rewrite.tracing.frame_dims import FrameDims, fits
 from fisopt.rewrite.tracing.inputs import Inputs
-from fisopt.rewrite.tracing.template import Template
+from fisopt.rewrite.tracing.tracer import Tracer
 from fisopt.rewrite.tracing.weights import refresh
 from fisopt.spec import ModelSpec
 
@@ -25,7 +25,7 @@ class Source:
 
     Attributes:
         model: the model.
-        template: its exports.
+        tracer: makes its flat graphs.
         spec: what the caller says of it.
         grid_of: the token grid of any inputs.
         followed: how its inputs follow the number of frames.
@@ -36,7 +36,7 @@ class Source:
     """
 
     model: nn.Module
-    template: Template
+    tracer: Tracer
     spec: ModelSpec
     grid_of: Callable[[Mapping[str, Any]], tuple[int, int, int]]
     followed: Followed
@@ -47,13 +47,12 @@ class Source:
 
     def refresh(self) -> None:
         """Let every graph that is held have the weights that the model holds now."""
-        for module in (*self.template.graphs(), *(p.graph_module for p in self.cache.values())):
-            refresh(module, self.model)
+        for program in self.cache.values():
+            refresh(program.graph_module, self.model)
 
     def bound(self, size: int) -> None:
-        """Hold at most so many Programs, and graphs that they are made from."""
+        """Hold at most so many Programs."""
         self.cache.size = size
-        self.template.bound(size)
 
     @property
     def frame_dims(self) -> FrameDims:
@@ -81,4 +80,3 @@ class Source:
             more = known.frames != layout.frames
         if more or not fits(inputs, known.dims, layout):
             self.followed = self.follow(inputs, layout)
-            self.template.frame_dims = self.followed.dims

@@ -19,6 +19,7 @@ from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import InputError
+from fisopt.rewrite.tracing.diffusers_hooks import OFFLOAD, is_hooked, refused
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
@@ -42,9 +43,9 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
 
     Raises:
         InputError: it is in training mode; hooks that a graph does not run replace the forward
-            calls of its layers (a step cache, parallelism, layerwise casting, offloading of
-            single layers) or run around every module; a ``forward`` was exchanged on a layer
-            or on its class; or a weight is of a class that export does not follow.
+            calls of its layers (a step cache, parallelism, offloading of single layers) or run
+            around every module; a ``forward`` was exchanged on a layer or on its class; or a weight
+            is of a class that export does not follow.
     """
     if model.training:
         raise InputError(
@@ -61,8 +62,9 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
         where = f"{type(model).__name__}: {path or 'the model'}"
         if hooks := list(_hooks(module)):
             raise InputError(
-                f"{where} runs under hooks ({hooks}), which do not reach a captured graph; remove "
-                "them first (disable_cache() for a step cache): the two cannot be combined"
+                f"{where} runs under hooks ({'; '.join(hooks)}), which do not reach a captured "
+                "graph; remove them first (disable_cache() for a step cache, remove_all_hooks() of "
+                "a pipeline that offloads): the two cannot be combined"
             )
         if foreign := foreign_forward(module):
             raise InputError(
@@ -121,10 +123,10 @@ def has_hooks(module: nn.Module) -> bool:
 
 def _hooks(module: nn.Module) -> Iterator[str]:
     """The hooks of diffusers and accelerate on one module that no graph can run."""
-    yield from getattr(vars(module).get("_diffusers_hook"), "hooks", ())
+    yield from refused(module)
     for hook in _accelerate_hooks(vars(module).get("_hf_hook")):
         if getattr(hook, "offload", False) is True:
-            yield "offloading of single layers"
+            yield f"offloading of single layers: {OFFLOAD}"
 
 
 def _accelerate_hooks(hook: Any) -> Iterable[Any]:
@@ -148,6 +150,7 @@ def foreign_forward(module: nn.Module) -> str | None:
         held is not None
         and "_hf_hook" not in vars(module)
         and _bare(held) is not _bare(cls.forward)
+        and not is_hooked(module, held)
     ):
         return f"{_name(held)} on the instance"
     owner = next((c for c in cls.__mro__ if "forward" in vars(c)), nn.Module)

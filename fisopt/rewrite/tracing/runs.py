@@ -8,7 +8,7 @@ from torch import fx, nn
 from fisopt.errors import InputError, shown
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.readiness import unhooked
-from fisopt.rewrite.tracing.trace import user_line
+from fisopt.rewrite.tracing.trials import user_line
 from fisopt.rewrite.tracing.untouched import untouched
 
 aten = torch.ops.aten

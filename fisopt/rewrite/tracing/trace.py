@@ -1,211 +1,226 @@
-"""Running a model to learn about it: export it, or try shapes on fake tensors."""
+"""Tracing: a model run once on fake tensors of some shapes, as a flat graph of operators."""
 
 from __future__ import annotations
 
-import functools
-import logging
-import traceback
-import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+)
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
-from fisopt.rewrite.tracing.composites import decompositions
-from fisopt.rewrite.tracing.frame_dims import INT, FrameDims
+from fisopt.rewrite.outline import share
+from fisopt.rewrite.tools.tool import traced
+from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
+from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
+from fisopt.rewrite.tracing.functional import functional
 from fisopt.rewrite.tracing.inputs import Inputs
-from fisopt.rewrite.tracing.pins import Pins
+from fisopt.rewrite.tracing.recorder import Recorder, Tape
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
 from fisopt.rewrite.tracing.training import SWITCHES, GradientSwitches
+from fisopt.rewrite.tracing.trials import user_line
 from fisopt.rewrite.tracing.untouched import untouched
+from fisopt.rewrite.tracing.weights import WeightPlace, weight_places
+
+MODE = "fisopt.mode"
+"""Where a graph module says the mode that its values are fake in."""
+STRUCTURE = "fisopt.structure"
+"""Where a traced module says the pytree of what its model returns."""
+
+_BUFFER = "register it as a buffer, or clone it before it is written"
+_COPY = torch.ops.aten.copy_.default
 
 
-def user_line(error: BaseException) -> str:
-    """The last line of a traceback that is neither torch's nor ours, as ``file:line: text``."""
-    own = Path(torch.__file__).parent
-    frames = traceback.extract_tb(error.__traceback__)
-    here = Path(__file__).parent
-    theirs = [f for f in frames if not {own, here} & {*Path(f.filename).parents}]
-    if not theirs:
-        return ""
-    last = theirs[-1]
-    return f"{last.filename}:{last.lineno}: {last.line}"
+def trace(
+    model: nn.Module, inputs: Inputs, patterns: tuple[str, ...], recorder: Recorder
+) -> fx.GraphModule:
+    """Run a model on fake tensors of the shapes of some inputs and write down what runs.
 
+    Args:
+        model: the model; its weights may be on the meta device.
+        inputs: whose shapes and plain values the graph is for.
+        patterns: paths of its blocks, which nodes are marked with.
+        recorder: runs it.
 
-def symbolic_dims(inputs: Inputs, frame_dims: FrameDims | None) -> Any:
-    """Which input dimensions export leaves open: the frames, or (None) all of them."""
-    auto = torch.export.Dim.AUTO
-
-    def dims(i: int, leaf: Any) -> Any:
-        places = None if frame_dims is None else {g.dim for g in frame_dims.get(i, ())}
-        if isinstance(leaf, torch.Tensor):
-            open_dims = range(leaf.ndim) if places is None else places
-            return {d: auto for d in open_dims if leaf.shape[d] > 1} or None
-        if isinstance(leaf, int) and not isinstance(leaf, bool) and leaf > 1:
-            return auto if places is None or INT in places else None
-        return None
-
-    leaves = [dims(i, leaf) for i, leaf in enumerate(inputs.leaves)]
-    return pytree.tree_unflatten(leaves, inputs.structure)
-
-
-def export(model: nn.Module, inputs: Inputs, shapes: Any) -> fx.GraphModule:
-    """Trace a model with torch.export; ``shapes`` are its dynamic shapes, None for static ones.
+    Returns:
+        A static graph of functional operators on the model's own weights.  What the model writes
+        into inputs and buffers is a ``copy_`` at its end.
 
     Raises:
-        CaptureError: export cannot trace the model; the message shows the model's own line.
+        CaptureError: it cannot be run on shapes alone; the message shows the model's own line.
     """
-    leaves = [x.detach() if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
-    kwargs = inputs.replaced(leaves).kwargs()  # export marks the tensors that it is given
     try:
-        with (
-            untouched(model, inputs.leaves),
-            torch.no_grad(),
-            warnings.catch_warnings(),
-            _numbers_from_shapes(model) as switches,
-        ):
-            warnings.filterwarnings("ignore", message="The tensor attribute")  # they are put back
-            for parameter in model.parameters():  # integers cannot have gradients; put back too
-                parameter.requires_grad_(False)
-            program = torch.export.export(
-                model, (), kwargs, dynamic_shapes=shapes, strict=False
-            ).run_decompositions(decompositions())
-            module: fx.GraphModule = program.module(check_guards=True)
-            module.meta[SWITCHES] = switches.found
+        with traced(model), casts_in_graph(model), untouched(model, inputs.leaves):
+            return _Run(model, inputs, recorder).trace(patterns)
+    except CaptureError:
+        raise
     except Exception as error:
-        line = user_line(error)
-        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CaptureError(
-            f"torch.export cannot trace {type(model).__name__}"
-            + (f" at\n    {line}\n" if line else ": ")
-            + f"{type(error).__name__}: {first}\n"
-            "Data-dependent control flow must leave the traced part, and so must kernels that "
-            "torch does not know (or be a torch.library.custom_op with a fake): rewrite that line "
-            "with tensor operations, or give ModelSpec a `prepare` function that does."
-        ) from error
-    return module
+        raise CaptureError(_refusal(model, error)) from error
+
+
+class _Run:
+    """One run of a model on a tape."""
+
+    def __init__(self, model: nn.Module, inputs: Inputs, recorder: Recorder) -> None:
+        self.model, self.inputs, self.recorder = model, inputs, recorder
+        self.switches = GradientSwitches()
+        self._lifted: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
+
+    def trace(self, patterns: tuple[str, ...]) -> fx.GraphModule:
+        """The flat graph; see `trace`."""
+        places, fakes = list(weight_places(self.model)), self._fake_inputs()
+        held = [(p, self.recorder.from_tensor(p.tensor)) for p in places]
+        try:
+            with running_block(blocks_of(self.model, patterns)) as block, _as_exported():
+                self.tape = Tape(block)
+                below = torch._C._AutoDispatchBelowAutograd()
+                modes = (torch.no_grad(), below, self.recorder, self.recorder.onto(self.tape))
+                with ExitStack() as stack:
+                    for mode in (*modes, functional(self._lift)):
+                        stack.enter_context(mode)
+                    structure = self._run(held, fakes)
+        finally:
+            for place in places:
+                place.holder[place.name] = place.tensor
+        module = self._module()
+        module.meta |= {MODE: self.recorder, SWITCHES: self.switches.found, STRUCTURE: structure}
+        return module
+
+    def _fake_inputs(self) -> list[Any]:
+        with self.recorder:
+            return [
+                torch.empty(x.shape, dtype=x.dtype, device=x.device) if _is_tensor(x) else x
+                for x in self.inputs.leaves
+            ]
+
+    def _run(
+        self, held: Sequence[tuple[WeightPlace, torch.Tensor]], fakes: Sequence[Any]
+    ) -> pytree.TreeSpec:
+        """Run the model, and write its results and what it wrote at the end of the graph."""
+        weights: dict[int, torch.Tensor] = {}
+        for place, fake in held:  # a tensor may have several places
+            if id(fake) not in weights:
+                self.tape.attribute(place.path, fake)
+                weights[id(fake)] = FunctionalTensor.to_functional(fake)
+            place.holder[place.name] = weights[id(fake)]
+        leaves = [
+            self._input(name, x) if _is_tensor(x) else x
+            for name, x in zip(self.inputs.names, fakes, strict=True)
+        ]
+        with self.switches, shape_numbers():
+            result = self.model(**self.inputs.replaced(leaves).kwargs())
+        values, structure = pytree.tree_flatten(result)
+        output = [self._node(x) if _is_tensor(x) else x for x in values]
+        for fake, leaf in zip(fakes, leaves, strict=True):
+            if _is_tensor(fake):
+                self._write(fake, leaf)
+        for place, fake in held:
+            now = place.holder.get(place.name)
+            if now is weights[id(fake)] or (place.is_buffer and _alike(now, fake)):
+                self._write(fake, now)
+        for tensor, fake, lifted in self._lifted.values():
+            if self._node(lifted) is not self.tape.node_of(fake):
+                raise CaptureError(f"{self._name_of(tensor)} is mutated by forward; {_BUFFER}")
+        self.tape.graph.output(tuple(output))
+        return structure
+
+    def _input(self, name: str, fake: torch.Tensor) -> torch.Tensor:
+        self.tape.placeholder(name, fake)
+        return FunctionalTensor.to_functional(fake)
+
+    def _lift(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A place in the graph for a tensor that the model holds and that is no weight of it."""
+        if id(tensor) not in self._lifted:
+            fake = self.recorder.from_tensor(tensor)
+            self.tape.constant(tensor, fake)
+            self._lifted[id(tensor)] = (tensor, fake, FunctionalTensor.to_functional(fake))
+        return self._lifted[id(tensor)][2]
+
+    def _node(self, tensor: torch.Tensor) -> fx.Node:
+        """The node of what a tensor holds now."""
+        if isinstance(tensor, FunctionalTensor):
+            return self.tape.node_of(tensor.from_functional())
+        return (
+            self.tape.node_of(tensor) if self.tape.knows(tensor) else self._node(self._lift(tensor))
+        )
+
+    def _write(self, fake: torch.Tensor, tensor: Any) -> None:
+        """Hand back what the model wrote into an input or a weight, as a copy into it."""
+        place, value = self.tape.node_of(fake), self._node(tensor)
+        if value is place:
+            return
+        if not _alike(value.meta["val"], fake):
+            raise CaptureError(
+                f"{type(self.model).__name__} changes {place.name} in place from "
+                f"{_form(fake)} to {_form(value.meta['val'])}, which no graph can do; let it make "
+                "a new tensor"
+            )
+        self.tape.graph.call_function(_COPY, (place, value)).meta["val"] = fake
+
+    def _name_of(self, tensor: torch.Tensor) -> str:
+        """What the model calls a tensor that it holds."""
+        for path, module in self.model.named_modules():
+            for name, value in vars(module).items():
+                if value is tensor:
+                    return f"{path}.{name}" if path else name
+        return f"a tensor {list(tensor.shape)} that {type(self.model).__name__} holds"
+
+    def _module(self) -> fx.GraphModule:
+        """The graph on the model's own tensors."""
+        graph, root = self.tape.graph, nn.Module()
+        graph.eliminate_dead_code()
+        constants = self.tape.constants
+        for path in {str(n.target) for n in graph.find_nodes(op="get_attr")}:
+            if path in constants:
+                root.register_buffer(path, constants[path].detach(), persistent=False)
+            else:
+                share(root, self.model, path)
+        return fx.GraphModule(root, graph)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def _alike(value: Any, other: torch.Tensor) -> bool:
+    """Whether a value is a tensor of the same shape, type and device."""
+    return _is_tensor(value) and _form(value) == _form(other)
 
 
 @contextmanager
-def _numbers_from_shapes(model: nn.Module) -> Iterator[GradientSwitches]:
-    """Inside, calls of a model make numbers from shapes; it is a mode inside those of export.
-
-    Yields:
-        What notices that the model turns gradients off or on.
-    """
-    own, forward = vars(model).get("forward"), model.forward
-    switches = GradientSwitches()
-
-    @functools.wraps(forward)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        with switches, shape_numbers():
-            return forward(*args, **kwargs)
-
-    model.forward = call
-    try:
-        yield switches
-    finally:
-        if own is None:
-            del model.forward
-        else:
-            model.forward = own
-
-
-@contextmanager
-def _silent(name: str) -> Iterator[None]:
-    """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
+def _as_exported() -> Iterator[None]:
+    """Inside, a model that asks whether it is being compiled or exported is told so."""
+    flags: Any = torch.compiler
+    before = flags._is_compiling_flag, flags._is_exporting_flag
+    flags._is_compiling_flag = flags._is_exporting_flag = True
     try:
         yield
     finally:
-        logger.disabled = before
+        flags._is_compiling_flag, flags._is_exporting_flag = before
 
 
-Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """What a run on fake tensors gave: shapes of what each block returned, and the model."""
-
-    blocks: tuple[tuple[Shape, ...], ...]
-    results: tuple[Shape, ...]
-
-
-Trial = Callable[[Inputs], Shapes]
-"""Runs a model on fake tensors; raises what it raises."""
-
-
-@contextmanager
-def shape_trials(
-    model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs
-) -> Iterator[tuple[Trial, Collection[str], Collection[str]]]:
-    """Inside, runs of a model on fake tensors of any shapes; the model is left as it is.
-
-    Args:
-        model: the model.
-        blocks: its blocks.
-        inputs: the user's inputs, whose tensors are left as they are.
-
-    Yields:
-        What runs the model, names of what the runs changed in the model, and kernels of attention
-        that it chose itself.
-    """
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with untouched(model, inputs.leaves) as held, Pins() as pins:
-        fakes = {name: mode.from_tensor(x) for name, x in _weights(model)}
-
-        def trial(resized: Inputs) -> Shapes:
-            try:
-                return _run_fake(model, dict(fakes), mode, blocks, resized)
-            except DataDependentOutputException:
-                held.restore()
-                with shape_numbers():
-                    return _run_fake(model, dict(fakes), mode, blocks, resized)
-            finally:
-                held.restore()
-
-        yield trial, held.changed, pins.found
-
-
-def _weights(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every place of a parameter or a buffer once, though its module may have several names."""
-    for path, module in model.named_modules():
-        for name, x in (*module._parameters.items(), *module._buffers.items()):
-            if x is not None:
-                yield (f"{path}.{name}" if path else name), x
-
-
-def _run_fake(
-    model: nn.Module,
-    fakes: dict[str, torch.Tensor],
-    mode: FakeTensorMode,
-    blocks: Sequence[nn.Module],
-    inputs: Inputs,
-) -> Shapes:
-    leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
-    returned: list[tuple[Shape, ...]] = []
-    with ExitStack() as stack:
-        for block in blocks:
-            hook = block.register_forward_hook(lambda _, __, out: returned.append(_shapes(out)))
-            stack.callback(hook.remove)
-        stack.enter_context(mode)
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_silent("torch._subclasses.fake_tensor"))
-        result = torch.func.functional_call(
-            model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
-        )
-    return Shapes(tuple(returned), _shapes(result))
-
-
-def _shapes(result: Any) -> tuple[Shape, ...]:
-    leaves = pytree.tree_leaves(result)
-    return tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor))
+def _refusal(model: nn.Module, error: Exception) -> str:
+    first = next(iter(str(error).strip().splitlines()), "")
+    why = f"{type(error).__name__}: {first}"
+    if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
+        why = f"{error.func}: what the model computes next depends on values, not on shapes alone"
+    line = user_line(error)
+    return (
+        f"{type(model).__name__} cannot be traced"
+        + (f" at\n    {line}\n" if line else ": ")
+        + f"{why}\n"
+        "Data-dependent control flow must leave the traced part, and so must kernels that torch "
+        "does not know (or be a torch.library.custom_op with a fake): rewrite that line with "
+        "tensor operations, or give ModelSpec a `prepare` function that does."
+    )

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from fisopt.rewrite.outline import share
+from fisopt.rewrite.outline import hold
+from fisopt.rewrite.tools.tool import Place, tools
 
-Place = tuple[dict[str, Any], str]
-"""The dictionary that holds a tensor, and its name in there."""
+
+@dataclass(frozen=True)
+class WeightPlace:
+    """A place of a model that holds a parameter or a buffer.
+
+    Attributes:
+        path: of the weight.
+        holder: the dictionary that holds it.
+        name: its name in there.
+        tensor: what it holds.
+        is_buffer: whether it is a buffer.
+    """
+
+    path: str
+    holder: dict[str, Any]
+    name: str
+    tensor: torch.Tensor
+    is_buffer: bool
+
+
+def weight_places(model: nn.Module) -> Iterator[WeightPlace]:
+    """Every place of a parameter or a buffer once, though its module may have several names."""
+    for path, module in model.named_modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for holder in holders:
+            for name, x in [*holder.items()]:
+                if x is not None:
+                    full = f"{path}.{name}" if path else name
+                    yield WeightPlace(full, holder, name, x, holder is module._buffers)
 
 
 def place_of(model: nn.Module, path: str) -> Place | None:
@@ -25,7 +55,8 @@ def place_of(model: nn.Module, path: str) -> Place | None:
     for held in (holder._parameters, holder._buffers):
         if held.get(name) is not None:
             return held, name
-    return None
+    places = (tool.place(holder, name) for tool in tools())
+    return next((place for place in places if place is not None), None)
 
 
 def held_at(model: nn.Module, module: nn.Module, path: str) -> torch.Tensor:
@@ -44,5 +75,8 @@ def refresh(module: fx.GraphModule, model: nn.Module) -> None:
     """
     for path in {str(n.target) for n in module.graph.nodes if n.op == "get_attr"}:
         place = place_of(model, path)
-        if place is not None and place[0][place[1]] is not operator.attrgetter(path)(module):
-            share(module, model, path)
+        if place is None:
+            continue
+        now = place[0][place[1]]
+        if now is not operator.attrgetter(path)(module):
+            hold(module, path, now)

@@ -16,6 +16,7 @@ from fisopt.runtime.branches import Held
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.measure import numbers
 from fisopt.runtime.plans import Plan, Plans
+from fisopt.runtime.report import Made
 from fisopt.runtime.visit import Visit
 
 State = Mapping[str, torch.Tensor]
@@ -23,7 +24,7 @@ Watcher = Callable[[State], None]
 
 
 @dataclass(frozen=True)
-class Call:
+class ForwardCall:
     """One forward call of an optimised module.
 
     Attributes:
@@ -42,8 +43,12 @@ class Call:
     variants: Variants
     watchers: Sequence[Watcher]
 
-    def run(self) -> Any:
-        """Run it; returns what the model does."""
+    def run(self) -> tuple[Any, Made, bool]:
+        """Run it.
+
+        Returns:
+            What the model returns, what ran, and whether that was compiled for it.
+        """
         visit = Visit(self.generation, self.plans, self.inputs)
         variant = self._active(visit)
         plan, held = self._plan(variant), Held()
@@ -51,17 +56,18 @@ class Call:
             held = visit.held(plan.program)
         if missing := plan.missing(held.state):
             variant, plan = self._afresh(variant, missing, held.state)
+        made, compiles = plan.made, not plan.ran
         returned, measured = self._ran(plan, held.state)
         if ended := plan.program.unfinished:
             held.leave({}, measured)
             plan = self._rest(variant, ended, visit)
-            carried = returned.state
-            returned, more = self._ran(plan, {**held.state, **carried})
+            made, compiles = plan.made.after(made), compiles or not plan.ran
+            returned, more = self._ran(plan, {**held.state, **returned.state})
             measured |= more
         plan.program.write_back(self.inputs, returned)
         left = {name: value.detach() for name, value in returned.state.items()}
         self.generation.keep(held, left, measured)
-        return returned.output
+        return returned.output, made, compiles
 
     def _active(self, visit: Visit) -> Variant:
         """The variant of the current step; passes that ignore the step need not know it."""
@@ -94,7 +100,7 @@ class Call:
         plan = self._plan(variant.then(ended, step, visit.read))
         for applied in plan.made.applied:
             for note in applied.result.notes if applied.name == ended else ():
-                self.generation.note(f"{ended}: {note}")
+                self.generation.decide(f"{ended}: {note}")
         return plan
 
     def _ran(self, plan: Plan, state: State) -> tuple[Returned, dict[str, float]]:

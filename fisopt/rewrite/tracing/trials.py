@@ -1,0 +1,126 @@
+"""Trials: runs of a model on fake tensors of any shapes, to see what it returns."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import _pytree as pytree
+
+from fisopt.rewrite.tools.tool import traced
+from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
+from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.pins import Pins
+from fisopt.rewrite.tracing.shape_numbers import shape_numbers
+from fisopt.rewrite.tracing.untouched import untouched
+from fisopt.rewrite.tracing.weights import weight_places
+
+
+def user_line(error: BaseException) -> str:
+    """The last line of a traceback that is neither torch's nor ours, as ``file:line: text``."""
+    own = Path(torch.__file__).parent
+    frames = traceback.extract_tb(error.__traceback__)
+    here = Path(__file__).parent
+    theirs = [f for f in frames if not {own, here} & {*Path(f.filename).parents}]
+    if not theirs:
+        return ""
+    last = theirs[-1]
+    return f"{last.filename}:{last.lineno}: {last.line}"
+
+
+@contextmanager
+def _silent(name: str) -> Iterator[None]:
+    """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What a run on fake tensors gave: shapes of what each block returned, and the model."""
+
+    blocks: tuple[tuple[Shape, ...], ...]
+    results: tuple[Shape, ...]
+
+
+Trial = Callable[[Inputs], Shapes]
+"""Runs a model on fake tensors; raises what it raises."""
+
+
+@contextmanager
+def shape_trials(
+    model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs
+) -> Iterator[tuple[Trial, Collection[str], Collection[str]]]:
+    """Inside, runs of a model on fake tensors of any shapes; the model is left as it is.
+
+    Args:
+        model: the model.
+        blocks: its blocks.
+        inputs: the user's inputs, whose tensors are left as they are.
+
+    Yields:
+        What runs the model, names of what the runs changed in the model, and kernels of attention
+        that it chose itself.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with (
+        traced(model),
+        casts_in_graph(model),
+        untouched(model, inputs.leaves) as held,
+        Pins() as pins,
+    ):
+        fakes = {place.path: mode.from_tensor(place.tensor) for place in weight_places(model)}
+
+        def trial(resized: Inputs) -> Shapes:
+            try:
+                return _run_fake(model, dict(fakes), mode, blocks, resized)
+            except DataDependentOutputException:
+                held.restore()
+                with shape_numbers():
+                    return _run_fake(model, dict(fakes), mode, blocks, resized)
+            finally:
+                held.restore()
+
+        yield trial, held.changed, pins.found
+
+
+def _run_fake(
+    model: nn.Module,
+    fakes: dict[str, torch.Tensor],
+    mode: FakeTensorMode,
+    blocks: Sequence[nn.Module],
+    inputs: Inputs,
+) -> Shapes:
+    leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
+    returned: list[tuple[Shape, ...]] = []
+    with ExitStack() as stack:
+        for block in blocks:
+            hook = block.register_forward_hook(lambda _, __, out: returned.append(_shapes(out)))
+            stack.callback(hook.remove)
+        stack.enter_context(mode)
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_silent("torch._subclasses.fake_tensor"))
+        result = torch.func.functional_call(
+            model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
+        )
+    return Shapes(tuple(returned), _shapes(result))
+
+
+def _shapes(result: Any) -> tuple[Shape, ...]:
+    leaves = pytree.tree_leaves(result)
+    return tuple(tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor))
