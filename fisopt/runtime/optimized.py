@@ -113,8 +113,8 @@ class OptimizedModule(Copies, nn.Module):
         captures = Captures(model, spec) if captures is None else captures
         captures.resize(cache_size)
         generation = Generation(CallersScheduler(self, scheduler))
-        noted = {"notes": generation.notes, "decisions": generation.decisions}
-        report = Report(type(model).__name__, backend, **noted)
+        report = Report(type(model).__name__, backend, notes=generation.notes)
+        report.decisions = generation.decisions
         for name, value in {
             "original": model,
             "passes": tuple(passes),
