@@ -22,6 +22,7 @@ from fisopt.runtime.diffusers_caches import translated
 from tests.conftest import captured
 from tests.passes.step_loop import optimized, run, wanted
 from tests.plain_dit import FORMS
+from tests.runtime.test_pipelines import wan
 from tests.zoo import zoo
 
 FORM = FORMS["fused"]
@@ -42,6 +43,35 @@ def test_first_block_cache() -> None:
     assert fast.passes == ()
     for got, want in zip(run(fast, FORM), wanted(FORM, reuses=())[0], strict=True):
         torch.testing.assert_close(got, want)
+
+
+@pytest.mark.usefixtures("captured_once")
+def test_through_a_pipeline() -> None:
+    """Two clips of the optimised pipeline are those of diffusers' cache on the plain one."""
+    pipe, run_pipe, _ = wan()
+    pipe.set_progress_bar_config(disable=True)
+    config = FirstBlockCacheConfig(threshold=0.08)
+
+    def clips() -> list[Tensor]:
+        found = []
+        for seed in range(2):
+            torch.manual_seed(seed)
+            found.append(run_pipe(6))
+        return found
+
+    pipe.transformer.enable_cache(config)
+    try:
+        want = clips()
+    finally:
+        pipe.transformer.disable_cache()
+    fisopt.optimize(pipe, [], backend="eager")
+    pipe.transformer.enable_cache(config)
+    for got, expected in zip(clips(), want, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert len(pipe.transformer.report.decisions) == 2, "some calls reuse and some compute"
+    pipe.transformer.disable_cache()
+    torch.manual_seed(0)
+    assert not torch.equal(run_pipe(6), want[0])
 
 
 def generation(model: Any) -> Iterator[Tensor]:
