@@ -145,6 +145,18 @@ def precision_section(precision: dict[str, Any]) -> list[str]:
     return ["### Linears in FP8", "", note, "", table, ""]
 
 
+def caches_section(caches: dict[str, Any]) -> list[str]:
+    """Step caches, alone and with frame strides."""
+    note = (
+        f"{caches['what']}, {caches['steps']} steps, {caches['clips']} clips "
+        f"({tables.host(caches)}). "
+        "Speed-ups are ratios of FLOPs over all steps: of fisopt of the Programs that ran, of "
+        "FirstBlockCache (diffusers) and cache-dit of the blocks that ran. PSNR and SSIM are to "
+        "the dense clips, all three is the checker's score."
+    )
+    return [note, "", tables.caches_table(caches["rows"]), ""]
+
+
 def capture_section(capture: dict[str, Any]) -> list[str]:
     """Published shapes."""
     text = "Published shapes, captured and costed without weights (ratios of FLOPs):"
@@ -189,6 +201,7 @@ PAGES = {
     "README.md": SUMMARY,
     "docs/passes/token_reduction.md": {"matching": published_section},
     "docs/writing_a_kernel.md": {"aot": aot_section},
+    "docs/passes/step_cache.md": {"step_cache": caches_section},
     "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
 }

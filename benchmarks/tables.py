@@ -170,6 +170,23 @@ def masks_table(rows: list[Result]) -> str:
     )
 
 
+def caches_table(rows: list[Result]) -> str:
+    """Step caches, the fastest first."""
+    return markdown(
+        ["cache", "speed-up", "PSNR dB", "SSIM", "all three %"],
+        [
+            [
+                r["name"],
+                f"{r['flops_ratio']:.2f}x",
+                f"{r['psnr']:.1f}",
+                f"{r['ssim']:.3f}",
+                f"{r['right']:.0f}",
+            ]
+            for r in sorted(rows, key=lambda r: -r["flops_ratio"])
+        ],
+    )
+
+
 def precision_table(rows: list[Result]) -> str:
     """Linears in FP8 beside those in the model's precision, under the same passes."""
     names = {"model": "as the model", "fp8-simulated": "fp8"}

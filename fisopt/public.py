@@ -27,6 +27,7 @@ from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
 from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
 from fisopt.passes.reduction.schedule import Schedule
+from fisopt.passes.step_cache import StepCache
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.tiling.mask_table import MaskTable
 from fisopt.passes.tiling.masks import FrameMask, FrameTable, RadialDecay, SlidingWindow, TileMask
@@ -99,6 +100,7 @@ __all__ = [
     "ScheduleError",
     "SlidingWindow",
     "Step",
+    "StepCache",
     "Subset",
     "Summary",
     "TileAttention",

@@ -74,6 +74,8 @@ def test_every_pass_and_preset(name: str) -> None:
         (["TileAttention(mask=SlidingWindow(radius=1))"], ["SlidingWindow(radius=1)"]),
         (["fis-fast", "TokenReduction(query=.4)"], ["blocks sparse", "blocks reduced"]),
         (["fis-fast", "TileAttention"], ["blocks sparse", "tile-sparse"]),
+        (["StepCache", "fis-fast"], ["over 4 denoising steps", "4 of 5 blocks reused"]),
+        (["StepCache(threshold=.1)"], ["not predicted, StepCache decides at each step"]),
         (["TokenReduction(query=.5, destination_stride=(2, 2, 2))"], ["5 of 5 blocks reduced"]),
     ],
 )

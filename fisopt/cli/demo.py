@@ -188,8 +188,8 @@ def _generate(
     return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
 
 
-def _predicted(settings: Settings, optimised: Runner) -> float:
-    """The cost model's speed-up over all steps of a generation."""
+def _predicted(settings: Settings, optimised: Runner) -> float | None:
+    """The cost model's speed-up over all steps of a generation, None where the run decides."""
     module = optimised.module
     inputs = bind_example(module.original, optimised.inputs)
     variants = Variants.of(settings.passes, settings.steps)
@@ -201,7 +201,7 @@ def _figures(
     dense: list[Clip],
     clips: list[Clip],
     similar: list[Similarity],
-    predicted: float,
+    predicted: float | None,
 ) -> dict[str, Any]:
     before, after = (statistics.median(c.seconds for c in made) for made in (dense, clips))
     ratios = [a.seconds / b.seconds for a, b in zip(dense, clips, strict=True)]
@@ -306,7 +306,9 @@ def _summary(figures: dict[str, Any]) -> Table:
         "",
         Text(f"{figures['speed_up']:.2f}x", style="bold green"),
     )
-    table.add_row("speed-up predicted from FLOPs", "", f"{figures['predicted_speed_up']:.2f}x")
+    predicted = figures["predicted_speed_up"]
+    told = "decided in the run" if predicted is None else f"{predicted:.2f}x"
+    table.add_row("speed-up predicted from FLOPs", "", told)
     table.add_row("PSNR against the dense clip", "", f"{figures['psnr']:.1f} dB")
     table.add_row("SSIM against the dense clip", "", f"{figures['ssim']:.3f}")
     for name in ATTRIBUTES:

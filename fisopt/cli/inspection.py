@@ -209,7 +209,12 @@ def _verdict(found: Inspection) -> Table:
     if unknown:
         table.add_row(Text(unknown, style="yellow"))
     plan = found.plan
-    if plan.stepwise:
+    if plan.ratio is None:
+        table.add_row(
+            f"over {plan.steps} denoising steps: not predicted, {plan.undecided}; the figures "
+            "above are of a step where every pass is active"
+        )
+    elif plan.stepwise:
         dense = ", ".join(map(str, plan.dense_steps)) or "none"
         table.add_row(
             f"over {plan.steps} denoising steps (dense: {dense}) {plan.ratio:.2f}x; "

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from fisopt.rewrite.cost import program_cost
+from fisopt.rewrite.measured import UndecidedError
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.variants import Variant, Variants
 
@@ -18,13 +19,16 @@ class Plan:
         steps: how many there are.
         stepwise: whether they differ.
         dense_steps: those at which no pass is active.
-        ratio: FLOPs of a dense generation over those of this one.
+        ratio: FLOPs of a dense generation over those of this one; None where that is decided in
+            the run.
+        undecided: why it is.
     """
 
     steps: int
     stepwise: bool
     dense_steps: tuple[int, ...]
-    ratio: float
+    ratio: float | None
+    undecided: str = ""
 
 
 def plan_steps(variants: Variants, steps: int, rewrite: Callable[[Variant], Program]) -> Plan:
@@ -35,7 +39,10 @@ def plan_steps(variants: Variants, steps: int, rewrite: Callable[[Variant], Prog
         steps: number of denoising steps.
         rewrite: the Program of a variant.
     """
-    schedule = variants.schedule if variants.stepwise else variants.schedule * steps
+    try:
+        schedule = variants.schedule if variants.stepwise else variants.schedule * steps
+    except UndecidedError as error:
+        return Plan(steps, True, (), None, str(error))
     flops = {v: program_cost(rewrite(v)).work for v in {*schedule, Variant()}}
     return Plan(
         steps,

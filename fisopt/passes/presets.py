@@ -9,12 +9,13 @@ from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.reduction.published_reductions import published_reduction
+from fisopt.passes.step_cache import StepCache
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass
 
 PASSES: dict[str, type[Pass]] = {
-    cls.__name__: cls for cls in (FrameInterleave, TokenReduction, TileAttention)
+    cls.__name__: cls for cls in (FrameInterleave, TokenReduction, TileAttention, StepCache)
 }
 """The passes that text can name."""
 MAKERS: Mapping[str, Callable[..., Pass]] = {**PASSES, "published_reduction": published_reduction}
@@ -67,6 +68,11 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
     for each in result:
         if each.stage is not None and result.count(each) > 1:
             raise OptionError(f"{shown(each)} is given twice: it edits a block once; give it once")
+    if len(caches := [each for each in result if each.stage == "steps"]) > 1:
+        raise OptionError(
+            f"{shown(caches[1])} comes after another step cache: what a block adds is reused from "
+            "one step, so one cache decides about it; give one, its blocks= may name several parts"
+        )
     return tuple(result)
 
 

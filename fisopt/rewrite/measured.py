@@ -45,13 +45,17 @@ class Measured(Mapping[str, float]):
         return len(self._read(self._owner, ""))
 
 
+class UndecidedError(ScheduleError):
+    """What runs at a step is decided in a running generation, by what is measured there."""
+
+
 def only_in_a_run(owner: str, key: str) -> Mapping[str, float]:
     """Read outside of a running generation.
 
     Raises:
-        ScheduleError: always.
+        UndecidedError: always.
     """
-    raise ScheduleError(
+    raise UndecidedError(
         f"{owner} decides by what it measures (it reads {key!r}), so what runs at a step is known "
         "in a running generation only"
     )

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from fisopt.checked import Checked
-from fisopt.errors import PreconditionError, ScheduleError
+from fisopt.errors import PassError, PreconditionError, ScheduleError
 from fisopt.rewrite.analysis.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, from_the_end
 
-Stage = Literal["frames", "attention"]
-STAGES: tuple[Stage, ...] = ("frames", "attention")
+Stage = Literal["frames", "attention", "steps"]
+STAGES: tuple[Stage, ...] = ("frames", "attention", "steps")
 """What a pass decides, in the order in which it must be decided."""
 
 
@@ -86,7 +86,8 @@ class Pass(metaclass=Checked):
 
     Attributes:
         stage: what the pass decides, where its place among other passes follows from it: the
-            frames that a block computes come before the tokens that its attention sees.
+            frames that a block computes come before the tokens that its attention sees, and which
+            blocks a step computes at all comes last.
         differentiable: whether a Program can be trained through after it; False is an error then.
     """
 
@@ -112,7 +113,7 @@ class Pass(metaclass=Checked):
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
         check_program(program)
-        if self.stage is not None and (why := program.source.followed.why_fixed):
+        if self.stage in ("frames", "attention") and (why := program.source.followed.why_fixed):
             reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
             if strict:
                 advice = "a second number is needed to tell them apart: see ModelSpec.resized"
@@ -178,6 +179,17 @@ class Pass(metaclass=Checked):
         """
         del step
         return self
+
+    def then(self, step: Step) -> Pass:
+        """The pass that runs the rest of a call whose beginning this one has ended.
+
+        A pass whose Programs end early (`Rewriter.stop`) defines it; ``step.measured`` has what
+        was measured until there.
+        """
+        raise PassError(
+            "it ends the Program (Rewriter.stop) and has no `then`, which says what runs the rest",
+            pass_name=self.name,
+        )
 
     def afresh(self) -> Pass:
         """The pass to run instead where the state that it loads is not there."""

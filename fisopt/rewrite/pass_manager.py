@@ -27,7 +27,8 @@ class PassManager(metaclass=Checked):
     """Run passes over a Program.
 
     Attributes:
-        passes: the passes; they run in this order, those of an earlier stage first.
+        passes: the passes; they run in this order, those of an earlier stage first, a step cache
+            last.
         strict: a pass that cannot be applied everywhere is an error.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
@@ -81,8 +82,11 @@ class PassManager(metaclass=Checked):
 def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, Pass]]:
     """Order passes by stage, so that any order in the list means the same.
 
-    Passes of one stage keep their order, and a pass without a stage keeps its place.
+    Passes of one stage keep their order, and a pass without a stage keeps its place; a step cache,
+    after which blocks are no longer there to be counted, follows all of them.
     """
     pairs = list(zip(names, passes, strict=True))
+    last = [pair for pair in pairs if pair[1].stage == "steps"]
+    pairs = [pair for pair in pairs if pair[1].stage != "steps"]
     ordered = iter([pair for stage in STAGES for pair in pairs if pair[1].stage == stage])
-    return [pair if pair[1].stage is None else next(ordered) for pair in pairs]
+    return [*(pair if pair[1].stage is None else next(ordered) for pair in pairs), *last]

@@ -62,6 +62,9 @@ class Program:
         loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after what it writes, in order.
         gauges: names of the measurements that it returns after the state, in order.
+        unfinished: the pass that has ended it before the model's end, to decide how the call goes
+            on; what it stores is for the rest of the same call.
+        resumed: whether it is the rest of such a call.
     """
 
     graph_module: fx.GraphModule
@@ -73,6 +76,8 @@ class Program:
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     gauges: tuple[str, ...] = ()
+    unfinished: str = ""
+    resumed: bool = False
 
     @property
     def graph(self) -> fx.Graph:

@@ -9,13 +9,15 @@ from functools import cached_property
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError, PassError
 from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import Axes, axes_of, set_axes
 from fisopt.rewrite.block import EXTRA, Block
 from fisopt.rewrite.edit.block_edit import BlockEdit
-from fisopt.rewrite.edit.editor import BY, Editor
+from fisopt.rewrite.edit.editor import BY, PART, Editor
+from fisopt.rewrite.edit.halves import carried_over, first_half
 from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
@@ -278,6 +280,59 @@ class Rewriter(Editor):
             )
         self.also_return(node)
         self.program.gauges += (measured,)
+
+    def forget(self, calls: Sequence[fx.Node]) -> None:
+        """Return no state and no measurement that depends on some calls."""
+        program = self.program
+        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        held = list(output.args[0])
+        behind = set(calls)
+        for node in self.graph.nodes:
+            behind |= {node} if not behind.isdisjoint(node.all_input_nodes) else set()
+        names = dict(
+            zip((*program.stores, *program.gauges), held[program.own_results :], strict=True)
+        )
+        kept = {name: node for name, node in names.items() if node not in behind}
+        output.args = ((*held[: program.own_results], *kept.values()),)
+        program.stores = tuple(name for name in program.stores if name in kept)
+        program.gauges = tuple(name for name in program.gauges if name in kept)
+
+    def stop(self, *known: fx.Node) -> None:
+        """End the Program where some values are known; it returns none of the model's results.
+
+        What was measured until here is measured now, and `Pass.then` says what runs the rest of
+        the call.
+
+        Raises:
+            PassError: another pass has ended it.
+        """
+        program = self.program
+        if program.unfinished:
+            raise PassError(
+                f"{program.unfinished} has ended the Program already, to decide within a call; "
+                "only one pass of a list can",
+                pass_name=self.pass_name,
+            )
+        carried = carried_over(first_half(self.graph, known))
+        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        output.args = ((),)
+        program.out_structure, program.writes = pytree.tree_structure(()), ()
+        program.stores = program.gauges = ()
+        for name, node in carried.items():
+            self.store(name, node)
+        program.unfinished = self.pass_name
+
+    def resume(self, *known: fx.Node) -> None:
+        """Let the Program begin where `stop`, called with the same values, has ended it."""
+        first = first_half(self.graph, known)
+        inside = set(first)
+        self.program.resumed = True
+        for name, node in carried_over(first).items():
+            value = node.meta["val"]
+            held = self.load(name, value.shape, value.dtype, value.device)
+            set_axes(held, axes_of(node))
+            held.meta |= {PART: node.meta[PART]} if PART in node.meta else {}
+            node.replace_all_uses_with(held, lambda user: user not in inside)
 
     def erase_dead(self) -> None:
         """Drop nodes that nobody uses and callees that nobody calls."""

@@ -10,7 +10,7 @@ from functools import cached_property
 from fisopt.checked import is_int
 from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.rewrite.block_pass import BlockPass
-from fisopt.rewrite.measured import Measured, Read, only_in_a_run
+from fisopt.rewrite.measured import Measured, Read, UndecidedError, only_in_a_run
 from fisopt.rewrite.pass_base import Pass, Step
 
 
@@ -35,6 +35,24 @@ class Variant:
                 for name, p in zip(self.names, self.passes, strict=True)
             ),
         )
+
+    def then(self, name: str, step: Step, read: Read) -> Variant:
+        """What runs the rest of a call whose beginning a pass has ended.
+
+        Args:
+            name: of the pass.
+            step: the step.
+            read: what it sees as ``step.measured``.
+        """
+        seen = replace(step, measured=Measured(name, read))
+        pairs = zip(self.names, self.passes, strict=True)
+        return replace(self, passes=tuple(p.then(seen) if n == name else p for n, p in pairs))
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The names of the passes that decide within a call, by what its beginning measures."""
+        pairs = zip(self.names, self.passes, strict=True)
+        return tuple(name for name, p in pairs if type(p).then is not Pass.then)
 
     def differs(self, other: Variant) -> tuple[str, ...]:
         """The names of passes that another variant of the same names has in another form."""
@@ -116,7 +134,13 @@ class Variants:
                 f"{', '.join(self.stepwise)} differs between denoising steps, and their number is "
                 "not known"
             )
-        return tuple(self.at(Step(i, self.steps), only_in_a_run) for i in range(self.steps))
+        found = tuple(self.at(Step(i, self.steps), only_in_a_run) for i in range(self.steps))
+        if undecided := dict.fromkeys(name for v in found for name in v.undecided):
+            raise UndecidedError(
+                f"{', '.join(undecided)} decides at each step by what it measures there, so what "
+                "runs at a step is known in a running generation only"
+            )
+        return found
 
     @property
     def distinct(self) -> tuple[Variant, ...]:

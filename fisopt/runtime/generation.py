@@ -83,6 +83,7 @@ class Generation:
 
     Attributes:
         notes: lines for the report, and how often each applied.
+        decisions: what was decided within calls, and how often.
     """
 
     def __init__(self, scheduler: Callable[[], Any] | None = None) -> None:
@@ -90,6 +91,7 @@ class Generation:
         self._lock = threading.Lock()
         self._scheduler = scheduler or (lambda: None)
         self.notes: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
 
     @property
     def _state(self) -> _State:
@@ -211,6 +213,11 @@ class Generation:
         with self._lock:
             known = line in self.notes or len(self.notes) < NOTES
             self.notes[line if known else "more of the same kind at other steps"] += 1
+
+    def decide(self, line: str) -> None:
+        """Count a decision for the report."""
+        with self._lock:
+            self.decisions[line] += 1
 
     @property
     def holds(self) -> bool:

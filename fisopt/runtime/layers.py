@@ -16,7 +16,7 @@ NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'
 
 
 ADVICE = {
-    **dict.fromkeys(("enable_cache", "enable_parallelism"), NEVER),
+    "enable_parallelism": NEVER,
     "enable_group_offload": f"hooks layers, which a captured graph does not call; {OFFLOAD}",
     **dict.fromkeys(("compile", "compile_repeated_blocks"), NEEDLESS),
 }

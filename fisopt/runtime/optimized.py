@@ -15,27 +15,27 @@ from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.placement import Offload
 from fisopt.codegen.quantised_weights import forget
-from fisopt.errors import InputError, ScheduleError
+from fisopt.errors import InputError
 from fisopt.lru import SIZE
+from fisopt.passes.step_cache import StepCache
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.variants import Variant, Variants
-from fisopt.runtime.branches import Held
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.clock import Call, Clock, Mark
 from fisopt.runtime.copies import Copies
+from fisopt.runtime.diffusers_caches import translated
+from fisopt.runtime.forward_call import ForwardCall
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.hooked import hooked
 from fisopt.runtime.made_class import Forward, instance, of_original
-from fisopt.runtime.measure import numbers
 from fisopt.runtime.on_host import METHODS, check_on_host
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
-from fisopt.runtime.visit import Visit
 from fisopt.spec import ModelSpec
 
 
@@ -114,6 +114,7 @@ class OptimizedModule(Copies, nn.Module):
         captures.resize(cache_size)
         generation = Generation(CallersScheduler(self, scheduler))
         report = Report(type(model).__name__, backend, notes=generation.notes)
+        report.decisions = generation.decisions
         for name, value in {
             "original": model,
             "passes": tuple(passes),
@@ -157,49 +158,12 @@ class OptimizedModule(Copies, nn.Module):
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
         began = Mark.now(inputs)
-        visit = Visit(self._generation, self._plans, inputs)
-        variant = self._active(inputs, visit)
-        plan, held = self.plan(inputs, variant), Held()
-        if self._generation.holds or plan.remembers(bool(self._variants.stepwise)):
-            held = visit.held(plan.program)
-        if missing := plan.missing(held.state):
-            plan = self._afresh(inputs, variant, missing, held.state)
-        plan.program.check(inputs)
-        compiles = not plan.ran
-        state = (held.state[name] for name in plan.program.loads)
-        values = plan.run(*(x for _, x in inputs.tensors()), *state)
-        returned = plan.program.split(values)
-        gauges = {name: value.detach() for name, value in returned.gauges.items()}
-        measured = numbers(gauges, lambda: self._generation.place(inputs.kwargs()))
-        for watcher in self._watchers if gauges else ():
-            watcher(gauges)
-        plan.program.write_back(inputs, returned)
-        left = {name: value.detach() for name, value in returned.state.items()}
-        self._generation.keep(held, left, measured)
+        made = (self._generation, self._plans, self.plan, self._variants, self._watchers)
+        call = ForwardCall(inputs, *made)
+        output, ran, compiles = call.run()
         step = self.step if self._variants.stepwise else None
-        self._clock.note(inputs, began, plan.made, self.branch, step, compiles)
-        return returned.output
-
-    def _afresh(
-        self,
-        inputs: Inputs,
-        variant: Variant,
-        missing: set[str],
-        held: Mapping[str, torch.Tensor],
-    ) -> Plan:
-        """What runs where state is missing: the passes that load it make it again."""
-        for these in (missing, set(variant.names)):
-            now = variant.afresh(these)
-            plan = self.plan(inputs, now)
-            if not plan.missing(held):
-                place = self._generation.place(inputs.kwargs())
-                for name in now.differs(variant):
-                    self._generation.note(f"{name} ran afresh at {place}")
-                return plan
-        raise ScheduleError(
-            f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
-            "let its `afresh` return a pass that makes it"
-        )
+        self._clock.note(inputs, began, ran, self.branch, step, compiles)
+        return output
 
     @contextmanager
     def watch(self, watcher: Callable[[Mapping[str, torch.Tensor]], None]) -> Iterator[None]:
@@ -215,13 +179,6 @@ class OptimizedModule(Copies, nn.Module):
         inputs = bind_example(self.original, example_inputs)
         variant = self._variants.whole if step is None else self._variants.at(step)
         return self.plan(inputs, variant).program
-
-    def _active(self, inputs: Inputs, visit: Visit) -> Variant:
-        """The variant of the current step; passes that ignore the step need not know it."""
-        variants = self._variants
-        if not variants.stepwise:
-            return variants.whole
-        return variants.at(self._generation.step(inputs.kwargs()), visit.read)
 
     def plan(self, inputs: Inputs, variant: Variant) -> Plan:
         """What runs for some inputs and a variant; made once for each state of the model."""
@@ -245,6 +202,35 @@ class OptimizedModule(Copies, nn.Module):
                 stack.enter_context(theirs(name, **said))
             stack.enter_context(self._generation.context(name, **said))
             yield
+
+    def enable_cache(self, config: Any) -> None:
+        """Cache steps as a config of diffusers says; a `StepCache` among the passes does it.
+
+        Raises:
+            InputError: it has a step cache already, or no `StepCache` does what is asked for.
+        """
+        if self.is_cache_enabled:
+            raise InputError(
+                f"{type(self).__name__} has a step cache among its passes; disable_cache() first"
+            )
+        cache, note = translated(config)
+        self._exchange((*self.passes, cache))
+        if note:
+            self._generation.note(note)
+
+    def disable_cache(self) -> None:
+        """Take the step cache out of the passes."""
+        self._exchange([p for p in self.passes if not isinstance(p, StepCache)])
+
+    @property
+    def is_cache_enabled(self) -> bool:
+        """Whether a step cache is among the passes."""
+        return any(isinstance(p, StepCache) for p in self.passes)
+
+    def _exchange(self, passes: Sequence[Pass]) -> None:
+        """Run with other passes from the next call on."""
+        object.__setattr__(self, "passes", tuple(passes))
+        object.__setattr__(self, "_variants", Variants.of(passes))
 
     @property
     def spec(self) -> ModelSpec:

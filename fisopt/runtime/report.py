@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.placement import Held
@@ -32,6 +32,7 @@ class Made:
         choices: which implementation runs for what, and why.
         notes: what its capture could not follow.
         unknown: what the density does not count, None if it counts all.
+        part: whether it runs a part of a call, and another Program the other.
     """
 
     layout: TokenLayout
@@ -44,6 +45,7 @@ class Made:
     choices: tuple[Choice, ...] = ()
     notes: tuple[str, ...] = ()
     unknown: str | None = None
+    part: bool = False
 
     @staticmethod
     def of(
@@ -61,7 +63,13 @@ class Made:
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held, ran = tuple(dict.fromkeys(choices)), tuple(applied)
         notes, grid = tuple(dense.source.notes), program.layout
-        return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown)
+        part, sizes = bool(program.unfinished or program.resumed), (kept, work, stages)
+        return Made(grid, passes, ran, blocks, *sizes, held, notes, unknown, part)
+
+    def after(self, beginning: Made) -> Made:
+        """What describes a call that a beginning and this rest of it have run."""
+        kept, work = self.density + beginning.density, self.work + beginning.work
+        return replace(self, density=kept, work=work, part=False)
 
 
 @dataclass
@@ -76,6 +84,7 @@ class Report:
         changes: what was seen to change in the model, the newest last; the same change is one
             line.
         notes: what happened in generations, and how often.
+        decisions: what was decided within calls, and how often.
         weights: what is counted of weights that stay on the host.
     """
 
@@ -85,6 +94,7 @@ class Report:
     dropped: int = 0
     changes: list[str] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
+    decisions: Counter[str] = field(default_factory=Counter)
     weights: Held = field(default_factory=Held)
     _times: Counter[str] = field(default_factory=Counter, repr=False)
 
@@ -124,11 +134,12 @@ class Report:
         if not self.variants:
             lines.append("  nothing captured yet: shapes are captured at their first call")
         for variant in self.variants:
-            counted = " of what is counted" if variant.unknown else ""
+            whole = " of what is counted" if variant.unknown else ""
+            predicted = f"predicted {1 / variant.density:.2f}x{whole}"
             lines.append(
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
-                f"predicted {1 / variant.density:.2f}x{counted}, "
+                f"{'a part of a call' if variant.part else predicted}, "
                 f"{variant.stages or 'no'} graphs compiled"
             )
             lines += [f"    {variant.unknown}"] if variant.unknown else []
@@ -137,5 +148,6 @@ class Report:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
-        lines += [f"  {note}: {count} times" for note, count in self.notes.items()]
+        counted = {**self.decisions, **self.notes}
+        lines += [f"  {note}: {count} times" for note, count in counted.items()]
         return "\n".join(lines)

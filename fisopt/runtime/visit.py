@@ -47,7 +47,8 @@ class Visit:
         return self._held
 
     def _framed(self, program: Program | None) -> tuple[str, ...]:
-        program = program or self._plans.rewritten(self._inputs, Variant())
+        if program is None or program.unfinished:  # which returns nothing that is written
+            program = self._plans.rewritten(self._inputs, Variant())
         return program.framed
 
     def read(self, owner: str, key: str) -> Mapping[str, float]:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 import fisopt
-from fisopt import FrameInterleave, InputError, OptimizedModule, ScheduleError, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    InputError,
+    OptimizedModule,
+    ScheduleError,
+    StepCache,
+    TokenReduction,
+)
 from fisopt.artefact.manifest import Format
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
@@ -45,6 +52,15 @@ def test_a_cached_match_is_carried_by_branch(tmp_path: Path) -> None:
     assert manifest.variants[1].loads == manifest.variants[0].stores != ()
     assert manifest.variants[2].stores == manifest.variants[0].stores
     assert manifest.seeds == {"TokenReduction": 0}
+    assert max(compared(made, loaded)) <= 1e-5
+
+
+def test_a_step_cache_is_carried_by_branch(tmp_path: Path) -> None:
+    made, _ = plain([FrameInterleave(), StepCache(order=1, steps="2,4")])
+    loaded = fisopt.load(fisopt.export(made, tmp_path / "cache", steps=STEPS, dynamic=False))
+    assert loaded.manifest.schedule == (0, 1, 2, 1, 2)
+    assert [v.afresh for v in loaded.manifest.variants] == [0, 0, 0]
+    assert {*loaded.manifest.variants[2].loads} == {*loaded.manifest.variants[0].stores}
     assert max(compared(made, loaded)) <= 1e-5
 
 

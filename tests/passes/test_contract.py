@@ -17,6 +17,7 @@ from fisopt import (
     Program,
     Rule,
     RulePass,
+    StepCache,
     TileAttention,
     TokenReduction,
     format_graph,
@@ -38,6 +39,8 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "TokenReduction, cached": (TokenReduction(query=0.5, cache_steps=2),),
     "TileAttention": (TileAttention(),),
     "both": (FrameInterleave(), TileAttention(1, blocks="1:")),
+    "StepCache": (StepCache(0.1, order=1),),
+    "all": (FrameInterleave(), TileAttention(1, blocks="1:"), StepCache(steps="1::2")),
     "RulePass": (RulePass((SWAP,)),),
     "nothing to do": (FrameInterleave(stride=1),),
 }

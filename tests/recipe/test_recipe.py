@@ -31,6 +31,7 @@ from fisopt import (
     RulePass,
     Schedule,
     SlidingWindow,
+    StepCache,
     TileAttention,
     TileMask,
     TokenReduction,
@@ -67,6 +68,7 @@ PASSES: dict[str, Pass] = {
     "mask": TileAttention(SlidingWindow(2), blocks="1:"),
     "rows": TileAttention(FrameTable(((True, False), (True, True)))),
     "table": TileAttention(table=TABLE),
+    "cache": StepCache(0.1, order=1, max_run=3, steps="2:"),
     "mine": Mine(names=("b", "c"), mask=TileMask(3)),
 }
 

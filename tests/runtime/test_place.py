@@ -54,7 +54,7 @@ def test_class_and_state_are_the_original_s(pair: Pair) -> None:
     assert next(model.parameters()).dtype == torch.float16
 
 
-@pytest.mark.parametrize("name", ["compile", "enable_cache", "compile_repeated_blocks"])
+@pytest.mark.parametrize("name", ["compile", "compile_repeated_blocks"])
 def test_what_would_do_nothing_is_refused(pipe: Any, name: str) -> None:
     with pytest.raises(InputError, match=f"{name} of an optimised WanTransformer3DModel"):
         getattr(pipe.transformer, name)()

@@ -64,14 +64,16 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
         if hooks := list(_hooks(module)):
             raise InputError(
                 f"{where} runs under hooks ({'; '.join(hooks)}), which do not reach a captured "
-                "graph; remove them first (disable_cache() for a step cache, remove_all_hooks() of "
-                "a pipeline that offloads): the two cannot be combined"
+                "graph; remove them first (disable_cache() for a step cache, in the place of which "
+                "StepCache goes among the passes; remove_all_hooks() of a pipeline that offloads): "
+                "the two cannot be combined"
             )
         if foreign := foreign_forward(module):
             raise InputError(
                 f"{where} runs a forward that its class does not define: {foreign}. What it keeps "
                 "between calls would not reach a captured graph, so it cannot be combined with "
-                "fisopt; put the class's own forward back, or define this one in a subclass"
+                "fisopt; put the class's own forward back (for a step cache, StepCache goes among "
+                "the passes), or define this one in a subclass"
             )
         if odd := _odd_weight(module):
             raise InputError(
