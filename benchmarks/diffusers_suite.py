@@ -115,6 +115,7 @@ def summary(rows: list[Row]) -> dict[str, Any]:
             PIPELINES[folder]: {kind: counted[kind] for kind in KINDS}
             for folder, counted in counts.items()
         },
+        "not run": [name for folder, name in PIPELINES.items() if folder not in counts],
         "total": {kind: sum(c[kind] for c in counts.values()) for kind in KINDS},
         "refusals": dict(sorted(refusals.items(), key=lambda pair: -len(pair[1]))),
         "failed": failed,
@@ -140,7 +141,15 @@ def main() -> None:
                 print(f"{PIPELINES[folder]}, {mode}", flush=True)
                 for row in run(given.checkout, folder, mode, hub):
                     kept.add({"folder": folder, "mode": mode, **row})
-    result = {**machine(), "stand-ins": given.stand_ins, **summary(kept.rows)}
+    said = re.search(
+        r'^ *version="([^"]+)"', (given.checkout / "setup.py").read_text(), re.MULTILINE
+    )
+    result = {
+        **machine(),
+        "tests of diffusers": said[1] if said else "unknown",
+        "stand-ins": given.stand_ins,
+        **summary(kept.rows),
+    }
     print(f"{write('diffusers_suite', result)}: {result['total']}")
 
 

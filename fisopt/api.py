@@ -53,7 +53,7 @@ def capture(
     Raises:
         OptionError: something of a wrong type.
         InputError: inputs are missing, malformed, NaN, or the model is in training mode.
-        CaptureError: the blocks or the grid do not fit the model, or export cannot trace it.
+        CaptureError: the blocks or the grid do not fit the model, or it cannot be traced.
     """
     model = uncompiled(model)
     if isinstance(model, OptimizedModule):

@@ -24,7 +24,7 @@ class ModelSpec(metaclass=Checked):
             (``"layers.*"``); the modules that match are the video blocks.
         grid: The token grid (latent frames F, rows H, columns W) of the example inputs, or a
             function from the keyword arguments of one forward call to that triple.
-        prepare: For a model that export cannot trace at every shape (decisions on data, tables
+        prepare: For a model that cannot be traced at every shape (decisions on data, tables
             for one size), a function that returns an equal module of tensor operations; it
             shares the parameters, under the same paths.
         resized: For a model whose inputs do not grow with the frames in a way that capture can

@@ -15,6 +15,10 @@ FOUND = ("works", "refused by name", "translated", "torch's choice, a line of th
 """How a cell begins."""
 TOOLS = (
     "LoRA",
+    "torchao",
+    "quanto",
+    "GGUF",
+    "bitsandbytes",
     "attention backends",
     "attention operators",
     "offloading of whole models",
@@ -24,6 +28,8 @@ TOOLS = (
     "enable_cache",
     "cache-dit",
     "guiders",
+    "modular pipelines",
+    "fisopt.restore",
     "deepcopy",
     "pickle",
     "torch.save",

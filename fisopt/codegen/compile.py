@@ -17,7 +17,7 @@ from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
 from fisopt.codegen.offload import offload
-from fisopt.codegen.placement import Placement, move
+from fisopt.codegen.placement import Placement, compute_on
 from fisopt.codegen.told_attention import with_told
 from fisopt.codegen.weights import bind_weights
 from fisopt.errors import LoweringError
@@ -100,7 +100,7 @@ def lowered(
     """
     module = lower(program)
     if placement is not None:
-        move(module, placement.device)
+        compute_on(module, placement.device)
     if options.attends:
         choices.append(use_attention(module, options.attention))
     if options.rounds:

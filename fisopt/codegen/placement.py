@@ -73,14 +73,14 @@ class Placement:
     held: Held = field(default_factory=Held)
 
 
-def move(module: fx.GraphModule, device: torch.device) -> None:
+def compute_on(module: fx.GraphModule, device: torch.device) -> None:
     """Let a lowered graph that was captured on one device compute on another, in place.
 
     Its weights stay where they are: whoever calls its stages hands them over.
     """
     stages = [m for _, m in module.named_children() if isinstance(m, fx.GraphModule)]
     for each in (*stages, module):
-        mode = GraphEditor.of(each, "move").mode
+        mode = GraphEditor.of(each, "compute on").mode
 
         def there(value: Any, mode: Any = mode) -> Any:
             if isinstance(value, torch.device):
@@ -104,7 +104,7 @@ def move(module: fx.GraphModule, device: torch.device) -> None:
             constant = getattr(holder, name)
             delattr(holder, name)
             holder.register_buffer(name, constant.to(device), persistent=False)
-        check(stage, signature(stage.graph), "move")
+        check(stage, signature(stage.graph), "compute on")
         stage.recompile()
 
 

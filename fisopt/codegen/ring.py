@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fisopt.codegen.placement import Placement
 
+PLAIN = (Tensor, nn.Parameter)
 ALIGNED = 256
 """What addresses of weights are multiples of."""
 
@@ -81,24 +82,23 @@ class Ring:
         return type(results)(map(self.own, results))
 
     def _pinned(self, x: Tensor) -> Tensor:
-        """A weight in memory that a GPU copies from by itself; it is moved there once.
-
-        What shares its memory with others stays: it would no longer.
-        """
-        whole = x.untyped_storage().nbytes() == _bytes(x)
-        if not x.is_pinned() and whole and not x.is_inference() and self.held.pins:
+        """A weight in memory that a GPU copies from by itself; it is moved there once."""
+        pinned = x.is_pinned()
+        if not pinned and self.held.pins and type(x) in PLAIN and not x.is_inference():
             try:
-                x.data = x.data.pin_memory()
+                with torch.inference_mode(False):
+                    x.data = x.data.pin_memory()
+                pinned = True
             except RuntimeError:
                 self.held.pins = False
-        self._unpinned += 0 if x.is_pinned() else _bytes(x)
+        self._unpinned += 0 if pinned else _bytes(x)
         self.held.unpinned = max(self.held.unpinned, self._unpinned)
         return x
 
     def _filled(self, slot: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
         filled, place = [], 0
         for x in weights:
-            if type(x) not in (Tensor, nn.Parameter):  # of packed numbers: it moves itself
+            if type(x) not in PLAIN:  # of packed numbers: it moves itself
                 filled.append(x.detach().to(self.device, non_blocking=True))
                 continue
             piece = slot[place : place + x.numel() * x.element_size()]

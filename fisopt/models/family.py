@@ -129,7 +129,7 @@ class Family:
         latent: Reads the latent size (F, H, W) from the keyword arguments of a forward call.
         causal: The first frame of a video makes a latent frame of its own, so that videos have
             ``k * compression + 1`` frames.
-        prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that export cannot trace, or
+        prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that cannot be traced, or
             that it can trace for one frame count only.
     """
 

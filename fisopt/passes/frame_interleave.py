@@ -29,7 +29,7 @@ from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
 from fisopt.rewrite.pass_base import Stage
 from fisopt.rewrite.program import BOUNDARIES, Program
-from fisopt.rewrite.relations.table import shape
+from fisopt.rewrite.relations.table import relation, shape
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import Selected
 
@@ -102,7 +102,7 @@ class FrameInterleave(BlockPass):
 
     def requires(self, program: Program) -> None:
         """Check the stride against the frames, and the blocks."""
-        frames, blocks = program.layout.frames, len(program.blocks)
+        frames, blocks = program.layout.frames, len(program.block_paths)
         if self.stride > frames > BOUNDARIES:
             raise PreconditionError(
                 f"stride {self.stride} is more than the {frames} latent frames of "
@@ -253,5 +253,27 @@ class _Interleaver:
                     f"{block.path}: {attention.result.name} reads the keys of every frame: where "
                     "the frames are among them is not known"
                 )
+        if found := [n.name for n in _reductions(block) if n in set(self._cut(block))]:
+            note(
+                f"{block.path}: {_some(found)} made of all tokens at once, such as one scale for a "
+                "whole activation; here of the anchors alone"
+            )
         for barrier in done.barriers:
             note(f"{block.path}: computed on every frame, unknown operator: {barrier}")
+
+
+def _reductions(block: Block) -> list[fx.Node]:
+    """The operators outside of attentions that make one value of all frames."""
+    graph = block.body.graph
+    attended = {n for a in attentions(graph) for n in a.members}
+    return [
+        node
+        for node in graph.nodes
+        if node.op == "call_function" and node not in attended and not any(axes_of(node))
+        if any(axes_of(operand)[dim] for operand, dim in relation(node).mixed)
+    ]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 1} more are" if names[1:] else " is"
+    return f"{names[0]}{more}"

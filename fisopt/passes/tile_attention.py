@@ -77,7 +77,7 @@ class TileAttention(BlockPass):
         super().requires(program)
         paths = [block.path for block in program.blocks]
         if isinstance(self.table, MaskTable):
-            self._check_table(self.table, paths)
+            self._check_table(self.table, program.block_paths)
         for path, mask in zip(paths, self._masks(program), strict=True):
             if mask is not None:
                 try:
@@ -105,11 +105,14 @@ class TileAttention(BlockPass):
         """The mask of every block, None where it stays dense."""
         chosen = {block.index for block in self.chosen(program)}
         table = dict(self.table.items()) if isinstance(self.table, MaskTable) else None
-        masks = (
-            table[block.path] if table is not None else frame_mask(self.mask)
+        return [
+            None
+            if block.index not in chosen
+            else table[block.path]
+            if table is not None
+            else frame_mask(self.mask)
             for block in program.blocks
-        )
-        return [mask if i in chosen else None for i, mask in enumerate(masks)]
+        ]
 
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the attentions of the sparse blocks one by one."""

@@ -77,7 +77,7 @@ class Reduction(BlockPass):
     def requires(self, program: Program) -> None:
         """Check the ratios against the blocks, and what they were measured on."""
         super().requires(program)
-        blocks, measured = len(program.blocks), self.measured or Measured()
+        blocks, measured = len(program.block_paths), self.measured or Measured()
         schedule = f"schedule {measured}: " if self.measured is not None else ""
         for feature, ratios in ((f, getattr(self, f)) for f in FEATURES):
             if isinstance(ratios, tuple) and len(ratios) != blocks:

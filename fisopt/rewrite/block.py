@@ -31,7 +31,7 @@ class Block:
 
     Attributes:
         path: where the model holds the block; ``path@1`` is its second call.
-        index: its place among the video blocks, in execution order.
+        index: its place among the video blocks, in execution order; those that hooks skip count.
         call: the node of the Program's graph that calls it.
         body: the graph that is called; blocks of equal structure share it.
     """

@@ -61,13 +61,13 @@ class BlockPass(Pass):
         Raises:
             PreconditionError: one of them does not exist, or there are none.
         """
-        blocks, selected = program.blocks, str(self.blocks)
-        chosen = [block for i, block in enumerate(blocks) if among(selected, i, len(blocks))]
-        missing = outside(selected, len(blocks))
+        every, selected = len(program.block_paths), str(self.blocks)
+        chosen = [block for block in program.blocks if among(selected, block.index, every)]
+        missing = outside(selected, every)
         if missing is None and (chosen or selected == ALL):
             return chosen
         what = "these are none of" if missing is None else f"{missing} is outside"
         raise PreconditionError(
-            f"blocks={selected!r}: {what} the model's {len(blocks)} video blocks",
+            f"blocks={selected!r}: {what} the model's {every} video blocks",
             pass_name=self.name,
         )

@@ -92,9 +92,22 @@ class Program:
 
     @property
     def blocks(self) -> list[Block]:
-        """The video blocks, in execution order."""
-        calls = (n for n in self.graph.nodes if n.op == "call_module" and BLOCK in n.meta)
-        return [Block(n.meta[REGION], i, n, self.callee(n)) for i, n in enumerate(calls)]
+        """The video blocks that run, in execution order."""
+        calls = [n for n in self.graph.nodes if _calls_block(n)]
+        ran = {n.meta[REGION] for n in calls}
+        places = [i for i, path in enumerate(self.block_paths) if path in ran]
+        pairs = zip(places, calls, strict=True)
+        return [Block(n.meta[REGION], i, n, self.callee(n)) for i, n in pairs]
+
+    def block(self, path: str) -> Block:
+        """The video block of a path that runs."""
+        return next(block for block in self.blocks if block.path == path)
+
+    @property
+    def block_paths(self) -> list[str]:
+        """The video blocks, in execution order, with those that hooks skip."""
+        ran = [n.meta[REGION] for n in self.graph.nodes if _calls_block(n)]
+        return self.source.with_skipped(ran)
 
     @property
     def own_results(self) -> int:
@@ -211,6 +224,10 @@ class Program:
 
     def _bind(self, kwargs: Mapping[str, Any]) -> Inputs:
         return bind_example(self.source.model, kwargs)
+
+
+def _calls_block(node: fx.Node) -> bool:
+    return node.op == "call_module" and BLOCK in node.meta
 
 
 def check_program(value: object) -> None:

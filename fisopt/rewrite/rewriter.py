@@ -91,7 +91,7 @@ class Rewriter(Editor):
 
     def untouched(self, block: Block) -> bool:
         """Whether a block's graph is still the model's own."""
-        own = self._dense.blocks[block.index].body
+        own = self._dense.block(block.path).body
         return block.body is own or structure(block.body.graph) == structure(own.graph)
 
     @cached_property
@@ -110,7 +110,7 @@ class Rewriter(Editor):
         refused: CaptureError | None = None
         for grid in subset.grids(self.program.layout):
             try:
-                return self.program.resized(grid).blocks[block.index].body
+                return self.program.resized(grid).block(block.path).body
             except CaptureError as error:
                 refused = refused or error
         raise PassError(

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, is_said_elsewhere
+from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, is_said_elsewhere
 
 _WITHOUT_EFFECT = {REGISTRY, "_class_name", "_diffusers_version", "_name_or_path"}
 """The registry, and what saving writes into a config."""
@@ -18,7 +18,7 @@ def form_text(form: Any) -> str:
     """What a weight is."""
     if form is None:
         return "none"
-    kind, shape, dtype, device, alias = form
+    kind, shape, dtype, device, alias, *_ = form
     return f"{kind.__name__}{tuple(shape)} {dtype} on {device} ({alias})"
 
 

@@ -15,9 +15,11 @@ from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fisopt.rewrite.tools.tool import tools
+from fisopt.rewrite.tracing.inner import inner_form
 from fisopt.runtime.differences import changes, equal, form_text
 from fisopt.runtime.seen import PLAIN, SEQUENCES, VALUES, Seen, mark, root_own
 
@@ -65,7 +67,7 @@ class Fingerprint:
         tensors = self._tensors()
         plain = all(type(x) in (Tensor, nn.Parameter) for x in tensors)
         self._mark: Any = Tensor.data_ptr if plain else mark
-        self._marks = [*map(self._mark, tensors)]
+        self._marks = self._marked()
         self._forms = _forms(seen.weights)
 
     def holds(self) -> bool:
@@ -82,13 +84,18 @@ class Fingerprint:
                     )
                 )
                 and [*map(tuple, self._weights)] == self._names
-                and [*map(self._mark, self._tensors())] == self._marks
+                and self._marked() == self._marks
             )
         except Exception:  # whatever an exchanged object answers, it is another one
             return False
 
     def _tensors(self) -> list[Any]:
         return [x for x in chain.from_iterable(map(dict.values, self._weights)) if x is not None]
+
+    def _marked(self) -> list[Any]:
+        """What changes where a weight is another one, without asking classes of tensors."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return [*map(self._mark, self._tensors())]
 
     def take(self, other: Fingerprint) -> None:
         """Be what another is, and stay the same object."""
@@ -151,7 +158,7 @@ def _copied(container: Any) -> Any:
 
 
 def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Type, shape, dtype and device of each weight by path, and which are one tensor.
+    """Type, shape, dtype and device of each weight by path, which are one tensor, and of what.
 
     In the place of a parameter a plain tensor counts as one: functional calls put it there.
     """
@@ -163,5 +170,7 @@ def _forms(weights: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             path = owner + name
             alias = first.setdefault(id(x), path)
             kind = nn.Parameter if type(x) is Tensor and "_parameters" in place else type(x)
-            forms[path] = None if x is None else (kind, x.shape, x.dtype, x.device, alias)
+            forms[path] = (
+                None if x is None else (kind, x.shape, x.dtype, x.device, alias, *inner_form(x))
+            )
     return forms

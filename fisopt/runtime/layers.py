@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import nn
 
 from fisopt.errors import InputError
-from fisopt.rewrite.tracing.diffusers_hooks import OFFLOAD
+from fisopt.rewrite.tools.diffusers_hooks import OFFLOAD
 
 NEVER = "hooks layers, which a captured graph does not call; it cannot be combined with fisopt"
 NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'

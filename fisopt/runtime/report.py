@@ -58,13 +58,13 @@ class Made:
     ) -> Made:
         """Describe a rewritten Program."""
         before, after = program_cost(dense), program_cost(program)
-        kept, unknown = after.work / max(before.work, 1.0), not_predicted(before, after)
+        work, unknown = after.work, not_predicted(before, after)
+        kept = work / max(before.work, 1.0)
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
-        held = tuple(dict.fromkeys(choices))
-        notes = tuple(dense.source.notes)
-        ran, part = tuple(applied), bool(program.unfinished or program.resumed)
-        sizes = (kept, after.work, stages)
-        return Made(program.layout, passes, ran, blocks, *sizes, held, notes, unknown, part)
+        held, ran = tuple(dict.fromkeys(choices)), tuple(applied)
+        notes, grid = tuple(dense.source.notes), program.layout
+        part = bool(program.unfinished or program.resumed)
+        return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown, part)
 
     def after(self, beginning: Made) -> Made:
         """What describes a call that a beginning and this rest of it have run."""

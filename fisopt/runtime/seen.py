@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tools.tool import aside, read_by_graphs
-from fisopt.rewrite.tracing.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
@@ -246,9 +246,14 @@ def _root(value: Any) -> str:
     return str(value.__module__).partition(".")[0]
 
 
-def mark(tensor: Tensor) -> int:
-    """What changes when a tensor gets other storage or is another one."""
-    return tensor.data_ptr() if type(tensor) in (Tensor, nn.Parameter) else id(tensor)
+def mark(tensor: Tensor) -> Any:
+    """What changes when a tensor gets other storage or is another one.
+
+    Moving a module exchanges the contents of a tensor of a class of its own, not the object.
+    """
+    if type(tensor) in (Tensor, nn.Parameter):
+        return tensor.data_ptr()
+    return id(tensor), type(tensor), tensor.dtype, tensor.device
 
 
 def _storage(tensor: Tensor) -> tuple[Any, ...]:

@@ -97,7 +97,7 @@ class _Probe(fx.Interpreter):
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls.dense.graph_module)
         self.calls = calls
-        self.place = {block.call: block.index for block in calls.dense.blocks}
+        self.place = {block.call: i for i, block in enumerate(calls.dense.blocks)}
         self.errors: list[list[float]] = []
 
     def run_node(self, n: fx.Node) -> Any:

@@ -94,7 +94,7 @@ def test_keys_of_every_frame() -> None:
         """\
   %linear_1: [2, 1, 32]
   %cat: [2, f5*6+5, 32]
-  %mul_14: [f5*6, 8]
+  %mul: [f5*6, 8]
   %frames_anchors: [2]
   %0: [2, 1, 64] = aten::linear(%linear_1, %modulation_weight, %modulation_bias)
   %4: [2, f2*6+5, 32] = fisopt::gather_frames(%cat, 1, %frames_anchors, 1, 6, 0, 5)
@@ -117,7 +117,7 @@ def test_attention_alone() -> None:
         """\
   %linear_1: [2, 1, 32]
   %cat: [2, f5*6+5, 32]
-  %mul_14: [f2*6, 8]
+  %mul: [f2*6, 8]
   %frames_anchors: [2]
   %frames_left: [5]
   %frames_right: [5]

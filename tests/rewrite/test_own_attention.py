@@ -81,6 +81,9 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (y.unflatten(-1, (HEADS, -1)) for y in self.qkv(x).chunk(3, -1))
         mask = (x[..., 0] > -1)[:, None, None] if self.masked else None
+        if self.by == "one head":
+            q, k, v = self.qkv(x).chunk(3, -1)
+            return self.added(x, heads_first(q, k, v, None, False)[:, :, None])
         if self.by == "tokens_first":
             return self.added(x, tokens_first(q, k, v, softmax_scale=0.3, causal=self.causal))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
@@ -197,6 +200,13 @@ def test_under_other_operands_it_is_whole() -> None:
     for result in (tiled, reduced):
         assert "what fisopt_tests::tokens_first(causal=True) means" in str(result.skipped[0])
         torch.testing.assert_close(result.program(**video()), want, rtol=1e-5, atol=1e-5)
+
+
+def test_operands_without_heads_stay_the_operator_s() -> None:
+    own = model("one head")
+    fast = fisopt.optimize(own, [], video(), spec=SPEC, backend="eager")
+    torch.testing.assert_close(fast(**video()), own(**video()), rtol=1e-5, atol=1e-5)
+    assert "not in the prediction: fisopt_tests::heads_first (3 calls)" in str(fast.report)
 
 
 def test_what_is_not_declared_is_not_in_the_prediction() -> None:

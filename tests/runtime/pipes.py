@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.cache_utils import CacheMixin
 from diffusers.utils import apply_lora_scale
+from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -22,6 +24,8 @@ from tests.passes.loop import Options, Video, interleaved
 
 Change = Callable[[Any], object]
 WIDTH, TEXT = 32, 16
+CLOSE = 0.05
+"""How far two results in bfloat16 may be apart that are of the same graph but for its order."""
 SPEC = ModelSpec(blocks=("blocks.*",), grid=lambda call: tuple(call["hidden_states"].shape[2:]))
 
 
@@ -142,9 +146,32 @@ class Both:
         return want
 
 
-def looped(pipe: Any, stride: int, frames: int) -> Tensor:
+def looped(pipe: Any, stride: int, frames: int, kv: str = "anchors") -> Tensor:
     """The latents of a plain pipeline whose blocks run on every n-th frame, as a plain loop."""
     video = Video(1, inner=4)
     blocks = [loop.Block(block, video) for block in pipe.transformer.blocks]
-    with interleaved(blocks, Options(stride=stride), frames):
+    with interleaved(blocks, Options(stride=stride, kv=kv), frames):
         return clip(pipe, frames)
+
+
+TARGETS = ["to_q", "ffn"]
+
+
+@cache
+def weights(seed: int, rank: int = 2, depth: int = 1) -> Any:
+    """A LoRA of a seed as a file has it."""
+    torch.manual_seed(seed)
+    donor = transformer(depth)
+    donor.add_adapter(LoraConfig(r=rank, target_modules=TARGETS, init_lora_weights=False), "a")
+    held = get_peft_model_state_dict(donor, adapter_name="a")
+    return {f"transformer.{name}": x.clone() for name, x in held.items()}
+
+
+def load(seed: int, name: str, rank: int = 2, depth: int = 1, **options: Any) -> Change:
+    return lambda pipe: pipe.load_lora_weights(
+        dict(weights(seed, rank, depth)), adapter_name=name, **options
+    )
+
+
+def strengths(*values: float) -> Change:
+    return lambda pipe: pipe.set_adapters(["a", "b"][: len(values)], [*values])

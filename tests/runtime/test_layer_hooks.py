@@ -14,10 +14,10 @@ from diffusers.hooks.hooks import HookRegistry, ModelHook
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook, FeedForwardSkipHook
 
 import fisopt
-from fisopt import InputError
+from fisopt import FrameInterleave, InputError
 from fisopt.codegen.placement import Offload
 from fisopt.runtime import captures
-from tests.runtime.pairs import Pair
+from tests.runtime.pairs import SPEC, Pair, build, video
 from tests.zoo import zoo
 
 
@@ -54,6 +54,24 @@ def test_skipped_layers_are_variants_of_the_graph(counted: list[Any]) -> None:
             registry.remove_hook("skip")
     assert len(counted) == 1 + len(SKIPS)
     assert sum(pair.fast.report.recaptures.values()) == len(SKIPS), "a state that is back is none"
+
+
+def test_skipped_blocks_keep_their_numbers() -> None:
+    model, calls = build(), video(5)
+    model.layers.extend(build().layers)
+    passes = [FrameInterleave(stride=2, blocks="1,3", scope="block")]
+    fast = fisopt.optimize(model, passes, spec=SPEC, backend="eager")
+    registry = HookRegistry.check_if_exists_or_initialize(model.layers[2])
+    registry.register_hook(AttentionProcessorSkipHook(lambda _, x: x), "skip")
+    got = fast(**calls)
+    program = fast.program(calls)
+    assert program.block_paths == [f"layers.{i}" for i in range(4)]
+    assert [(b.index, b.path) for b in program.blocks] == [(i, f"layers.{i}") for i in (0, 1, 3)]
+    registry.remove_hook("skip")
+    del model.layers[2]
+    passes = [FrameInterleave(stride=2, blocks="1,2", scope="block")]
+    without = fisopt.optimize(model, passes, spec=SPEC, backend="eager")
+    assert torch.equal(got, without(**calls))
 
 
 def test_a_forward_under_hooks_is_the_class_s_own() -> None:

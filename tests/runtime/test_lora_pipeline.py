@@ -2,53 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model_state_dict
 
 from fisopt import FrameInterleave, InputError
-from fisopt.runtime import captures
-from tests.runtime.pipes import Both, Change, clip, looped, transformer
-
-TARGETS = ["to_q", "ffn"]
-
-
-@cache
-def weights(seed: int, rank: int = 2, depth: int = 1) -> Any:
-    """A LoRA of a seed as a file has it."""
-    torch.manual_seed(seed)
-    donor = transformer(depth)
-    donor.add_adapter(LoraConfig(r=rank, target_modules=TARGETS, init_lora_weights=False), "a")
-    held = get_peft_model_state_dict(donor, adapter_name="a")
-    return {f"transformer.{name}": x.clone() for name, x in held.items()}
-
-
-@pytest.fixture
-def captured(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that were captured, one entry a capture."""
-    made: list[Any] = []
-    real = captures.capture
-
-    def capture(*args: Any) -> Any:
-        made.append(args[0])
-        return real(*args)
-
-    monkeypatch.setattr(captures, "capture", capture)
-    return made
-
-
-def load(seed: int, name: str, rank: int = 2, depth: int = 1, **options: Any) -> Change:
-    return lambda pipe: pipe.load_lora_weights(
-        dict(weights(seed, rank, depth)), adapter_name=name, **options
-    )
-
-
-def strengths(*values: float) -> Change:
-    return lambda pipe: pipe.set_adapters(["a", "b"][: len(values)], [*values])
-
+from tests.runtime.pipes import Both, Change, clip, load, looped, strengths, transformer, weights
 
 TWO: tuple[Change, ...] = (load(0, "a"), load(1, "b"), strengths(0.5, 2.0))
 

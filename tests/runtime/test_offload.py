@@ -240,3 +240,5 @@ def test_offloading_of_layers_leads_to_offload(pipe: Any) -> None:
     other.enable_sequential_cpu_offload(device="cpu")
     with pytest.raises(InputError, match="offloading of single layers: pass offload='block'"):
         clip(other)
+    with pytest.raises(InputError, match="offloading of single layers: pass offload='block'"):
+        fisopt.optimize(fisopt.restore(other), [], backend="eager")

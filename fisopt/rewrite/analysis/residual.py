@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,16 +159,25 @@ def _copied(node: fx.Node) -> fx.Node | None:
     """The value that a buffer is a copy of, written part by part, each in its own place."""
     whole = shape(node)
     sources: set[Any] = set()
-    parts: dict[tuple[Any, ...], int] = {}
+    parts: dict[Hashable, int] = {}
     while node.target in _PARTS:
         part = operand_of(node, 1)
-        if part.target is not _PARTS[node.target] or part.args[1:] != node.args[2:]:
+        reads, one = _PARTS[node.target], node.target is aten.select_scatter.default
+        place = _place(node.args[2:], whole, one=one)
+        if part.target is not reads or _place(part.args[1:], whole, one=one) != place:
             return None
         sources.add(part.args[0])
-        parts[part.target, *part.args[1:]] = math.prod(shape(part))
+        parts[part.target, place] = math.prod(shape(part))
         node = operand_of(node, 0)
     same = len(sources) == 1 and all(shape(n) == whole for n in sources)
     return sources.pop() if same and sum(parts.values()) == math.prod(whole) else None
+
+
+def _place(said: tuple[Any, ...], whole: tuple[int, ...], *, one: bool) -> Hashable:
+    """The entries of a dimension that an operator names: one, or from, to and how many apart."""
+    dim, *bounds = said or (0,)
+    size = whole[dim := dim % len(whole)]
+    return dim, bounds[0] % size if one else slice(*(*bounds, None, None, None)[:3]).indices(size)
 
 
 def _residual_edges(graph: fx.Graph) -> nx.DiGraph:

@@ -222,20 +222,36 @@ def _contract(result: Relation, a: fx.Node, b: fx.Node, out_rank: int) -> Relati
     return result
 
 
-@relation_rule(aten.mm.default, aten.bmm.default, aten.matmul.default, aten.mv.default)
+@relation_rule(
+    aten.mm.default,
+    aten.bmm.default,
+    aten.matmul.default,
+    aten.mv.default,
+    aten._int_mm.default,
+)
 def _matmul(node: fx.Node) -> Relation:
     return _contract(Relation(), operand_of(node, 0), operand_of(node, 1), len(shape(node)))
 
 
-@relation_rule(aten.addmm.default, aten.baddbmm.default)
+@relation_rule(aten.addmm.default, aten.baddbmm.default, aten._scaled_mm.default)
 def _addmm(node: fx.Node) -> Relation:
-    out = shape(node)
-    result = Relation()
-    bias = shape(operand_of(node, 0))
-    for back in range(1, len(bias) + 1):
-        if bias[-back] == out[-back]:
-            result.link(operand_of(node, 0), len(bias) - back, len(out) - back)
-    return _contract(result, operand_of(node, 1), operand_of(node, 2), len(out))
+    """A product, and what is added to it or scales it where it is."""
+    first = 0 if node.target is aten._scaled_mm.default else 1
+    factors = {first, first + 1}
+    others = [x for i, x in enumerate(node.args) if i not in factors and isinstance(x, fx.Node)]
+    a, b = operand_of(node, first), operand_of(node, first + 1)
+    return _contract(_aligned(node, others), a, b, len(shape(node)))
+
+
+def _aligned(node: fx.Node, operands: list[fx.Node]) -> Relation:
+    """Follow operands that are aligned with the result on the right."""
+    out, result = shape(node), Relation()
+    for operand in operands:
+        sizes = shape(operand)
+        for back in range(1, len(sizes) + 1):
+            if sizes[-back] == out[-back]:
+                result.link(operand, len(sizes) - back, len(out) - back)
+    return result
 
 
 @relation_rule(aten.scaled_dot_product_attention.default)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import InputError, shown
-from fisopt.rewrite.tools.tool import Place, Read, Tool
+from fisopt.rewrite.tools.tool import Place, Read, Tool, exchanged
 
 _BUFFER = "fisopt_scaling_"
 _ASIDE = frozenset(
@@ -160,16 +160,13 @@ class _Traced(dict[str, Any]):
 
 @contextmanager
 def _as_buffers(layer: nn.Module, names: tuple[str, ...], of_call: _OfCall) -> Iterator[None]:
-    scaling = vars(layer)["scaling"]
-    for name in names:
-        layer._buffers[_BUFFER + name] = _Strength(layer, name)[name]
-    vars(layer)["scaling"] = _Traced(layer, names, of_call)
-    try:
-        yield
-    finally:
-        vars(layer)["scaling"] = scaling
+    with ExitStack() as stack:
         for name in names:
-            del layer._buffers[_BUFFER + name]
+            buffer = _Strength(layer, name)[name]
+            stack.enter_context(exchanged(layer._buffers, _BUFFER + name, buffer))
+        scaling = _Traced(layer, names, of_call)
+        stack.enter_context(exchanged(vars(layer), "scaling", scaling))
+        yield
 
 
 class _Strength(Mapping[str, Tensor]):

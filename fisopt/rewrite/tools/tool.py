@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from typing import Any
 
 from torch import nn
+from torch._ops import OpOverload
 
 Place = tuple[Mapping[str, Any], str]
 """What holds a tensor, and its name in there; it is looked up at every call."""
@@ -18,7 +19,12 @@ Read = Callable[[Any], tuple[Any, ...]]
 
 _FILES = {
     "peft": "fisopt.rewrite.tools.peft",
+    "torchao": "fisopt.rewrite.tools.torchao",
+    "optimum.quanto": "fisopt.rewrite.tools.quanto",
+    "bitsandbytes.nn": "fisopt.rewrite.tools.bitsandbytes",
+    "diffusers.quantizers.gguf.utils": "fisopt.rewrite.tools.gguf",
     "diffusers.models.attention_dispatch": "fisopt.rewrite.tools.diffusers_attention",
+    "diffusers.hooks.hooks": "fisopt.rewrite.tools.diffusers_hooks",
 }
 """Packages, or modules of them, and who knows what they leave in a model."""
 
@@ -30,6 +36,10 @@ class Tool:
         """Do to a model what its layers would do to themselves at their next call."""
         del model
 
+    def composites(self) -> Mapping[OpOverload, Callable[..., Any]]:
+        """The operators of the package that are written in others, each with how."""
+        return {}
+
     def traced(self, model: nn.Module) -> AbstractContextManager[None]:
         """Inside, a model is in a form that can be traced; only tracing may happen inside."""
         del model
@@ -39,6 +49,11 @@ class Tool:
         """Where a tensor is held that a traced graph reads from a module by a name."""
         del module, name
         return None
+
+    def follows(self, module: nn.Module, name: str) -> bool:
+        """Whether a weight of a class of the package can be traced, though torch does not know."""
+        del module, name
+        return False
 
     def reads(self, module: nn.Module) -> Mapping[str, Read]:
         """The attributes of a module of which a graph depends on a part, and what that is."""
@@ -91,3 +106,15 @@ def traced(model: nn.Module) -> Iterator[None]:
         for tool in tools():
             stack.enter_context(tool.traced(model))
         yield
+
+
+@contextmanager
+def exchanged(held: Any, name: str, value: Any) -> Iterator[None]:
+    """Inside, a dict holds a value under a name; on leaving what it held before."""
+    before = {name: held[name]} if name in held else {}
+    held[name] = value
+    try:
+        yield
+    finally:
+        held.pop(name)
+        held.update(before)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import chain
 from typing import Any
 
 import torch
 
 from fisopt.rewrite.ops.own_attention import own_attentions
+from fisopt.rewrite.tools.tool import tools
 
 aten = torch.ops.aten
 _COMPOSITES = (
@@ -39,8 +41,9 @@ _COMPOSITES = (
 
 
 def decompositions() -> dict[Any, Callable[..., Any]]:
-    """What torch.export writes out, by operator: composites, and attentions that were declared."""
-    return {**_composites(), **own_attentions()}
+    """What is written out, by operator: composites, declared attentions, and those of tools."""
+    theirs = (tool.composites().items() for tool in tools())
+    return {**_composites(), **own_attentions(), **dict(chain.from_iterable(theirs))}
 
 
 @cache

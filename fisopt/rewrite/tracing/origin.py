@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import nn
 from fisopt.errors import CaptureError
 from fisopt.lru import Lru
 from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.tools.diffusers_hooks import hooks_of
+from fisopt.rewrite.tracing.block_paths import blocks_of
 from fisopt.rewrite.tracing.follow import Followed, at_grid
 from fisopt.rewrite.tracing.frame_dims import FrameDims, fits
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -33,6 +35,7 @@ class Source:
         notes: what a report should say of the capture.
         cache: Programs by shape.
         made_in: in which state of the model it was captured, as whoever asked for it keeps that.
+        hooked: the paths of the blocks, in the model's order, and whether hooks run around each.
     """
 
     model: nn.Module
@@ -44,6 +47,23 @@ class Source:
     notes: dict[str, None] = field(default_factory=dict)
     cache: Lru[Any, Any] = field(default_factory=Lru)
     made_in: Any = None
+    hooked: dict[str, bool] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = blocks_of(self.model, self.spec.blocks)
+        self.hooked = {path: bool(hooks_of(m)) for path, m in found.items()}
+
+    def with_skipped(self, paths: Sequence[str]) -> list[str]:
+        """The blocks that ran, in order, and between them those that hooks skip.
+
+        Args:
+            paths: of the calls of blocks that ran.
+        """
+        order, known = list(paths), list(self.hooked)
+        for path in [p for p, is_hooked in self.hooked.items() if is_hooked and p not in paths]:
+            before = known[: known.index(path)]
+            order.insert(1 + max((i for i, p in enumerate(order) if p in before), default=-1), path)
+        return order
 
     def refresh(self) -> None:
         """Let every graph that is held have the weights that the model holds now."""

@@ -19,7 +19,8 @@ from torch import fx, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import InputError
-from fisopt.rewrite.tracing.diffusers_hooks import OFFLOAD, is_hooked, refused
+from fisopt.rewrite.tools.diffusers_hooks import OFFLOAD, is_hooked, refused
+from fisopt.rewrite.tools.tool import tools
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
@@ -78,7 +79,8 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
             raise InputError(
                 f"{where} holds {odd}, a tensor class that torch.export takes for a plain tensor "
                 "of the numbers as they are stored; dequantise the model first (diffusers: "
-                "model.dequantize()), or quantise with torchao or quanto, whose tensors it follows"
+                "model.dequantize()), or quantise its linears with torchao, quanto, GGUF or the "
+                "four bits of bitsandbytes"
             )
 
 
@@ -86,7 +88,9 @@ def _odd_weight(module: nn.Module) -> str | None:
     """Name a weight of a class that export does not follow, such as one of packed numbers."""
     for name, x in (*module._parameters.items(), *module._buffers.items()):
         theirs = type(x).__module__.partition(".")[0] not in ("torch", "builtins")
-        if x is not None and theirs and not is_traceable_wrapper_subclass(x):
+        if x is None or not theirs or is_traceable_wrapper_subclass(x):
+            continue
+        if not any(tool.follows(module, name) for tool in tools()):
             return f"{name!r}, a {type(x).__module__}.{type(x).__qualname__}"
     return None
 

@@ -133,7 +133,9 @@ class Recorder(FakeTensorMode):  # type: ignore[no-untyped-call]
             return super().__torch_dispatch__(func, types, args, kwargs)
         if func in self._composites:
             with self:
-                return self._composites[func](*args, **kwargs)
+                written = self._composites[func](*args, **kwargs)
+            if written is not NotImplemented:
+                return written
         if _is_written_out(func):
             with self:
                 return func.decompose(*args, **kwargs)

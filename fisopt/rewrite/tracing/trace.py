@@ -14,13 +14,14 @@ from torch._subclasses.fake_tensor import (
 )
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.outline import share
 from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
-from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
 from fisopt.rewrite.tracing.functional import functional
+from fisopt.rewrite.tracing.inner import with_inner
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.recorder import Recorder, Tape
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -57,7 +58,7 @@ def trace(
         CaptureError: it cannot be run on shapes alone; the message shows the model's own line.
     """
     try:
-        with traced(model), casts_in_graph(model), untouched(model, inputs.leaves):
+        with traced(model), untouched(model, inputs.leaves):
             return _Run(model, inputs, recorder).trace(patterns)
     except CaptureError:
         raise
@@ -107,8 +108,7 @@ class _Run:
         weights: dict[int, torch.Tensor] = {}
         for place, fake in held:  # a tensor may have several places
             if id(fake) not in weights:
-                self.tape.attribute(place.path, fake)
-                weights[id(fake)] = FunctionalTensor.to_functional(fake)
+                weights[id(fake)] = with_inner(fake, self._weight, place.path)
             place.holder[place.name] = weights[id(fake)]
         leaves = [
             self._input(name, x) if _is_tensor(x) else x
@@ -122,6 +122,8 @@ class _Run:
             if _is_tensor(fake):
                 self._write(fake, leaf)
         for place, fake in held:
+            if is_traceable_wrapper_subclass(fake):
+                continue
             now = place.holder.get(place.name)
             if now is weights[id(fake)] or (place.is_buffer and _alike(now, fake)):
                 self._write(fake, now)
@@ -130,6 +132,10 @@ class _Run:
                 raise CaptureError(f"{self._name_of(tensor)} is mutated by forward; {_BUFFER}")
         self.tape.graph.output(tuple(output))
         return structure
+
+    def _weight(self, path: str, fake: torch.Tensor) -> torch.Tensor:
+        self.tape.attribute(path, fake)
+        return FunctionalTensor.to_functional(fake)
 
     def _input(self, name: str, fake: torch.Tensor) -> torch.Tensor:
         self.tape.placeholder(name, fake)

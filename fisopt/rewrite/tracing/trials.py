@@ -16,7 +16,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 
 from fisopt.rewrite.tools.tool import traced
-from fisopt.rewrite.tracing.diffusers_hooks import casts_in_graph
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -78,12 +77,7 @@ def shape_trials(
         that it chose itself.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with (
-        traced(model),
-        casts_in_graph(model),
-        untouched(model, inputs.leaves) as held,
-        Pins() as pins,
-    ):
+    with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {place.path: mode.from_tensor(place.tensor) for place in weight_places(model)}
 
         def trial(resized: Inputs) -> Shapes:

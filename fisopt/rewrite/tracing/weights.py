@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from fisopt.rewrite.outline import hold
 from fisopt.rewrite.tools.tool import Place, tools
+from fisopt.rewrite.tracing.inner import inner_place
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,18 @@ def weight_places(model: nn.Module) -> Iterator[WeightPlace]:
 
 def place_of(model: nn.Module, path: str) -> Place | None:
     """Where a model holds the parameter or buffer of a path, None if it has none there."""
-    owner, _, name = path.rpartition(".")
+    *owner, name = path.split(".")
     holder: Any = model
-    for part in owner.split(".") if owner else ():
-        holder = vars(holder).get("_modules", {}).get(part)
-        if holder is None:
-            return None
-    for held in (holder._parameters, holder._buffers):
-        if held.get(name) is not None:
-            return held, name
-    places = (tool.place(holder, name) for tool in tools())
-    return next((place for place in places if place is not None), None)
+    for i, part in enumerate(owner):
+        inside = vars(holder).get("_modules", {}).get(part)
+        if inside is None:
+            return inner_place(holder, part, ".".join((*owner[i + 1 :], name)))
+        holder = inside
+    for tool in tools():
+        if (place := tool.place(holder, name)) is not None:
+            return place
+    places = ((held, name) for held in (holder._parameters, holder._buffers))
+    return next((place for place in places if place[0].get(name) is not None), None)
 
 
 def held_at(model: nn.Module, module: nn.Module, path: str) -> torch.Tensor:

@@ -7,13 +7,15 @@ Neither keeps anything from call to call, so that a graph can hold what they do.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
+
+from fisopt.rewrite.tools.tool import Tool
 
 REGISTRY = "_diffusers_hook"
 """Where diffusers keeps the hooks of a module."""
@@ -58,8 +60,7 @@ def is_hooked(module: nn.Module, forward: object) -> bool:
     own = type(module).forward
     if isinstance(forward, MethodType):
         return forward.__func__ is own
-    registry = vars(module).get(REGISTRY)
-    steps = getattr(registry, "_fn_refs", ())
+    steps = _steps(module)
     if not isinstance(forward, functools.partial) or not steps or any(refused(module)):
         return False
     inner = steps[0].original_forward or steps[0].forward
@@ -74,26 +75,35 @@ def is_said_elsewhere(forward: object) -> bool:
     return getattr(made, "__module__", "") == f"{_HOME}hooks"
 
 
-@contextmanager
-def casts_in_graph(model: nn.Module) -> Iterator[None]:
-    """Inside, layerwise casting makes tensors for the time of a call, in the place of weights.
+class DiffusersHooks(Tool):
+    """Hooks on layers."""
 
-    Outside it casts weights in place, which a trace cannot follow.
-    """
-    before = []
-    for module in model.modules():
-        registry = vars(module).get(REGISTRY)
-        for hook, step in zip(
-            hooks_of(module).values(), getattr(registry, "_fn_refs", ()), strict=False
-        ):
-            if _kind(hook) == _CASTS:
-                before.append((step, step.pre_forward, step.post_forward))
-                step.pre_forward, step.post_forward = _cast(hook.compute_dtype)
-    try:
-        yield
-    finally:
-        for step, pre, post in before:
-            step.pre_forward, step.post_forward = pre, post
+    @contextmanager
+    def traced(self, model: nn.Module) -> Iterator[None]:
+        """Inside, layerwise casting makes tensors for the time of a call, in the place of weights.
+
+        Outside it casts weights in place, which a trace cannot follow.
+        """
+        steps = [
+            (hook, step)
+            for module in model.modules()
+            for hook, step in zip(hooks_of(module).values(), _steps(module), strict=True)
+            if _kind(hook) == _CASTS
+        ]
+        before = [(step, step.pre_forward, step.post_forward) for _, step in steps]
+        for hook, step in steps:
+            step.pre_forward, step.post_forward = _cast(hook.compute_dtype)
+        try:
+            yield
+        finally:
+            for step, pre, post in before:
+                step.pre_forward, step.post_forward = pre, post
+
+
+def _steps(module: nn.Module) -> Sequence[Any]:
+    """The steps that the hooks of a module have made of its forward, in their order."""
+    steps: Sequence[Any] = getattr(vars(module).get(REGISTRY), "_fn_refs", ())
+    return steps
 
 
 def _cast(dtype: torch.dtype) -> tuple[Any, Any]:
@@ -125,3 +135,6 @@ def _options(hook: Any) -> tuple[Any, ...]:
     plain = (str, int, float, bool, torch.dtype, type(None))
     held = {name: x for name, x in vars(hook).items() if isinstance(x, plain) or callable(x)}
     return tuple(sorted(held.items(), key=lambda pair: pair[0]))
+
+
+TOOL = DiffusersHooks()
