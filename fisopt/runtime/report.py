@@ -63,8 +63,8 @@ class Made:
         blocks = tuple((b.path, str(b.call.target)) for b in program.blocks)
         held, ran = tuple(dict.fromkeys(choices)), tuple(applied)
         notes, grid = tuple(dense.source.notes), program.layout
-        part, sizes = bool(program.unfinished or program.resumed), (kept, work, stages)
-        return Made(grid, passes, ran, blocks, *sizes, held, notes, unknown, part)
+        part = bool(program.unfinished or program.resumed)
+        return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown, part)
 
     def after(self, beginning: Made) -> Made:
         """What describes a call that a beginning and this rest of it have run."""
