@@ -53,10 +53,11 @@ def entries() -> Iterator[Entry]:
         yield Entry(f"fis-faithful + StepCache {t}, order 1", (FAITHFUL, StepCache(t, order=1)))
         yield cache_dit(t, 1, 4, taylor=True)
         yield cache_dit(t, 1, 4)
-    late = replace(FAITHFUL, steps="8:")
-    for t in THRESHOLDS[:2]:
-        name = f"fis-faithful from step 8 + StepCache {t}, order 1"
-        yield Entry(name, (late, StepCache(t, order=1)))
+    for first in (8, 14, 18):
+        late = replace(FAITHFUL, steps=f"{first}:")
+        for t in THRESHOLDS[:2]:
+            name = f"fis-faithful from step {first} + StepCache {t}, order 1"
+            yield Entry(name, (late, StepCache(t, order=1)))
     yield Entry("StepCache 0.2", (StepCache(0.2),))
     yield Entry("StepCache, every 3rd step computed", (StepCache(steps="1::3,2::3"),))
     for t in THRESHOLDS[:3]:
