@@ -67,7 +67,7 @@ def capture_table(result: Result) -> str:
                 r["grid"],
                 r["blocks"],
                 f"{r['attention_share']:.0f} %",
-                f"{r['seconds']:.0f} s, {r['peak_gib']:.1f} GiB",
+                f"{r['cpu_seconds']:.0f} s, {r['peak_gib']:.1f} GiB",
                 *(f"{ratio:.2f}x" for ratio in r["predicted_ratio"].values()),
             ]
             for r in result["rows"]
