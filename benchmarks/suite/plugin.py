@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from functools import wraps
 from pathlib import Path
@@ -74,12 +75,17 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         row = {
             "test": item.nodeid,
             "outcome": report.outcome,
-            "error": f"{type(errors[0]).__name__}: {errors[0]}" if errors else None,
-            "refusal": f"{type(refusals[-1]).__name__}: {refusals[-1]}" if refusals else None,
+            "error": _said(errors[0]) if errors else None,
+            "refusal": _said(refusals[-1]) if refusals else None,
         }
         with ROWS.open("a") as file:
             file.write(json.dumps(row) + "\n")
     return report
+
+
+def _said(error: BaseException) -> str:
+    """What an error says, files by their names alone."""
+    return re.sub(r"/\S*/(?=[^\s/]+\.py\b)", "", f"{type(error).__name__}: {error}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

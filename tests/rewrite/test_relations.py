@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import optimum.quanto  # noqa: F401 - registers its operators
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -22,6 +23,7 @@ from fisopt.rewrite.axes import FrameAxis, set_axes
 from fisopt.rewrite.ops.attend_by import attend_by
 from fisopt.rewrite.relations import Relation, relation, relation_rule
 from fisopt.rewrite.relations.table import RULES
+from fisopt.rewrite.tools import quanto  # noqa: F401 - declares them
 
 aten = torch.ops.aten
 A = FrameAxis
@@ -259,6 +261,12 @@ OPS: dict[str, Op] = {
         lambda a: [(2, a.size, 4), (3, 4), (3,)],
         ((0, 1),),
         lambda x, a: (aten.linear.default, tuple(x)),
+        (1,),
+    ),
+    "linear of quanto": Op(
+        lambda a: [(2, a.size, 4), (3, 4), (3, 1)],
+        ((0, 1),),
+        lambda x, a: (torch.ops.quanto.qbytes_mm.default, tuple(x)),
         (1,),
     ),
     "linear over tokens": Op(
@@ -769,7 +777,6 @@ def test_the_table_is_covered() -> None:
         str(target)
         for target in set(RULES) - tried
         if not re.search(f"{splits_and_makers}|{makers}", str(target))
-        and getattr(target, "namespace", "aten") in ("aten", "prims", "fisopt")  # of tools: theirs
         and not relation_of_other(target)
     }
     assert missing == {str(t) for t in RULES if RULES[t] is RULES[aten.take.default]}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -19,8 +19,6 @@ from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.tracing.block_paths import BLOCK, RunningBlock
 from fisopt.rewrite.tracing.composites import decompositions
 from fisopt.rewrite.tracing.noops import DROPPED, FRESH, RENAMED, is_noop, written
-
-Insert = Callable[..., fx.Node]
 
 
 class Tape:
@@ -45,7 +43,16 @@ class Tape:
         self._held.append(tensor)
 
     def node_of(self, tensor: torch.Tensor) -> fx.Node:
-        """The node that a tensor is the value of."""
+        """The node that a tensor is the value of.
+
+        Raises:
+            CaptureError: it is of no graph.
+        """
+        if not self.knows(tensor):
+            raise CaptureError(
+                f"a tensor {list(tensor.shape)} of type {type(tensor).__name__} comes from "
+                "nowhere in this run of the model; make it in forward, or hold it as a buffer"
+            )
         return self._nodes[id(tensor)]
 
     def knows(self, value: Any) -> bool:
