@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import Annotated
 
@@ -19,6 +20,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
+TALKATIVE = (
+    "torchao",
+    "bitsandbytes.backends.cpu.ops",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+    "torch.utils._pytree",
+)
+"""What diffusers imports wherever it is installed, and warns of kernels that no command uses."""
 COMMANDS = "models inspect codegen demo calibrate search export sign verify"
 for name in COMMANDS.split():
     module = import_module(f"fisopt.cli.commands.{name}")
@@ -39,3 +47,5 @@ def main(
 ) -> None:
     """The ``fisopt`` command."""
     del version
+    for name in TALKATIVE:
+        logging.getLogger(name).setLevel(logging.ERROR)
