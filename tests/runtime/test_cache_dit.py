@@ -16,9 +16,17 @@ NAMED = r"forward that its class does not define: cache_dit\..* StepCache goes a
 
 
 def pipeline() -> Any:
-    heads = dict(num_attention_heads=1, attention_head_dim=12, num_layers=2, rope_max_seq_len=32)
-    sizes = dict(in_channels=4, out_channels=4, text_dim=8, freq_dim=8, ffn_dim=8)
-    model = WanTransformer3DModel(**heads, **sizes).eval()
+    model = WanTransformer3DModel(
+        num_attention_heads=1,
+        attention_head_dim=12,
+        num_layers=2,
+        rope_max_seq_len=32,
+        in_channels=4,
+        out_channels=4,
+        text_dim=8,
+        freq_dim=8,
+        ffn_dim=8,
+    ).eval()
     held = dict.fromkeys(("tokenizer", "text_encoder", "vae"))
     pipe = WanPipeline(**held, scheduler=FlowMatchEulerDiscreteScheduler(), transformer=model)
     pipe.set_progress_bar_config(disable=True)
