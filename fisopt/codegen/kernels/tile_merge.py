@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fisopt.codegen.kernels.cuts import cheapest
 from fisopt.codegen.kernels.dense_attention import (
-    HIDDEN,
     attend,
     backends,
+    bias_of,
     known_backends,
     refuse_operands,
 )
@@ -158,7 +157,7 @@ class _Operands:
         if seen is not None:
             seen = seen if seen.shape[2] == 1 else contract.take(seen, 2, piece.queries)
             seen = contract.take(seen, 3, piece.keys)
-        out, lse = attend(query, *self.gather(piece.keys), _bias(seen, query), self.scale)
+        out, lse = attend(query, *self.gather(piece.keys), bias_of(seen, query), self.scale)
         return list(zip(out.split(1), lse.split(1), strict=True))
 
     def windows(self, piece: Piece, item: int) -> tuple[Tensor, Tensor]:
@@ -174,7 +173,7 @@ class _Operands:
             alike = one.shape[1] == 1
             over = ((0, 1), 0) if alike else (rows, step)
             seen = _windows(one, piece.windows, over, (columns, along))
-        out, lse = attend(query, key, value, _bias(seen, query), self.scale)
+        out, lse = attend(query, key, value, bias_of(seen, query), self.scale)
         return out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]
 
     def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
@@ -183,18 +182,6 @@ class _Operands:
             key, value = (_side_by_side(x, ranges) for x in (self.key, self.value))
             self.gathered[ranges] = (key, value)
         return self.gathered[ranges]
-
-
-def _bias(seen: Tensor | None, query: Tensor) -> Tensor | None:
-    """What a mask adds to the scores, in the type of the queries, rows in units of 16 entries."""
-    if seen is None:
-        return None
-    width = seen.shape[-1]
-    room = (*seen.shape[:-1], -(-width // 16) * 16)
-    bias = query.new_full(room, HIDDEN)[..., :width]
-    if seen.dtype == torch.bool:
-        return bias.masked_fill_(seen, 0.0)
-    return bias.copy_(seen).clamp_(min=HIDDEN)
 
 
 def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:

@@ -5,6 +5,7 @@ Importing one makes all known.
 
 from fisopt.rewrite.ops import (
     attend_by,
+    attend_masked,
     fill_frames,
     gather_frames,
     match_nearby,
@@ -17,6 +18,7 @@ from fisopt.rewrite.ops import (
 
 __all__ = [
     "attend_by",
+    "attend_masked",
     "fill_frames",
     "gather_frames",
     "match_nearby",
