@@ -20,6 +20,9 @@ from fisopt.rewrite.analysis.fused import FUSED, fused
 from fisopt.rewrite.edit.graph_editor import GraphEditor
 from fisopt.rewrite.edit.local import NodeRule
 from fisopt.rewrite.ops.attend_masked import attend_masked
+from fisopt.rewrite.ops.tile_attend_masked import tile_attend_masked
+from fisopt.rewrite.ops.tile_attention import tile_attention
+from fisopt.rewrite.relations.table import argument
 
 MANY = 1024
 """Keys that must be seen by all before a second attention is worth it."""
@@ -31,24 +34,30 @@ def split_masks(device: str = "cuda") -> NodeRule:
     """Every attention on a kind of device whose mask is proved to hide few keys at most."""
 
     def split(editor: GraphEditor, node: fx.Node) -> fx.Node | None:
+        mask = argument(node, 3, "attn_mask" if node.target is FUSED else "mask")
+        keys = _few_keys(node, mask, device) if isinstance(mask, fx.Node) else None
+        if keys is None:
+            return None
         read = fused(node)
-        if read is None or read.mask is None or read.causal or read.dropout:
+        if read is not None and (read.causal or read.dropout):
             return None
-        query, mask = read.query.meta["val"], read.mask.meta["val"]
-        if query.device.type != device or query.ndim != 4 or mask.ndim != 4 or mask.shape[2] != 1:
-            return None
-        if (seen := always_seen(read.mask)) is None or (keys := _spoken_of(seen)) is None:
-            return None
-        few = editor.call(torch.ops.aten.slice.Tensor, read.mask, -1, *keys)
-        return editor.call(
-            attend_masked.target, read.query, read.key, read.value, few, keys[0], read.scale
-        )
+        few = editor.call(torch.ops.aten.slice.Tensor, mask, -1, *keys)
+        if read is None:
+            query, key, value, _, *plan = node.args
+            return editor.call(tile_attend_masked.target, query, key, value, few, keys[0], *plan)
+        operands = (read.query, read.key, read.value)
+        return editor.call(attend_masked.target, *operands, few, keys[0], read.scale)
 
-    return NodeRule("partly masked attention", {FUSED}, split)
+    return NodeRule("partly masked attention", {FUSED, tile_attention.target}, split)
 
 
-def _spoken_of(seen: torch.Tensor) -> tuple[int, int] | None:
-    """The keys, from the first to behind the last, that may be hidden; None if not few."""
+def _few_keys(node: fx.Node, mask: fx.Node, device: str) -> tuple[int, int] | None:
+    """The keys, from the first to behind the last, that a mask may hide; None if not few."""
+    value, shape = node.meta["val"], mask.meta["val"].shape
+    if value.device.type != device or value.ndim != 4 or len(shape) != 4 or shape[2] != 1:
+        return None
+    if (seen := always_seen(mask)) is None:
+        return None
     every = seen.flatten(0, -2).all(0)
     hidden = (~every).nonzero()
     if not len(hidden):

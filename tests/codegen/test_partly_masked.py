@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.functional import scaled_dot_product_attention
 
 import fisopt
-from fisopt import FrameInterleave, ModelSpec, Program
+from fisopt import FrameInterleave, ModelSpec, Program, TileAttention
 from fisopt.codegen import partly_masked
 from fisopt.codegen.compile import lowered
 from fisopt.codegen.kernel_options import KernelOptions
@@ -24,6 +24,8 @@ from fisopt.codegen.stages import stages_of
 from fisopt.codegen.weights import bind_weights
 from fisopt.rewrite.ops.attend_masked import attend_masked
 from fisopt.rewrite.ops.gather_frames import gather_frames
+from fisopt.rewrite.ops.operator import Operator
+from fisopt.rewrite.ops.tile_attend_masked import tile_attend_masked
 from tests.conftest import captured
 from tests.zoo import zoo
 
@@ -158,13 +160,21 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("on_cpu")
-@pytest.mark.parametrize("stride", [1, 2])
-def test_blocks_with_text_that_is_masked(stride: int) -> None:
+@pytest.mark.parametrize(
+    ("passes", "wanted"),
+    [
+        ([], {attend_masked}),
+        ([FrameInterleave(stride=2)], {attend_masked}),
+        ([TileAttention(mask=1)], {tile_attend_masked}),
+        ([FrameInterleave(stride=2), TileAttention(mask=1)], {tile_attend_masked}),
+    ],
+    ids=["dense", "frames", "tiles", "frames and tiles"],
+)
+def test_blocks_with_text_that_is_masked(passes: list[Any], wanted: set[Operator]) -> None:
     dense, inputs = program()
-    passes = [FrameInterleave(stride=stride)] if stride > 1 else []
     made = fisopt.PassManager(passes).run(dense)
     module = lowered(made, KernelOptions(), [], split=True)
-    assert set(attentions(module)) == {attend_masked.target}
+    assert set(attentions(module)) == {one.target for one in wanted}
     (got,) = bind_weights(module, made.source.model)(*inputs.values())
     torch.testing.assert_close(got, made(**inputs))
 

@@ -13,6 +13,7 @@ from fisopt.rewrite.ops import (
     reduce_attend_restore,
     reduce_tokens,
     restore_tokens,
+    tile_attend_masked,
     tile_attention,
 )
 
@@ -26,5 +27,6 @@ __all__ = [
     "reduce_attend_restore",
     "reduce_tokens",
     "restore_tokens",
+    "tile_attend_masked",
     "tile_attention",
 ]

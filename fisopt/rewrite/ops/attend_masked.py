@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.tile_attend_masked import whole_mask
 from fisopt.rewrite.ops.tile_attention import empty_result
 
 
@@ -51,8 +52,7 @@ def attend_masked(
         N or 1, m] bool (True: seen), of the keys start to start + m.
     Returns: [B, h, N, E] in query's dtype, laid out in memory as models go on with it.
     """
-    behind = key.shape[-2] - start - mask.shape[-1]
-    whole = torch.nn.functional.pad(mask, (start, behind), value=True)
+    whole = whole_mask(mask, start, key.shape[-2])
     grouped = query.shape[-3] != key.shape[-3]
     attended = scaled_dot_product_attention(
         query, key, value, whole, scale=scale, enable_gqa=grouped
