@@ -17,7 +17,9 @@ from fisopt.codegen.kernels.tile_attend_masked import divided
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.ops.tile_attend_masked import tile_attend_masked as contract
 from fisopt.rewrite.ops.tile_attend_masked import whole_mask
+from fisopt.rewrite.tile_plan import tile_plan
 from tests.codegen.kernels.test_tile_merge import AXES, TABLES, made
+from tests.tiles import AVERAGED
 
 
 @pytest.fixture(autouse=True)
@@ -76,3 +78,17 @@ def test_ranges_apart() -> None:
     assert apart([(0, 4), (6, 9)], (2, 7)) == [((0, 2), (7, 9)), ((2, 4), (6, 7))]
     assert apart([(0, 4)], (4, 9)) == [((0, 4),)]
     assert apart([(0, 4)], (0, 9)) == [((0, 4),)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("name", ["k=3", "radius 2", "decay 1"])
+def test_a_video_on_a_gpu(name: str) -> None:
+    axis = FrameAxis(7, inner=1200, after=300)
+    plan = tile_plan(TABLES[name].cuda(), axis, axis)
+    operands = torch.randn(3, 2, axis.size, 4, 128, dtype=torch.bfloat16, device="cuda")
+    mask = torch.rand(2, 1, 1, 300, device="cuda") < 0.5
+    args = (*operands.transpose(2, 3), mask, 8400, plan.rows, plan.keys, plan.pairs, None)
+    want = contract.implementation(*args)
+    for got in (tile_attend_masked.launch(*args), contract.target(*args)):
+        torch.testing.assert_close(got, want, rtol=0, atol=AVERAGED[torch.bfloat16])
