@@ -33,6 +33,7 @@ from harness import interleaved, paired_ratio
 from page import table
 from roofline import Ceilings, roofline
 from tqdm import tqdm
+from turns import COMPILING, side_by_side, turn
 
 import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
@@ -131,10 +132,7 @@ class Bench:
         return run
 
     def described(self, module: Any, limits: Ceilings | None) -> Row:
-        """What is predicted of an optimised module, and how its blocks divide.
-
-        No ceilings were measured of products in FP8.
-        """
+        """What is predicted of an optimised module, and how its blocks divide."""
         variant = module.report.variants[0]
         dense = {graph for _, graph in self.dense.report.variants[0].blocks}
         row: Row = {}
@@ -165,14 +163,14 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 row["alone"] = round(time.perf_counter() - start, 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
-                row |= bench.described(module, None if name.endswith("fp8") else limits)
+                row |= bench.described(module, limits.in_fp8 if name.endswith("fp8") else limits)
             ready[name] = (run, row)
         except Exception as error:
             row["failed"] = said(error)
         rows.put(row)
         print(row, flush=True)
         free_memory()
-        if rows.over:
+        if rows.over or (side_by_side() and rows.used > COMPILING):
             break
     return ready
 
@@ -232,7 +230,8 @@ def measure(head: Row, todo: list[str], rows: Rows, options: argparse.Namespace)
             rows.put({**head, "configuration": configuration, "failed": said(error)})
         return
     ready = prepared(bench, ["dense", *(c for c in todo if c != "dense")], rows, options.limits)
-    compared(bench, ready, rows, options.rounds)
+    with turn(options.model[0], rows.until):
+        compared(bench, ready, rows, options.rounds)
 
 
 def main() -> None:
@@ -252,9 +251,8 @@ def main() -> None:
     if (options.device == "cpu") != options.dry_run:
         sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
     out, device = options.out or folder(), torch.device(options.device)
-    known = Rows(out / "ceilings.json", ceilings.KEY, options.minutes, options.again)
-    sizes = ceilings.TINY if options.dry_run else ceilings.A14B
-    options.limits = ceilings.measured(known, device, sizes)
+    known = ceilings.of_device(device, out, options.minutes, options.again)
+    options.limits = ceilings.read(known)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*CONFIGURATIONS, *PLAIN]
     backend = ceilings.fastest(known)

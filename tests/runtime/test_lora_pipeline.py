@@ -94,6 +94,8 @@ def test_two_transformers_have_adapters_of_their_own(captured: Any) -> None:
     other = both.check()
     both.do(strength(1.0, 0.5))
     assert len({id(x) for x in (one, other, both.check())}) == 3
+    both.do(lambda pipe: pipe.set_adapters(["high", "low"], [2.0, 0.5]))  # activates both in each
+    assert not torch.allclose(both.check(), one, atol=1e-4)
     assert not torch.allclose(one, other, atol=1e-4)
     assert [
         captured.count(part.original) for part in (both.fast.transformer, both.fast.transformer_2)

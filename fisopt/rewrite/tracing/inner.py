@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.rewrite.tools.tool import Place
@@ -64,6 +65,15 @@ def with_inner(weight: Any, made: Callable[[str, torch.Tensor], torch.Tensor], p
     inner = {name: with_inner(getattr(weight, name), made, f"{path}.{name}") for name in names}
     unflatten: Any = type(weight).__tensor_unflatten__
     return unflatten(inner, context, weight.size(), weight.stride())
+
+
+def faked(mode: FakeTensorMode, weight: torch.Tensor) -> Any:
+    """A fake of a weight in a mode; one of a tensor class has fakes of its inner tensors.
+
+    A mode refers weakly to what it has faked, and torch moves no weight of a tensor class that
+    anything refers to so.
+    """
+    return with_inner(weight, lambda _, inner: mode.from_tensor(inner), "")
 
 
 def inner_form(weight: Any) -> tuple[Any, ...]:
