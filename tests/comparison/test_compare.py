@@ -146,8 +146,9 @@ def test_captures_of_an_optimised_pipeline_are_used_again() -> None:
     pipe = pipeline()
     fisopt.optimize(pipe, passes=["fis-a"], backend="eager")
     captures = pipe.transformer.captures
+    assert len(captures) == 0
     compared(pipe=pipe, configs=[], floors=0, steps=1)
-    assert len(captures) == 1
+    assert len(captures) > 0
     assert pipe.transformer.last_inputs is None, "its own passes did not run"
 
 
