@@ -6,6 +6,9 @@ from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
 from fisopt.artefact.sign import sign
+from fisopt.comparison.compare import compare
+from fisopt.comparison.result import Comparison
+from fisopt.comparison.scoring import clip_scorer
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -64,6 +67,7 @@ __all__ = [
     "BlockEdit",
     "BlockPass",
     "CaptureError",
+    "Comparison",
     "Cost",
     "ExportError",
     "FileError",
@@ -112,6 +116,8 @@ __all__ = [
     "axes_of",
     "calibrate",
     "capture",
+    "clip_scorer",
+    "compare",
     "export",
     "format_graph",
     "load",
