@@ -41,7 +41,7 @@ from fisopt import FrameInterleave, files
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.levels import Levels
-from fisopt.distill.path import Path, joined, sampled, walk, walked
+from fisopt.distill.path import Path, sampled, walk, walked
 from fisopt.distill.trainer import Trainer, Training
 from fisopt.models.testbed import all_prompts, check_clip, load_testbed, sample_prompts, to_frames
 
@@ -53,12 +53,8 @@ ATTRIBUTES = ("colour", "shape", "direction", "right")
 _FIRST = FrameInterleave(4, blocks="0", scope="attention", kv="all")
 SPARSE: dict[str, tuple[FrameInterleave, ...]] = {
     "dense": (),
-    "2x": (_FIRST, FrameInterleave(3, blocks="1:", kv="all")),
-    "2x, other": (
-        _FIRST,
-        FrameInterleave(2, blocks="1:8"),
-        FrameInterleave(2, blocks="8:", kv="all"),
-    ),
+    "2x": (_FIRST, FrameInterleave(2, blocks="1:8"), FrameInterleave(2, blocks="8:", kv="all")),
+    "2x, all keys": (_FIRST, FrameInterleave(3, blocks="1:", kv="all")),
     "2.5x": (_FIRST, FrameInterleave(2, blocks="1:8"), FrameInterleave(3, blocks="8:")),
     "3x": (_FIRST, FrameInterleave(2, blocks="1:3"), FrameInterleave(3, blocks="3:")),
 }
@@ -90,11 +86,13 @@ STUDENTS = {
     "a4": Role(4, "dense", False, "paths48", None, (0.0, 0.53)),
     "a2": Role(2, "dense", False, "paths48", None, (0.0, 0.53)),
     "b2": Role(4, "2x", True, "paths4", None, (0.33, 1.0)),
+    "b2k": Role(4, "2x, all keys", True, "paths4", None, (0.33, 1.0)),
     "b25": Role(4, "2.5x", True, "paths4", None, (0.33, 1.0)),
     "b3": Role(4, "3x", True, "paths4", None, (0.33, 1.0)),
     "c25": Role(4, "2.5x", False, "paths48", "a4", (0.53, 1.0)),
     "c3": Role(4, "3x", False, "paths48", "a4", (0.53, 1.0)),
 }
+USUAL = [name for name in STUDENTS if name != "b2k"]
 PATHS = {"paths48": 12, "paths4": 1}
 """The teacher's steps between two of the four borders."""
 LAYING = {"paths48": (0.0, 0.25), "paths4": (0.2, 0.33)}
@@ -263,42 +261,43 @@ def lay(lab: Lab, name: str, folder: File, deadline: float, most: int) -> None:
 class Bank:
     """The paths that were laid so far, on the device."""
 
-    def __init__(self, place: File, device: torch.device, borders: slice) -> None:
-        self.place, self.device, self.borders = place, device, borders
+    def __init__(self, place: File, device: torch.device, borders: slice, most: int) -> None:
+        self.place, self.device, self.borders, self.most = place, device, borders, most
         self.known: set[str] = set()
-        self.path: Path | None = None
-
-    def __len__(self) -> int:
-        return 0 if self.path is None else len(self.path.rows)
+        self.states = self.rows = torch.empty(0)
+        self.count = 0
 
     def wait(self, least: int, deadline: float) -> bool:
         """Wait for so many paths; at the moment of the deadline for any."""
         self.look()
-        if len(self) < least:
-            print(f"waiting for {least} paths in {self.place}, {len(self)} are there", flush=True)
-        while len(self) < least and time.monotonic() < deadline:
+        if self.count < least:
+            print(f"waiting for {least} paths in {self.place}, {self.count} are there", flush=True)
+        while self.count < least and time.monotonic() < deadline:
             time.sleep(0.5)
             self.look()
-        return len(self) > 0
+        return self.count > 0
 
     def look(self) -> None:
-        """Take in what is new."""
+        """Take in what is new, as far as there is room."""
         new = [f for f in sorted(self.place.glob("0*.safetensors")) if f.name not in self.known]
-        paths = [] if self.path is None else [self.path]
         for file in new:
-            held = load_file(file, device=str(self.device))
-            paths.append(Path(held["states"][self.borders].contiguous(), held["rows"]))
+            held = load_file(file)
+            states, rows = held["states"][self.borders], held["rows"]
+            if not self.count:
+                shape = (len(states), self.most, *states.shape[2:])
+                self.states = torch.empty(shape, dtype=states.dtype, device=self.device)
+                self.rows = torch.empty(self.most, dtype=rows.dtype, device=self.device)
+            end = min(self.count + len(rows), self.most)
+            self.states[:, self.count : end] = states[:, : end - self.count].to(self.device)
+            self.rows[self.count : end] = rows[: end - self.count].to(self.device)
+            self.count = end
             self.known.add(file.name)
-        if new:
-            self.path = joined(paths)
 
     def draw(self, count: int, generator: torch.Generator) -> Path:
         """Some of them."""
-        assert self.path is not None
-        total = len(self.path.rows)
-        return self.path.take(
-            torch.randint(total, (count,), generator=generator, device=self.device)
-        )
+        several = {"generator": generator, "device": self.device}
+        chosen = torch.randint(self.count, (count,), **several)
+        return Path(self.states[:, chosen], self.rows[chosen])
 
 
 @contextmanager
@@ -341,13 +340,10 @@ class Run:
         self.guidance = GUIDANCE if role.guided else 1.0
         self.student: nn.Module = copy.deepcopy(lab.teacher)
         passes = SPARSE[role.passes]
-        tuned: Any = self.student
         self.plain: Any = self.student
-        if passes or args.backend != "eager":
-            tuned = fisopt.optimize(self.student, passes, backend=args.backend)
         if passes:
             self.plain = fisopt.optimize(self.student, passes, backend="eager")
-        self.trained = Denoiser(tuned, self.levels, self.guidance, lab.precision)
+        self.trained = Denoiser(self.plain, self.levels, self.guidance, lab.precision)
         self.judged = Denoiser(self.plain, self.levels, self.guidance)
         self.state = args.out / name / "state.pt"
         self.curve: list[dict[str, float]] = []
@@ -373,7 +369,7 @@ class Run:
         borders = slice(None, None, 4 // self.role.steps)
         self.write()
         if (deadline := deadline_of(self.args)) > time.monotonic():
-            bank = Bank(self.args.out / self.role.paths, self.lab.device, borders)
+            bank = Bank(self.args.out / self.role.paths, self.lab.device, borders, self.args.most)
             patience = time.monotonic() + 0.6 * (deadline - time.monotonic())
             if not bank.wait(self.args.least, patience):
                 raise SystemExit(f"no paths in {bank.place}: run --student {self.role.paths} first")
@@ -387,11 +383,41 @@ class Run:
         """Clips of a step."""
         return max(1, int(self.args.rows) // (2 if self.role.guided else 1))
 
-    @torch.no_grad()
     def warm_up(self) -> None:
-        """Have the graph ready before there is something to learn."""
+        """Have the graph and its gradient ready before there is something to learn.
+
+        What a device or a version of torch cannot do is said, and done without.
+        """
+        wanted = self.lab.precision
+        tries = [(self.args.backend, wanted), ("eager", wanted), ("eager", None)]
+        for backend, precision in dict.fromkeys(tries):
+            began = time.monotonic()
+            try:
+                self.trained = self.tuned(backend, precision)
+                self.probe()
+            except Exception as error:
+                print(f"{self.name}: not with {backend}, {precision}: {error}", flush=True)
+            else:
+                seconds = time.monotonic() - began
+                print(f"{self.name}: {backend}, {precision}: {seconds:.0f} s to make", flush=True)
+                return
+        raise SystemExit(f"{self.name}: no gradient could be computed")
+
+    def tuned(self, backend: Any, precision: torch.dtype | None) -> Denoiser:
+        """What is trained."""
+        passes, module = SPARSE[self.role.passes], self.student
+        runs = module
+        if passes or backend != "eager":
+            runs = fisopt.optimize(module, passes, backend=backend)
+        return Denoiser(runs, self.levels, self.guidance, precision)
+
+    def probe(self) -> None:
+        """Run a step forth and back, for nothing."""
+        self.student.requires_grad_(True)
         noise, rows = self.lab.draw(self.batch, torch.Generator(self.lab.device))
-        self.trained.at(noise, 0, self.trained.take(self.lab.conditions, rows))
+        given = self.trained.take(self.lab.conditions, rows)
+        self.trained.at(noise, 0, given).square().mean().backward()
+        self.student.zero_grad()
 
     def passes(self) -> list[str]:
         """What makes it sparse, in words."""
@@ -416,7 +442,7 @@ class Run:
             warmup=args.warmup,
             decay=args.decay,
             average=args.average,
-            precision=lab.precision,
+            precision=self.trained.precision,
             seed=args.seed,
         )
         parameters = dict(self.student.named_parameters())
@@ -487,7 +513,6 @@ def deadline_of(args: argparse.Namespace) -> float:
 def alone(args: argparse.Namespace) -> None:
     """One student, or paths, in this process."""
     began = time.monotonic()
-    torch.set_float32_matmul_precision("high")
     torch.set_num_threads(min(2, torch.get_num_threads()))
     lab = Lab(args)
     print(f"{args.student}: ready after {time.monotonic() - began:.0f} s", flush=True)
@@ -533,20 +558,20 @@ def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add: Callable[..., Any] = parser.add_argument
     add("--student", choices=[*PATHS, *STUDENTS, "all"], default="all")
-    add("--only", nargs="+", choices=STUDENTS, default=list(STUDENTS), help="of all, these")
+    add("--only", nargs="+", choices=STUDENTS, default=USUAL, help="of all, these")
     add("--minutes", type=float, default=6.0, help="how long it may take; of all together")
     add("--device", default=device, help="cpu or cuda (found: %(default)s)")
     add("--out", type=File, default=File("runs/students"))
     add("--bf16", action=argparse.BooleanOptionalAction, default=device == "cuda")
     add("--rows", type=int, default=16 if device == "cuda" else 4, help="rows of a forward call")
-    add("--rate", type=float, default=5e-4)
-    add("--warmup", type=int, default=20)
+    add("--rate", type=float, default=3e-4)
+    add("--warmup", type=int, default=30)
     add("--decay", type=float, default=0.7, help="last share, with falling rate")
     add("--average", type=float, default=0.99)
     add("--own", type=float, default=0.8, help="share of clips that walk on their own states")
     add("--marks", type=int, default=8, help="points of the curve")
     add("--least", type=int, default=768 if device == "cuda" else 8, help="paths to start with")
-    add("--most", type=int, default=6000, help="paths of a kind")
+    add("--most", type=int, default=4096, help="paths of a kind")
     add("--lead", type=float, default=25.0, help="seconds that a process starts before its window")
     add("--clips", type=int, default=HELD_OUT, help="held-out clips, up to 24")
     add("--reference-steps", type=int, default=50)

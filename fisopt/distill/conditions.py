@@ -150,13 +150,13 @@ def _noting(model: nn.Module) -> Iterator[_Noted]:
         zeros = noted.output.new_zeros(len(latents), *noted.output.shape[1:])
         return (zeros,) if arguments.get("return_dict") is False else _Sample(zeros)
 
-    model.forward = forward  # type: ignore[method-assign]
+    model.forward = forward
     try:
         yield noted
     finally:
         del model.forward
         if before is not None:
-            model.forward = before  # type: ignore[method-assign]
+            model.forward = before
 
 
 class _Sample(dict[str, Tensor]):

@@ -136,7 +136,7 @@ def follow(
             parameter.copy_(trainer.average[name])
     student.requires_grad_(False)
     sigmas = tuple(level.sigma for level in levels)
-    return Student(student, task.passes, task.steps, task.guidance, sigmas, tuple(curve))
+    return Student(student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve))
 
 
 def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Conditions, Levels]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fisopt.distill.saving import save
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
@@ -19,6 +20,7 @@ class Student:
 
     Attributes:
         model: the trained model, of the teacher's class; it also runs dense.
+        runs: what takes its place in a pipeline: the model under its passes, or the model.
         passes: what it was trained to run under; none if it is dense.
         steps: of its sampler.
         guidance: weight of guidance that it runs with; 1 where the teacher's is folded in.
@@ -27,6 +29,7 @@ class Student:
     """
 
     model: nn.Module
+    runs: Any
     passes: tuple[Pass, ...]
     steps: int
     guidance: float
@@ -52,9 +55,8 @@ class Student:
 
         Raises:
             ExportError: it cannot be written; what was there is unchanged.
+            InputError: the model has no ``save_pretrained``.
         """
-        from fisopt.distill.saving import save
-
         return save(self, Path(folder), force=force)
 
     def card(self) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class Supply:
     def _laid(self, number: int) -> Path:
         device = self.conditions.time.device
         generator = torch.Generator(device).manual_seed((self.seed << 32) + _SEED + number)
-        shape, several = (self.batch, *self.conditions.shape), {"generator": generator}
-        noise = torch.randn(shape, device=device, **several)
-        rows = torch.randint(self.conditions.prompts, (self.batch,), device=device, **several)
+        shape, prompts = (self.batch, *self.conditions.shape), self.conditions.prompts
+        noise = torch.randn(shape, device=device, generator=generator)
+        rows = torch.randint(prompts, (self.batch,), device=device, generator=generator)
         return walked(self.teacher, noise, self.conditions, rows, self.hops)

@@ -21,9 +21,7 @@ SCHEDULERS = {
     "flow, reversed": FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
     "flow, terminal": FlowMatchEulerDiscreteScheduler(shift=2.0, shift_terminal=0.5),
     "epsilon": DDIMScheduler(clip_sample=False, timestep_spacing="trailing"),
-    "clip": DDIMScheduler(
-        clip_sample=False, prediction_type="sample", timestep_spacing="trailing"
-    ),
+    "clip": DDIMScheduler(clip_sample=False, prediction_type="sample", timestep_spacing="trailing"),
     "v": CogVideoXDDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing"),
 }
 
@@ -64,7 +62,9 @@ def test_hops_keep_the_borders(name: str) -> None:
 def test_more_hops_than_training_steps() -> None:
     scheduler = DDIMScheduler(num_train_timesteps=10)
     scheduler.set_timesteps(5)
-    with pytest.raises(InputError, match="5 segments do not divide into 3 hops.*10 training steps.*trailing"):
+    with pytest.raises(
+        InputError, match=r"5 segments do not divide into 3 hops.*10 training steps.*trailing"
+    ):
         levels_of(scheduler).split(3)
 
 

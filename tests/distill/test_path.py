@@ -95,7 +95,9 @@ def test_prompts_are_taken_by_row(
     both = denoiser.at(noise, 0, denoiser.take(conditions, torch.tensor([1, 0])))
     one = denoiser.at(noise[1:], 0, denoiser.take(conditions, torch.tensor([0])))
     torch.testing.assert_close(both[1:], one, rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(both[1:], denoiser.at(noise[1:], 0, denoiser.take(conditions, torch.tensor([1]))))
+    assert not torch.allclose(
+        both[1:], denoiser.at(noise[1:], 0, denoiser.take(conditions, torch.tensor([1])))
+    )
 
 
 def test_guidance_that_was_not_recorded(pipe: TestbedPipeline) -> None:
