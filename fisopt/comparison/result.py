@@ -59,10 +59,7 @@ class Row:
     floor: bool = False
 
     def values(self, figure: str) -> list[float]:
-        """A figure of each clip: one of `LIKE`, "seconds", or a scorer's; none if it is not there.
-
-        Infinite and missing values are not among them.
-        """
+        """A figure of each clip that has it: one of `LIKE`, "seconds", or a scorer's."""
         if figure == "seconds":
             return [clip.seconds for clip in self.clips if clip.seconds is not None]
         if figure in LIKE:

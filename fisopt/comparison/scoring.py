@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from fisopt.errors import OptionError, OptionTypeError, shown
+from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.models import testbed
 
 Scorer = Callable[[np.ndarray, str], float | Mapping[str, float]]
@@ -35,17 +36,21 @@ def scored(scorer: Scorer | None, clip: np.ndarray, prompt: str) -> dict[str, fl
 
     Raises:
         OptionTypeError: it says no numbers.
+        InputError: it says one that is not finite.
     """
     if scorer is None:
         return {}
     said = scorer(clip, prompt)
     try:
         named = said.items() if isinstance(said, Mapping) else [("score", said)]
-        return {str(name): float(value) for name, value in named}
+        found = {str(name): float(value) for name, value in named}
     except (TypeError, ValueError) as error:
         raise OptionTypeError(
             f"scorer: got {shown(said)}, wanted a number, or numbers by name"
         ) from error
+    if not all(map(math.isfinite, found.values())):
+        raise InputError(f"scorer: got {shown(said)} of a clip, wanted finite numbers")
+    return found
 
 
 def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
