@@ -18,7 +18,15 @@ from fisopt.comparison.inside import choices_of, graph_of, predicted_ratio, stag
 from fisopt.comparison.likeness import Likeness, likeness
 from fisopt.comparison.making import Maker, Seen
 from fisopt.comparison.result import Clip, Comparison, Row
-from fisopt.comparison.scoring import Scorer, scored, scorer_of, to_bytes
+from fisopt.comparison.scoring import (
+    Measure,
+    Scorer,
+    measured,
+    measures_of,
+    scored,
+    scorer_of,
+    to_bytes,
+)
 from fisopt.errors import InputError, OptionTypeError, shown
 from fisopt.page.data import DENSE, Film, Stage
 from fisopt.page.environment import environment
@@ -40,6 +48,7 @@ def compare(
     backend: Backend = "inductor",
     arguments: Mapping[str, Any] | None = None,
     scorer: Scorer | None = None,
+    measures: Mapping[str, Measure] | None = None,
     floors: int = 2,
     films: int = 4,
     seen: Seen | None = None,
@@ -63,6 +72,8 @@ def compare(
         scorer: says whether a clip shows what was asked: a function of a clip [frames, height,
             width, 3] in [0, 1] and its prompt that returns a number, or several by name.  The
             testbed has its own.
+        measures: by name, functions of a clip and the dense one that return a number; shown
+            beside the scores.
         floors: for so many prompts the dense clip is also made by another attention kernel and
             in a batch of two: what differs there is noise.  0 for none.
         films: so many prompts are kept to look at.
@@ -82,7 +93,7 @@ def compare(
     count("steps", steps)
     count("films", films, 0)
     floors = min(count("floors", floors, 0), len(texts))
-    judge = scorer_of(pipeline, scorer)
+    judge, beside = scorer_of(pipeline, scorer), measures_of(measures)
     clips = len(wanted) * (len(texts) + 1) + floors * len(noise.FLOORS)
     tell: Seen = seen if seen is not None else lambda done, total: None
     maker = Maker(
@@ -93,7 +104,7 @@ def compare(
         for name, module in held.items():
             stack.callback(setattr, pipeline, name, module)
         restore(pipeline)
-        run = Run(maker, judge, films)
+        run = Run(maker, judge, beside, films)
         run.prepare(wanted, backend, held)
         for index in range(len(texts)):
             run.prompt(index, floors)
@@ -106,11 +117,14 @@ class Run:
     Args:
         maker: makes the clips.
         scorer: reads them.
+        measures: compare them with the dense ones.
         films: so many prompts are kept to look at.
     """
 
-    def __init__(self, maker: Maker, scorer: Scorer | None, films: int) -> None:
-        self.maker, self.scorer, self.kept = maker, scorer, films
+    def __init__(
+        self, maker: Maker, scorer: Scorer | None, measures: Mapping[str, Measure], films: int
+    ) -> None:
+        self.maker, self.scorer, self.measures, self.kept = maker, scorer, measures, films
         self.ready: list[Ready] = []
         self.clips: dict[str, list[Clip]] = {}
         self.films: list[Film] = []
@@ -171,6 +185,8 @@ class Run:
             found = likeness(clip, dense)
         like, maps = found
         scores = scored(self.scorer, clip, prompt)
+        if dense is not None:
+            scores |= measured(self.measures, clip, dense)
         self.clips.setdefault(name, []).append(Clip(prompt, seconds, like, scores))
         if like is not None and like.flip is None:
             self.notes["FLIP was not computed: pip install 'fisopt[compare]'"] = None
@@ -199,7 +215,7 @@ class Run:
             rows=tuple(rows),
             steps=steps,
             seed=seed,
-            scores=tuple(rows[0].clips[0].scores),
+            scores=tuple(dict.fromkeys(n for row in rows for n in row.clips[0].scores)),
             environment=environment(pipeline),
             notes=tuple(self.notes),
             films=tuple(self.films),

@@ -178,12 +178,12 @@ class Comparison:
         }
 
     def __rich__(self) -> Any:
-        from fisopt.comparison.shown import rich_table
+        from fisopt.comparison.shown import rich_tables
 
-        return rich_table(self)
+        return rich_tables(self)
 
     def __str__(self) -> str:
-        console = Console(width=160, no_color=True, highlight=False)
+        console = Console(width=100, no_color=True, highlight=False)
         with console.capture() as text:
             console.print(self)
         return text.get().rstrip()

@@ -180,9 +180,17 @@ def _stop(clip: np.ndarray, prompt: str) -> float:
 def test_recipe_is_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "fast.yaml"
     fisopt.Recipe.of(transformer(), [STRIDE]).save(path)
-    found = compared(configs=[str(path), "dense"], floors=0, scorer=lambda clip, prompt: 0.5)
+    found = compared(
+        configs=[str(path), "dense"],
+        floors=0,
+        scorer=lambda clip, prompt: 0.5,
+        measures={"off": lambda clip, dense: float(np.abs(clip - dense).max())},
+    )
     assert [row.name for row in found.rows] == ["dense", "fast"]
-    assert found.scores == ("score",)
+    assert found.scores == ("score", "off")
+    assert found.row("dense").values("off") == []
+    assert min(found.row("fast").values("off")) > 0
+    assert "off" in str(found)
     assert found.row("fast").values("psnr") == _once().row("mine").values("psnr")
 
 
