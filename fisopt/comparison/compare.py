@@ -88,6 +88,8 @@ def compare(
         restore(pipeline)
         run = Run(maker, judge, beside, films)
         run.prepare(wanted, backend, held)
+        if len(texts) == 1:
+            run.notes["one prompt: there are no intervals, and one clip tells little"] = None
         for index in range(len(texts)):
             run.prompt(index, floors)
         return run.result(steps, seed)

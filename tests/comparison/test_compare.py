@@ -245,4 +245,6 @@ def test_way_that_the_pipeline_does_not_take_is_noted(monkeypatch: pytest.Monkey
         pipe, PROMPTS[:1], [], steps=1, backend="eager", arguments={"guidance_scale": 1.0}
     )
     assert [row.name for row in found.rows] == ["dense", "dense, another kernel"]
-    assert "one prompt at a time" in found.notes[0]
+    assert "no intervals" in found.notes[0]
+    assert "one prompt at a time" in found.notes[1]
+    assert found.mean("dense, another kernel", "psnr").low is None  # type: ignore[union-attr]
