@@ -7,8 +7,8 @@ from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
 from fisopt.artefact.sign import sign
 from fisopt.comparison.compare import compare
+from fisopt.comparison.fetched import clip_scorer, lpips
 from fisopt.comparison.result import Comparison
-from fisopt.comparison.scoring import clip_scorer
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -121,6 +121,7 @@ __all__ = [
     "export",
     "format_graph",
     "load",
+    "lpips",
     "models",
     "operator",
     "operators",
