@@ -18,6 +18,7 @@ from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
+from fisopt.recipe.tuned import UNTUNED
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
@@ -230,10 +231,10 @@ def _optimize_module(
             "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
     if isinstance(chosen, tuple):
-        passes = chosen
+        passes, tuned = chosen, UNTUNED
     else:
         recipe = Recipe.read(chosen, model)
-        passes, options = recipe.passes, options.over(recipe.kernels)
+        passes, options, tuned = recipe.passes, options.over(recipe.kernels), recipe.tuned
     optimized = OptimizedModule(
         model,
         passes,
@@ -245,6 +246,7 @@ def _optimize_module(
         cache_size,
         options,
         offload=offload,
+        tuned=tuned,
     )
     if example_inputs is not None:
         optimized.program(example_inputs)

@@ -55,6 +55,9 @@ from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 from fisopt.tuning.calibrate import calibrate
 from fisopt.tuning.mask_search import search_masks
+from fisopt.tuning.rehearsal import Rehearsal
+from fisopt.tuning.tune import rehearse, tune
+from fisopt.tuning.tuned import Tuned
 from fisopt.undo import restore
 
 __all__ = [
@@ -93,6 +96,7 @@ __all__ = [
     "RadialDecay",
     "Recipe",
     "RecipeError",
+    "Rehearsal",
     "Rewriter",
     "Rule",
     "RulePass",
@@ -108,6 +112,7 @@ __all__ = [
     "TokenLayout",
     "TokenReduction",
     "Tokens",
+    "Tuned",
     "VerifyError",
     "axes_of",
     "calibrate",
@@ -122,9 +127,11 @@ __all__ = [
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "rehearse",
     "restore",
     "search_masks",
     "sign",
     "summary",
+    "tune",
     "verify",
 ]

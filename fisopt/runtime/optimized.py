@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, partial
@@ -19,6 +20,7 @@ from fisopt.errors import InputError
 from fisopt.lru import SIZE
 from fisopt.passes.step_cache import StepCache
 from fisopt.recipe.recipe import Recipe
+from fisopt.recipe.tuned import UNTUNED, Tuned, other_steps
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
@@ -53,7 +55,7 @@ class OptimizedModule(Copies, nn.Module):
         report: what each pass did to which block.
     """
 
-    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options", "offload")
+    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options", "offload", "tuned")
     __slots__ = (
         "_backend",
         "_cache_size",
@@ -66,6 +68,7 @@ class OptimizedModule(Copies, nn.Module):
         "_plans",
         "_scheduler",
         "_strict",
+        "_tuned",
         "_variants",
         "_watchers",
         "original",
@@ -87,6 +90,7 @@ class OptimizedModule(Copies, nn.Module):
     _plans: Plans
     _scheduler: Callable[[], Any] | None
     _strict: bool
+    _tuned: Tuned
     _variants: Variants
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
@@ -107,6 +111,7 @@ class OptimizedModule(Copies, nn.Module):
         options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
         *,
         offload: Offload | None = None,
+        tuned: Tuned = UNTUNED,
     ) -> None:
         if offload is not None:
             check_on_host(model)
@@ -132,6 +137,7 @@ class OptimizedModule(Copies, nn.Module):
             ),
             "_scheduler": scheduler,
             "_strict": strict,
+            "_tuned": tuned,
             "_variants": Variants.of(passes),
             "_watchers": [],
         }.items():
@@ -162,6 +168,9 @@ class OptimizedModule(Copies, nn.Module):
         call = ForwardCall(inputs, *made)
         output, ran, compiles = call.run()
         step = self.step if self._variants.stepwise else None
+        if step is not None and (line := other_steps(self._tuned, step.count)):
+            self._generation.note(line)
+            warnings.warn(line, stacklevel=2)
         self._clock.note(inputs, began, ran, self.branch, step, compiles)
         return output
 
@@ -231,6 +240,7 @@ class OptimizedModule(Copies, nn.Module):
         """Run with other passes from the next call on."""
         object.__setattr__(self, "passes", tuple(passes))
         object.__setattr__(self, "_variants", Variants.of(passes))
+        object.__setattr__(self, "_tuned", UNTUNED)
 
     @property
     def spec(self) -> ModelSpec:
@@ -271,7 +281,7 @@ class OptimizedModule(Copies, nn.Module):
     @property
     def recipe(self) -> Recipe:
         """The passes with their options, the kernels, and the model that they are for."""
-        return Recipe.of(self.original, self.passes, self._options)
+        return Recipe.of(self.original, self.passes, self._options, self._tuned)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe as one file of YAML, schedules and mask tables in it.
