@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from fisopt import models
-from fisopt.checked import checked, choice, count, flag
-from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.checked import checked
+from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
 from fisopt.codegen.placement import Offload
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
@@ -18,7 +19,6 @@ from fisopt.lru import SIZE
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
-from fisopt.recipe.tuned import UNTUNED
 from fisopt.rewrite import capture as _capture
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.pass_base import Pass
@@ -26,6 +26,7 @@ from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.readiness import check_model, uncompiled
 from fisopt.runtime.captures import Captures, remember
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.runtime.settings import Settings
 from fisopt.spec import ModelSpec
 
 RecipeSource = Recipe | Path | str | Mapping[str, Any]
@@ -144,14 +145,8 @@ def optimize(
         CaptureError, PassError: see `capture` and the passes.
         LoweringError: ``linear="fp8"`` on a device without FP8.
     """
-    choice("backend", backend, BACKENDS)
-    flag("strict", strict)
-    count("cache_size", cache_size)
-    options, placed = KernelOptions(linear, attention), None
-    count("prefetch", prefetch, 0)
-    if offload is not None:
-        choice("offload", offload, ("block",))
-        placed = Offload(prefetch)
+    kernels, placed = KernelOptions(linear, attention), Offload.of(offload, prefetch)
+    settings = Settings(backend, strict, cache_size, kernels, placed)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -164,16 +159,7 @@ def optimize(
         parts: Any = dict.fromkeys(modules, given) if named is None else named
         chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
         return _optimize_pipeline(
-            model_or_pipeline,
-            modules,
-            chosen,
-            example_inputs,
-            spec,
-            backend,
-            strict,
-            cache_size,
-            options,
-            placed,
+            model_or_pipeline, modules, chosen, example_inputs, spec, settings
         )
     if named is not None:
         raise InputError(
@@ -181,17 +167,7 @@ def optimize(
         )
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
-    return _optimize_module(
-        model_or_pipeline,
-        chosen_once,
-        example_inputs,
-        spec,
-        backend,
-        strict,
-        cache_size,
-        options,
-        placed,
-    )
+    return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, settings)
 
 
 def _check_spec(spec: object) -> None:
@@ -204,11 +180,7 @@ def _optimize_module(
     chosen: Chosen,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
-    backend: Backend,
-    strict: bool,
-    cache_size: int,
-    options: KernelOptions,
-    offload: Offload | None,
+    settings: Settings,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
@@ -231,22 +203,14 @@ def _optimize_module(
             "call, or give ModelSpec a function as grid, and the first call supplies them"
         )
     if isinstance(chosen, tuple):
-        passes, tuned = chosen, UNTUNED
+        passes = chosen
     else:
         recipe = Recipe.read(chosen, model)
-        passes, options, tuned = recipe.passes, options.over(recipe.kernels), recipe.tuned
+        passes = recipe.passes
+        kernels = settings.kernels.over(recipe.kernels)
+        settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
     optimized = OptimizedModule(
-        model,
-        passes,
-        spec,
-        backend,
-        strict,
-        scheduler,
-        captures,
-        cache_size,
-        options,
-        offload=offload,
-        tuned=tuned,
+        model, passes, spec, settings=settings, scheduler=scheduler, captures=captures
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -278,11 +242,7 @@ def _optimize_pipeline(
     chosen: Mapping[str, Chosen],
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
-    backend: Backend,
-    strict: bool,
-    cache_size: int,
-    options: KernelOptions,
-    offload: Offload | None,
+    settings: Settings,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -292,18 +252,7 @@ def _optimize_pipeline(
 
     scheduler = SchedulerOf(pipeline)
     optimized = {
-        name: _optimize_module(
-            modules[name],
-            part,
-            example_inputs,
-            spec,
-            backend,
-            strict,
-            cache_size,
-            options,
-            offload,
-            scheduler,
-        )
+        name: _optimize_module(modules[name], part, example_inputs, spec, settings, scheduler)
         for name, part in chosen.items()
     }
     for name, module in optimized.items():

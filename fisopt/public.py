@@ -6,6 +6,9 @@ from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
 from fisopt.artefact.sign import sign
+from fisopt.comparison.compare import compare
+from fisopt.comparison.result import Comparison
+from fisopt.comparison.scoring import clip_scorer
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -67,6 +70,7 @@ __all__ = [
     "BlockEdit",
     "BlockPass",
     "CaptureError",
+    "Comparison",
     "Cost",
     "ExportError",
     "FileError",
@@ -117,6 +121,8 @@ __all__ = [
     "axes_of",
     "calibrate",
     "capture",
+    "clip_scorer",
+    "compare",
     "export",
     "format_graph",
     "load",

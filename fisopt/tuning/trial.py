@@ -25,6 +25,7 @@ from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.runtime.settings import Settings
 from fisopt.tuning.recorder import Recorder
 from fisopt.tuning.replay import tensors
 
@@ -181,7 +182,10 @@ class Trials:
             original = module.original if isinstance(module, OptimizedModule) else module
             spec = module.spec if isinstance(module, OptimizedModule) else models.spec_of(original)
             scheduler = SchedulerOf(pipeline)
-            made = Rehearsed(original, (), spec, "eager", True, scheduler, captures, PLANS)
+            settings = Settings(backend="eager", cache_size=PLANS)
+            made = Rehearsed(
+                original, (), spec, settings=settings, scheduler=scheduler, captures=captures
+            )
             made.join(name, self.script, self.recorder.steps)
             self.modules[name] = made
             setattr(pipeline, name, made)
