@@ -7,18 +7,24 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep '^torch==' requirements/constraints.txt)
 JOBS ?= 2
 PYTEST_ARGS ?=
+BROWSERS := chromium-headless-shell chromium chromium-browser google-chrome
 GPU_PYTHON ?= $(BIN)/python
 PROGRAMS ?= 2000
 KILLS ?= 500
 FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint style types units crash fuzz hostile soak gpu gpu-dry format clean
+.PHONY: help install browser demo test test-all lint style types units crash fuzz hostile soak gpu gpu-dry format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv and install fisopt into it, with the tools of development
+
+browser: $(STAMP) ## A headless Chromium, which the tests of pages need: Debian's, or else Playwright's
+	@for name in $(BROWSERS); do command -v $$name > /dev/null && exit 0; done; \
+		(apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium-headless-shell) \
+		|| $(BIN)/playwright install chromium-headless-shell
 
 demo: $(STAMP) ## Generate clips dense and optimised, side by side, into out/
 	$(BIN)/fisopt demo --out out

@@ -8,7 +8,7 @@ reads each operand and writes each result once.  Measured seconds over these say
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import networkx
@@ -32,11 +32,18 @@ class Ceilings:
         linear: FLOPs of a matrix product.
         attention: FLOPs of a dense attention.
         copy: bytes, read and written.
+        fp8: FLOPs of a matrix product in FP8, where the device has one.
     """
 
     linear: float
     attention: float
     copy: float
+    fp8: float | None = None
+
+    @property
+    def in_fp8(self) -> Ceilings | None:
+        """Those of a model with its linears in FP8."""
+        return None if self.fp8 is None else replace(self, linear=self.fp8)
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
 from fisopt import models
-from fisopt.checked import checked, choice, count, flag
-from fisopt.codegen.compile import BACKENDS, Backend
+from fisopt.checked import checked
+from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
 from fisopt.codegen.placement import Offload
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
@@ -25,6 +26,7 @@ from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.readiness import check_model, uncompiled
 from fisopt.runtime.captures import Captures, remember
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.runtime.settings import Settings
 from fisopt.spec import ModelSpec
 
 RecipeSource = Recipe | Path | str | Mapping[str, Any]
@@ -143,14 +145,8 @@ def optimize(
         CaptureError, PassError: see `capture` and the passes.
         LoweringError: ``linear="fp8"`` on a device without FP8.
     """
-    choice("backend", backend, BACKENDS)
-    flag("strict", strict)
-    count("cache_size", cache_size)
-    options, placed = KernelOptions(linear, attention), None
-    count("prefetch", prefetch, 0)
-    if offload is not None:
-        choice("offload", offload, ("block",))
-        placed = Offload(prefetch)
+    kernels, placed = KernelOptions(linear, attention), Offload.of(offload, prefetch)
+    settings = Settings(backend, strict, cache_size, kernels, placed)
     _check_spec(spec)
     if recipe is not None and passes:
         raise OptionError("pass either passes or a recipe: the recipe says the passes")
@@ -163,16 +159,7 @@ def optimize(
         parts: Any = dict.fromkeys(modules, given) if named is None else named
         chosen = {n: resolve(part) if recipe is None else part for n, part in parts.items()}
         return _optimize_pipeline(
-            model_or_pipeline,
-            modules,
-            chosen,
-            example_inputs,
-            spec,
-            backend,
-            strict,
-            cache_size,
-            options,
-            placed,
+            model_or_pipeline, modules, chosen, example_inputs, spec, settings
         )
     if named is not None:
         raise InputError(
@@ -180,17 +167,7 @@ def optimize(
         )
     only: Any = passes
     chosen_once = resolve(only) if recipe is None else recipe
-    return _optimize_module(
-        model_or_pipeline,
-        chosen_once,
-        example_inputs,
-        spec,
-        backend,
-        strict,
-        cache_size,
-        options,
-        placed,
-    )
+    return _optimize_module(model_or_pipeline, chosen_once, example_inputs, spec, settings)
 
 
 def _check_spec(spec: object) -> None:
@@ -203,11 +180,7 @@ def _optimize_module(
     chosen: Chosen,
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
-    backend: Backend,
-    strict: bool,
-    cache_size: int,
-    options: KernelOptions,
-    offload: Offload | None,
+    settings: Settings,
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
@@ -233,18 +206,11 @@ def _optimize_module(
         passes = chosen
     else:
         recipe = Recipe.read(chosen, model)
-        passes, options = recipe.passes, options.over(recipe.kernels)
+        passes = recipe.passes
+        kernels = settings.kernels.over(recipe.kernels)
+        settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
     optimized = OptimizedModule(
-        model,
-        passes,
-        spec,
-        backend,
-        strict,
-        scheduler,
-        captures,
-        cache_size,
-        options,
-        offload=offload,
+        model, passes, spec, settings=settings, scheduler=scheduler, captures=captures
     )
     if example_inputs is not None:
         optimized.program(example_inputs)
@@ -276,11 +242,7 @@ def _optimize_pipeline(
     chosen: Mapping[str, Chosen],
     example_inputs: Mapping[str, Any] | None,
     spec: ModelSpec | None,
-    backend: Backend,
-    strict: bool,
-    cache_size: int,
-    options: KernelOptions,
-    offload: Offload | None,
+    settings: Settings,
 ) -> Any:
     if missing := set(chosen) - set(modules):
         raise InputError(
@@ -290,18 +252,7 @@ def _optimize_pipeline(
 
     scheduler = SchedulerOf(pipeline)
     optimized = {
-        name: _optimize_module(
-            modules[name],
-            part,
-            example_inputs,
-            spec,
-            backend,
-            strict,
-            cache_size,
-            options,
-            offload,
-            scheduler,
-        )
+        name: _optimize_module(modules[name], part, example_inputs, spec, settings, scheduler)
         for name, part in chosen.items()
     }
     for name, module in optimized.items():

@@ -33,6 +33,7 @@ from harness import interleaved, paired_ratio
 from page import table
 from roofline import Ceilings, roofline
 from tqdm import tqdm
+from turns import COMPILING, side_by_side, turn
 
 import fisopt
 from fisopt import FrameInterleave, TileAttention, TokenReduction, models
@@ -131,10 +132,7 @@ class Bench:
         return run
 
     def described(self, module: Any, limits: Ceilings | None) -> Row:
-        """What is predicted of an optimised module, and how its blocks divide.
-
-        No ceilings were measured of products in FP8.
-        """
+        """What is predicted of an optimised module, and how its blocks divide."""
         variant = module.report.variants[0]
         dense = {graph for _, graph in self.dense.report.variants[0].blocks}
         row: Row = {}
@@ -144,6 +142,7 @@ class Bench:
         return row | {
             "predicted": round(1 / variant.density, 3),
             "dense_blocks": sum(graph in dense for _, graph in variant.blocks),
+            "sparse_kinds": len({graph for _, graph in variant.blocks} - dense),
             "lowering": [str(c) for c in variant.choices if c.chosen != "reference"],
         }
 
@@ -165,14 +164,14 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 row["alone"] = round(time.perf_counter() - start, 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
-                row |= bench.described(module, None if name.endswith("fp8") else limits)
+                row |= bench.described(module, limits.in_fp8 if name.endswith("fp8") else limits)
             ready[name] = (run, row)
         except Exception as error:
             row["failed"] = said(error)
         rows.put(row)
         print(row, flush=True)
         free_memory()
-        if rows.over:
+        if rows.over or (side_by_side() and rows.used > COMPILING):
             break
     return ready
 
@@ -205,17 +204,26 @@ def finished(row: Row, mine: list[float], dense: list[float] | None, of_layers: 
 
 
 def finish_scaling(rows: Rows, head: Row) -> None:
-    """Seconds for all layers: a dense block costs what it costs in the dense model."""
+    """Seconds for all layers, where the sparse blocks are of one kind.
+
+    A dense block costs what it costs in the dense model of the same precision.
+    """
     mine = [r for r in rows.rows if (r["model"], r["layers"]) == (head["model"], head["layers"])]
-    layers, of_layers = head["layers"], head["of_layers"]
+    dense = {r["configuration"]: r["seconds"] for r in mine if "ratio" in r}
     for row in mine:
-        if "ratio" not in row:
-            continue
-        block = row["dense_seconds"] / layers
-        few = row.get("dense_blocks", 0)
-        rest = (row["seconds"] - few * block) / max(layers - few, 1)
-        scaled = few * block + rest * (of_layers - few) if few < layers else block * of_layers
-        rows.put({**row, "seconds_all_layers": round(scaled, 3)})
+        base = dense.get("dense, fp8" if row["configuration"].endswith("fp8") else "dense")
+        if "ratio" in row and base is not None and row.get("sparse_kinds", 0) < 2:
+            scaled = scaled_seconds(row, base / row["layers"])
+            rows.put({**row, "seconds_all_layers": round(scaled, 3)})
+
+
+def scaled_seconds(row: Row, block: float) -> float:
+    """Seconds of as many layers as the model has, given those of a dense block."""
+    few, layers = row.get("dense_blocks", 0), row["layers"]
+    if few == layers:
+        return float(row["seconds"]) / layers * row["of_layers"]
+    rest = (row["seconds"] - few * block) / (layers - few)
+    return float(few * block + rest * (row["of_layers"] - few))
 
 
 def depth(name: str) -> int:
@@ -232,7 +240,8 @@ def measure(head: Row, todo: list[str], rows: Rows, options: argparse.Namespace)
             rows.put({**head, "configuration": configuration, "failed": said(error)})
         return
     ready = prepared(bench, ["dense", *(c for c in todo if c != "dense")], rows, options.limits)
-    compared(bench, ready, rows, options.rounds)
+    with turn(options.model[0], rows.until):
+        compared(bench, ready, rows, options.rounds)
 
 
 def main() -> None:
@@ -252,9 +261,8 @@ def main() -> None:
     if (options.device == "cpu") != options.dry_run:
         sys.exit("--device cpu and --dry-run belong together: a CPU's times say nothing")
     out, device = options.out or folder(), torch.device(options.device)
-    known = Rows(out / "ceilings.json", ceilings.KEY, options.minutes, options.again)
-    sizes = ceilings.TINY if options.dry_run else ceilings.A14B
-    options.limits = ceilings.measured(known, device, sizes)
+    known = ceilings.of_device(device, out, options.minutes, options.again)
+    options.limits = ceilings.read(known)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
     wanted = options.only or [*CONFIGURATIONS, *PLAIN]
     backend = ceilings.fastest(known)

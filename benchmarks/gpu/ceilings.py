@@ -7,18 +7,26 @@ from them.
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parents[2]))
+
 import torch
-from device import Rows, free_memory, milliseconds, said
+from device import Rows, folder, free_memory, milliseconds, said
 from roofline import Ceilings
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
+
+from fisopt.codegen.fp8 import product, quantised
 
 KEY = ("what",)
 BACKENDS = {
@@ -51,6 +59,7 @@ def measured(
     made: dict[str, Callable[[], tuple[Callable[[], Any], str, float]]] = {
         "copy": lambda: _copy(sizes, device, dtype),
         "linear": lambda: _linear(sizes, device, dtype),
+        **({"linear, fp8": lambda: _fp8(sizes, device)} if device.type == "cuda" else {}),
         **{name: partial(_attention, b, sizes, device, dtype) for name, b in BACKENDS.items()},
     }
     for row in rows.missing([{"what": name} for name in made]):
@@ -67,12 +76,20 @@ def measured(
     return read(rows)
 
 
+def of_device(device: torch.device, out: Path, minutes: float, again: bool = False) -> Rows:
+    """The rows of a device, all of them there."""
+    rows = Rows(out / "ceilings.json", KEY, minutes, again)
+    measured(rows, device, TINY if device.type == "cpu" else A14B)
+    return rows
+
+
 def read(rows: Rows) -> Ceilings:
     """The best of each kind, in FLOPs and bytes a second."""
     best = {row["what"]: row for row in rows.rows if "failed" not in row}
     attention = max(row["tflops"] for name, row in best.items() if name in BACKENDS)
     copy = 1e9 * best["copy"]["gb_s"]
-    return Ceilings(1e12 * best["linear"]["tflops"], 1e12 * attention, copy)
+    fp8 = 1e12 * best["linear, fp8"]["tflops"] if "linear, fp8" in best else None
+    return Ceilings(1e12 * best["linear"]["tflops"], 1e12 * attention, copy, fp8)
 
 
 def fastest(rows: Rows) -> str:
@@ -105,6 +122,17 @@ def _linear(
     return lambda: torch.nn.functional.linear(x, weight), "tflops", flops
 
 
+def _fp8(sizes: Sizes, device: torch.device) -> tuple[Callable[[], Any], str, float]:
+    """The product alone, of rows that are rounded already."""
+    x, weight = (
+        quantised(torch.randn(rows, sizes.width, device=device))
+        for rows in (sizes.tokens, sizes.inner)
+    )
+    flops = 2e-12 * sizes.tokens * sizes.width * sizes.inner
+    scale = weight[1].t().contiguous()
+    return lambda: product(*x, weight[0], scale, None, torch.bfloat16), "tflops", flops
+
+
 def _attention(
     backend: SDPBackend, sizes: Sizes, device: torch.device, dtype: torch.dtype
 ) -> tuple[Callable[[], Any], str, float]:
@@ -119,3 +147,13 @@ def _attention(
 
     pairs = sizes.tokens**2 * sizes.heads
     return call, "tflops", 4e-12 * pairs * sizes.head_width
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--minutes", type=float, default=2.0)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--dry-run", action="store_true", help="tiny sizes, on a CPU")
+    parser.add_argument("--out", type=Path, default=folder())
+    options = parser.parse_args()
+    print(of_device(torch.device(options.device), options.out, options.minutes).rows)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
+import hashlib
 import json
 import platform
 import re
 import sys
+import tempfile
 import time
 import timeit
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +55,15 @@ def folder() -> Path:
     return RESULTS / re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only process that does something with a folder."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    with (Path(tempfile.gettempdir()) / f"fisopt-{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 class Rows:
     """The rows of one part, in a JSON file that is whole after each of them.
 
@@ -62,11 +75,10 @@ class Rows:
         self, path: Path, key: tuple[str, ...], minutes: float, again: bool = False
     ) -> None:
         self.path, self.key = path, key
-        self.until = time.monotonic() + 60 * minutes
+        self.seconds = 60 * minutes
+        self.until = time.monotonic() + self.seconds
         self.machine = machine()
-        held = json.loads(path.read_text()) if path.exists() else {}
-        rows = held.get("rows", []) if held.get("machine") == self.machine else []
-        self.rows: list[Row] = [row for row in rows if not (again and "failed" in row)]
+        self.rows: list[Row] = [row for row in self._read() if not (again and "failed" in row)]
 
     def missing(self, todo: Iterable[Row]) -> list[Row]:
         """What has no row yet."""
@@ -80,6 +92,11 @@ class Rows:
     def over(self) -> bool:
         """Whether the part's time is up."""
         return time.monotonic() > self.until
+
+    @property
+    def used(self) -> float:
+        """The share of the part's time that has passed."""
+        return 1 - (self.until - time.monotonic()) / max(self.seconds, 1e-9)
 
     def unfinished(self, todo: Iterable[Row]) -> list[Row]:
         """What has no row yet, or one that was never timed in turns."""
@@ -105,8 +122,17 @@ class Rows:
             self._write()
 
     def _write(self) -> None:
-        held = {"machine": self.machine, "rows": self.rows}
-        write(self.path, json.dumps(held, indent=1) + "\n")
+        """Write the rows, and leave those that other processes have added since."""
+        with alone(self.path.parent):
+            mine = [self._identity(row) for row in self.rows]
+            others = [row for row in self._read() if self._identity(row) not in mine]
+            held = {"machine": self.machine, "rows": others + self.rows}
+            write(self.path, json.dumps(held, indent=1) + "\n")
+
+    def _read(self) -> list[Row]:
+        held = json.loads(self.path.read_text()) if self.path.exists() else {}
+        rows: list[Row] = held.get("rows", []) if held.get("machine") == self.machine else []
+        return rows
 
 
 def said(error: Exception) -> str:

@@ -17,6 +17,7 @@ from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
 from fisopt.codegen.offload import offload
+from fisopt.codegen.partly_masked import split_masks
 from fisopt.codegen.placement import Placement, compute_on
 from fisopt.codegen.told_attention import with_told
 from fisopt.codegen.weights import bind_weights
@@ -73,7 +74,7 @@ def compile_program(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
-    module = lowered(program, options, chosen, placement)
+    module = lowered(program, options, chosen, placement, split=not training)
     known = {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
@@ -92,13 +93,22 @@ def lowered(
     options: KernelOptions,
     choices: list[Choice],
     placement: Placement | None = None,
+    *,
+    split: bool = False,
 ) -> fx.GraphModule:
     """Lower a Program to the kernels that are asked for; what is chosen is added to a list.
+
+    Args:
+        program: what to lower.
+        options: which kernels are asked for.
+        choices: takes what was chosen.
+        placement: the device that it runs on while its weights stay on the host.
+        split: attend apart to the few keys that a mask speaks of, where nothing else is asked for.
 
     Raises:
         LoweringError: see `lower` and `use_fp8`.
     """
-    module = lower(program)
+    module = lower(program, [split_masks()] if split and options.attention is None else [])
     if placement is not None:
         compute_on(module, placement.device)
     if options.attends:

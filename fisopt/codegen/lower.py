@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 
 from torch import fx
 
 from fisopt.codegen.fuse_reduction import fuse_reduction
 from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.codegen.lowering import LoweringPass, check, run_passes, signature
+from fisopt.rewrite.edit.local import NodeRule
 from fisopt.rewrite.ops.operator import restored, selected
 from fisopt.rewrite.outline import find_regions, outline
 from fisopt.rewrite.program import Program
@@ -17,24 +19,29 @@ from fisopt.rewrite.tracing.block_paths import BLOCK
 LOWERING = (
     LoweringPass("inline calls", lambda stage, root: [inline_calls(root)]),
     LoweringPass("fuse reduction", lambda stage, root: [fuse_reduction()]),
-    LoweringPass(
-        "inline references", lambda stage, root: [inline_references(stage, keep_opaque=True)]
-    ),
 )
-"""What is done to every stage, in order."""
+"""What is done to every stage, in order; then rules of a device, then `WRITTEN_OUT`."""
+WRITTEN_OUT = LoweringPass(
+    "inline references", lambda stage, root: [inline_references(stage, keep_opaque=True)]
+)
 
 
-def lower(program: Program) -> fx.GraphModule:
+def lower(program: Program, rules: Sequence[NodeRule] = ()) -> fx.GraphModule:
     """Return a graph of few calls, each of plain ATen operators, equal to the Program.
 
     Every video block becomes one call together with the gathers that only it reads and the
     fills that only it feeds; the code before, between and after the blocks becomes one call
     each.  Calls of equal structure share one callee.
 
+    Args:
+        program: what to lower.
+        rules: of the device that it runs on, applied before references are written out.
+
     Raises:
         LoweringError: an operator has no implementation, or the result is not of the Program's
             specification.
     """
+    passes = [LoweringPass(rule.name, lambda *_, rule=rule: [rule]) for rule in rules]
     program = program.copy()
     graph = program.graph
     stage = _stages(graph)
@@ -42,7 +49,7 @@ def lower(program: Program) -> fx.GraphModule:
     module, _ = outline(program.graph_module, regions, "stage")
     for _, callee in module.named_children():
         if isinstance(callee, fx.GraphModule):
-            run_passes(LOWERING, callee, program.graph_module)
+            run_passes((*LOWERING, *passes, WRITTEN_OUT), callee, program.graph_module)
             callee.recompile()
     module.recompile()
     check(module, signature(program.graph), "stages")

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fisopt.checked import choice, count
 from fisopt.codegen.lowering import check, signature
+from fisopt.errors import OptionError
 from fisopt.rewrite.edit.graph_editor import GraphEditor
 
 
@@ -21,6 +23,25 @@ class Offload:
     """
 
     prefetch: int = 1
+
+    @staticmethod
+    def of(offload: object, prefetch: int) -> Offload | None:
+        """What `fisopt.optimize` is told of weights, None if they may be on the device.
+
+        Raises:
+            OptionError: it is not "block", or no number of blocks, or blocks are copied ahead
+                though none is copied.
+        """
+        count("prefetch", prefetch, 0)
+        if offload is not None:
+            choice("offload", offload, ("block",))
+            return Offload(prefetch)
+        if prefetch != Offload.prefetch:
+            raise OptionError(
+                f"prefetch={prefetch} without offload: it says how many blocks ahead weights are "
+                "copied; write offload='block', prefetch=... or leave it out"
+            )
+        return None
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ def form_text(form: Any) -> str:
     return f"{kind.__name__}{tuple(shape)} {dtype} on {device} ({alias})"
 
 
-def changes(path: str, old: Any, new: Any) -> Iterator[str]:
-    """Entries of a container that differ."""
+def changes(path: str, old: Any, new: Any, aside: Collection[str] = ()) -> Iterator[str]:
+    """Entries of a container that differ, but for some that are left aside."""
     if isinstance(old, dict) and isinstance(new, dict):
         pairs: Iterable[Any] = dict.fromkeys((*old, *new))
         for key in pairs:
             was, now = old.get(key, _GONE), new.get(key, _GONE)
-            silent = key == "forward" and all(
-                x is _GONE or is_said_elsewhere(x) for x in (was, now)
+            silent = key in aside or (
+                key == "forward" and all(x is _GONE or is_said_elsewhere(x) for x in (was, now))
             )
             if key not in _WITHOUT_EFFECT and not silent and not equal(was, now):
                 yield f"{path}{'.' if path else ''}{key} {_change(was, now)}"

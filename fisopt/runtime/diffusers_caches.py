@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fisopt.errors import InputError, OptionTypeError, shown
+from fisopt.errors import FisoptError, InputError, OptionError, OptionTypeError, shown
 from fisopt.passes.step_cache import StepCache
 from fisopt.rewrite.selection import ALL
 
@@ -16,6 +16,7 @@ def translated(config: Any) -> tuple[StepCache, str]:
     Raises:
         InputError: no `StepCache` does it.
         OptionTypeError: it is no config of a cache.
+        OptionError: it holds a wrong value.
     """
     name = type(config).__name__
     if not type(config).__module__.startswith("diffusers.") or not name.endswith("Config"):
@@ -25,7 +26,12 @@ def translated(config: Any) -> tuple[StepCache, str]:
         )
     if (make := _TRANSLATIONS.get(name)) is None:
         raise _refused(name, "it caches inside of blocks, whose layers a graph does not call")
-    return make(config)
+    try:
+        return make(config)
+    except FisoptError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"enable_cache: {shown(config)} holds a wrong value: {error}") from error
 
 
 def _first_block(config: Any) -> tuple[StepCache, str]:

@@ -47,6 +47,7 @@ class Fingerprint:
             for path, module in model.named_modules()
             if (names := tool.acting(module))
         }
+        self._parts = seen.parts
         self._root = seen.containers.pop("")
         self._root_kept = dict(self._root)
         self._root_own = root_own(model)
@@ -118,7 +119,8 @@ class Fingerprint:
         theirs = dict(zip(before._paths, before._kept, strict=True)) | {"": before._core}
         for path in dict.fromkeys((*theirs, *mine)):
             if path in theirs and path in mine:
-                yield from changes(path, theirs[path], mine[path])
+                parts = self._parts.get(path, set()) & before._parts.get(path, set())
+                yield from changes(path, theirs[path], mine[path], parts)
             elif not path.startswith("class "):
                 yield f"{path} is {'new' if path in mine else 'gone'}"
         for path in dict.fromkeys((*before._forms, *self._forms)):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
@@ -11,14 +13,12 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import KernelOptions
-from fisopt.codegen.placement import Offload
 from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError
-from fisopt.lru import SIZE
 from fisopt.passes.step_cache import StepCache
 from fisopt.recipe.recipe import Recipe
+from fisopt.recipe.tuned import UNTUNED, other_steps
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
@@ -36,6 +36,7 @@ from fisopt.runtime.on_host import METHODS, check_on_host
 from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
+from fisopt.runtime.settings import Settings
 from fisopt.spec import ModelSpec
 
 
@@ -53,19 +54,15 @@ class OptimizedModule(Copies, nn.Module):
         report: what each pass did to which block.
     """
 
-    MADE_OF = ("backend", "strict", "scheduler", "cache_size", "options", "offload")
+    MADE_OF = ("settings", "scheduler", "device")
     __slots__ = (
-        "_backend",
-        "_cache_size",
         "_captures",
         "_clock",
         "_device",
         "_generation",
-        "_offload",
-        "_options",
         "_plans",
         "_scheduler",
-        "_strict",
+        "_settings",
         "_variants",
         "_watchers",
         "original",
@@ -76,22 +73,18 @@ class OptimizedModule(Copies, nn.Module):
     original: nn.Module
     passes: tuple[Pass, ...]
     report: Report
-    _backend: Backend
-    _cache_size: int
     _captures: Captures
     _clock: Clock
     _device: torch.device | None
     _generation: Generation
-    _offload: Offload | None
-    _options: KernelOptions
     _plans: Plans
     _scheduler: Callable[[], Any] | None
-    _strict: bool
+    _settings: Settings
     _variants: Variants
     _watchers: list[Callable[[Mapping[str, torch.Tensor]], None]]
 
-    def __new__(cls, model: nn.Module, *_: Any, **options: Any) -> Self:  # noqa: D102
-        more = METHODS if options.get("offload") is not None else {}
+    def __new__(cls, model: nn.Module, *_: Any, settings: Settings, **__: Any) -> Self:  # noqa: D102
+        more = METHODS if settings.offload is not None else {}
         return instance(cls, cls._forward, lambda made: made._plans.exchanged(), model, more)
 
     def __init__(
@@ -99,39 +92,30 @@ class OptimizedModule(Copies, nn.Module):
         model: nn.Module,
         passes: Sequence[Pass],
         spec: ModelSpec,
-        backend: Backend,
-        strict: bool,
+        *,
+        settings: Settings,
         scheduler: Callable[[], Any] | None = None,
         captures: Captures | None = None,
-        cache_size: int = SIZE,
-        options: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
-        *,
-        offload: Offload | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        if offload is not None:
+        if settings.offload is not None:
             check_on_host(model)
         captures = Captures(model, spec) if captures is None else captures
-        captures.resize(cache_size)
+        captures.resize(settings.cache_size)
         generation = Generation(CallersScheduler(self, scheduler))
-        report = Report(type(model).__name__, backend, notes=generation.notes)
+        report = Report(type(model).__name__, settings.backend, notes=generation.notes)
         report.decisions = generation.decisions
         for name, value in {
             "original": model,
             "passes": tuple(passes),
             "report": report,
-            "_backend": backend,
-            "_cache_size": cache_size,
             "_captures": captures,
             "_clock": Clock(),
-            "_device": None,
+            "_device": device,
             "_generation": generation,
-            "_offload": offload,
-            "_options": options,
-            "_plans": Plans(
-                captures, backend, strict, cache_size, report, options, generation, offload
-            ),
+            "_plans": Plans(captures, settings, report, generation),
             "_scheduler": scheduler,
-            "_strict": strict,
+            "_settings": settings,
             "_variants": Variants.of(passes),
             "_watchers": [],
         }.items():
@@ -152,7 +136,7 @@ class OptimizedModule(Copies, nn.Module):
 
     def _hooked(self, *args: Any, **kwargs: Any) -> Any:
         """Run the graph, inside the hook of accelerate that moves the original if it has one."""
-        moved = self.original if self._offload is None else self
+        moved = self.original if self._settings.offload is None else self
         return hooked(moved, self.original, self._run, args, kwargs)
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
@@ -162,6 +146,9 @@ class OptimizedModule(Copies, nn.Module):
         call = ForwardCall(inputs, *made)
         output, ran, compiles = call.run()
         step = self.step if self._variants.stepwise else None
+        if step is not None and (line := other_steps(self._settings.tuned, step.count)):
+            self._generation.note(line)
+            warnings.warn(line, stacklevel=2)
         self._clock.note(inputs, began, ran, self.branch, step, compiles)
         return output
 
@@ -231,6 +218,7 @@ class OptimizedModule(Copies, nn.Module):
         """Run with other passes from the next call on."""
         object.__setattr__(self, "passes", tuple(passes))
         object.__setattr__(self, "_variants", Variants.of(passes))
+        object.__setattr__(self, "_settings", replace(self._settings, tuned=UNTUNED))
 
     @property
     def spec(self) -> ModelSpec:
@@ -250,7 +238,7 @@ class OptimizedModule(Copies, nn.Module):
     @property
     def options(self) -> KernelOptions:
         """Which kernels were asked for."""
-        return self._options
+        return self._settings.kernels
 
     @property
     def last_inputs(self) -> Inputs | None:
@@ -271,7 +259,8 @@ class OptimizedModule(Copies, nn.Module):
     @property
     def recipe(self) -> Recipe:
         """The passes with their options, the kernels, and the model that they are for."""
-        return Recipe.of(self.original, self.passes, self._options)
+        settings = self._settings
+        return Recipe.of(self.original, self.passes, settings.kernels, settings.tuned)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe as one file of YAML, schedules and mask tables in it.

@@ -14,9 +14,8 @@ import torch
 
 from fisopt.codegen.cache_tag import cache_tag
 from fisopt.codegen.choose import Choice
-from fisopt.codegen.compile import Backend, Runnable, compile_program
-from fisopt.codegen.kernel_options import KernelOptions
-from fisopt.codegen.placement import Offload, Placement
+from fisopt.codegen.compile import Runnable, compile_program
+from fisopt.codegen.placement import Placement
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
@@ -34,6 +33,7 @@ from fisopt.runtime.generation import Generation
 from fisopt.runtime.on_host import check_on_host, device_of, on_host
 from fisopt.runtime.report import Made, Report
 from fisopt.runtime.same_adapters import SameAdapters
+from fisopt.runtime.settings import Settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +103,9 @@ class Plans:
 
     Args:
         captures: what was captured of its model.
-        backend: who compiles.
-        strict: whether what a pass cannot be applied to is an error.
-        size: how many plans are kept.
+        settings: how it is run.
         report: takes what is made, exchanged and dropped.
-        options: which kernels are asked for.
         generation: tells which generation a call belongs to.
-        offload: what is said of weights that stay on the host, None if they need not.
 
     Attributes:
         measured: names of the numbers that any Program so far has measured.
@@ -118,19 +114,14 @@ class Plans:
     def __init__(
         self,
         captures: Captures,
-        backend: Backend,
-        strict: bool,
-        size: int,
+        settings: Settings,
         report: Report,
-        options: KernelOptions,
         generation: Generation,
-        offload: Offload | None = None,
     ) -> None:
-        self._captures, self._backend, self._strict = captures, backend, strict
-        self._options, self._offload = options, offload
+        self._captures, self._settings = captures, settings
         self._adapters = SameAdapters(captures.model, generation.clip)
         self._report, self._lock = report, RLock()
-        self._held: Lru[Any, Plan] = Lru(size, self._dropped)
+        self._held: Lru[Any, Plan] = Lru(settings.cache_size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
         self._state: Fingerprint | None = None
         self._states: WeakSet[Fingerprint] = WeakSet()
@@ -156,7 +147,7 @@ class Plans:
             return plan.program
         with tracing(), forgotten():
             dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
-            return PassManager.of(variant, strict=self._strict).run(dense)
+            return PassManager.of(variant, strict=self._settings.strict).run(dense)
 
     def state(self, *, asked: bool) -> Fingerprint | None:
         """The state that the model is in.
@@ -203,21 +194,21 @@ class Plans:
 
     def _make(self, inputs: Inputs, variant: Variant, key: tuple[Any, ...]) -> Plan:
         placement = None
-        if self._offload is not None:
+        if self._settings.offload is not None:
             check_on_host(self._captures.model)
-            placement = Placement(device_of(inputs), self._offload, self._report.weights)
+            placement = Placement(device_of(inputs), self._settings.offload, self._report.weights)
         with torch.inference_mode(False), torch.no_grad(), forgotten():
             dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
-            manager = PassManager.of(variant, strict=self._strict)
+            manager = PassManager.of(variant, strict=self._settings.strict)
             program = manager.run(dense)
             before = set(self._compiled)
             choices: list[Choice] = []
             run = compile_program(
                 program,
-                self._backend,
+                self._settings.backend,
                 self._compiled,
                 choices,
-                options=self._options,
+                options=self._settings.kernels,
                 placement=placement,
             )
         stages = tuple(stage for known, stage in self._compiled.items() if known not in before)
@@ -225,16 +216,18 @@ class Plans:
 
         @cache
         def trained() -> Runnable:
-            _check_training(variant, program, self._options, self._offload)
+            _check_training(variant, program, self._settings)
             with tracing(), torch.inference_mode(False), torch.no_grad():
-                return compile_program(program, self._backend, self._compiled, training=True)
+                return compile_program(
+                    program, self._settings.backend, self._compiled, training=True
+                )
 
         return Plan(program, run, stages, _numbers(program), made, trained)
 
     def _held_inputs(self, inputs: Inputs) -> Inputs:
         """Inputs where the weights are, as the model is captured there."""
         held = inputs.detached()
-        return held if self._offload is None else on_host(held)
+        return held if self._settings.offload is None else on_host(held)
 
     def _drop(self, key: Any) -> None:
         self._forget(self._held.pop(key))
@@ -269,24 +262,22 @@ def _numbers(program: Program) -> frozenset[str]:
     return frozenset(name for name, node in pairs if node.meta["val"].numel() == 1)
 
 
-def _check_training(
-    variant: Variant, program: Program, options: KernelOptions, offload: Offload | None
-) -> None:
+def _check_training(variant: Variant, program: Program, settings: Settings) -> None:
     """Refuse to train where gradients do not flow.
 
     Raises:
         PreconditionError: through a pass; other errors: see `check_gradients`.
         InputError: through linears in FP8, which have no gradient, or to weights that are copied.
     """
-    if offload is not None:
+    if settings.offload is not None:
         raise InputError(
             "offload='block' copies weights to where they are used, which gradients do not reach; "
             "leave it out to train, or call the module under torch.no_grad"
         )
-    if options.rounds:
+    if settings.kernels.rounds:
         raise InputError(
-            f"linear={options.linear!r} rounds, which has no gradient, so nothing can be trained "
-            "through it; leave it out, or call the module under torch.no_grad"
+            f"linear={settings.kernels.linear!r} rounds, which has no gradient, so nothing can be "
+            "trained through it; leave it out, or call the module under torch.no_grad"
         )
     for each in variant.passes:
         if not each.differentiable:

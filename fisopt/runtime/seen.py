@@ -59,7 +59,11 @@ class _Watched:
 
 @dataclass
 class Seen:
-    """What was found on the way through a model: containers with copies, places, weights."""
+    """What was found on the way through a model: containers with copies, places, weights.
+
+    Attributes:
+        parts: names in a module, by its path, of what only a part is compared of.
+    """
 
     containers: dict[str, Any] = field(default_factory=dict)
     empty: list[Any] = field(default_factory=list)
@@ -68,6 +72,7 @@ class Seen:
     objects: dict[str, Any] = field(default_factory=dict)
     classes: dict[type, None] = field(default_factory=dict)
     hidden: dict[str, nn.Module] = field(default_factory=dict)
+    parts: dict[str, set[str]] = field(default_factory=dict)
     _ids: set[int] = field(default_factory=set)
     _modules: set[int] = field(default_factory=set)
 
@@ -111,7 +116,8 @@ class Seen:
         reads = read_by_graphs(module)
         for name, value in held.items():
             if name in reads:
-                self.enter(f"{prefix}{name}", value, _Watched(value, reads[name]))
+                self.parts.setdefault(path, set()).add(name)
+                self.containers[f"{prefix}{name}"] = _Watched(value, reads[name])
             elif name == "forward" and is_hooked(module, value):
                 continue
             elif name not in _OWN and name not in left_out:

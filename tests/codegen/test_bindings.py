@@ -47,7 +47,8 @@ def test_importing_fisopt_does_not_import_triton() -> None:
 
 def test_every_kernel_stays_a_call() -> None:
     """Traced, the operator's reference would run in the kernel's place."""
-    names = {"tile_attention", "match_tokens", "reduce_attend_restore"}
+    names = {"attend_masked", "match_tokens", "reduce_attend_restore"}
+    names |= {"tile_attend_masked", "tile_attention"}
     assert {made.name for made in operators() if made.target in bindings.KERNELS} == names
     assert all(made.opaque for made in operators() if made.target in bindings.KERNELS)
 

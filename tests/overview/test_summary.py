@@ -13,6 +13,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 import fisopt
 from fisopt import FrameInterleave, InputError
 from fisopt.overview.rate import rate
+from fisopt.overview.summary import StepSummary, Summary
 from fisopt.runtime import captures
 from tests.conftest import captured
 from tests.runtime.pairs import Pair
@@ -87,6 +88,22 @@ class Picky(fisopt.Pass):
 
     def run(self, rewriter: fisopt.Rewriter) -> None:
         rewriter.skip("layers.0", "it is not to its taste")
+
+
+def test_steps_of_a_cache_have_rows_of_their_own() -> None:
+    """What a cache computes and what it takes from an earlier step are the same passes."""
+    ratios = (1.0, 1.0, 8.0, 8.0, 1.0)
+    steps = tuple(
+        StepSummary(i, "transformer", ("StepCache",), 1, x, 10 / x, 12 / x)
+        for i, x in enumerate(ratios)
+    )
+    lines = [line for line in str(Summary((), steps, {})).splitlines() if "StepCache" in line]
+    found = [[cell.strip() for cell in line.split("│")] for line in lines]
+    assert [(row[1], row[5]) for row in found] == [
+        ("0-1", "1.00x"),
+        ("2-3", "8.00x"),
+        ("4", "1.00x"),
+    ]
 
 
 def test_recaptures_and_fallbacks_are_said() -> None:

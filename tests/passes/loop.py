@@ -147,7 +147,8 @@ class Loop:
         return [f for f in range(self.frames) if f % n == index % n or f in (0, last)]
 
     def take(self, x: Tensor, video: Video, kept: list[int], before: int, after: int) -> Tensor:
-        return x.index_select(video.dim, video.rows(kept, self.frames, before, after))
+        rows = video.rows(kept, self.frames, before, after).to(x.device)
+        return x.index_select(video.dim, rows)
 
     def spread(self, x: Tensor | None, y: Tensor, video: Video, kept: list[int]) -> Tensor:
         """All frames from those kept, one by one."""

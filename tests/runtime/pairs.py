@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fisopt import ModelSpec, OptimizedModule
+from fisopt.runtime.settings import Settings
 
 WIDTH = 8
 SPEC = ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1] // 2, 1, 2))
@@ -70,10 +71,10 @@ def video(frames: int = 2, batch: int = 1) -> dict[str, Any]:
 class Pair:
     """A model and what is optimised of it without passes: equal to the bit, or refused."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, passes: Any = (), spec: ModelSpec = SPEC, **settings: Any) -> None:
         self.model, self.inputs = build(), video()
-        options = {"passes": (), "spec": SPEC, "backend": "eager", "strict": True} | options
-        self.fast = OptimizedModule(self.model, **options)
+        how = Settings(**{"backend": "eager"} | settings)
+        self.fast = OptimizedModule(self.model, passes, spec, settings=how)
         self.before = self.dense()
 
     def dense(self) -> Tensor:

@@ -104,7 +104,7 @@ def pipeline(first: Any, second: Any = None) -> Any:
 def clip(pipe: Any, frames: int = 3, **options: Any) -> Tensor:
     """The latents of two steps, without guidance."""
     latents: Tensor = pipe(
-        prompt_embeds=torch.ones(1, 5, TEXT),
+        prompt_embeds=torch.ones(1, 5, TEXT, device=pipe.device),
         guidance_scale=1.0,
         height=16,
         width=16,

@@ -17,7 +17,7 @@ from diffusers import (
 from torch import Tensor
 
 import fisopt
-from fisopt import InputError, OptimizedModule, OptionTypeError, StepCache
+from fisopt import InputError, OptimizedModule, OptionError, OptionTypeError, StepCache
 from fisopt.runtime.diffusers_caches import translated
 from tests.conftest import captured
 from tests.passes.step_loop import optimized, run, wanted
@@ -137,6 +137,23 @@ def test_what_cannot_be_translated(config: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         fast.enable_cache(config)
     assert fast.passes == ()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FirstBlockCacheConfig(threshold="x"),
+        FirstBlockCacheConfig(threshold=None),
+        MagCacheConfig(threshold="x", mag_ratios=[1.0] * 28),
+        TaylorSeerCacheConfig(cache_interval="x"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_wrong_values(config: Any) -> None:
+    with pytest.raises(OptionError, match=rf"enable_cache: {type(config).__name__}.* wrong value"):
+        translated(config)
+    with pytest.raises(OptionError, match="threshold is a share of change"):
+        translated(FirstBlockCacheConfig(threshold=-0.1))
 
 
 def test_no_config() -> None:

@@ -10,6 +10,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 from peft import (
+    LoHaConfig,
+    LoKrConfig,
     LoraConfig,
     get_peft_model,
     get_peft_model_state_dict,
@@ -89,6 +91,32 @@ def test_loading_and_unloading_through_the_pipeline() -> None:
     assert not torch.allclose(with_it, before, atol=1e-4)
     pipe.unload_lora_weights()
     assert torch.equal(pipe.transformer(**inputs)[0], before)
+
+
+def test_each_layer_has_active_adapters_of_its_own() -> None:
+    """Also where layers share the list that says so, as those of diffusers do."""
+    pair, a, b = Pair(), ["a"], ["b"]
+    for name in ("a", "b"):
+        inject(pair.model, name, "qkv", "mlp")
+    layers = [m for m in pair.model.modules() if isinstance(m, BaseTunerLayer)]
+    for wanted in ((a, b, b, a), (a, b, a, b), (a, b, b, a)):
+        for layer, active in zip(layers, wanted, strict=True):
+            layer.set_adapter(active)
+            assert layer._active_adapter is active
+        pair.check()
+
+
+@pytest.mark.parametrize("kind", [LoHaConfig, LoKrConfig])
+def test_other_adapters_need_not_be_set_to_evaluation(kind: Any, captured: Any) -> None:
+    """peft leaves their layers in training mode, where they would draw numbers to drop."""
+    pair = Pair()
+    config = kind(r=2, target_modules=["mlp"], init_weights=False)
+    inject_adapter_in_model(config, pair.model, "a")  # type: ignore[no-untyped-call]
+    assert any(layer.training for layer in pair.model.layers[0].modules())
+    pair.check()
+    each(pair.model, "set_scale", "a", 0.3)
+    pair.check()
+    assert len(captured) == (1 if kind is LoKrConfig else 2), "strengths of LoKr are inputs"
 
 
 def test_dropout_of_an_adapter_that_trains_is_refused() -> None:

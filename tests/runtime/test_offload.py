@@ -121,6 +121,8 @@ def test_copies_offload_too() -> None:
         assert torch.equal(other(**pair.inputs), pair.before)
         assert other.report.weights.peak
         assert other.to("meta").original.out.weight.device.type == "cpu"
+        assert copy.deepcopy(other)._device == pickle.loads(pickle.dumps(other))._device
+        assert copy.deepcopy(other)._device == torch.device("meta"), "where it runs travels"
 
 
 def test_what_does_not_go_together_is_refused() -> None:
@@ -131,6 +133,8 @@ def test_what_does_not_go_together_is_refused() -> None:
         fisopt.optimize(model, [], spec=SPEC, offload="layer")
     with pytest.raises(OptionError, match="prefetch: got -1, wanted 0 or more"):
         fisopt.optimize(model, [], spec=SPEC, offload="block", prefetch=-1)
+    with pytest.raises(OptionError, match="prefetch=2 without offload"):
+        fisopt.optimize(model, [], spec=SPEC, prefetch=2)
     pair = Pair(offload=Offload())
     pair.check(changed=False)
     pair.model.to("meta")
@@ -234,7 +238,7 @@ def test_offloading_of_layers_leads_to_offload(pipe: Any) -> None:
     assert torch.equal(clip(pipe), want), "what it asks for is done already"
     grouped = copy.deepcopy(pipe.transformer.original)
     grouped.enable_group_offload(cpu, num_blocks_per_group=1)
-    with pytest.raises(InputError, match="group_offloading: pass offload='block'"):
+    with pytest.raises(InputError, match="group_offloading: load the model again without it, and"):
         fisopt.optimize(grouped, [], backend="eager")
     other = copy.deepcopy(pipe)
     other.enable_sequential_cpu_offload(device="cpu")

@@ -77,6 +77,18 @@ def attend(
     )
 
 
+def bias_of(seen: Tensor | None, query: Tensor) -> Tensor | None:
+    """What a mask adds to the scores, in the type of the queries, rows in units of 16 entries."""
+    if seen is None:
+        return None
+    width = seen.shape[-1]
+    room = (*seen.shape[:-1], -(-width // 16) * 16)
+    bias = query.new_full(room, HIDDEN)[..., :width]
+    if seen.dtype == torch.bool:
+        return bias.masked_fill_(seen, 0.0)
+    return bias.copy_(seen).clamp_(min=HIDDEN)
+
+
 def refuse_operands(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
     """Check what all of them ask of queries, keys and values.
 

@@ -51,6 +51,11 @@ class Piece:
             return window * self.rows + row
         return sum(min(max(query - start, 0), end - start) for start, end in self.queries)
 
+    def sees(self, keys: Range) -> bool:
+        """Whether a window of it reads one of some keys."""
+        along = (self.windows - 1) * self.steps[1]
+        return any(start < keys[1] and keys[0] < end + along for start, end in self.keys)
+
     def cost(self, heads: int) -> int:
         """Pairs that a device could work on meanwhile, over all heads and batch items."""
         blocks = self.windows * -(-self.rows // BLOCK) * heads
@@ -107,3 +112,14 @@ def together(ranges: Iterable[Range]) -> tuple[Range, ...]:
             start = joined.pop()[0]
         joined.append((start, end))
     return tuple(joined)
+
+
+def apart(ranges: Iterable[Range], some: Range) -> list[tuple[Range, ...]]:
+    """Ranges, cut into what lies outside and what lies inside of another one; neither is empty."""
+    outside: list[Range] = []
+    inside: list[Range] = []
+    for start, end in ranges:
+        first, last = min(max(some[0], start), end), min(max(some[1], start), end)
+        outside += [(start, first), (last, end)]
+        inside.append((first, last))
+    return [kept for part in (outside, inside) if (kept := tuple(r for r in part if r[0] < r[1]))]

@@ -11,14 +11,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fisopt.codegen.kernels.cuts import cheapest
 from fisopt.codegen.kernels.dense_attention import (
-    HIDDEN,
     attend,
     backends,
+    bias_of,
     known_backends,
     refuse_operands,
 )
@@ -84,16 +83,25 @@ def launch(
 
 
 def run(
-    cut: Cut, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None
+    cut: Cut,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    hidden: Range | None = None,
 ) -> Tensor:
-    """Run a cut of a plan; operands are those of the contract."""
+    """Run a cut of a plan; operands are those of the contract.
+
+    The mask hides none but the keys ``hidden``, if they are given.
+    """
     result = contract.empty_result(query, value)
     q, k, v = (_ready(in_four(x)) for x in (query, key, value))
     out = in_four(result)
     seen = None if mask is None else in_four(mask).expand(*in_four(mask).shape[:-1], k.shape[-2])
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     if result.numel():
-        _Operands(q, k, v, seen, scale).fill(cut, out)
+        _Operands(q, k, v, seen, scale, hidden or (0, k.shape[-2])).fill(cut, out)
     return result
 
 
@@ -113,7 +121,8 @@ Results = list[tuple[Tensor, Tensor]]
 class _Operands:
     """What the attentions of a cut read.
 
-    Shapes: query [B, h, N, D]; key, value [B, h', M, D]; mask [B or 1, h or 1, N or 1, M].
+    Shapes: query [B, h, N, D]; key, value [B, h', M, D]; mask [B or 1, h or 1, N or 1, M], which
+        hides none but the keys ``hidden``.
     """
 
     query: Tensor
@@ -121,6 +130,7 @@ class _Operands:
     value: Tensor
     mask: Tensor | None
     scale: float
+    hidden: Range
     gathered: dict[tuple[Range, ...], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def fill(self, cut: Cut, out: Tensor) -> None:
@@ -154,11 +164,11 @@ class _Operands:
         if piece.windows > 1:
             return [self.windows(piece, item) for item in range(self.query.shape[0])]
         query = _side_by_side(self.query, piece.queries)
-        seen = self.mask
+        seen = self.mask if piece.sees(self.hidden) else None
         if seen is not None:
             seen = seen if seen.shape[2] == 1 else contract.take(seen, 2, piece.queries)
             seen = contract.take(seen, 3, piece.keys)
-        out, lse = attend(query, *self.gather(piece.keys), _bias(seen, query), self.scale)
+        out, lse = attend(query, *self.gather(piece.keys), bias_of(seen, query), self.scale)
         return list(zip(out.split(1), lse.split(1), strict=True))
 
     def windows(self, piece: Piece, item: int) -> tuple[Tensor, Tensor]:
@@ -169,12 +179,12 @@ class _Operands:
             _windows(x[item], piece.windows, (columns, along)) for x in (self.key, self.value)
         )
         seen = None
-        if self.mask is not None:
+        if self.mask is not None and piece.sees(self.hidden):
             one = self.mask[item if self.mask.shape[0] > 1 else 0]
             alike = one.shape[1] == 1
             over = ((0, 1), 0) if alike else (rows, step)
             seen = _windows(one, piece.windows, over, (columns, along))
-        out, lse = attend(query, key, value, _bias(seen, query), self.scale)
+        out, lse = attend(query, key, value, bias_of(seen, query), self.scale)
         return out.transpose(0, 1).flatten(1, 2)[None], lse.transpose(0, 1).flatten(1, 2)[None]
 
     def gather(self, ranges: tuple[Range, ...]) -> tuple[Tensor, Tensor]:
@@ -183,18 +193,6 @@ class _Operands:
             key, value = (_side_by_side(x, ranges) for x in (self.key, self.value))
             self.gathered[ranges] = (key, value)
         return self.gathered[ranges]
-
-
-def _bias(seen: Tensor | None, query: Tensor) -> Tensor | None:
-    """What a mask adds to the scores, in the type of the queries, rows in units of 16 entries."""
-    if seen is None:
-        return None
-    width = seen.shape[-1]
-    room = (*seen.shape[:-1], -(-width // 16) * 16)
-    bias = query.new_full(room, HIDDEN)[..., :width]
-    if seen.dtype == torch.bool:
-        return bias.masked_fill_(seen, 0.0)
-    return bias.copy_(seen).clamp_(min=HIDDEN)
 
 
 def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:

@@ -5,6 +5,7 @@ Importing one makes all known.
 
 from fisopt.rewrite.ops import (
     attend_by,
+    attend_masked,
     fill_frames,
     gather_frames,
     match_nearby,
@@ -12,11 +13,13 @@ from fisopt.rewrite.ops import (
     reduce_attend_restore,
     reduce_tokens,
     restore_tokens,
+    tile_attend_masked,
     tile_attention,
 )
 
 __all__ = [
     "attend_by",
+    "attend_masked",
     "fill_frames",
     "gather_frames",
     "match_nearby",
@@ -24,5 +27,6 @@ __all__ = [
     "reduce_attend_restore",
     "reduce_tokens",
     "restore_tokens",
+    "tile_attend_masked",
     "tile_attention",
 ]

@@ -45,7 +45,8 @@ def refused(module: nn.Module) -> Iterator[str]:
     """The hooks of a module that no graph can hold, by name, with what to do instead."""
     for name, hook in hooks_of(module).items():
         if _kind(hook) not in _FOLLOWED:
-            yield f"{name}: {OFFLOAD}" if "group_offload" in _kind(hook)[0] else name
+            grouped = "group_offload" in _kind(hook)[0]
+            yield f"{name}: load the model again without it, and {OFFLOAD}" if grouped else name
         elif getattr(hook, "dropout", None) not in (None, 0.0, 1.0):
             yield f"{name}: with dropout={hook.dropout} every run drops something else; pass 1.0"
 

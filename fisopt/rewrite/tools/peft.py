@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from typing import Any
@@ -47,10 +47,15 @@ class Peft(Tool):
 
     @contextmanager
     def traced(self, model: nn.Module) -> Iterator[None]:
-        """Inside, strengths are buffers, and those of a whole call multiply them."""
+        """Inside, strengths are buffers, and those of a whole call multiply them.
+
+        Layers that peft has added are in training mode; those that drop nothing are not, inside.
+        """
         strength = _OfCall(model)
         with ExitStack() as stack:
             for layer in model.modules():
+                if isinstance(layer, BaseTunerLayer) and not _drops(layer):
+                    stack.enter_context(exchanged(vars(layer), "training", False))
                 if names := _open(layer):
                     stack.enter_context(_as_buffers(layer, names, strength))
             stack.enter_context(strength.patched())
@@ -64,8 +69,13 @@ class Peft(Tool):
         return _Strength(module, adapter), name
 
     def reads(self, module: nn.Module) -> Mapping[str, Read]:
-        """Of strengths that are inputs, a graph depends on the names alone."""
-        return {"scaling": _kinds(frozenset(names))} if (names := _open(module)) else {}
+        """Of strengths that are inputs a graph depends on the names, of active names on its own."""
+        if not isinstance(module, BaseTunerLayer):
+            return {}
+        reads = {"_active_adapter": _among(_held_by(module))}
+        if names := _open(module):
+            reads["scaling"] = _kinds(frozenset(names))
+        return reads
 
     def aside(self, model: nn.Module) -> frozenset[str]:
         """What no forward call reads."""
@@ -102,7 +112,7 @@ class Peft(Tool):
         """The adapters that are fused into a layer, or else active in it."""
         if not isinstance(module, BaseTunerLayer) or module.disable_adapters:
             return ()
-        return tuple(module.merged_adapters or module.active_adapters)
+        return tuple(module.merged_adapters) or _among(_held_by(module))(module.active_adapters)
 
 
 class _OfCall:
@@ -210,9 +220,44 @@ def _open(module: nn.Module) -> tuple[str, ...]:
     return tuple(k for k, v in scaling.items() if k not in other and _is_number(v))
 
 
+def _held_by(layer: BaseTunerLayer) -> frozenset[str]:
+    """The adapters that a layer has: a pipeline activates those of all its models in each."""
+    parts = (getattr(layer, name, {}) for name in layer.adapter_layer_names)
+    return frozenset(name for part in parts for name in part)
+
+
+@lru_cache(maxsize=64)
+def _among(held: frozenset[str]) -> Read:
+    """Reads which of some names are those of adapters that a layer has."""
+
+    def read(active: str | Sequence[str]) -> tuple[str, ...]:
+        names = [active] if isinstance(active, str) else active
+        return tuple(name for name in names if name in held)
+
+    return read
+
+
+def _drops(layer: Any) -> bool:
+    """Whether a layer drops some of its numbers in training mode."""
+    kinds = (getattr(layer, name, {}) for name in ("rank_dropout", "module_dropout"))
+    shares = [share for kind in kinds for share in kind.values()]
+    return any(shares) or any(isinstance(m, nn.Dropout) and m.p for m in layer.modules())
+
+
 def _all_open(model: nn.Module) -> bool:
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    return all(len(_open(layer)) == len(vars(layer).get("scaling", "?")) for layer in layers)
+    return all(len(_open(x)) == len(vars(x).get("scaling", "?")) for x in _layers(model))
+
+
+def _layers(model: nn.Module) -> Iterator[Any]:
+    """The layers of a model that have adapters; what those are made of is not walked through."""
+    left: list[Any] = [model]
+    while left:
+        module = left.pop()
+        inside = vars(module)["_modules"]
+        if isinstance(module, BaseTunerLayer):
+            yield module
+            inside = {"base_layer": inside.get("base_layer")}
+        left.extend(x for x in inside.values() if x is not None)
 
 
 def _is_number(value: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.rewrite.tools.tool import Place
@@ -66,6 +67,15 @@ def with_inner(weight: Any, made: Callable[[str, torch.Tensor], torch.Tensor], p
     return unflatten(inner, context, weight.size(), weight.stride())
 
 
+def faked(mode: FakeTensorMode, weight: torch.Tensor) -> Any:
+    """A fake of a weight in a mode; one of a tensor class has fakes of its inner tensors.
+
+    A mode refers weakly to what it has faked, and torch moves no weight of a tensor class that
+    anything refers to so.
+    """
+    return with_inner(weight, lambda _, inner: mode.from_tensor(inner), "")
+
+
 def inner_form(weight: Any) -> tuple[Any, ...]:
     """What a graph is captured for of the inner tensors of a weight, and of what is beside them."""
     if type(weight) in (torch.Tensor, nn.Parameter):
@@ -74,6 +84,12 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
         return tuple((name, x) for name, x in vars(weight).items() if isinstance(x, _PLAIN))
     tensors = tuple((path, x.shape, x.dtype, x.device) for path, x in _leaves(weight))
     return tensors, repr(weight.__tensor_flatten__()[1])
+
+
+def stored(weight: torch.Tensor) -> int:
+    """Bytes that a weight takes, whatever type it says that it is of."""
+    held = [x for _, x in _leaves(weight)] if is_traceable_wrapper_subclass(weight) else [weight]
+    return sum(x.numel() * x.element_size() for x in held)
 
 
 def _leaves(weight: Any) -> Iterator[tuple[str, torch.Tensor]]:

@@ -21,7 +21,7 @@ from fisopt.rewrite.outline import share
 from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
 from fisopt.rewrite.tracing.functional import functional
-from fisopt.rewrite.tracing.inner import with_inner
+from fisopt.rewrite.tracing.inner import faked, with_inner
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.recorder import Recorder, Tape
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -77,7 +77,8 @@ class _Run:
     def trace(self, patterns: tuple[str, ...]) -> fx.GraphModule:
         """The flat graph; see `trace`."""
         places, fakes = list(weight_places(self.model)), self._fake_inputs()
-        held = [(p, self.recorder.from_tensor(p.tensor)) for p in places]
+        made = {id(p.tensor): faked(self.recorder, p.tensor) for p in places}
+        held = [(p, made[id(p.tensor)]) for p in places]
         try:
             with running_block(blocks_of(self.model, patterns)) as block, _as_exported():
                 self.tape = Tape(block)

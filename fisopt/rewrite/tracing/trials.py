@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 
 from fisopt.rewrite.tools.tool import traced
+from fisopt.rewrite.tracing.inner import faked
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -78,7 +79,7 @@ def shape_trials(
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
-        fakes = {place.path: mode.from_tensor(place.tensor) for place in weight_places(model)}
+        fakes = {place.path: faked(mode, place.tensor) for place in weight_places(model)}
 
         def trial(resized: Inputs) -> Shapes:
             try:

@@ -1,0 +1,1 @@
+"""One HTML file that shows what was measured; it needs neither a server nor a network."""
