@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from typing import Any
 
@@ -39,6 +39,7 @@ class Conditions:
         joined: the dimension in which it is joined, which the latents have fewer of.
         shape: of the latents of one prompt, as the model returns them.
         time: the model's time over the scheduler's, with one row a prompt.
+        time_type: the dtype in which the model is told the time.
         prompts: how many.
     """
 
@@ -48,6 +49,7 @@ class Conditions:
     joined: int
     shape: tuple[int, ...]
     time: Tensor
+    time_type: torch.dtype
     prompts: int
 
     def take(self, rows: Tensor, guided: bool) -> Conditions:
@@ -73,8 +75,7 @@ class Conditions:
             )
             beside = torch.cat([beside] * len(used))
         time = torch.cat([self.time[rows]] * len(used))
-        made = (joined,), self.per_prompt, beside, self.joined, self.shape, time, len(rows)
-        return Conditions(*made)
+        return replace(self, branches=(joined,), beside=beside, time=time, prompts=len(rows))
 
     def to(self, device: torch.device | str) -> Conditions:
         """The same on a device."""
@@ -84,8 +85,7 @@ class Conditions:
 
         branches = tuple({n: moved(v) for n, v in branch.items()} for branch in self.branches)
         beside, time = moved(self.beside), moved(self.time)
-        made = branches, self.per_prompt, beside, self.joined, self.shape, time, self.prompts
-        return Conditions(*made)
+        return replace(self, branches=branches, beside=beside, time=time)
 
 
 def record(
@@ -199,10 +199,8 @@ def _read(noted: _Noted, prompts: int, steps: int, scheduler: Any) -> Conditions
     times = [float(t) for t in scheduler.timesteps]
     late = max(range(steps), key=lambda step: abs(times[step]))
     told = noted.calls[late * len(calls)][TIME]
-    ratio = told[:prompts] if told.ndim and len(told) > 1 else told.expand(prompts)
-    ratio = ratio.float() / (times[late] or 1.0)
-    ratio = torch.where((ratio - 1).abs() < ROUNDED, 1.0, ratio)
-    return _conditions(halves, noted.output.shape[1:], prompts, ratio)
+    told = told[:prompts] if told.ndim and len(told) > 1 else told.expand(prompts)
+    return conditions_of(halves, noted.output.shape[1:], told, times[late])
 
 
 def _cut(call: Row, prompts: int, part: int) -> Row:
@@ -219,9 +217,19 @@ def _is_row(value: Any, rows: int) -> bool:
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
 
 
-def _conditions(
-    calls: Sequence[Row], returned: Sequence[int], prompts: int, time: Tensor
+def conditions_of(
+    calls: Sequence[Row], returned: Sequence[int], told: Tensor, time: float
 ) -> Conditions:
+    """The conditions that forward calls show.
+
+    Args:
+        calls: the arguments of one call of each branch, one row a prompt.
+        returned: the shape of what the model returns for a row.
+        told: the time that it was told at some step, [prompts, ...].
+        time: what the scheduler calls that step.
+    """
+    prompts, ratio = len(calls[0][LATENTS]), told.float() / (time or 1.0)
+    ratio = torch.where((ratio - 1).abs() < ROUNDED, 1.0, ratio)
     taken = calls[0][LATENTS]
     differ = [
         d for d, (a, b) in enumerate(zip(taken.shape[1:], returned, strict=True), 1) if a != b
@@ -233,7 +241,7 @@ def _conditions(
         shape = tuple(taken.shape[1:])
     rest = tuple({n: v for n, v in c.items() if n not in (LATENTS, TIME)} for c in calls)
     per_prompt = frozenset(n for n, v in rest[0].items() if _is_row(v, prompts))
-    return Conditions(rest, per_prompt, beside, joined, shape, time, prompts)
+    return Conditions(rest, per_prompt, beside, joined, shape, ratio, told.dtype, prompts)
 
 
 def _stacked(found: Sequence[Conditions]) -> Conditions:
@@ -256,8 +264,7 @@ def _stacked(found: Sequence[Conditions]) -> Conditions:
             f"({error}); wanted prompts of one size, padded as the pipeline does"
         ) from error
     total = sum(c.prompts for c in found)
-    per_prompt, joined, shape = first.per_prompt, first.joined, first.shape
-    return Conditions(branches, per_prompt, beside, joined, shape, time, total)
+    return replace(first, branches=branches, beside=beside, time=time, prompts=total)
 
 
 def _same(parts: Sequence[Any]) -> Tensor:

@@ -72,7 +72,9 @@ class Denoiser:
             taken = torch.cat([taken, given.beside.to(taken.dtype)], given.joined)
         arguments = dict(given.branches[0])
         arguments[LATENTS] = taken.to(self.module.dtype)
-        arguments[TIME] = given.time * level.time
+        time = given.time * level.time
+        whole = not given.time_type.is_floating_point
+        arguments[TIME] = (time.round() if whole else time).to(given.time_type)
         arguments["return_dict"] = False
         with ExitStack() as stack:
             if self.precision is not None:
