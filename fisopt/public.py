@@ -58,6 +58,9 @@ from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 from fisopt.tuning.calibrate import calibrate
 from fisopt.tuning.mask_search import search_masks
+from fisopt.tuning.rehearsal import Rehearsal
+from fisopt.tuning.tune import rehearse, tune
+from fisopt.tuning.tuned import Tuned
 from fisopt.undo import restore
 
 __all__ = [
@@ -97,6 +100,7 @@ __all__ = [
     "RadialDecay",
     "Recipe",
     "RecipeError",
+    "Rehearsal",
     "Rewriter",
     "Rule",
     "RulePass",
@@ -112,6 +116,7 @@ __all__ = [
     "TokenLayout",
     "TokenReduction",
     "Tokens",
+    "Tuned",
     "VerifyError",
     "axes_of",
     "calibrate",
@@ -129,9 +134,11 @@ __all__ = [
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "rehearse",
     "restore",
     "search_masks",
     "sign",
     "summary",
+    "tune",
     "verify",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rich import box
 from rich.console import Group
@@ -89,13 +90,19 @@ def _passes() -> Table:
     table.add_column("forms")
     for name, cls in PASSES.items():
         forms = [
-            f"{option}: {', '.join(map(repr, get_args(kind)))}"
+            f"{option}: {', '.join(map(repr, words))}"
             for option, kind in get_type_hints(cls).items()
-            if get_origin(kind) is Literal
+            if (words := _words(kind))
         ]
         purpose = (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "")
         table.add_row(name, Text(purpose), Text("\n".join(forms)))
     return table
+
+
+def _words(kind: Any) -> tuple[str, ...]:
+    """The words that an option takes, for all blocks where there is one for each."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next((get_args(each) for each in kinds if get_origin(each) is Literal), ())
 
 
 def _presets() -> Table:

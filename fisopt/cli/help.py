@@ -14,6 +14,7 @@ Examples:
   fisopt compare testbed -c fis-a -c fis-fast    time and quality of several
   fisopt calibrate testbed --target-ratio 0.8    a schedule for TokenReduction
   fisopt search testbed --threshold 0.05         masks for TileAttention
+  fisopt tune testbed --target 2x                passes for a speed
   fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
@@ -134,6 +135,23 @@ Examples:
   fisopt search testbed --threshold 0.2 --candidate 'SlidingWindow(radius=2)'
   fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --frames 81
   fisopt demo --pass 'TileAttention(table="out/masks.json")'
+"""
+
+TUNE = """Choose passes for a pipeline by a target: a speed, a time, or an error.
+
+For each block, branch of it and group of denoising steps, one of many
+options is chosen (strides, fewer tokens, tile masks, reused steps), by the
+error that it alone leaves in the final latents.  Whole plans are then
+measured and repaired, until the minutes are over.  Writes a recipe; what was
+measured stays beside it, so that a search that was stopped goes on, and one
+for another target is quick.
+
+\b
+Examples:
+  fisopt tune testbed --target 2x
+  fisopt tune testbed --target "psnr>=28" --minutes 5
+  fisopt tune ./Wan2.2-T2V-A14B-Diffusers --target 2.5x --steps 4 --dry-run
+  fisopt export testbed --recipe out/recipe.yaml -o fast.pt2
 """
 
 EXPORT = """Write an optimised model as files that run elsewhere.
