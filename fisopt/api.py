@@ -207,7 +207,8 @@ def _optimize_module(
     else:
         recipe = Recipe.read(chosen, model)
         passes = recipe.passes
-        settings = replace(settings, kernels=settings.kernels.over(recipe.kernels))
+        kernels = settings.kernels.over(recipe.kernels)
+        settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
     optimized = OptimizedModule(
         model, passes, spec, settings=settings, scheduler=scheduler, captures=captures
     )
