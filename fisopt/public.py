@@ -1,6 +1,6 @@
 """Every name that `fisopt` exports."""
 
-from fisopt import models, operators
+from fisopt import distill, models, operators
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
@@ -121,6 +121,7 @@ __all__ = [
     "axes_of",
     "calibrate",
     "capture",
+    "distill",
     "clip_scorer",
     "compare",
     "export",
