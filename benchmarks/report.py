@@ -16,7 +16,7 @@ from typing import Any
 
 import tables
 from harness import RESULTS
-from plots import plot_growth, plot_quality
+from plots import plot_growth, plot_peers, plot_quality
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -98,6 +98,7 @@ def peers_note(peers: dict[str, Any]) -> str:
 def peers_section(peers: dict[str, Any]) -> list[str]:
     """Presets, step caches and other libraries' methods, in one script."""
     lines = ["### Presets, caches and other libraries", "", peers_note(peers), ""]
+    lines += ["![Ours in blue, others in grey](images/peers.png)", ""]
     for steps in sorted({r["steps"] for r in peers["rows"]}):
         lines += [tables.peers_table(peers["rows"], steps), ""]
     return lines
@@ -255,6 +256,8 @@ def main() -> None:
         (ROOT / page).write_text(filled(ROOT / page, sections))
     if (quality := load("testbed_quality")) is not None:
         plot_quality(quality["rows"], IMAGES / "quality.png")
+    if (peers := load("testbed_peers")) is not None:
+        plot_peers(peers["rows"], IMAGES / "peers.png")
     if (tiles := load("tile_attention")) is not None:
         plot_growth(tiles["growth"], IMAGES / "tile_growth.png")
 
