@@ -84,7 +84,7 @@ class Variants:
         if steps is not None and not is_int(steps, 1):
             raise ScheduleError(f"num_steps must be at least 1, got {shown(steps)}")
         for each in passes:
-            if _unasked(type(each)):
+            if not each.stepwise and _unasked(type(each)):
                 raise OptionError(
                     f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
                     "`stepwise` to say whether its steps differ"
