@@ -1,14 +1,14 @@
 """Every name that `fisopt` exports."""
 
-from fisopt import models, operators
+from fisopt import distill, models, operators
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
 from fisopt.artefact.sign import sign
 from fisopt.comparison.compare import compare
+from fisopt.comparison.fetched import clip_scorer, lpips
 from fisopt.comparison.result import Comparison
-from fisopt.comparison.scoring import clip_scorer
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -121,11 +121,13 @@ __all__ = [
     "axes_of",
     "calibrate",
     "capture",
+    "distill",
     "clip_scorer",
     "compare",
     "export",
     "format_graph",
     "load",
+    "lpips",
     "models",
     "operator",
     "operators",

@@ -7,15 +7,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fisopt.checked import choice
 from fisopt.cli.expressions import parse_passes
 from fisopt.comparison.configurations import RECIPES
+from fisopt.comparison.fetched import clip_scorer, lpips
 from fisopt.comparison.result import Comparison
-from fisopt.comparison.scoring import Scorer, clip_scorer
+from fisopt.comparison.scoring import Measure, Scorer
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.files import write
 from fisopt.page.data import DENSE
 from fisopt.reading import MalformedError, read_text
 
+MEASURES = {"lpips": ("LPIPS", lpips)}
 BESIDE = " + "
 """Between passes of one configuration."""
 
@@ -67,6 +70,17 @@ def scorer_named(text: str | None) -> Scorer | None:
     if kind != "clip":
         raise OptionError(f"--scorer: got {shown(text)}, wanted clip or clip:MODEL")
     return clip_scorer(model) if model else clip_scorer()
+
+
+def measures_named(texts: Sequence[str]) -> dict[str, Measure]:
+    """The measures of some names.
+
+    Raises:
+        OptionError: one is another, or cannot be had.
+    """
+    for text in texts:
+        choice("--measure", text, tuple(MEASURES))
+    return {MEASURES[text][0]: MEASURES[text][1]() for text in texts}
 
 
 def written(found: Comparison, out: Path, command: str) -> list[Path]:

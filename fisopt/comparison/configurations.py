@@ -50,13 +50,17 @@ class Ready:
     @property
     def said(self) -> tuple[str, str]:
         """What makes the same again, in Python, and what each pass did; both in words."""
-        passes = {name: list(module.passes) for name, module in self.optimised.items()}
-        if not passes:
+        modules = self.optimised
+        if not modules:
             return "", ""
-        first, *others = passes.values()
-        same = all(other == first for other in others)
-        settings = f"fisopt.optimize(pipe, passes={first if same else passes!r})"
-        return settings, "\n".join(str(module.report) for module in self.optimised.values())
+        first, *others = (list(module.passes) for module in modules.values())
+        each = {name: list(module.passes) for name, module in modules.items()}
+        passes = first if all(other == first for other in others) else each
+        options = next(iter(modules.values())).options
+        kernels = {"linear": options.linear, "attention": options.attention}
+        more = "".join(f", {k}={v!r}" for k, v in kernels.items() if v is not None)
+        reports = "\n".join(str(module.report) for module in modules.values())
+        return f"fisopt.optimize(pipe, passes={passes!r}{more})", reports
 
     @contextmanager
     def running(self, pipeline: Any) -> Iterator[None]:

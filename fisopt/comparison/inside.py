@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import Cost, graph_cost
 from fisopt.rewrite.measured import UndecidedError
-from fisopt.rewrite.pass_base import Step
+from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.variants import Variant
 from fisopt.runtime.optimized import OptimizedModule
@@ -68,7 +68,8 @@ def choices_of(ready: Ready, steps: int) -> Iterator[Choice]:
         dense = module.rewritten(module.last_inputs, Variant())
         for first, last, program in _programs(module, steps):
             said = str(first) if first == last else f"{first}-{last}"
-            for choice in _of_program(dense, program, [type(p).__name__ for p in module.passes]):
+            active = _active(module.passes, Step(last, steps))
+            for choice in _of_program(dense, program, active):
                 yield replace(choice, steps=said, configuration=ready.name, transformer=component)
 
 
@@ -115,7 +116,13 @@ def _counted(block: Block) -> int:
     return sum(node.op == "call_function" for node in block.body.graph.nodes)
 
 
-def _of_program(dense: Program, program: Program, passes: list[str]) -> Iterator[Choice]:
+def _active(passes: Sequence[Pass], step: Step) -> dict[str, Pass]:
+    """What runs at a step, by the class of the pass that it stands for."""
+    found = ((type(each).__name__, each.at(step)) for each in passes)
+    return {name: active for name, active in found if active is not None}
+
+
+def _of_program(dense: Program, program: Program, passes: Mapping[str, Pass]) -> Iterator[Choice]:
     ran = {block.path: block for block in program.blocks}
     for block in dense.blocks:
         before, after = _cost(block), ran.get(block.path)
@@ -128,15 +135,16 @@ def _of_program(dense: Program, program: Program, passes: list[str]) -> Iterator
                 yield Choice(block.index, name, "", said, share)
 
 
-def _words(before: Block, after: Block | None, frames: int, passes: list[str]) -> str:
+def _words(before: Block, after: Block | None, frames: int, passes: Mapping[str, Pass]) -> str:
     """What a block does, in words."""
     if after is None:
-        return "reused"
+        decided = all(type(each).then is Pass.then for each in passes.values())
+        return "reused" if decided else "reused, or computed where it changed"
     if _alike(before, after):
         return "dense"
     axes = [axis for node in after.results for axis in axes_of(node) if axis is not None]
     held = min((axis.frames for axis in axes), default=frames)
-    return f"{held} of {frames} frames" if held < frames else " + ".join(dict.fromkeys(passes))
+    return f"{held} of {frames} frames" if held < frames else " + ".join(passes)
 
 
 def _share(now: Cost, before: Cost) -> float:

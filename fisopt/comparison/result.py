@@ -59,10 +59,7 @@ class Row:
     floor: bool = False
 
     def values(self, figure: str) -> list[float]:
-        """A figure of each clip: one of `LIKE`, "seconds", or a scorer's; none if it is not there.
-
-        Infinite and missing values are not among them.
-        """
+        """A figure of each clip that has it: one of `LIKE`, "seconds", or a scorer's."""
         if figure == "seconds":
             return [clip.seconds for clip in self.clips if clip.seconds is not None]
         if figure in LIKE:
@@ -181,12 +178,12 @@ class Comparison:
         }
 
     def __rich__(self) -> Any:
-        from fisopt.comparison.shown import rich_table
+        from fisopt.comparison.shown import rich_tables
 
-        return rich_table(self)
+        return rich_tables(self)
 
     def __str__(self) -> str:
-        console = Console(width=160, no_color=True, highlight=False)
+        console = Console(width=100, no_color=True, highlight=False)
         with console.capture() as text:
             console.print(self)
         return text.get().rstrip()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from fisopt.errors import OptionError, OptionTypeError, shown
+from fisopt.errors import InputError, OptionTypeError, shown
 from fisopt.models import testbed
 
 Scorer = Callable[[np.ndarray, str], float | Mapping[str, float]]
 """Of a clip [frames, height, width, 3] in [0, 1] and its prompt: a number, or several by name."""
+Measure = Callable[[np.ndarray, np.ndarray], float]
+"""Of a clip [frames, height, width, 3] in [0, 1] and the dense one: a number."""
 CHECKED = ("colour", "shape", "direction", "right")
-CLIP_MODEL = "openai/clip-vit-base-patch32"
 
 
 def check(clip: np.ndarray, prompt: str) -> dict[str, float]:
@@ -35,55 +37,48 @@ def scored(scorer: Scorer | None, clip: np.ndarray, prompt: str) -> dict[str, fl
 
     Raises:
         OptionTypeError: it says no numbers.
+        InputError: it says one that is not finite.
     """
     if scorer is None:
         return {}
     said = scorer(clip, prompt)
     try:
         named = said.items() if isinstance(said, Mapping) else [("score", said)]
-        return {str(name): float(value) for name, value in named}
+        found = {str(name): float(value) for name, value in named}
     except (TypeError, ValueError) as error:
         raise OptionTypeError(
             f"scorer: got {shown(said)}, wanted a number, or numbers by name"
         ) from error
+    return _finite("scorer", found)
 
 
-def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
-    """A scorer by CLIP: the cosine of prompt and frame, mean over some frames of a clip.
-
-    It needs transformers and the model, which is fetched from the Hugging Face hub once (600 MB
-    for the default) unless ``model`` is a folder.
-
-    Args:
-        model: repository or folder of a CLIP model with its processor.
-        frames: how many frames of a clip are looked at.
+def measures_of(given: Mapping[str, Measure] | None) -> dict[str, Measure]:
+    """Measures by name, checked.
 
     Raises:
-        OptionError: the model cannot be had.
+        OptionTypeError: they are no functions by name.
     """
-    import torch
-    from PIL import Image
-    from transformers import AutoProcessor, CLIPModel
+    found = {} if given is None else given
+    if not isinstance(found, Mapping) or not all(map(callable, found.values())):
+        raise OptionTypeError(f"measures: got {shown(given)}, wanted functions by name")
+    return {str(name): measure for name, measure in found.items()}
 
-    from fisopt.page.films import evenly
 
-    try:
-        network: Any = CLIPModel.from_pretrained(model).eval()  # type: ignore[no-untyped-call]
-        processor: Any = AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError) as error:
-        raise OptionError(
-            f"the CLIP model {model!r} cannot be had: {error}; give a folder that holds one"
-        ) from error
+def measured(
+    measures: Mapping[str, Measure], clip: np.ndarray, dense: np.ndarray
+) -> dict[str, float]:
+    """What measures say of a clip beside the dense one, by name.
 
-    def score(clip: np.ndarray, prompt: str) -> dict[str, float]:
-        chosen = clip[evenly(len(clip), frames)]
-        stills = [Image.fromarray(to_bytes(frame)) for frame in chosen]
-        given = processor(text=[prompt], images=stills, return_tensors="pt", truncation=True)
-        with torch.no_grad():
-            cosine = network(**given).logits_per_image / network.logit_scale.exp()
-        return {"CLIP": float(cosine.mean())}
+    Raises:
+        InputError: one says a number that is not finite.
+    """
+    return _finite("measures", {name: float(f(clip, dense)) for name, f in measures.items()})
 
-    return score
+
+def _finite(what: str, found: dict[str, float]) -> dict[str, float]:
+    if not all(map(math.isfinite, found.values())):
+        raise InputError(f"{what}: got {shown(found)} of a clip, wanted finite numbers")
+    return found
 
 
 def to_bytes(frames: np.ndarray) -> np.ndarray:

@@ -66,6 +66,7 @@ def test_compare_writes_a_page_and_figures(tmp_path: Path) -> None:
         (("testbed", "--config", "fis-c"), "did you mean"),
         (("testbed", "-c", "fis-a", "-c", "fis-a"), "twice"),
         (("testbed", "--scorer", "lpips"), "wanted clip"),
+        (("testbed", "--measure", "fvd"), "--measure must be one of ['lpips']"),
         (("testbed", "--prompts", "missing.txt"), "missing.txt cannot be read"),
         (("testbed", "--backend", "inducter"), "did you mean inductor"),
     ],

@@ -135,6 +135,17 @@ def test_choices_and_stages_are_those_of_the_run(once: Comparison) -> None:
     assert not any(s.configuration == "theirs" for s in once.stages)
 
 
+def test_choices_name_what_is_active() -> None:
+    late = fisopt.FrameInterleave(stride=2, blocks="1:", steps="1:")
+    passes = [late, fisopt.TileAttention(mask=2), fisopt.StepCache(threshold=0.1)]
+    found = compared(configs={"all": passes, "tiles": passes[1:2]}, floors=0)
+    whole = {(c.configuration, c.block, c.steps): c for c in found.choices if c.branch == "block"}
+    assert whole["tiles", 0, "0-1"].choice == "TileAttention"
+    assert whole["all", 1, "0"].choice == "TileAttention + StepCache"
+    assert whole["all", 1, "1"].choice == "reused, or computed where it changed"
+    assert [graph.title for graph in found.graphs][-1] == "blocks.1, tiles"
+
+
 def test_steps_are_told_to_the_end() -> None:
     told: list[tuple[int, int]] = []
     compared(configs=[], floors=0, seen=lambda done, total: told.append((done, total)))
@@ -169,9 +180,17 @@ def _stop(clip: np.ndarray, prompt: str) -> float:
 def test_recipe_is_a_configuration(tmp_path: Path) -> None:
     path = tmp_path / "fast.yaml"
     fisopt.Recipe.of(transformer(), [STRIDE]).save(path)
-    found = compared(configs=[str(path), "dense"], floors=0, scorer=lambda clip, prompt: 0.5)
+    found = compared(
+        configs=[str(path), "dense"],
+        floors=0,
+        scorer=lambda clip, prompt: 0.5,
+        measures={"off": lambda clip, dense: float(np.abs(clip - dense).max())},
+    )
     assert [row.name for row in found.rows] == ["dense", "fast"]
-    assert found.scores == ("score",)
+    assert found.scores == ("score", "off")
+    assert found.row("dense").values("off") == []
+    assert min(found.row("fast").values("off")) > 0
+    assert "off" in str(found)
     assert found.row("fast").values("psnr") == _once().row("mine").values("psnr")
 
 
@@ -197,6 +216,7 @@ def test_noise_of_its_own_is_refused() -> None:
         ({"steps": 0}, OptionError, "steps"),
         ({"scorer": 3}, OptionTypeError, "scorer"),
         ({"scorer": lambda clip, prompt: "good"}, OptionTypeError, "wanted a number"),
+        ({"scorer": lambda clip, prompt: float("nan")}, InputError, "finite"),
         ({"arguments": {"nothing": 1}}, InputError, "nothing"),
     ],
 )
@@ -225,4 +245,6 @@ def test_way_that_the_pipeline_does_not_take_is_noted(monkeypatch: pytest.Monkey
         pipe, PROMPTS[:1], [], steps=1, backend="eager", arguments={"guidance_scale": 1.0}
     )
     assert [row.name for row in found.rows] == ["dense", "dense, another kernel"]
-    assert "one prompt at a time" in found.notes[0]
+    assert "no intervals" in found.notes[0]
+    assert "one prompt at a time" in found.notes[1]
+    assert found.mean("dense, another kernel", "psnr").low is None  # type: ignore[union-attr]

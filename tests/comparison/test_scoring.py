@@ -1,41 +1,11 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
-from transformers import CLIPConfig, CLIPModel
 
-import fisopt
-from fisopt.comparison.scoring import check, scored, scorer_of
+from fisopt import InputError, OptionTypeError
+from fisopt.comparison.scoring import check, measured, measures_of, scored, scorer_of
 from fisopt.models.testbed import draw_clip, load_testbed, parse_prompt, to_frames
-
-
-def clip_model(folder: Path) -> Path:
-    """An untrained CLIP of one layer, saved as a trained one is."""
-    torch.manual_seed(0)
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
-    text = {**small, "num_attention_heads": 2, "vocab_size": 30, "max_position_embeddings": 12}
-    text |= {"bos_token_id": 16, "eos_token_id": 17}
-    vision = {**small, "num_attention_heads": 2, "image_size": 16, "patch_size": 8}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(folder)
-    letters = [*"abcdelru", *(f"{x}</w>" for x in "abcdelru")]
-    words = [*letters, "<|startoftext|>", "<|endoftext|>"]
-    (folder / "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 12}
-    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
-    picture = {
-        "image_processor_type": "CLIPImageProcessor",
-        "processor_class": "CLIPProcessor",
-        "size": {"shortest_edge": 16},
-        "crop_size": {"height": 16, "width": 16},
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(picture))
-    return folder
 
 
 def test_testbed_has_a_scorer_of_its_own() -> None:
@@ -52,19 +22,13 @@ def test_testbed_has_a_scorer_of_its_own() -> None:
     assert scored(None, clip, prompt) == {}
 
 
-def test_clip_scorer_is_the_cosine(tmp_path: Path) -> None:
-    folder = clip_model(tmp_path)
-    rng = np.random.default_rng(0)
-    clip = rng.random((6, 24, 32, 3)).astype(np.float32)
-    scorer = fisopt.clip_scorer(str(folder), frames=3)
-    found = scored(scorer, clip, "a red cube")
-    assert list(found) == ["CLIP"]
-    assert -1 <= found["CLIP"] <= 1
-    assert scored(scorer, clip, "blue") != found
-    assert scored(scorer, clip, "a red cube") == found
-    assert scored(scorer, 1 - clip, "a red cube") != found
-
-
-def test_clip_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(fisopt.OptionError, match="nowhere"):
-        fisopt.clip_scorer("./nowhere")
+def test_measures_are_functions_by_name() -> None:
+    clip = np.zeros((2, 4, 4, 3), np.float32)
+    found = measures_of({"off": lambda ours, dense: float(np.abs(ours - dense).max())})
+    assert measured(found, clip + 0.5, clip) == {"off": 0.5}
+    assert measures_of(None) == {}
+    for given in ([len], {"off": 3}):
+        with pytest.raises(OptionTypeError, match="functions by name"):
+            measures_of(given)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="finite"):
+        measured({"off": lambda ours, dense: float("inf")}, clip, clip)

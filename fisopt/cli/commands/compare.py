@@ -54,6 +54,14 @@ def run(
             show_default=False,
         ),
     ] = None,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            help="lpips: LPIPS to the dense clip; needs fisopt[eval], fetches 233 MB once.",
+            show_default=False,
+        ),
+    ] = None,
     floors: Annotated[
         int, typer.Option(min=0, help="Prompts that the noise floors are measured on.")
     ] = 2,
@@ -79,7 +87,7 @@ def run(
     wanted, chosen = comparing.configurations(given), choose_backend(backend)
     listed = [*(comparing.read_prompts(prompts) if prompts else ()), *(texts_ or ())]
     source = Source(model, device, dtype, height, width, frames)
-    judge = comparing.scorer_named(scorer)
+    judge, beside = comparing.scorer_named(scorer), comparing.measures_named(measures or ())
     texts = source.prompts(listed, count, seed=1)
     guided = {} if guidance is None else {"guidance_scale": guidance}
     pipeline = source.load()
@@ -93,6 +101,7 @@ def run(
             backend=chosen,
             arguments={**source.size, **guided},
             scorer=judge,
+            measures=beside,
             floors=floors,
             seen=comparing.progress_of(progress, progress.add_task("clips", total=None)),
         )
@@ -106,6 +115,7 @@ def run(
         "seed": seed,
         "backend": chosen,
         "scorer": scorer,
+        "measure": measures,
         "floors": floors,
         "height": height,
         "width": width,
