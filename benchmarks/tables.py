@@ -227,7 +227,7 @@ def caches_table(rows: list[Result]) -> str:
 
 def tune_table(result: Result) -> str:
     """Tuned plans and presets on clips that no search saw, the fastest first."""
-    plans, times = result["plans"], result["times"]
+    plans, times = result["plans"], result.get("times", {})
     return markdown(
         [
             *("plan", "speed-up", "in CPU time", "PSNR dB", "SSIM", "error", "predicted"),
