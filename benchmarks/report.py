@@ -214,7 +214,21 @@ def export_section(exported: dict[str, Any]) -> list[str]:
     return [note, "", tables.export_table(exported["rows"]), ""]
 
 
+def tune_section(tuned: dict[str, Any]) -> list[str]:
+    """Plans for a speed, and presets."""
+    note = (
+        f"{tuned['what']}, {max(r['clips'] for r in tuned['rows'])} clips that no search saw "
+        f"({tables.host(tuned)}). Plans were tuned on {tuned['prompts']} other prompts. PSNR is to "
+        "the dense clip, mean and 95 % interval; the error is that of the final latents, relative "
+        "L2, geometric mean over the clips, and predicted the same on the prompts of the search. "
+        "Speed-ups are ratios of FLOPs over all steps, and of CPU seconds of a clip on one thread, "
+        "both eager, in turns; all three is the checker's score."
+    )
+    return ["### Tuned plans", "", note, "", tables.tune_table(tuned), ""]
+
+
 DETAIL = {
+    "tune": tune_section,
     "testbed_speed": speed_section,
     "testbed_peers": peers_section,
     "testbed_quality": quality_section,
@@ -236,6 +250,7 @@ SUMMARY = {
     f"{H100}/forward": forward_section,
     "testbed_speed": speed_section,
     **SHORT,
+    "tune": tune_section,
     "capture": capture_section,
 }
 
@@ -248,6 +263,7 @@ PAGES = {
     "docs/passes/step_cache.md": {"step_cache": caches_section},
     "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
+    "docs/tuning.md": {"tune": tune_section},
 }
 
 
