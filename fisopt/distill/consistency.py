@@ -36,6 +36,7 @@ def consistency(
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
     backend: Backend = "eager",
+    lora: int | None = None,
     folder: Path | str | None = None,
     save_every: int = 100,
     seen: Seen = lambda _: None,
@@ -55,6 +56,7 @@ def consistency(
         arguments: more arguments of every call of the pipeline, such as the size of a clip.
         component: of a pipeline with two transformers, the one to train.
         backend: what runs the student, see `fisopt.optimize`.
+        lora: rank of adapters to train in the place of the weights (peft).
         folder: where the state of the run is kept; a run that was broken off goes on from it.
         save_every: steps between two states.
         seen: called with the trainer after every step.
@@ -72,6 +74,8 @@ def consistency(
     count("distill: steps", steps)
     count("distill: teacher_steps", teacher_steps)
     count("distill: save_every", save_every)
+    if lora is not None:
+        count("distill: lora", lora)
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(
@@ -90,6 +94,7 @@ def consistency(
         arguments,
         component,
         backend,
+        lora,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

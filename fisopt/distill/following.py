@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisopt import models
 from fisopt.api import optimize
 from fisopt.checked import Checked, count
 from fisopt.codegen.compile import Backend
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.levels import Levels
+from fisopt.distill.lora import adapted
 from fisopt.distill.path import walk
 from fisopt.distill.student import Student
 from fisopt.distill.supply import Supply
@@ -66,6 +68,7 @@ class Task:
         arguments: more arguments of every call of the pipeline.
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
+        lora: rank of the adapters that are trained; None trains the weights.
     """
 
     pipeline: Any
@@ -78,6 +81,7 @@ class Task:
     arguments: Mapping[str, Any]
     component: str | None
     backend: Backend
+    lora: int | None
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -107,6 +111,10 @@ def follow(
     _check_passes(task.passes)
     conditions, levels = _recorded(task, component, teacher)
     student = copy.deepcopy(teacher).eval()
+    learnt = dict(student.named_parameters())
+    if task.lora is not None:
+        student.requires_grad_(False)
+        learnt = adapted(student, task.lora, models.spec_of(student).blocks)
     runs: Any = student
     if task.passes or task.backend != "eager":
         runs = optimize(student, task.passes, backend=task.backend)
@@ -129,14 +137,16 @@ def follow(
         own = torch.rand(training.batch, generator=generator, device=device) < supplied.own
         yield from walk(learns, path, conditions, own)
 
-    trainer = Trainer(dict(student.named_parameters()), losses, training)
+    trainer = Trainer(learnt, losses, training)
     curve = _run(trainer, folder, save_every, seen)
     with torch.no_grad():
-        for name, parameter in student.named_parameters():
+        for name, parameter in learnt.items():
             parameter.copy_(trainer.average[name])
     student.requires_grad_(False)
     sigmas = tuple(level.sigma for level in levels)
-    return Student(student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve))
+    adapter = "" if task.lora is None else component
+    made = (student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve), adapter)
+    return Student(*made)
 
 
 def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Conditions, Levels]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,20 @@ def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> 
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(ExportError, match=r"holds other things, mine.txt"):
         few.save(folder, force=True)
+
+
+def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Path) -> None:
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **SHORT)
+    assert made.curve[-1]["loss"] < made.curve[0]["loss"]
+    folder = made.save(tmp_path / "lora")
+    assert (folder / "pytorch_lora_weights.safetensors").stat().st_size < 2**17
+    plain = copy.deepcopy(pipe.transformer)
+    plain.load_lora_adapter(folder, use_safetensors=True)
+    want = clips(pipe, made.model, 2, 1.0)
+    torch.testing.assert_close(clips(pipe, plain, 2, 1.0), want, rtol=1e-4, atol=1e-5)
+    plain.disable_adapters()
+    torch.testing.assert_close(clips(pipe, plain, 2, 1.0), clips(pipe, pipe.transformer, 2, 1.0))
+    assert not torch.allclose(clips(pipe, plain, 2, 1.0), want)
 
 
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
