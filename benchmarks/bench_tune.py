@@ -1,6 +1,6 @@
 """Plans for a speed on the testbed, and how they do on clips that no search saw.
 
-    python benchmarks/bench_tune.py [--targets 2x 1.5x 2.5x 3x] [--minutes 15] [--clips 24]
+    python benchmarks/bench_tune.py [--targets 2x 2.5x] [--presets few-fast] [--minutes 15]
 
 Each target is tuned for on four prompts; the plans then run on others, from other noise: PSNR to
 the dense clip with a 95 % interval, and the checker's score.  Measurements, plans and clips are
@@ -23,7 +23,10 @@ from harness import RESULTS, machine, write
 from tqdm import tqdm
 
 import fisopt
+from fisopt.cli.schedule import plan_steps
 from fisopt.models.testbed import check_clip, load_testbed, sample_prompts, to_frames
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.variants import Variants
 from fisopt.tuning.quality import compare
 
 PATH = RESULTS / "tune.json"
@@ -42,6 +45,7 @@ class Bench:
         held: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
         self.plans: dict[str, Any] = held.get("plans", {})
         self.scores: dict[str, list[dict[str, Any]]] = held.get("scores", {})
+        self.speeds: dict[str, float | None] = {}
         self.dense: list[tuple[np.ndarray, torch.Tensor]] = []
         self.eager = fisopt.optimize(self.pipe.transformer, [], backend="eager")
 
@@ -74,6 +78,8 @@ class Bench:
         rows = self.scores.setdefault(target, [])
         if target == "dense":
             module: Any = self.eager
+        elif target in fisopt.PRESETS:
+            module = fisopt.optimize(self.eager, [target], backend="eager")
         else:
             recipe = self.plans[target]["recipe"]
             module = fisopt.optimize(self.eager, recipe=recipe, backend="eager")
@@ -109,12 +115,25 @@ class Bench:
             self.dense.append((frames, latents))
         return frames, latents
 
+    def speed(self, target: str) -> float | None:
+        """Dense FLOPs of all steps over those of a plan or a preset; None if the run decides."""
+        if target not in fisopt.PRESETS:
+            return self.plans[target]["speed_up"] if target in self.plans else 1.0
+        if target not in self.speeds:
+            if self.eager.last_inputs is None:
+                return None
+            dense = self.eager.program(self.eager.last_inputs.kwargs())
+            variants = Variants.of(fisopt.PRESETS[target][1], STEPS)
+            plan = plan_steps(variants, STEPS, lambda v: PassManager.of(v).run(dense))
+            self.speeds[target] = None if plan.ratio is None else round(plan.ratio, 3)
+        return self.speeds[target]
+
     def save(self) -> None:
         """Write what is known, with means and intervals."""
         rows = []
         for target, scores in self.scores.items():
-            plan = self.plans.get(target, {"speed_up": 1.0})
-            rows.append({"target": target, "speed_up": plan["speed_up"], **summary(scores)})
+            row = {"target": target, "speed_up": self.speed(target), **summary(scores)}
+            rows.append(row)
         write(
             PATH.stem,
             {
@@ -146,6 +165,7 @@ def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--targets", nargs="+", default=["2x", "1.5x", "2.5x", "3x"])
+    parser.add_argument("--presets", nargs="*", default=list(fisopt.PRESETS))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--kept", type=Path, default=Path("out/tune.measured.json"))
@@ -156,7 +176,8 @@ def main() -> None:
     for target in arguments.targets:
         bench.tune(target)
         bench.run(target)
-    bench.run("dense")
+    for name in ("dense", *arguments.presets):
+        bench.run(name)
 
 
 if __name__ == "__main__":

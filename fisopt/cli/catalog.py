@@ -15,6 +15,7 @@ from torch import nn
 
 from fisopt import models
 from fisopt.models import Family, Published
+from fisopt.passes.figures import FIGURES
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.tracing.block_paths import matches
@@ -108,10 +109,11 @@ def _words(kind: Any) -> tuple[str, ...]:
 def _presets() -> Table:
     table = Table(title="Presets", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, style="cyan")
-    table.add_column("what it is")
+    table.add_column("what it is, and what it did to the testbed's clips")
     table.add_column("passes", min_width=LONGEST_OPTION, overflow="fold")
     for name, (purpose, passes) in PRESETS.items():
-        table.add_row(name, Text(purpose), Text(", ".join(short(p) for p in passes)))
+        figure = f" ({FIGURES[name]})" if name in FIGURES else ""
+        table.add_row(name, Text(purpose + figure), Text(", ".join(short(p) for p in passes)))
     return table
 
 

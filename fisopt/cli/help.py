@@ -8,6 +8,7 @@ APP = """Make video diffusion transformers faster by rewriting their graphs, wit
 Examples:
   fisopt demo                           clips, dense and optimised, in out/
   fisopt models                         which models and presets are known
+  fisopt choose wan2.2-a14b --speed 2   which preset to take, without weights
   fisopt inspect wan2.2-a14b            what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a   ... and what a preset makes of it
   fisopt codegen wan2.2-a14b -p fis-a   the kernels that are emitted for it
@@ -29,6 +30,18 @@ Example:
 The names in the first column are what [cyan]fisopt inspect[/cyan] takes.
 """
 
+CHOOSE = """Name the preset to take for a speed, and why; no weights are needed.
+
+The model is captured from its shapes alone and every preset is costed for
+it.  Among those that are fast enough the one is named that stays closest to
+the dense clip on the bundled testbed, at about as many denoising steps.
+
+\b
+Examples:
+  fisopt choose wan2.2-a14b --speed 2
+  fisopt choose hunyuanvideo-1.5 --speed 1.5 --steps 25
+"""
+
 INSPECT = """Show what a published model computes and what passes make of it; no weights are needed.
 
 The model is built from shapes alone, captured as a graph of blocks,
@@ -41,7 +54,7 @@ Examples:
   fisopt inspect wan2.2-a14b --frames 41 --height 480 --width 832
   fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
   fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, scope="attention")'
-  fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
+  fisopt inspect ltx-video --pass few-fast --steps 8 --blocks --full > ltx.txt
   fisopt inspect mochi-1 --pass 'published_reduction("mochi-1", tables="DIR")'
 """
 
@@ -180,7 +193,7 @@ step.  A published name has no weights: its graph is written as text.
 \b
 Examples:
   fisopt export testbed --pass fis-fast -o fast.pt2
-  fisopt export testbed --pass fis-b --steps 25 -o fis-b
+  fisopt export testbed --pass few-fast --steps 4 -o few
   fisopt export testbed --pass fis-fast --format onnx -o fast.onnx
   fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe fast.yaml -o wan.pt2
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
@@ -211,7 +224,7 @@ and mistakes; who has written a file only a signature tells (fisopt sign).
 \b
 Examples:
   fisopt verify fast.pt2
-  fisopt verify fis-b/ fast.onnx
+  fisopt verify few/ fast.onnx
   fisopt verify compiled.pt2 --trust code
   fisopt verify fast.pt2 --public-key minisign.pub
 """

@@ -62,13 +62,18 @@ def rendered(page: Page, largest: int = LARGEST) -> str:
     return template.render(**parts, data=_json({"films": films, "charts": parts["charts"]}))
 
 
+def has_packages() -> bool:
+    """Whether the packages that a page needs are installed."""
+    return all(find_spec(name) is not None for name in ("jinja2", "vl_convert"))
+
+
 def check_installed() -> None:
     """Insist on the packages that a page needs, before what takes long is run for it.
 
     Raises:
         OptionError: one is missing.
     """
-    if any(find_spec(name) is None for name in ("jinja2", "vl_convert")):
+    if not has_packages():
         raise OptionError(NEEDS)
 
 

@@ -164,7 +164,7 @@ class OptimizedModule(Copies, nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = bind_example(self.original, example_inputs)
-        variant = self._variants.whole if step is None else self._variants.at(step)
+        variant = self._variants.fullest if step is None else self._variants.at(step)
         return self.plan(inputs, variant).program
 
     def plan(self, inputs: Inputs, variant: Variant) -> Plan:
@@ -293,7 +293,7 @@ class OptimizedModule(Copies, nn.Module):
         """
         variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
-        one = variants.whole if step is None else variants.at(step)
+        one = variants.fullest if step is None else variants.at(step)
         wanted = [one] if num_steps is None else variants.schedule
         warm_up(partial(self.plan, inputs), wanted, inputs, progress)
 

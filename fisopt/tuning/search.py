@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from math import exp, log
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 from fisopt.errors import OptionError
+from fisopt.page.data import Choice
 from fisopt.recipe.recipe import Recipe
 from fisopt.tuning.goal import Goal, psnr_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
-from fisopt.tuning.space import Component, Plan, Space, screening
+from fisopt.tuning.space import Change, Component, Plan, Space, said_numbers, screening
 from fisopt.tuning.trial import Clip, Trials
 from fisopt.tuning.tuned import Tuned
 
@@ -253,8 +254,30 @@ class Search:
             (self.level * knapsack.predicted(plan)) ** 0.5,
             self._by_name(),
             tuple(front),
+            tuple(self._choices(plan, prices)),
             tuple(dict.fromkeys(self.notes)),
         )
+
+    def _choices(self, plan: Plan, prices: Mapping[Change, float]) -> Iterator[Choice]:
+        """What runs in every branch of every block, or is reused."""
+        reused = {(r.component, r.group): r for r in plan.reuses}
+        for place in self.space.options:
+            option = plan.options.get(place)
+            reuse = reused.get((place.component, place.steps))
+            price = prices.get((place, option)) if option is not None else None
+            said = str(option).removeprefix(f"{place.part} ") if option is not None else "dense"
+            if reuse is not None and option is None:
+                said, price = "reused", prices.get(reuse)
+            for block in place.blocks:
+                yield Choice(
+                    block,
+                    place.part.replace("_", "-"),
+                    said_numbers(place.steps),
+                    said,
+                    price=None if price is None else price**0.5,
+                    configuration=str(self.goal),
+                    transformer=place.component,
+                )
 
     def _note(self, knapsack: Knapsack, reached: bool) -> None:
         alone, unknown = self.prices.not_tried()

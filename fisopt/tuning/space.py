@@ -42,7 +42,8 @@ class Place:
     part: Part
 
     def __str__(self) -> str:
-        return f"{self.component} steps {_said(self.steps)} blocks {_said(self.blocks)} {self.part}"
+        steps, blocks = said_numbers(self.steps), said_numbers(self.blocks)
+        return f"{self.component} steps {steps} blocks {blocks} {self.part}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Reuse:
     steps: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"{self.component} steps {_said(self.steps)} reuse"
+        return f"{self.component} steps {said_numbers(self.steps)} reuse"
 
 
 Change = tuple[Place, Option] | Reuse
@@ -274,7 +275,8 @@ def _one(values: Sequence[Any]) -> Any:
     return values[0] if len(set(values)) == 1 else tuple(values)
 
 
-def _said(numbers: Sequence[int]) -> str:
+def said_numbers(numbers: Sequence[int]) -> str:
+    """Numbers in short: ``0-3``, or ``0,2``."""
     first, last = numbers[0], numbers[-1]
     if len(numbers) > 1 and list(numbers) == [*range(first, last + 1)]:
         return f"{first}-{last}"

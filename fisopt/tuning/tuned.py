@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fisopt.page.data import Choice
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
@@ -28,6 +29,7 @@ class Tuned:
         prices: squared relative error of every single change that was measured, by name, by
             prompt.
         front: predicted points of other targets: ``[speed-up, error]``.
+        choices: what runs in every branch of every block, with the error that it alone leaves.
         notes: what limits the plan, and what was not tried, in words.
     """
 
@@ -41,6 +43,7 @@ class Tuned:
     predicted: float
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     front: tuple[tuple[float, float], ...] = ()
+    choices: tuple[Choice, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
 
     def save(self, path: Path | str, *, force: bool = False) -> dict[str, Path]:

@@ -48,12 +48,15 @@ def run(
 ) -> None:
     """Choose passes by a target."""
     import fisopt
+    from fisopt.cli.comparing import repeated
     from fisopt.cli.sources import Source
     from fisopt.cli.tuning_view import front_table, rehearsed_table, tuned_table
     from fisopt.errors import FileError
     from fisopt.files import check_free
+    from fisopt.page.write import has_packages, write_page
     from fisopt.tuning.goal import Goal
     from fisopt.tuning.tune import check_minutes
+    from fisopt.tuning.tuned_page import page_of
 
     Goal.of(target)  # refused before a large model is loaded
     check_minutes(minutes)
@@ -82,8 +85,13 @@ def run(
             progress=measured,
             seen=seen,
         )
-    written = made.save(out, force=True)
+    written = [*made.save(out, force=True).values(), measured]
+    if has_packages():
+        options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
+        shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
+        command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
+        written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))
     stdout().print(tuned_table(made))
     stdout().print(front_table(made))
-    for line in (*made.notes, *(f"wrote {path}" for path in (*written.values(), measured))):
+    for line in (*made.notes, *(f"wrote {path}" for path in written)):
         stdout().print(line, markup=False, soft_wrap=True)
