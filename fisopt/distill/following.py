@@ -110,7 +110,9 @@ def follow(
     teacher: nn.Module = getattr(found, "original", found)
     _check_passes(task.passes)
     conditions, levels = _recorded(task, component, teacher)
-    student = copy.deepcopy(teacher).eval()
+    student: Any = copy.deepcopy(teacher).eval()
+    if training.checkpoints:
+        _checkpoint(student)
     learnt = dict(student.named_parameters())
     if task.lora is not None:
         student.requires_grad_(False)
@@ -142,6 +144,8 @@ def follow(
     with torch.no_grad():
         for name, parameter in learnt.items():
             parameter.copy_(trainer.average[name])
+    if training.checkpoints:
+        student.disable_gradient_checkpointing()
     student.requires_grad_(False)
     sigmas = tuple(level.sigma for level in levels)
     adapter = "" if task.lora is None else component
@@ -160,6 +164,15 @@ def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Condition
         return record(task.pipeline, teacher, task.prompts, task.steps, arguments)
     finally:
         setattr(task.pipeline, component, held)
+
+
+def _checkpoint(student: Any) -> None:
+    if not hasattr(student, "enable_gradient_checkpointing"):
+        raise InputError(
+            f"distill: {type(student).__name__} has no enable_gradient_checkpointing, as models of "
+            "diffusers have; leave out checkpoints"
+        )
+    student.enable_gradient_checkpointing()
 
 
 def _check_passes(passes: Sequence[Pass]) -> None:

@@ -139,6 +139,15 @@ def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Pat
     assert not torch.allclose(clips(pipe, plain, 2, 1.0), want)
 
 
+def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None:
+    training = replace(TRAINING, checkpoints=True)
+    run = {**SHORT, "training": training, "steps": 2, "teacher_steps": 8}
+    made = consistency(pipe, PROMPTS, **run)
+    assert not made.model.is_gradient_checkpointing
+    for (name, got), want in zip(made.weights.items(), few.weights.values(), strict=True):
+        torch.testing.assert_close(got, want, msg=name)
+
+
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
     with pytest.raises(OptionError, match=r"4 segments do not divide .* 50 steps; .*=48"):
         consistency(pipe, PROMPTS, steps=4, teacher_steps=50)
