@@ -68,6 +68,7 @@ class Task:
         arguments: more arguments of every call of the pipeline.
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
+        latents: clips to learn from, one a prompt; None for the teacher's own paths.
         lora: rank of the adapters that are trained; None trains the weights.
     """
 
@@ -82,6 +83,7 @@ class Task:
     component: str | None
     backend: Backend
     lora: int | None
+    latents: Tensor | None
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -132,11 +134,13 @@ def follow(
         reuse=supplied.reuse,
         kept=supplied.kept,
         seed=training.seed,
+        latents=_clips(task.latents, conditions, type(teacher).__name__),
     )
+    own_share = supplied.own if task.latents is None else 0.0
 
     def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
         path = supply.draw(step, generator)
-        own = torch.rand(training.batch, generator=generator, device=device) < supplied.own
+        own = torch.rand(training.batch, generator=generator, device=device) < own_share
         yield from walk(learns, path, conditions, own)
 
     trainer = Trainer(learnt, losses, training)
@@ -164,6 +168,20 @@ def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Condition
         return record(task.pipeline, teacher, task.prompts, task.steps, arguments)
     finally:
         setattr(task.pipeline, component, held)
+
+
+def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:
+    """Clips of the shape that the pipeline's have."""
+    wanted = (conditions.prompts, *conditions.shape)
+    if latents is None:
+        return None
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != wanted:
+        got = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(
+            f"distill: got latents {got}, wanted {list(wanted)}: one clip a prompt, of the shape "
+            f"that {model} returns at this size"
+        )
+    return latents.to(conditions.time.device, torch.float32)
 
 
 def _checkpoint(student: Any) -> None:

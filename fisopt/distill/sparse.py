@@ -91,6 +91,7 @@ def sparse(
         component,
         backend,
         lora,
+        None,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

@@ -148,6 +148,16 @@ def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None
         torch.testing.assert_close(got, want, msg=name)
 
 
+def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
+    latents = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(1)) / 4
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents, **SHORT)
+    losses = [point["loss"] for point in made.curve]
+    assert losses[-1] < losses[0]
+    message = r"got latents \[2, 3, 4, 32, 32\], wanted \[2, 3, 5, 32, 32\]: .* WanTransformer3D"
+    with pytest.raises(InputError, match=message):
+        consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents[:, :, 1:], **SHORT)
+
+
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
     with pytest.raises(OptionError, match=r"4 segments do not divide .* 50 steps; .*=48"):
         consistency(pipe, PROMPTS, steps=4, teacher_steps=50)
