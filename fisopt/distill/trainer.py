@@ -1,7 +1,8 @@
 """The loop of training: AdamW, clipping, an average of the weights; resumable to the bit.
 
-All that is random in a step comes from a generator that the step's number seeds, so that what a
-run has to keep is the weights, the optimiser and the number of the step.
+All that is random in a micro-batch comes from a generator that its number and its step's seed, so
+that what a run has to keep is the weights, the optimiser and the number of the step, and that two
+processes do what one does with twice the micro-batches.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 
 from fisopt import files
 from fisopt.checked import Checked, count, flag
+from fisopt.distill import ranks
+from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
-"""The losses of a step, given its number and a generator; their sum is what is lowered."""
+"""The losses of a micro-batch, given its step and a generator; their sum is what is lowered."""
 Seen = Callable[["Trainer"], object]
 
 
@@ -34,7 +37,7 @@ class Training(metaclass=Checked):
         minutes: of the whole run, those before it was resumed included; None where only steps
             end it.  A run that minutes end is not the same twice.
         batch: clips of a micro-batch.
-        accumulate: micro-batches of a step.
+        accumulate: micro-batches of a step in each process.
         rate: learning rate at its height.
         warmup: steps in which it rises.
         decay: the last share of the run, in which it falls to nothing.
@@ -131,13 +134,16 @@ class Trainer:
     def advance(self) -> None:
         """Make one step."""
         told = self.training
-        generator = torch.Generator(self.device)
-        generator.manual_seed((told.seed << 32) + self.step)
         total = torch.zeros((), device=self.device)
-        for _ in range(told.accumulate):
-            for loss in self.losses(self.step, generator):
-                (loss / told.accumulate).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() / told.accumulate
+        whole = told.accumulate * ranks.count()
+        for index in range(told.accumulate):
+            number = ranks.own() * told.accumulate + index
+            draws = generator(self.device, told.seed, self.step, number)
+            for loss in self.losses(self.step, draws):
+                (loss / whole).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / whole
+        if ranks.count() > 1:
+            ranks.add([total, *ranks.gradients(self.parameters.values())])
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), told.clip)
         value = float(total)
         if not math.isfinite(value) or not math.isfinite(float(norm)):
@@ -165,11 +171,13 @@ class Trainer:
         return min(1.0, rise, max(0.0, 1 - self.progress) / told.decay)
 
     def save(self, path: Path) -> None:
-        """Write all that `resume` needs.
+        """Write all that `resume` needs; of several processes the first one does.
 
         Raises:
             FileError: it cannot be written; what was there is unchanged.
         """
+        if ranks.own():
+            return
         state = {
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
             "average": self.average,

@@ -126,8 +126,10 @@ def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> 
 
 
 def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Path) -> None:
-    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **SHORT)
-    assert made.curve[-1]["loss"] < made.curve[0]["loss"]
+    run = {**SHORT, "training": replace(TRAINING, rate=2e-2)}
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **run)
+    losses = [point["loss"] for point in made.curve]
+    assert sum(losses[-3:]) < sum(losses[:3])
     folder = made.save(tmp_path / "lora")
     assert (folder / "pytorch_lora_weights.safetensors").stat().st_size < 2**17
     plain = copy.deepcopy(pipe.transformer)
