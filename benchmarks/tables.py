@@ -225,6 +225,30 @@ def caches_table(rows: list[Result]) -> str:
     )
 
 
+def tune_table(result: Result) -> str:
+    """Tuned plans and presets on clips that no search saw, the fastest first."""
+    plans, times = result["plans"], result.get("times", {})
+    return markdown(
+        [
+            *("plan", "speed-up", "in CPU time", "PSNR dB", "SSIM", "error", "predicted"),
+            "all three %",
+        ],
+        [
+            [
+                f"tuned for {r['target']}" if r["target"] in plans else r["target"],
+                f"{r['speed_up']:.2f}x" if r["speed_up"] is not None else "",
+                f"{times[r['target']]['speed_up']:.2f}x" if r["target"] in times else "",
+                f"{r['psnr']:.1f} ± {r['half']:.1f}" if r["target"] != "dense" else "",
+                f"{r['ssim']:.3f}",
+                f"{r['error']:.3f}" if r["target"] != "dense" else "",
+                f"{plans[r['target']]['error']:.3f}" if r["target"] in plans else "",
+                f"{r['right']:.0f}",
+            ]
+            for r in sorted(result["rows"], key=lambda r: -(r["speed_up"] or 0.0))
+        ],
+    )
+
+
 def precision_table(rows: list[Result]) -> str:
     """Linears in FP8 beside those in the model's precision, under the same passes."""
     names = {"model": "as the model", "fp8-simulated": "fp8"}
