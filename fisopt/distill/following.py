@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,43 +14,19 @@ from torch import Tensor, nn
 
 from fisopt import models
 from fisopt.api import optimize
-from fisopt.checked import Checked, count
 from fisopt.codegen.compile import Backend
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.lessons import Supplied, jumps, walks
 from fisopt.distill.levels import Levels
 from fisopt.distill.lora import adapted
-from fisopt.distill.path import walk
 from fisopt.distill.student import Student
-from fisopt.distill.supply import Supply
 from fisopt.distill.trainer import Seen, Trainer, Training
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import one_of
 from fisopt.rewrite.pass_base import Pass
 
 STATE = "state.pt"
-
-
-@dataclass(frozen=True)
-class Supplied(metaclass=Checked):
-    """Where a student's steps start, and how many of its teacher's paths there are.
-
-    Attributes:
-        own: share of clips that go on from where the student came itself; the others start each
-            step on the teacher's path.
-        reuse: steps until a batch of new paths is laid.
-        kept: batches of paths that are held.
-    """
-
-    own: float = 0.8
-    reuse: int = 4
-    kept: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("reuse", "kept"):
-            count(f"Supplied: {name}", getattr(self, name))
-        if not isinstance(self.own, (int, float)) or not 0 <= self.own <= 1:
-            raise OptionError(f"Supplied: own: got {shown(self.own)}, wanted a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -69,6 +45,7 @@ class Task:
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
         latents: clips to learn from, one a prompt; None for the teacher's own paths.
+        lead: hops of the teacher before the student's own jump; None for whole segments.
         lora: rank of the adapters that are trained; None trains the weights.
     """
 
@@ -84,6 +61,7 @@ class Task:
     backend: Backend
     lora: int | None
     latents: Tensor | None
+    lead: int | None = None
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -126,23 +104,11 @@ def follow(
     conditions = conditions.to(device)
     taught = Denoiser(teacher, levels, task.teacher_guidance, training.precision)
     learns = Denoiser(runs, levels, task.guidance, training.precision)
-    supply = Supply(
-        taught,
-        conditions,
-        task.hops,
-        training.batch,
-        reuse=supplied.reuse,
-        kept=supplied.kept,
-        seed=training.seed,
-        latents=_clips(task.latents, conditions, type(teacher).__name__),
-    )
-    own_share = supplied.own if task.latents is None else 0.0
-
-    def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
-        path = supply.draw(step, generator)
-        own = torch.rand(training.batch, generator=generator, device=device) < own_share
-        yield from walk(learns, path, conditions, own)
-
+    clips = _clips(task.latents, conditions, type(teacher).__name__)
+    if task.lead is None or clips is None:
+        losses = walks(learns, taught, conditions, clips, task.hops, training, supplied)
+    else:
+        losses = jumps(learns, taught, conditions, clips, task.hops, task.lead, training.batch)
     trainer = Trainer(learnt, losses, training)
     curve = _run(trainer, folder, save_every, seen)
     with torch.no_grad():

@@ -14,7 +14,8 @@ from typing import Any
 
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.following import Supplied, Task, follow, guidance_of
+from fisopt.distill.following import Task, follow, guidance_of
+from fisopt.distill.lessons import Supplied
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Training
 from fisopt.errors import OptionError

@@ -155,6 +155,10 @@ def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
     made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents, **SHORT)
     losses = [point["loss"] for point in made.curve]
     assert losses[-1] < losses[0]
+    quick = replace(TRAINING, steps=40, rate=1e-3)
+    run = {**SHORT, "training": quick, "latents": latents, "teacher_steps": 8}
+    jumps = [point["loss"] for point in consistency(pipe, PROMPTS, steps=2, lead=1, **run).curve]
+    assert sum(jumps[-10:]) < 0.95 * sum(jumps[:10])
     message = r"got latents \[2, 3, 4, 32, 32\], wanted \[2, 3, 5, 32, 32\]: .* WanTransformer3D"
     with pytest.raises(InputError, match=message):
         consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents[:, :, 1:], **SHORT)
@@ -163,6 +167,11 @@ def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
     with pytest.raises(OptionError, match=r"4 segments do not divide .* 50 steps; .*=48"):
         consistency(pipe, PROMPTS, steps=4, teacher_steps=50)
+
+
+def test_a_lead_without_clips(pipe: TestbedPipeline) -> None:
+    with pytest.raises(OptionError, match="lead needs latents"):
+        consistency(pipe, PROMPTS, lead=1)
 
 
 def test_no_pass(pipe: TestbedPipeline) -> None:
