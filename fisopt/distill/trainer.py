@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fisopt import files
-from fisopt.checked import Checked, count, flag
+from fisopt.checked import Checked, choice, count, flag
 from fisopt.distill import ranks
+from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
 from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
@@ -44,6 +45,7 @@ class Training(metaclass=Checked):
         clip: the largest norm of the gradient.
         average: weight of what was in the moving average of the weights; lower at the start.
         precision: dtype of autocast, None for the weights' own.
+        optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
         checkpoints: keep the inputs of blocks alone and run them again for their gradient.
         seed: of everything that is random.
     """
@@ -58,10 +60,12 @@ class Training(metaclass=Checked):
     clip: float = 1.0
     average: float = 0.995
     precision: torch.dtype | None = None
+    optimiser: Optimiser = "adamw"
     checkpoints: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        choice("Training: optimiser", self.optimiser, OPTIMISERS)
         flag("Training: checkpoints", self.checkpoints)
         for name in ("batch", "accumulate"):
             count(f"Training: {name}", getattr(self, name))
@@ -102,9 +106,7 @@ class Trainer:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=training.rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        self.optimizer = optimiser(training.optimiser, self.parameters.values(), training.rate)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.minutes = training.minutes
         self.curve: list[dict[str, float]] = []
@@ -153,8 +155,7 @@ class Trainer:
                 f"{float(norm):g}; the weights are those before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = told.rate * self._rate()
+        set_rate(self.optimizer, told.rate * self._rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1

@@ -100,6 +100,29 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert again.trainer.loss == whole.trainer.loss
 
 
+def test_eight_bits(tmp_path: Path) -> None:
+    """Large parameters only have states of 8 bits, and what is saved is taken up again."""
+    goal = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+
+    def made(steps: int) -> Trainer:
+        weight = nn.Parameter(torch.zeros(64, 128))
+        told = training(optimiser="adamw-8bit", steps=steps, warmup=2)
+        return Trainer({"weight": weight}, lambda *_: [(weight - goal).square().mean()], told)
+
+    with torch.compiler.set_stance("force_eager"):
+        whole, begun, again = made(30), made(12), made(30)
+        whole.run()
+        state = next(iter(whole.optimizer.state.values()))
+        assert "8bit" in type(state["exp_avg"]).__name__
+        begun.run()
+        begun.save(tmp_path / "state.pt")
+        again.resume(tmp_path / "state.pt")
+        again.run()
+    assert again.step == 30
+    for part in (again, whole):
+        assert float((part.parameters["weight"] - goal).square().mean()) < 0.1
+
+
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
     problem, sound = Problem(training(), broken=7), Problem(training())
     with pytest.raises(InputError, match=r"the loss is nan at step 7 .*use a lower rate, got 0.2"):
@@ -142,6 +165,7 @@ def test_longer_training_goes_on(tmp_path: Path) -> None:
         ({"rate": 0}, "rate: got 0, wanted a number over 0"),
         ({"minutes": float("inf")}, "minutes: got inf"),
         ({"batch": 1.5}, "batch: got 1.5"),
+        ({"optimiser": "sgd"}, "optimiser must be one of"),
         ({"lr": 1}, "has no option 'lr'"),
     ],
 )
