@@ -2,8 +2,9 @@
 
 from fisopt.distill.consistency import consistency
 from fisopt.distill.lessons import Supplied
+from fisopt.distill.prepare import prepare
 from fisopt.distill.sparse import sparse
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Trainer, Training
 
-__all__ = ["Student", "Supplied", "Trainer", "Training", "consistency", "sparse"]
+__all__ = ["Student", "Supplied", "Trainer", "Training", "consistency", "prepare", "sparse"]

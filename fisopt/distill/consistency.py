@@ -28,7 +28,7 @@ from fisopt.rewrite.pass_base import Pass
 @checked
 def consistency(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Path | str,
     *,
     steps: int = 4,
     teacher_steps: int = 48,
@@ -51,7 +51,7 @@ def consistency(
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's; it
             is left as it was.
-        prompts: what the clips that it learns from show.
+        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
         steps: of the student's sampler, which runs without guidance.
         teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
         guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.

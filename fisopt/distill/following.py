@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisopt import models
 from fisopt.api import optimize
 from fisopt.codegen.compile import Backend
-from fisopt.distill.conditions import Conditions, record
+from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.lessons import Supplied, jumps, walks
-from fisopt.distill.levels import Levels
 from fisopt.distill.lora import adapted
+from fisopt.distill.prepare import recorded
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Trainer, Training
 from fisopt.errors import InputError, OptionError, shown
@@ -35,7 +35,7 @@ class Task:
 
     Attributes:
         pipeline: a diffusers pipeline.
-        prompts: texts.
+        prompts: texts, or the folder of what was prepared.
         steps: of the student's sampler.
         hops: the teacher's steps for one of those.
         teacher_guidance: weight of guidance in the teacher.
@@ -50,7 +50,7 @@ class Task:
     """
 
     pipeline: Any
-    prompts: Sequence[str]
+    prompts: Sequence[str] | Path | str
     steps: int
     hops: int
     teacher_guidance: float
@@ -86,10 +86,13 @@ def follow(
 ) -> Student:
     """Train a student; see `fisopt.distill.consistency`."""
     component = one_of(task.pipeline, task.component)
-    found: nn.Module = getattr(task.pipeline, component)
-    teacher: nn.Module = getattr(found, "original", found)
     _check_passes(task.passes)
-    conditions, levels = _recorded(task, component, teacher)
+    arguments, weight = dict(task.arguments), max(task.teacher_guidance, task.guidance)
+    if weight > 1:  # else what the pipeline does by itself, which may be a guidance that it embeds
+        arguments.setdefault("guidance_scale", weight)
+    conditions, levels, teacher = recorded(
+        task.pipeline, component, task.prompts, task.steps, arguments
+    )
     student: Any = copy.deepcopy(teacher).eval()
     if training.checkpoints:
         _checkpoint(student)
@@ -121,19 +124,6 @@ def follow(
     adapter = "" if task.lora is None else component
     made = (student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve), adapter)
     return Student(*made)
-
-
-def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Conditions, Levels]:
-    """What the pipeline tells its transformer, which runs as it was given meanwhile."""
-    held = getattr(task.pipeline, component)
-    arguments = dict(task.arguments)
-    if "guidance_scale" in inspect.signature(task.pipeline.__call__).parameters:
-        arguments["guidance_scale"] = max(task.teacher_guidance, task.guidance)
-    setattr(task.pipeline, component, teacher)
-    try:
-        return record(task.pipeline, teacher, task.prompts, task.steps, arguments)
-    finally:
-        setattr(task.pipeline, component, held)
 
 
 def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:

@@ -27,7 +27,7 @@ from fisopt.rewrite.pass_base import Pass
 @checked
 def sparse(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Path | str,
     passes: Sequence[Pass | str] | Recipe,
     *,
     steps: int = 4,
@@ -47,7 +47,7 @@ def sparse(
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the sampler; its
             dense model is the teacher.  It is left as it was.
-        prompts: what the clips that it learns from show; no other data is needed.
+        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
         passes: passes or preset names, or a recipe.
         steps: of the sampler.
         guidance: weight of guidance in teacher and student; None for that of ``arguments``, or the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisopt import ExportError, FrameInterleave, InputError, OptionError, Recipe
-from fisopt.distill import Student, Supplied, Training, consistency, sparse
+from fisopt import ExportError, FileError, FrameInterleave, InputError, OptionError, Recipe
+from fisopt.distill import Student, Supplied, Training, consistency, prepare, sparse
 from fisopt.distill.conditions import record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.path import sampled
-from fisopt.models.testbed import TestbedPipeline, build_pipeline
+from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
 from tests.distill.conftest import PROMPTS, SIZE
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
@@ -148,6 +149,44 @@ def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None
     assert not made.model.is_gradient_checkpointing
     for (name, got), want in zip(made.weights.items(), few.weights.values(), strict=True):
         torch.testing.assert_close(got, want, msg=name)
+
+
+def test_what_was_prepared_needs_no_prompts(
+    pipe: TestbedPipeline, few: Student, tmp_path: Path
+) -> None:
+    arguments = {**SIZE, "guidance_scale": 2.0}
+    folder = prepare(pipe, PROMPTS, tmp_path / "data", steps=2, arguments=arguments)
+    run = {**SHORT, "arguments": {}, "teacher_steps": 8}
+    made = consistency(pipe, folder, steps=2, **run)
+    for (name, got), want in zip(made.weights.items(), few.weights.values(), strict=True):
+        assert torch.equal(got, want), name
+    with pytest.raises(InputError, match="was prepared for 2 steps, got steps=4"):
+        consistency(pipe, folder, steps=4, **run)
+    other = build_pipeline(build_transformer(num_layers=1))
+    message = r"for WanTransformer3DModel with latents \[3, 5, 32, 32\], .* differ in .*num_layers"
+    with pytest.raises(InputError, match=message):
+        consistency(other, folder, steps=2, **run)
+    (folder / "conditions.safetensors").write_bytes(b"foreign")
+    with pytest.raises(InputError, match=r"is not what fisopt\.distill\.prepare writes"):
+        consistency(pipe, folder, steps=2, **run)
+
+
+def test_a_full_disk(pipe: TestbedPipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    """While the state is saved: the error says so, and the state that was there stays."""
+    run = {**SHORT, "steps": 2, "teacher_steps": 4, "folder": tmp_path, "save_every": 2}
+    real = torch.save
+
+    def full(state: dict[str, Any], path: Path) -> None:
+        if state["step"] > 4:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FileError, match=r"state\.pt could not be written: No space left"):
+        consistency(pipe, PROMPTS, **run)
+    assert torch.load(tmp_path / "state.pt")["step"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
 
 
 def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
