@@ -6,5 +6,16 @@ from fisopt.distill.prepare import prepare
 from fisopt.distill.sparse import sparse
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Trainer, Training
+from fisopt.distill.watching import clips, scalars
 
-__all__ = ["Student", "Supplied", "Trainer", "Training", "consistency", "prepare", "sparse"]
+__all__ = [
+    "Student",
+    "Supplied",
+    "Trainer",
+    "Training",
+    "clips",
+    "consistency",
+    "prepare",
+    "scalars",
+    "sparse",
+]

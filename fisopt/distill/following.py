@@ -113,10 +113,9 @@ def follow(
     else:
         losses = jumps(learns, taught, conditions, clips, task.hops, task.lead, training.batch)
     trainer = Trainer(learnt, losses, training)
+    trainer.runs = runs
     curve = _run(trainer, folder, save_every, seen)
-    with torch.no_grad():
-        for name, parameter in learnt.items():
-            parameter.copy_(trainer.average[name])
+    trainer.finish()
     if training.checkpoints:
         student.disable_gradient_checkpointing()
     student.requires_grad_(False)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,10 @@ class Trainer:
         loss: running mean of the loss.
         average: the moving average of the parameters, by name.
         curve: what was noted of each step.
+        runs: the module that is trained, as it runs; for what looks at it meanwhile.
     """
+
+    runs: Any = None
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], losses: Losses, training: Training
@@ -123,6 +127,25 @@ class Trainer:
             self.advance()
             self.seconds += time.perf_counter() - began
             seen(self)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters have their averages as values."""
+        held = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self._take(self.average)
+        try:
+            yield
+        finally:
+            self._take(held)
+
+    def finish(self) -> None:
+        """Give the parameters their averages as values."""
+        self._take(self.average)
+
+    @torch.no_grad()
+    def _take(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
 
     @property
     def progress(self) -> float:
@@ -208,10 +231,9 @@ class Trainer:
         if about != self._about():
             mine = {n: v for n, v in self._about().items() if about.get(n) != v}
             raise InputError(f"{path} is of another run, which has not {mine}; choose another path")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-                self.average[name].copy_(state["average"][name])
+        self._take(state["parameters"])
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
         self.curve = state["curve"]
