@@ -17,14 +17,14 @@ from fisopt import ExportError, FileError, FrameInterleave, InputError, OptionEr
 from fisopt.distill import Student, Supplied, Training, consistency, prepare, sparse
 from fisopt.distill.conditions import record
 from fisopt.distill.denoiser import Denoiser
-from fisopt.distill.path import sampled
+from fisopt.distill.path import sampled, walk, walked
 from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
 from tests.distill.conftest import PROMPTS, SIZE
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
 SUPPLIED = Supplied(reuse=2, kept=2)
 SHORT = {"training": TRAINING, "supplied": SUPPLIED, "arguments": SIZE}
-PASSES = [FrameInterleave(2, blocks=":")]
+PASSES = [FrameInterleave(2, blocks=":", steps=":1")]
 
 
 def clips(pipe: TestbedPipeline, model: Any, steps: int, guidance: float) -> Tensor:
@@ -89,6 +89,10 @@ def test_a_sparse_student_comes_nearer(pipe: TestbedPipeline, tmp_path: Path) ->
     after = distance()
     thin.model.load_state_dict(teacher.state_dict())
     assert after < 0.9 * distance()
+    path = walked(Denoiser(teacher, levels, 2.0), noise, found, rows, 1)
+    own = torch.zeros(2, dtype=torch.bool)
+    first, rest = walk(Denoiser(thin.runs, levels, 2.0), path, found, own)
+    assert float(rest) < 1e-5 < 1e-3 < float(first)  # the passes end with the first step
 
 
 def test_resumed_equals_uninterrupted(pipe: TestbedPipeline, few: Student, tmp_path: Path) -> None:
