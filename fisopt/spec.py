@@ -75,3 +75,7 @@ class ModelSpec(metaclass=Checked):
                 f"the grid function of the ModelSpec fails on {sorted(inputs)}: "
                 f"{type(error).__name__}: {error}; wanted it to take the arguments of any call"
             ) from error
+
+
+SpecOf = Callable[[Any, Mapping[str, Any]], tuple[ModelSpec, str]]
+"""Finds the spec of a model from the arguments of its first call; the text says how, in a line."""
