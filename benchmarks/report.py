@@ -1,6 +1,6 @@
 """Write what was measured into README.md and the pages of docs, and draw it.
 
-    python benchmarks/report.py
+    make results
 
 Reads benchmarks/results/*.json; only what stands there is written, between the marks
 ``<!-- results ... -->`` and ``<!-- end of results -->``.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,24 @@ IMAGES = ROOT / "docs" / "images"
 MARKS = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
+Section = Callable[[dict[str, Any]], list[str]]
+"""Lines of markdown of one result file."""
+
+
 def load(name: str) -> dict[str, Any] | None:
     """One result file, None if it was not measured."""
     path = RESULTS / f"{name}.json"
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def fill(path: Path, text: str) -> None:
-    """Put text between a page's marks."""
+def filled(path: Path, sections: Mapping[str, Section]) -> str:
+    """A page with what was measured between its marks."""
     page = path.read_text()
     if not MARKS.search(page):
         raise SystemExit(f"{path}: no <!-- results --> ... <!-- end of results --> marks")
-    path.write_text(MARKS.sub(lambda m: m[1] + text + "\n" + m[2], page))
+    found = [write(held) for name, write in sections.items() if (held := load(name))]
+    text = "\n".join(line for lines in found for line in lines).rstrip()
+    return MARKS.sub(lambda m: m[1] + text + "\n" + m[2], page)
 
 
 def speed_section(wall: dict[str, Any]) -> list[str]:
@@ -44,12 +51,14 @@ def speed_section(wall: dict[str, Any]) -> list[str]:
 
 def forward_section(forward: dict[str, Any]) -> list[str]:
     """Published models on a GPU."""
+    rounds = min(r["rounds"] for r in forward["rows"] if "rounds" in r)
     note = (
         f"One forward call on {tables.device(forward)}: random bfloat16 weights, published size, "
         "over the compiled dense model with the device's fastest dense attention, in the same "
         "process. Predicted is the ratio of FLOPs; at the ceilings is what the call takes if "
-        "products, attentions and copies ran at the rates of large ones. Rounds in turns: "
-        f"{min(r['rounds'] for r in forward['rows'] if 'rounds' in r)}."
+        "products, attentions and copies ran at the rates of large ones. Where fewer layers were "
+        "built than there are, the speed-up of all follows from the time of a dense and of a "
+        f"sparse one, if all sparse ones are alike. Rounds in turns: {rounds}."
     )
     return [note, "", tables.forward_table(forward["rows"]), ""]
 
@@ -62,7 +71,6 @@ def tiles_section(tiles: dict[str, Any]) -> list[str]:
 
 def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
-    plot_quality(quality["rows"], IMAGES / "quality.png")
     note = (
         f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
         "block is dense unless the name says otherwise. Speed-ups are ratios of FLOPs over all "
@@ -75,8 +83,35 @@ def quality_section(quality: dict[str, Any]) -> list[str]:
     return lines
 
 
+def peers_note(peers: dict[str, Any]) -> str:
+    """What the rows of presets, caches and peers are."""
+    return (
+        f"{peers['clips']} clips that no search saw, each alone and from the same noise for all, "
+        f"{peers['what']} ({tables.host(peers)}). Speed-ups are ratios of FLOPs over a whole clip; "
+        "a cache's own bookkeeping is not counted. In brackets 95 % intervals over the clips. From "
+        "frame to frame is how far PSNR jumps between neighbouring frames; flicker and motion are "
+        "ratios to the dense clip, FLIP is 0 for equal clips; less dense is the checker's score "
+        "less that of the dense clips, in points, clip by clip."
+    )
+
+
+def peers_section(peers: dict[str, Any]) -> list[str]:
+    """Presets, step caches and other libraries' methods, in one script."""
+    lines = ["### Presets, caches and other libraries", "", peers_note(peers), ""]
+    for steps in sorted({r["steps"] for r in peers["rows"]}):
+        lines += [tables.peers_table(peers["rows"], steps), ""]
+    return lines
+
+
+def peers_summary(peers: dict[str, Any]) -> list[str]:
+    """The same at few steps, with the figures that a reader of the README looks for."""
+    steps = min(r["steps"] for r in peers["rows"])
+    table = tables.peers_table(peers["rows"], steps, ("psnr", "ssim", "flip", "motion"))
+    return [f"Quality on the testbed: {peers_note(peers)}", "", table, ""]
+
+
 def quality_summary(quality: dict[str, Any]) -> list[str]:
-    """The rows that a reader of the README looks for."""
+    """The same of the rows without intervals."""
     best = ("dense", "preset", "block, anchors keys, residual", "FirstBlockCache")
     short = [r for r in quality["rows"] if r["steps"] == 4 and r["name"].startswith(best)]
     title = f"Quality on the testbed, {quality['clips']} clips:"
@@ -180,6 +215,7 @@ def export_section(exported: dict[str, Any]) -> list[str]:
 
 DETAIL = {
     "testbed_speed": speed_section,
+    "testbed_peers": peers_section,
     "testbed_quality": quality_section,
     "token_reduction": reduction_section,
     "redraw": redraw_section,
@@ -187,11 +223,18 @@ DETAIL = {
     "mask_search": masks_section,
     "precision": precision_section,
 }
-H200 = "nvidia-h200"
+H100, H200 = "nvidia-h100-80gb-hbm3", "nvidia-h200"
+SHORT: dict[str, Section] = (
+    {"testbed_peers": peers_summary}
+    if (RESULTS / "testbed_peers.json").exists()
+    else {"testbed_quality": quality_summary}
+)
+"""The quality that the README tells: with intervals where that was measured."""
 SUMMARY = {
     f"{H200}/forward": forward_section,
+    f"{H100}/forward": forward_section,
     "testbed_speed": speed_section,
-    "testbed_quality": quality_summary,
+    **SHORT,
     "capture": capture_section,
 }
 
@@ -209,8 +252,9 @@ PAGES = {
 
 def main() -> None:
     for page, sections in PAGES.items():
-        found = [write(held) for name, write in sections.items() if (held := load(name))]
-        fill(ROOT / page, "\n".join(line for lines in found for line in lines).rstrip())
+        (ROOT / page).write_text(filled(ROOT / page, sections))
+    if (quality := load("testbed_quality")) is not None:
+        plot_quality(quality["rows"], IMAGES / "quality.png")
     if (tiles := load("tile_attention")) is not None:
         plot_growth(tiles["growth"], IMAGES / "tile_growth.png")
 

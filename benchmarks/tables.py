@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from fisopt.comparison.intervals import difference_of, mean_of
+
 Result = dict[str, Any]
 
 
@@ -37,6 +39,42 @@ def quality_table(rows: list[Result], steps: int) -> str:
             for r in mine
         ],
     )
+
+
+PEERS = {
+    "psnr": ("PSNR dB", ".1f"),
+    "uneven": ("from frame to frame dB", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "ms_ssim": ("MS-SSIM", ".3f"),
+    "flip": ("FLIP", ".3f"),
+    "flicker": ("flicker", ".2f"),
+    "motion": ("motion", ".2f"),
+}
+"""Header and form of each figure of a clip beside the dense one."""
+
+
+def peers_table(rows: list[Result], steps: int, figures: tuple[str, ...] = tuple(PEERS)) -> str:
+    """Ours and others at one number of steps, the fastest first, means over the clips."""
+    mine = sorted((r for r in rows if r["steps"] == steps), key=speed, reverse=True)
+    dense = next(r for r in mine if r["name"] == "dense")
+    body = []
+    for row in mine:
+        cells = []
+        for name in figures:
+            if name not in row:
+                cells.append("")
+            elif name == "psnr":
+                cells.append(mean_of(row[name]).text(".1f"))
+            else:
+                cells.append(f"{mean_of(row[name]).mean:{PEERS[name][1]}}")
+        right = [100 * x for x in row["right"]]
+        less = difference_of(right, [100 * x for x in dense["right"]])
+        points = "" if row is dense else less.text("+.0f")
+        body.append(
+            [row["name"], f"{speed(row):.2f}x", *cells, f"{mean_of(right).mean:.0f}", points]
+        )
+    head = [f"{steps} steps", "speed-up", *(PEERS[name][0] for name in figures)]
+    return markdown([*head, "all three %", "less dense"], body)
 
 
 def speed_table(result: Result) -> str:
@@ -257,8 +295,19 @@ def export_table(rows: list[Result]) -> str:
 def forward_table(rows: list[Result]) -> str:
     """One forward call of published models on a GPU, beside what its ceilings allow."""
     head = ["model", "layers", "configuration", "seconds", "speed-up", "predicted", "reached"]
+    whole = {
+        (r["model"], r["layers"]): r.get("seconds_all_layers")
+        for r in rows
+        if r["configuration"] == "dense"
+    }
+
+    def of_all(row: Result) -> str:
+        dense, mine = whole.get((row["model"], row["layers"])), row.get("seconds_all_layers")
+        few = row["layers"] < row["of_layers"]
+        return f"{dense / mine:.2f}x" if few and dense and mine else ""
+
     return markdown(
-        [*head, "at the ceilings"],
+        [*head, "of all layers", "at the ceilings"],
         [
             [
                 r["model"],
@@ -268,6 +317,7 @@ def forward_table(rows: list[Result]) -> str:
                 f"{r['ratio']:.2f}x",
                 f"{r['predicted']:.2f}x" if "predicted" in r else "",
                 f"{100 * r['reached']:.0f} %" if "reached" in r else "",
+                of_all(r),
                 f"{r['roofline']:.3f} s" if "roofline" in r else "",
             ]
             for r in rows

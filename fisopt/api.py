@@ -216,7 +216,8 @@ def _optimize_module(
     else:
         recipe = Recipe.read(chosen, model)
         passes = recipe.passes
-        settings = replace(settings, kernels=settings.kernels.over(recipe.kernels))
+        kernels = settings.kernels.over(recipe.kernels)
+        settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
     optimized = OptimizedModule(
         model, passes, told, settings=settings, scheduler=scheduler, captures=captures
     )

@@ -1,11 +1,14 @@
 """Every name that `fisopt` exports."""
 
-from fisopt import models, operators
+from fisopt import distill, models, operators
 from fisopt.api import capture, optimize
 from fisopt.artefact.export import export
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import load
 from fisopt.artefact.sign import sign
+from fisopt.comparison.compare import compare
+from fisopt.comparison.fetched import clip_scorer, lpips
+from fisopt.comparison.result import Comparison
 from fisopt.errors import (
     CaptureError,
     ExportError,
@@ -55,6 +58,9 @@ from fisopt.runtime.optimized import OptimizedModule
 from fisopt.spec import ModelSpec
 from fisopt.tuning.calibrate import calibrate
 from fisopt.tuning.mask_search import search_masks
+from fisopt.tuning.rehearsal import Rehearsal
+from fisopt.tuning.tune import rehearse, tune
+from fisopt.tuning.tuned import Tuned
 from fisopt.undo import restore
 
 __all__ = [
@@ -64,6 +70,7 @@ __all__ = [
     "BlockEdit",
     "BlockPass",
     "CaptureError",
+    "Comparison",
     "Cost",
     "ExportError",
     "FileError",
@@ -93,6 +100,7 @@ __all__ = [
     "RadialDecay",
     "Recipe",
     "RecipeError",
+    "Rehearsal",
     "Rewriter",
     "Rule",
     "RulePass",
@@ -108,13 +116,18 @@ __all__ = [
     "TokenLayout",
     "TokenReduction",
     "Tokens",
+    "Tuned",
     "VerifyError",
     "axes_of",
     "calibrate",
     "capture",
+    "distill",
+    "clip_scorer",
+    "compare",
     "export",
     "format_graph",
     "load",
+    "lpips",
     "models",
     "operator",
     "operators",
@@ -122,9 +135,11 @@ __all__ = [
     "predicted_ratio",
     "program_cost",
     "published_reduction",
+    "rehearse",
     "restore",
     "search_masks",
     "sign",
     "summary",
+    "tune",
     "verify",
 ]

@@ -225,7 +225,7 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     ):
         assert line in result.output
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"demo.gif", "demo.mp4", "sheet.png", "demo.json"}
+    assert made == {"demo.gif", "demo.mp4", "sheet.png", "demo.json", "demo.html"}
     gif = iio.imread(tmp_path / "demo.gif", index=None)
     mp4 = iio.imread(tmp_path / "demo.mp4", plugin="pyav")
     assert len(gif) == 16

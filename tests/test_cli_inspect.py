@@ -14,7 +14,8 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
-from fisopt.cli import app, inspection
+from fisopt.cli import app, choosing, inspection
+from fisopt.passes.figures import Figure
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.passes.reduction.measured import Measured
 from fisopt.passes.reduction.schedule import Schedule
@@ -134,3 +135,25 @@ def test_what_costs_nobody_knows_is_a_line(monkeypatch: pytest.MonkeyPatch) -> N
     result = CliRunner().invoke(app, ["inspect", *MODEL, "--pass", "fis-a"])
     assert "x of what is counted" in result.output
     assert said in result.output
+
+
+def choose(*args: str) -> str:
+    result = CliRunner().invoke(app, ["choose", *MODEL, *args], env={"COLUMNS": "140"})
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_choose_names_a_preset_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = {
+        "fis-faithful": Figure(4, 1.4, 31.0, 90.0, 24),
+        "fis-fast": Figure(4, 2.9, 21.0, 80.0, 24),
+    }
+    monkeypatch.setattr(choosing, "FIGURES", figures)
+    said = choose("--speed", "1")
+    assert said.startswith("fis-faithful: predicted")
+    assert "31.0 dB at 1.40x, 4 steps" in said
+    assert choose("--speed", "1.4").startswith("fis-fast: predicted")
+    assert "no preset reaches 9x at 4 steps" in choose("--speed", "9")
+    assert "no preset reaches 2x at 25 steps" in choose("--steps", "25")
+    assert "decided in the run" in said
+    assert "loses the testbed's clips" in said

@@ -7,7 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FasterCacheConfig, FirstBlockCacheConfig
+from diffusers import (
+    FasterCacheConfig,
+    FirstBlockCacheConfig,
+    MagCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    TaylorSeerCacheConfig,
+)
 from torch import Tensor, nn
 
 import fisopt
@@ -231,15 +237,30 @@ def test_model_in_training_mode() -> None:
     assert training.training
 
 
-def test_model_under_hooks() -> None:
-    case = zoo()["wan"]
-    case.model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+@pytest.mark.parametrize(
+    "config",
+    [
+        FirstBlockCacheConfig(threshold=0.1),
+        MagCacheConfig(mag_ratios=[1.0] * 28),
+        TaylorSeerCacheConfig(cache_identifiers=["blocks.*attn1"]),
+        FasterCacheConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        ),
+        PyramidAttentionBroadcastConfig(
+            spatial_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+        ),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_model_under_hooks(config: Any) -> None:
+    model: Any = zoo()["wan"].model
+    model.enable_cache(config)
     try:
-        with pytest.raises(InputError, match=r"blocks\.0 runs under hooks .*disable_cache"):
-            fisopt.optimize(case.model)
+        with pytest.raises(InputError, match=r"runs under hooks \(\w+\), .*disable_cache"):
+            fisopt.optimize(model)
     finally:
-        case.model.disable_cache()
-    fisopt.optimize(case.model, backend="eager")
+        model.disable_cache()
+    fisopt.optimize(model, backend="eager")
 
 
 def test_optimized_module_refuses_what_it_would_not_see() -> None:

@@ -13,6 +13,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
 import fisopt
 from fisopt import FrameInterleave, InputError
+from fisopt.codegen import quantised_weights
+from fisopt.codegen.quantised_weights import QuantisedWeights
 from tests.runtime.pairs import Pair
 from tests.zoo import zoo
 
@@ -47,6 +49,15 @@ def test_what_was_done_meanwhile_stays() -> None:
     hook.remove()
     assert torch.equal(model(**pair.inputs), model.out.bias.expand(1, 4, -1))
     assert fisopt.restore(model) is model
+
+
+def test_weights_in_eight_bits_are_dropped() -> None:
+    pair = Pair()
+    weight = pair.model.out.weight
+    QuantisedWeights(pair.model)(weight)
+    assert weight in quantised_weights._KEPT
+    fisopt.restore(pair.fast)
+    assert weight not in quantised_weights._KEPT
 
 
 def test_an_artefact_holds_no_original(tmp_path: Path) -> None:

@@ -142,6 +142,7 @@ class Bench:
         return row | {
             "predicted": round(1 / variant.density, 3),
             "dense_blocks": sum(graph in dense for _, graph in variant.blocks),
+            "sparse_kinds": len({graph for _, graph in variant.blocks} - dense),
             "lowering": [str(c) for c in variant.choices if c.chosen != "reference"],
         }
 
@@ -203,17 +204,26 @@ def finished(row: Row, mine: list[float], dense: list[float] | None, of_layers: 
 
 
 def finish_scaling(rows: Rows, head: Row) -> None:
-    """Seconds for all layers: a dense block costs what it costs in the dense model."""
+    """Seconds for all layers, where the sparse blocks are of one kind.
+
+    A dense block costs what it costs in the dense model of the same precision.
+    """
     mine = [r for r in rows.rows if (r["model"], r["layers"]) == (head["model"], head["layers"])]
-    layers, of_layers = head["layers"], head["of_layers"]
+    dense = {r["configuration"]: r["seconds"] for r in mine if "ratio" in r}
     for row in mine:
-        if "ratio" not in row:
-            continue
-        block = row["dense_seconds"] / layers
-        few = row.get("dense_blocks", 0)
-        rest = (row["seconds"] - few * block) / max(layers - few, 1)
-        scaled = few * block + rest * (of_layers - few) if few < layers else block * of_layers
-        rows.put({**row, "seconds_all_layers": round(scaled, 3)})
+        base = dense.get("dense, fp8" if row["configuration"].endswith("fp8") else "dense")
+        if "ratio" in row and base is not None and row.get("sparse_kinds", 0) < 2:
+            scaled = scaled_seconds(row, base / row["layers"])
+            rows.put({**row, "seconds_all_layers": round(scaled, 3)})
+
+
+def scaled_seconds(row: Row, block: float) -> float:
+    """Seconds of as many layers as the model has, given those of a dense block."""
+    few, layers = row.get("dense_blocks", 0), row["layers"]
+    if few == layers:
+        return float(row["seconds"]) / layers * row["of_layers"]
+    rest = (row["seconds"] - few * block) / (layers - few)
+    return float(few * block + rest * (row["of_layers"] - few))
 
 
 def depth(name: str) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from rich import box
 from rich.console import Group
@@ -14,6 +15,7 @@ from torch import nn
 
 from fisopt import models
 from fisopt.models import Family, Published
+from fisopt.passes.figures import FIGURES
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.tracing.block_paths import matches
@@ -89,22 +91,29 @@ def _passes() -> Table:
     table.add_column("forms")
     for name, cls in PASSES.items():
         forms = [
-            f"{option}: {', '.join(map(repr, get_args(kind)))}"
+            f"{option}: {', '.join(map(repr, words))}"
             for option, kind in get_type_hints(cls).items()
-            if get_origin(kind) is Literal
+            if (words := _words(kind))
         ]
         purpose = (inspect.getdoc(cls) or "").splitlines()[0].replace("``", "")
         table.add_row(name, Text(purpose), Text("\n".join(forms)))
     return table
 
 
+def _words(kind: Any) -> tuple[str, ...]:
+    """The words that an option takes, for all blocks where there is one for each."""
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return next((get_args(each) for each in kinds if get_origin(each) is Literal), ())
+
+
 def _presets() -> Table:
     table = Table(title="Presets", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True, style="cyan")
-    table.add_column("what it is")
+    table.add_column("what it is, and what it did to the testbed's clips")
     table.add_column("passes", min_width=LONGEST_OPTION, overflow="fold")
     for name, (purpose, passes) in PRESETS.items():
-        table.add_row(name, Text(purpose), Text(", ".join(short(p) for p in passes)))
+        figure = f" ({FIGURES[name]})" if name in FIGURES else ""
+        table.add_row(name, Text(purpose + figure), Text(", ".join(short(p) for p in passes)))
     return table
 
 

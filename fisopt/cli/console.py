@@ -52,6 +52,15 @@ def steps_bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 
 
 @contextmanager
+def counting_bar(doing: str) -> Iterator[Callable[[int], None]]:
+    """A count on stderr of what has no known end; what is yielded takes it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} done"))
+    with Progress(*columns, TimeElapsedColumn(), console=stderr()) as progress:
+        task = progress.add_task(doing, total=None)
+        yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
 def errors(traceback: bool) -> Iterator[None]:
     """Print what fisopt refuses as one red message and exit with code 2.
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-import time
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,25 +12,26 @@ import numpy as np
 import torch
 from diffusers.utils.logging import disable_progress_bar
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-import fisopt
 from fisopt.cli.catalog import short
+from fisopt.cli.comparing import progress_of, repeated
 from fisopt.cli.console import bars
 from fisopt.cli.pictures import Pair, write_json, write_pictures
-from fisopt.cli.schedule import plan_steps
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
+from fisopt.comparison.compare import compare
+from fisopt.comparison.likeness import MOST, Likeness
+from fisopt.comparison.result import Comparison, Row
+from fisopt.comparison.scoring import check
 from fisopt.errors import FileError, OptionError
 from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
+from fisopt.page.data import DENSE
+from fisopt.page.write import check_installed
 from fisopt.rewrite.pass_base import Pass
-from fisopt.rewrite.tracing.inputs import bind_example
-from fisopt.rewrite.variants import Variants
-from fisopt.runtime.optimized import OptimizedModule
-from fisopt.tuning.quality import Similarity, compare, mean_psnr
+from fisopt.tuning.quality import Similarity, mean_psnr
 
 PROMPTS = (
     "red circle moving left fast over waves",
@@ -42,6 +42,7 @@ PROMPTS = (
     "cyan triangle moving right fast over waves",
 )
 PASS = "fis-balanced"
+OURS = "optimised"
 STEADY = 1.3
 """Times of clips that cost the same differ by no more on a quiet machine."""
 ATTRIBUTES = ("colour", "shape", "direction")
@@ -76,41 +77,6 @@ class Clip:
     check: testbed.Check
 
 
-class Runner:
-    """One pipeline with one set of passes, and the inputs of its forward calls."""
-
-    def __init__(self, settings: Settings, passes: tuple[Pass, ...]) -> None:
-        self.settings = settings
-        disable_progress_bar()
-        self.pipeline = cast("Any", testbed.load_testbed(settings.weights))
-        self.pipeline.set_progress_bar_config(disable=True)
-        fisopt.optimize(self.pipeline, passes=passes, backend=settings.backend)
-        self.module: OptimizedModule = self.pipeline.transformer
-        self.inputs: dict[str, Any] = {}
-        self.module.register_forward_pre_hook(self._record, with_kwargs=True)
-
-    def _record(self, module: object, args: object, kwargs: dict[str, Any]) -> None:
-        self.inputs = kwargs
-
-    def generate(self, prompt: str, seed: int, progress: Progress, task: Any) -> Clip:
-        """Generate one clip, advancing a progress task by one at every step."""
-
-        def advance(pipeline: object, step: int, time_: object, tensors: dict[str, Any]) -> Any:
-            progress.advance(task)
-            return tensors
-
-        start = time.perf_counter()
-        frames = self.pipeline(
-            prompt,
-            num_inference_steps=self.settings.steps,
-            guidance_scale=self.settings.guidance,
-            generator=torch.Generator().manual_seed(seed),
-            callback_on_step_end=advance,
-        ).frames[0]
-        seconds = time.perf_counter() - start
-        return Clip(frames, seconds, testbed.check_clip(frames, prompt))
-
-
 def choose_backend(name: str | None) -> Backend:
     """Return the backend of a name; without one, inductor where it can work.
 
@@ -138,62 +104,96 @@ def run(settings: Settings, out: Console, err: Console) -> None:
             "no C++ compiler with Python's headers was found: neither model is compiled",
             style="yellow",
         )
-    with bars(err) as progress:
-        dense = _warm_up("dense", settings, (), progress)
-        optimised = _warm_up("optimised", settings, settings.passes, progress)
-        dense_clips, clips = _generate(settings, dense, optimised, progress)
-    similar = [compare(a.frames, b.frames) for a, b in zip(clips, dense_clips, strict=True)]
-    predicted = _predicted(settings, optimised)
-    figures = _figures(settings, dense_clips, clips, similar, predicted)
-    out.print(_clip_table(settings, dense_clips, clips, similar))
+    found, read = _compared(settings, err)
+    dense, clips = (_clips(found.row(name), read[name]) for name in (DENSE, OURS))
+    similar = [_similar(clip.likeness) for clip in found.row(OURS).clips]
+    figures = _figures(settings, dense, clips, similar, found.row(OURS).predicted)
+    out.print(_clip_table(settings, dense, clips, similar))
     out.print()
     out.print(_summary(figures))
     if doubt := doubtful(figures):
         out.print(Text(doubt, style="yellow"), soft_wrap=True)
-    out.print(Text(str(optimised.module.report), style="dim"), soft_wrap=True)
-    pairs = [
-        Pair(prompt, a.frames, b.frames, a.check.right, b.check.right)
-        for prompt, a, b in zip(settings.prompts, dense_clips, clips, strict=True)
-    ]
+    out.print(Text(found.row(OURS).report, style="dim"), soft_wrap=True)
     with err.status("writing pictures"):
-        caption = f"{figures['speed_up']:.2f}x"
-        written = write_pictures(pairs, settings.out, caption)
+        written = _pictures(settings, dense, clips, f"{figures['speed_up']:.2f}x")
         written.append(write_json(figures, settings.out / "demo.json"))
+        written += _page(settings, found, err)
     for path in written:
         out.print(Text(f"wrote {path}"))
 
 
-def _warm_up(what: str, settings: Settings, passes: tuple[Pass, ...], progress: Progress) -> Runner:
-    """Make a pipeline and generate one untimed clip with it."""
-    doing = "compile and warm up" if settings.backend == "inductor" else "capture and warm up"
-    task = progress.add_task(f"{what}: {doing}", total=settings.steps)
-    runner = Runner(settings, passes)
-    runner.generate(settings.prompts[0], settings.seed, progress, task)
-    return runner
+Read = dict[str, list[tuple[np.ndarray, testbed.Check]]]
+"""Every clip and what the checker read of it, by configuration."""
 
 
-def _generate(
-    settings: Settings, dense: Runner, optimised: Runner, progress: Progress
-) -> tuple[list[Clip], list[Clip]]:
+def _compared(settings: Settings, err: Console) -> tuple[Comparison, Read]:
     """Generate every clip with both, in turns, so that other work on the machine hits both."""
-    total = 2 * settings.steps * len(settings.prompts)
-    task = progress.add_task(f"{len(settings.prompts)} clips with each", total=total)
+    disable_progress_bar()
+    pipeline = cast("Any", testbed.load_testbed(settings.weights))
+    pipeline.set_progress_bar_config(disable=True)
+    read: Read = {DENSE: [], OURS: []}
+
+    def score(clip: np.ndarray, prompt: str) -> dict[str, float]:
+        mine = read[DENSE] if len(read[DENSE]) == len(read[OURS]) else read[OURS]
+        mine.append((clip, testbed.check_clip(clip, prompt)))
+        return check(clip, prompt)
+
+    doing = "compile and warm up" if settings.backend == "inductor" else "capture and warm up"
+    with bars(err) as progress:
+        task = progress.add_task(f"{doing}, then {len(settings.prompts)} clips", total=None)
+        found = compare(
+            pipeline,
+            settings.prompts,
+            {OURS: settings.passes},
+            steps=settings.steps,
+            seed=settings.seed,
+            backend=settings.backend,
+            arguments={"guidance_scale": settings.guidance},
+            scorer=score,
+            floors=0,
+            films=len(settings.prompts),
+            seen=progress_of(progress, task),
+        )
+    return found, read
+
+
+def _clips(row: Row, read: list[tuple[np.ndarray, testbed.Check]]) -> list[Clip]:
+    seconds = row.values("seconds")
+    return [Clip(clip, took, said) for took, (clip, said) in zip(seconds, read, strict=True)]
+
+
+def _similar(found: Likeness | None) -> Similarity:
+    assert found is not None
+    return Similarity(math.inf if found.psnr >= MOST else found.psnr, found.ssim)
+
+
+def _pictures(settings: Settings, dense: list[Clip], clips: list[Clip], caption: str) -> list[Path]:
     pairs = [
-        [
-            runner.generate(prompt, settings.seed + i, progress, task)
-            for runner in (dense, optimised)
-        ]
-        for i, prompt in enumerate(settings.prompts)
+        Pair(prompt, a.frames, b.frames, a.check.right, b.check.right)
+        for prompt, a, b in zip(settings.prompts, dense, clips, strict=True)
     ]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    return write_pictures(pairs, settings.out, caption)
 
 
-def _predicted(settings: Settings, optimised: Runner) -> float | None:
-    """The cost model's speed-up over all steps of a generation, None where the run decides."""
-    module = optimised.module
-    inputs = bind_example(module.original, optimised.inputs)
-    variants = Variants.of(settings.passes, settings.steps)
-    return plan_steps(variants, settings.steps, partial(module.rewritten, inputs)).ratio
+def _page(settings: Settings, found: Comparison, err: Console) -> list[Path]:
+    """The page, where the packages are there that it needs."""
+    passes = [short(each) for each in settings.passes]
+    options = {
+        "prompt": settings.prompts,
+        "steps": settings.steps,
+        "pass": passes,
+        "backend": settings.backend,
+        "seed": settings.seed,
+        "guidance": settings.guidance,
+        "out": settings.out,
+        "weights": settings.weights,
+    }
+    try:
+        check_installed()
+    except OptionError as error:
+        err.print(Text(str(error), style="yellow"), soft_wrap=True)
+        return []
+    return [found.save_page(settings.out / "demo.html", repeated("demo", "", options))]
 
 
 def _figures(
@@ -306,9 +306,8 @@ def _summary(figures: dict[str, Any]) -> Table:
         "",
         Text(f"{figures['speed_up']:.2f}x", style="bold green"),
     )
-    predicted = figures["predicted_speed_up"]
-    told = "decided in the run" if predicted is None else f"{predicted:.2f}x"
-    table.add_row("speed-up predicted from FLOPs", "", told)
+    predicted = f"{figures['predicted_speed_up']:.2f}x"
+    table.add_row("speed-up predicted from FLOPs", "", predicted)
     table.add_row("PSNR against the dense clip", "", f"{figures['psnr']:.1f} dB")
     table.add_row("SSIM against the dense clip", "", f"{figures['ssim']:.3f}")
     for name in ATTRIBUTES:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fisopt.errors import FisoptError, OptionError, shown
 from fisopt.nearest import did_you_mean
-from fisopt.passes.presets import MAKERS, PRESETS, resolve, unknown
+from fisopt.passes.presets import MAKERS, PRESETS, RENAMED, resolve, unknown
 from fisopt.passes.tiling.mask_table import MASKS
 from fisopt.passes.tiling.masks import FrameMask, frame_mask
 from fisopt.rewrite.partition import Cells
@@ -33,7 +33,7 @@ def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
 def parse_pass(text: str) -> Pass | str:
     """Turn one expression into a pass, or a preset's name."""
     text = text.strip()
-    if text in PRESETS:
+    if text in PRESETS or text in RENAMED:
         return text
     if (called := text.partition("(")[0].strip()) in PRESETS:
         raise _unreadable(text, f"a preset has no options; write {called}")

@@ -8,11 +8,14 @@ APP = """Make video diffusion transformers faster by rewriting their graphs, wit
 Examples:
   fisopt demo                           clips, dense and optimised, in out/
   fisopt models                         which models and presets are known
+  fisopt choose wan2.2-a14b --speed 2   which preset to take, without weights
   fisopt inspect wan2.2-a14b            what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a   ... and what a preset makes of it
   fisopt codegen wan2.2-a14b -p fis-a   the kernels that are emitted for it
+  fisopt compare testbed -c fis-a -c fis-fast    time and quality of several
   fisopt calibrate testbed --target-ratio 0.8    a schedule for TokenReduction
   fisopt search testbed --threshold 0.05         masks for TileAttention
+  fisopt tune testbed --target 2x                passes for a speed
   fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
@@ -27,6 +30,18 @@ Example:
 The names in the first column are what [cyan]fisopt inspect[/cyan] takes.
 """
 
+CHOOSE = """Name the preset to take for a speed, and why; no weights are needed.
+
+The model is captured from its shapes alone and every preset is costed for
+it.  Among those that are fast enough the one is named that stays closest to
+the dense clip on the bundled testbed, at about as many denoising steps.
+
+\b
+Examples:
+  fisopt choose wan2.2-a14b --speed 2
+  fisopt choose hunyuanvideo-1.5 --speed 1.5 --steps 25
+"""
+
 INSPECT = """Show what a published model computes and what passes make of it; no weights are needed.
 
 The model is built from shapes alone, captured as a graph of blocks,
@@ -39,7 +54,7 @@ Examples:
   fisopt inspect wan2.2-a14b --frames 41 --height 480 --width 832
   fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
   fisopt inspect mochi-1 --pass 'FrameInterleave(stride=4, scope="attention")'
-  fisopt inspect ltx-video --pass fis-b --steps 8 --blocks --full > ltx.txt
+  fisopt inspect ltx-video --pass few-fast --steps 8 --blocks --full > ltx.txt
   fisopt inspect mochi-1 --pass 'published_reduction("mochi-1", tables="DIR")'
 """
 
@@ -61,7 +76,8 @@ DEMO = """Generate the same clips with the bundled testbed model, dense and opti
 
 Both run on this machine, from the same noise, both compiled, and are warmed
 up before they are timed.  Writes an animated side-by-side (GIF and MP4), a
-still sheet (PNG) and the figures (JSON).
+still sheet (PNG), the figures (JSON) and a page that plays the clips (HTML;
+needs: pip install 'fisopt[compare]').
 
 \b
 Examples:
@@ -77,6 +93,25 @@ Words of a prompt:
   DIRECTION   left right up down
   SPEED       slow fast
   BACKGROUND  plain waves stripes checks clouds
+"""
+
+COMPARE = """Make the same clips under several configurations, and compare time and quality.
+
+Each prompt is made from the same noise dense and under every --config, in
+turns.  Said are seconds, PSNR, SSIM, MS-SSIM, FLIP, flicker and motion
+against the dense clip, PSNR by frame, what a scorer reads (the testbed's
+own, or --scorer clip), each with its 95 % interval, and how far two dense
+runs differ: that much is noise.  Writes compare.html, one page that plays
+the clips side by side and needs no network, and compare.json.
+Needs: pip install 'fisopt[compare]'.
+
+\b
+Examples:
+  fisopt compare testbed
+  fisopt compare testbed --config fis-a --config fis-fast --count 12
+  fisopt compare testbed --prompts prompts.txt --config recipe.yaml
+  fisopt compare testbed -c 'fis-faithful + StepCache()' --steps 25
+  fisopt compare ./Wan2.2-TI2V-5B-Diffusers --frames 81 --scorer clip
 """
 
 CALIBRATE = """Measure where a model's tokens are alike and write a schedule of token reduction.
@@ -115,6 +150,23 @@ Examples:
   fisopt demo --pass 'TileAttention(table="out/masks.json")'
 """
 
+TUNE = """Choose passes for a pipeline by a target: a speed, a time, or an error.
+
+For each block, branch of it and group of denoising steps, one of many
+options is chosen (strides, fewer tokens, tile masks, reused steps), by the
+error that it alone leaves in the final latents.  Whole plans are then
+measured and repaired, until the minutes are over.  Writes a recipe; what was
+measured stays beside it, so that a search that was stopped goes on, and one
+for another target is quick.
+
+\b
+Examples:
+  fisopt tune testbed --target 2x
+  fisopt tune testbed --target "psnr>=28" --minutes 5
+  fisopt tune ./Wan2.2-T2V-A14B-Diffusers --target 2.5x --steps 4 --dry-run
+  fisopt export testbed --recipe out/recipe.yaml -o fast.pt2
+"""
+
 EXPORT = """Write an optimised model as files that run elsewhere.
 
 A path that ends in .pt2, .onnx or .txt is one file; any other is a folder,
@@ -124,7 +176,7 @@ step.  A published name has no weights: its graph is written as text.
 \b
 Examples:
   fisopt export testbed --pass fis-fast -o fast.pt2
-  fisopt export testbed --pass fis-b --steps 25 -o fis-b
+  fisopt export testbed --pass few-fast --steps 4 -o few
   fisopt export testbed --pass fis-fast --format onnx -o fast.onnx
   fisopt export ./Wan2.2-TI2V-5B-Diffusers --recipe fast.yaml -o wan.pt2
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
@@ -155,7 +207,7 @@ and mistakes; who has written a file only a signature tells (fisopt sign).
 \b
 Examples:
   fisopt verify fast.pt2
-  fisopt verify fis-b/ fast.onnx
+  fisopt verify few/ fast.onnx
   fisopt verify compiled.pt2 --trust code
   fisopt verify fast.pt2 --public-key minisign.pub
 """

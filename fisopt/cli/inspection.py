@@ -77,11 +77,11 @@ def inspect_model(
     seconds = time.perf_counter() - start
     status.update("rewriting")
     variants = Variants.of(passes, steps)
-    manager = PassManager.of(variants.whole, strict=strict)
+    manager = PassManager.of(variants.fullest, strict=strict)
     optimised = manager.run(dense)
 
     def rewrite(variant: Variant) -> Program:
-        if variant == variants.whole:
+        if variant == variants.fullest:
             return optimised
         return PassManager.of(variant, strict=strict).run(dense)
 

@@ -69,7 +69,8 @@ def use_attention(module: fx.GraphModule, wanted: Attention) -> Choice:
             left[reason] += len(stage.calls)
     why = "; ".join(f"{n} by torch's choice: {reason}" for reason, n in left.items())
     every = count + left.total()
-    return Choice("attention", f"{name} in {count} of {every} calls", why or "as asked for")
+    chosen, by = f"{name} in {count} of {every} calls", name if count else ""
+    return Choice("attention", chosen, why or "as asked for", by)
 
 
 def _maker(wanted: Attention) -> tuple[str, Make]:
@@ -80,7 +81,7 @@ def _maker(wanted: Attention) -> tuple[str, Make]:
     assert wanted is not None
     if wanted in _BACKENDS:
         return wanted, partial(_backend, wanted)
-    return wanted, partial(_package, PACKAGES[wanted])
+    return wanted, partial(_package, wanted, PACKAGES[wanted])
 
 
 def _made(make: Make, refused: list[str], editor: GraphEditor, node: fx.Node) -> Any:
@@ -136,12 +137,12 @@ def _backend(name: str, editor: GraphEditor, read: FusedAttention) -> Any:
     return editor.copy(graph, operands)
 
 
-def _package(package: Package, editor: GraphEditor, read: FusedAttention) -> Any:
+def _package(name: str, package: Package, editor: GraphEditor, read: FusedAttention) -> Any:
     """Insert the attention of a package, if it is there and takes the operands."""
     values = [operand.meta["val"] for operand in _operands(read)]
     if (reason := package.refuses(*values)) is not None:
         raise _Refused(reason)
-    return _function(name_of(package.attend), editor, read)
+    return _function(name_of(package.attend, name), editor, read)
 
 
 def _function(name: str, editor: GraphEditor, read: FusedAttention) -> Any:

@@ -66,11 +66,13 @@ class Choice:
         what: the operator or the emitted kernel.
         chosen: the implementation: ``reference``, a kernel, or ``emitted`` with its cut.
         why: where the choice comes from.
+        by: the name of a function that was chosen and may fail, empty if there is none.
     """
 
     what: str
     chosen: str
     why: str
+    by: str = ""
 
     def __str__(self) -> str:
         return f"{self.what}: {self.chosen} ({self.why})"

@@ -18,6 +18,7 @@ from fisopt.overview.clip import Named, Taken, newest_clip
 from fisopt.overview.rate import rate
 from fisopt.overview.table import rendered
 from fisopt.pipelines import transformers_of
+from fisopt.rewrite.tracing.inner import stored
 from fisopt.rewrite.tracing.readiness import uncompiled
 from fisopt.runtime.optimized import OptimizedModule
 
@@ -172,7 +173,7 @@ def _rows(taken: Taken, rates: Mapping[str, float | None]) -> Iterable[StepSumma
 def _transformer(name: str, module: nn.Module) -> TransformerSummary:
     weights: Counter[str] = Counter()
     for x in (*module.parameters(), *module.buffers()):
-        weights[str(x.device)] += x.numel() * x.element_size()
+        weights[str(x.device)] += stored(x)
     placed = module.report.weights if isinstance(module, OptimizedModule) else Held()
     devices = dict.fromkeys([*weights, *([placed.device] if placed.device else [])])
     gpus = [d for d in devices if torch.device(d).type == "cuda"]

@@ -34,6 +34,8 @@ class Form:
     quality: int | None
 
 
+LARGEST = Form(640, 128, None)
+"""What is worth keeping of a film that will be shown."""
 LOSSLESS = Form(480, 1024, None)
 SMALLER = (
     Form(480, 64, 85),
@@ -111,18 +113,30 @@ def evenly(count: int, wanted: int) -> list[int]:
     return [int(place) for place in places]
 
 
+def fitted(frames: np.ndarray, form: Form) -> np.ndarray:
+    """Frames in a form: some of them, and scaled.
+
+    Args:
+        frames: [frames, height, width, 3] of uint8, or [frames, height, width] in [0, 1].
+        form: how many and how large.
+    """
+    chosen = frames[evenly(len(frames), form.frames)]
+    if chosen.shape[2] <= form.width:
+        return chosen
+    size = (form.width, max(1, round(form.width * chosen.shape[1] / chosen.shape[2])))
+    stills = (Image.fromarray(still if still.ndim == 3 else np.float32(still)) for still in chosen)
+    return np.stack([np.asarray(still.resize(size, Image.Resampling.BILINEAR)) for still in stills])
+
+
 def _sheet(frames: np.ndarray, form: Form) -> dict[str, Any]:
     """Frames [frames, height, width, 3], uint8, in rows of one picture."""
-    chosen = frames[evenly(len(frames), form.frames)]
-    scale = min(1.0, form.width / chosen.shape[2])
-    width, height = (max(1, round(size * scale)) for size in (chosen.shape[2], chosen.shape[1]))
+    chosen = fitted(frames, form)
+    height, width = chosen.shape[1:3]
     columns = min(COLUMNS, len(chosen))
     canvas = Image.new("RGB", (columns * width, -(-len(chosen) // columns) * height))
     for index, frame in enumerate(chosen):
-        still = Image.fromarray(frame)
-        if scale < 1:
-            still = still.resize((width, height), Image.Resampling.LANCZOS)
-        canvas.paste(still, (index % columns * width, index // columns * height))
+        place = (index % columns * width, index // columns * height)
+        canvas.paste(Image.fromarray(frame), place)
     data = io.BytesIO()
     how: dict[str, Any] = {"lossless": True} if form.quality is None else {"quality": form.quality}
     canvas.save(data, "webp", method=4, **how)

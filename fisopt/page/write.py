@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,21 @@ def rendered(page: Page, largest: int = LARGEST) -> str:
     return template.render(**parts, data=_json({"films": films, "charts": parts["charts"]}))
 
 
+def has_packages() -> bool:
+    """Whether the packages that a page needs are installed."""
+    return all(find_spec(name) is not None for name in ("jinja2", "vl_convert"))
+
+
+def check_installed() -> None:
+    """Insist on the packages that a page needs, before what takes long is run for it.
+
+    Raises:
+        OptionError: one is missing.
+    """
+    if not has_packages():
+        raise OptionError(NEEDS)
+
+
 _SPARE = 20_000
 """Bytes for what is said of films beside their pictures."""
 
@@ -74,20 +90,18 @@ def _json(value: Any) -> str:
 @cache
 def _vega() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    try:
-        from vl_convert import javascript_bundle
-    except ImportError as error:
-        raise OptionError(NEEDS) from error
+    check_installed()
+    from vl_convert import javascript_bundle
+
     made: str = javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return made.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 @cache
 def _template() -> jinja2.Template:
-    try:
-        import jinja2
-    except ImportError as error:
-        raise OptionError(NEEDS) from error
+    check_installed()
+    import jinja2
+
     made = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     made.filters["cell"] = _cell
     return made.from_string(_asset("page.html.jinja"))

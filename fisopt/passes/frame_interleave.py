@@ -8,41 +8,27 @@ stream is interpolated in time for the skipped frames.  Exact: anchors against a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
-
-import torch
-from torch import fx
+import math
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal, get_args
 
 from fisopt.checked import choice, is_int
-from fisopt.errors import OptionError, PreconditionError, VerifyError, shown
-from fisopt.rewrite.analysis.residual import Stream
-from fisopt.rewrite.analysis.structure import attentions, self_attentions
-from fisopt.rewrite.axes import axes_of
-from fisopt.rewrite.block import Block
+from fisopt.errors import OptionError, PreconditionError, shown
+from fisopt.passes.interleaving.by_block import Strides, by_block, check_count, largest, of_block
+from fisopt.passes.interleaving.form import BRANCHES, KV, Form, Scope, anchor_frames
+from fisopt.passes.interleaving.interleaved_block import Interleaver
 from fisopt.rewrite.block_pass import BlockPass
-from fisopt.rewrite.edit.block_edit import BlockEdit
-from fisopt.rewrite.edit.frames import Frames, interpolation
-from fisopt.rewrite.edit.restrict import Restricted
-from fisopt.rewrite.edit.subset import Subset
+from fisopt.rewrite.edit.frames import interpolation
 from fisopt.rewrite.ops.fill_frames import FILLS, Fill
-from fisopt.rewrite.pass_base import Stage
+from fisopt.rewrite.pass_base import Pass, Stage, Step
 from fisopt.rewrite.program import BOUNDARIES, Program
-from fisopt.rewrite.relations.table import relation, shape
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.selection import Selected
+from fisopt.rewrite.selection import ALL, Selected
 
 __all__ = ["FrameInterleave", "anchor_frames", "interpolation"]
 
-KV = Literal["anchors", "all"]
-Scope = Literal["block", "attention"]
+Rotate = Literal["blocks", "steps"]
 _BLOCKS = "1:"
-
-
-def anchor_frames(frames: int, stride: int, residue: int) -> tuple[int, ...]:
-    """Latent frames that a sparse block computes: every stride-th and the two boundaries."""
-    return tuple(sorted({*range(residue, frames, stride), 0, frames - 1}))
 
 
 @dataclass(frozen=True)
@@ -68,47 +54,101 @@ class FrameInterleave(BlockPass):
         fill: what skipped frames get: the interpolated update ("residual"), nothing
             ("carry"), or the interpolated output ("state").  A result that no residual stream
             leads to is interpolated itself, and the report says so.
-        kv: keys and values of the anchor frames or of all frames.
+        kv: keys and values of the anchor frames or of all frames; a list has one for each video
+            block.
         scope: whole blocks, or only their self-attention (its output is interpolated).
+        self_attention: the stride of this branch of a block alone, what it adds to the residual
+            stream is interpolated; None for ``stride``.  A list has one for each video block.
+        cross_attention: the same for attention to text.
+        feed_forward: the same for the layers of single tokens.
+        rotate: the anchors change from sparse block to sparse block, or also from step to step,
+            which interpolates other frames at every step: closer to the dense clip at no cost, but
+            then steps differ, see `BlockPass.steps`.
+        shift: so many places further in that rotation.
         blocks: the sparse blocks, see `BlockPass`.  The first block takes each frame's own noise
             in, so it is dense by default: on the testbed that decides whether a clip shows its
             prompt.  ":" makes every block sparse.
         steps: the sparse steps, see `BlockPass`.
 
-    Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"`` and the fills other
-    than "residual" are ours.
+    Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"``, branches, steps in the
+    rotation and the fills other than "residual" are ours.
     """
 
     stage: ClassVar[Stage] = "frames"
 
     stride: int = 2
     fill: Fill = "residual"
-    kv: KV = "anchors"
+    kv: KV | tuple[KV, ...] = "anchors"
     scope: Scope = "block"
+    self_attention: Strides | None = field(default=None, kw_only=True)
+    cross_attention: Strides | None = field(default=None, kw_only=True)
+    feed_forward: Strides | None = field(default=None, kw_only=True)
+    rotate: Rotate = field(default="blocks", kw_only=True)
+    shift: int = field(default=0, kw_only=True)
     blocks: Selected = field(default=_BLOCKS, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        name = "FrameInterleave:"
         if not is_int(self.stride, 1):
             raise OptionError(
-                f"FrameInterleave: stride must be an int of at least 1, got {shown(self.stride)}"
+                f"{name} stride must be an int of at least 1, got {shown(self.stride)}"
             )
+        for branch, stride in self._named.items():
+            kept = by_block(f"{name} {branch}", stride, _is_stride, "an int of at least 1")
+            object.__setattr__(self, branch, kept)
         for option, value, allowed in (
             ("fill", self.fill, FILLS),
-            ("kv", self.kv, ("anchors", "all")),
-            ("scope", self.scope, ("block", "attention")),
+            ("scope", self.scope, get_args(Scope)),
+            ("rotate", self.rotate, get_args(Rotate)),
         ):
-            choice(f"FrameInterleave: {option}", value, allowed)
+            choice(f"{name} {option}", value, allowed)
+        if isinstance(self.kv, (tuple, list)):
+            kv = by_block(f"{name} kv", self.kv, get_args(KV).__contains__, "'anchors' or 'all'")
+            object.__setattr__(self, "kv", kv)
+        else:
+            choice(f"{name} kv", self.kv, get_args(KV))
+        if not is_int(self.shift, 0):
+            raise OptionError(f"{name} shift must be an int of at least 0, got {shown(self.shift)}")
+        if self._named and self.scope != "block":
+            raise OptionError(
+                f"{name} scope={self.scope!r} and {next(iter(self._named))}= both say what of a "
+                "block is sparse; give one of them"
+            )
+
+    @property
+    def _named(self) -> dict[str, Strides]:
+        """The strides that are given for a branch."""
+        each = {branch: getattr(self, branch) for branch in BRANCHES}
+        return {branch: stride for branch, stride in each.items() if stride is not None}
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether some steps are dense, or the anchors rotate from step to step."""
+        return self.rotate == "steps" or super().stepwise
+
+    def at(self, step: Step) -> Pass | None:
+        """None at dense steps; else with the anchors of the step."""
+        if not self.active(step):
+            return None
+        if self.rotate == "blocks":
+            return replace(self, steps=ALL)
+        strides = {n for kept in (self.stride, *self._named.values()) for n in _each(kept)}
+        turn = (self.shift + step.index) % math.lcm(*strides)
+        return replace(self, steps=ALL, rotate="blocks", shift=turn)
 
     def requires(self, program: Program) -> None:
-        """Check the stride against the frames, and the blocks."""
+        """Check the strides against the frames, and the blocks."""
         frames, blocks = program.layout.frames, len(program.block_paths)
-        if self.stride > frames > BOUNDARIES:
+        stride = max(largest(n) for n in (self.stride, *self._named.values()))
+        if stride > frames > BOUNDARIES:
             raise PreconditionError(
-                f"stride {self.stride} is more than the {frames} latent frames of "
+                f"stride {stride} is more than the {frames} latent frames of "
                 f"{program.layout}; use a stride of 1 to {frames}",
                 pass_name=self.name,
             )
+        for option, value in {**self._named, "kv": self.kv}.items():
+            check_count(option, value, blocks, self.name)
         if blocks == 1 and self.blocks == _BLOCKS:
             raise PreconditionError(
                 "the model has one video block, and the first block is dense by default "
@@ -121,159 +161,34 @@ class FrameInterleave(BlockPass):
     def run(self, rewriter: Rewriter) -> None:
         """Rewrite the sparse blocks one by one."""
         program = rewriter.program
-        frames = program.layout.frames
-        if frames <= BOUNDARIES or self.stride == 1:
+        frames, chosen = program.layout.frames, self.chosen(program)
+        forms = [self._form(block.index) for block in chosen]
+        if frames <= BOUNDARIES or all(form.dense for form in forms):
             boundaries = ", all of them boundaries" if frames <= BOUNDARIES else ""
             rewriter.note(f"dense: {frames} latent frames{boundaries}, stride {self.stride}")
             return
-        every, interleaver = len(program.blocks), _Interleaver(self, rewriter)
-        for position, block in enumerate(self.chosen(program)):
-            interleaver.block(block, anchor_frames(frames, self.stride, position % self.stride))
+        every, interleaver = len(program.blocks), Interleaver(rewriter)
+        for position, (block, form) in enumerate(zip(chosen, forms, strict=True)):
+            interleaver.block(block, form, position + self.shift)
         counts = sorted({len(a) for a in interleaver.used})
+        what = "by branches" if self._named else f"scope={self.scope}"
+        kv = self.kv if isinstance(self.kv, str) else "by blocks"
         rewriter.note(
             f"{interleaver.sparse} of {every} blocks sparse on "
             f"{' or '.join(map(str, counts)) or frames} of {frames} latent frames "
-            f"(scope={self.scope}, kv={self.kv}, fill={self.fill})"
+            f"({what}, kv={kv}, fill={self.fill})"
         )
 
-
-class _Interleaver:
-    """The state of one run: the figures of the report."""
-
-    def __init__(self, options: FrameInterleave, rewriter: Rewriter) -> None:
-        self.options, self.rewriter = options, rewriter
-        self.used: set[tuple[int, ...]] = set()
-        self.sparse = 0
-
-    def block(self, block: Block, anchors: tuple[int, ...]) -> None:
-        """Make one block sparse."""
-        rewriter, frames = self.rewriter, self.rewriter.program.layout.frames
-        if len(anchors) == frames:
-            rewriter.note(f"{block.path}: every frame is an anchor, dense")
-            return
-        label = f"s{self.options.stride}_a{anchors[1]}_k{len(anchors)}"
-        part, streams = Frames(anchors, frames, label), self._streams(block)
-        if isinstance(parts := self._parts(block, part, streams), str):
-            rewriter.skip(block.path, parts)
-            return
-        try:
-            with rewriter.edit(block, name=f"k{len(anchors)}") as edit:
-                done = edit.compute(parts, self._cut(block), self.options.fill)
-                if edit.changed:
-                    self._fill(block, edit, part, streams)
-        except VerifyError as error:
-            rewriter.skip(block.path, f"it cannot be cut to the anchor frames: {error}")
-            return
-        if not edit.changed:
-            reason = "every value in it is needed on every frame"
-            rewriter.skip(block.path, "; ".join([reason, *done.barriers]))
-            return
-        self._note(block, edit, part, streams, done)
-        self.used.add(anchors)
-        self.sparse += 1
-
-    def _parts(
-        self, block: Block, part: Frames, streams: dict[fx.Node, Stream | None]
-    ) -> dict[fx.Node, Subset] | str:
-        """What is computed on the anchors: the results or their attention, or why nothing is."""
-        if not self.rewriter.untouched(block):
-            return "another pass has edited this block; put FrameInterleave first"
-        if self.options.scope == "block":
-            return dict.fromkeys(streams, part) if streams else "no result carries frames"
-        found = self_attentions(block.body.graph)
-        return {a.result: part for a in found} or "no self-attention was found in it"
-
-    def _cut(self, block: Block) -> Iterable[fx.Node]:
-        """The operators that see the anchors as if there were no other frames."""
-        graph = block.body.graph
-        if self.options.kv == "all":
-            return ()
-        if self.options.scope == "block":
-            return graph.nodes
-        return {n for a in self_attentions(graph) for n in a.members}
-
-    def _streams(self, block: Block) -> dict[fx.Node, Stream | None]:
-        """The residual stream of every result that is filled.
-
-        What the model writes into an input or a buffer, such as the keys of a cache, is read again
-        at later calls, so it is computed on every frame unless it is a stream.
-        """
-        written = self.rewriter.program.written
-        return {
-            result: stream
-            for result, stream in block.streams.items()
-            if stream is not None or block.returned(result) not in written
-        }
-
-    def _fill(
-        self, block: Block, edit: BlockEdit, part: Frames, streams: dict[fx.Node, Stream | None]
-    ) -> None:
-        """Make the results whole that the block returns on the anchors."""
-        pieces = dict(zip(block.results, edit.place(), strict=False))
-        for result, piece in pieces.items():
-            if piece.meta["val"].shape == result.meta["val"].shape:
-                continue
-            stream = streams[result]
-            full = self._before(block, stream) if stream is not None else None
-            fill = self.options.fill if full is not None else "state"
-            whole = part.spread(self.rewriter, piece, axes_of(result), full, fill)
-            edit.give(result, whole)
-
-    def _before(self, block: Block, stream: Stream) -> fx.Node:
-        """What a result is the update of, on every frame."""
-        node, *others = (block.passed(n) for n in stream.arguments)
-        for other in others:
-            node = self.rewriter.call(torch.ops.aten.add.Tensor, node, other)
-        for view in stream.views:
-            options: dict[str, Any] = dict(view.kwargs)
-            node = self.rewriter.call(view.target, node, *view.args[1:], **options)
-        return node
-
-    def _note(
-        self,
-        block: Block,
-        edit: BlockEdit,
-        part: Frames,
-        streams: dict[fx.Node, Stream | None],
-        done: Restricted,
-    ) -> None:
-        """Report what is approximated in another way than is said, and what is not sparse."""
-        note, options = self.rewriter.note, self.options
-        if options.scope == "block" and options.fill != "state":
-            for name in (n.name for n, stream in streams.items() if stream is None):
-                note(
-                    f"{block.path}: result {name} has no residual stream among the block's "
-                    "arguments, so it is interpolated itself"
-                )
-        for attention in attentions(block.body.graph) if options.kv == "anchors" else ():
-            value = attention.value
-            short = edit.sizes(part, value)
-            if short[-2] != shape(value)[-2] and axes_of(value)[-2] is None:
-                note(
-                    f"{block.path}: {attention.result.name} reads the keys of every frame: where "
-                    "the frames are among them is not known"
-                )
-        if found := [n.name for n in _reductions(block) if n in set(self._cut(block))]:
-            note(
-                f"{block.path}: {_some(found)} made of all tokens at once, such as one scale for a "
-                "whole activation; here of the anchors alone"
-            )
-        for barrier in done.barriers:
-            note(f"{block.path}: computed on every frame, unknown operator: {barrier}")
+    def _form(self, index: int) -> Form:
+        """What becomes of one block."""
+        named = self._named
+        strides = {b: of_block(named.get(b, self.stride), index) for b in BRANCHES}
+        return Form(strides, of_block(self.kv, index), self.fill, self.scope)
 
 
-def _reductions(block: Block) -> list[fx.Node]:
-    """The operators outside of attentions that make one value of all frames."""
-    graph = block.body.graph
-    attended = {n for a in attentions(graph) for n in a.members}
-    return [
-        node
-        for node in graph.nodes
-        if node.op == "call_function" and node not in attended and not any(axes_of(node))
-        if any(axes_of(operand)[dim] for operand, dim in relation(node).mixed)
-    ]
+def _is_stride(value: object) -> bool:
+    return is_int(value, 1)
 
 
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - 1} more are" if names[1:] else " is"
-    return f"{names[0]}{more}"
+def _each(value: Strides) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else (value,)

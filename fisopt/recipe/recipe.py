@@ -10,7 +10,8 @@ A recipe is one file of plain YAML, with the schedules and mask tables of its pa
       options: {stride: 2, blocks: '1:', ...}
     kernels: {linear: fp8, attention: cudnn}
 
-Kernels stand there where something was chosen, in a recipe of form 2.
+Kernels stand there where something was chosen, in a recipe of form 2; ``tuned``, the figures with
+which `fisopt.tune` found the passes, in one of form 3.
 """
 
 from __future__ import annotations
@@ -39,10 +40,11 @@ from fisopt.recipe.identity import CONFIG_KEY, Identity
 from fisopt.recipe.kernels import decode_kernels, encode_kernels
 from fisopt.recipe.options import decode, encode
 from fisopt.recipe.stores import Beside, Store
+from fisopt.recipe.tuned import UNTUNED, Tuned, read_tuned
 from fisopt.rewrite.pass_base import Pass
 from fisopt.versions import versions
 
-FORMAT = 2
+FORMAT = 3
 """The newest form of recipe that this version reads."""
 FROM_CONFIG = "config"
 """In the place of a path: read the recipe from the model's own configuration."""
@@ -61,6 +63,8 @@ class Recipe(metaclass=Checked):
         versions: what the recipe was made with, by package.
         source: where it was read, for errors.
         kernels: the kernels that were chosen.
+        tuned: what the passes were chosen for and what they reached: ``target``, ``steps``,
+            ``prompts``, ``speed_up``, ``error``, ``psnr``; empty if they were not tuned.
     """
 
     passes: tuple[Pass, ...]
@@ -68,6 +72,7 @@ class Recipe(metaclass=Checked):
     versions: Mapping[str, str] = field(default_factory=versions, compare=False)
     source: str = field(default="the recipe", compare=False)
     kernels: KernelOptions = field(default_factory=KernelOptions)
+    tuned: Tuned = field(default_factory=lambda: UNTUNED)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "passes", resolve(self.passes))
@@ -77,13 +82,14 @@ class Recipe(metaclass=Checked):
         model: nn.Module,
         passes: Sequence[Pass | str],
         kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+        tuned: Tuned = UNTUNED,
     ) -> Recipe:
-        """The recipe of a model, its passes, or presets, and its kernels.
+        """The recipe of a model: its passes, or presets, its kernels, and what they were tuned for.
 
         Raises:
             OptionError: see `fisopt.optimize`.
         """
-        return Recipe(resolve(passes), Identity.of(model), kernels=kernels)
+        return Recipe(resolve(passes), Identity.of(model), kernels=kernels, tuned=tuned)
 
     def plain(self) -> dict[str, Any]:
         """The recipe as plain values, complete in itself.
@@ -94,11 +100,12 @@ class Recipe(metaclass=Checked):
         """
         store, kernels = Store(), encode_kernels(self.kernels)
         return {
-            "fisopt_recipe": 2 if kernels else 1,
+            "fisopt_recipe": 3 if self.tuned else 2 if kernels else 1,
             "model": self.model.plain(),
             "versions": dict(self.versions),
             "passes": [encode(pass_, store) for pass_ in self.passes],
             **({"kernels": kernels} if kernels else {}),
+            **({"tuned": dict(self.tuned)} if self.tuned else {}),
         }
 
     @staticmethod
@@ -123,14 +130,15 @@ class Recipe(metaclass=Checked):
                 f"{source} is a recipe of form {form}, written by fisopt {by}; this version reads "
                 f"forms 1 to {FORMAT}: update fisopt, or save the recipe with this version"
             )
-        if set(said) - {"kernels"} != _KEYS or not isinstance(said["passes"], list):
+        if set(said) - {"kernels", "tuned"} != _KEYS or not isinstance(said["passes"], list):
             raise RecipeError(f"{source}: got {sorted(map(str, said))}; {_FORM}")
         if not isinstance(said["versions"], Mapping):
             raise RecipeError(f"{source}: got versions={said['versions']!r}; {_FORM}")
         model = Identity.from_plain(said["model"], source)
         passes = tuple(decode(each, store or Store(), source) for each in said["passes"])
         kernels = decode_kernels(said.get("kernels", {}), source)
-        return Recipe(passes, model, dict(said["versions"]), source, kernels)
+        tuned = read_tuned(said.get("tuned", {}), source)
+        return Recipe(passes, model, dict(said["versions"]), source, kernels, tuned)
 
     def save(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe, its schedules and its mask tables: one file.

@@ -66,7 +66,12 @@ class BlockPass(Pass):
         missing = outside(selected, every)
         if missing is None and (chosen or selected == ALL):
             return chosen
-        what = "these are none of" if missing is None else f"{missing} is outside"
+        if missing is not None:
+            what = f"{missing} is outside"
+        elif any(among(selected, index, every) for index in range(every)):
+            what = "the call skips them, as a guider asks; name others too, of"
+        else:
+            what = "these are none of"
         raise PreconditionError(
             f"blocks={selected!r}: {what} the model's {every} video blocks",
             pass_name=self.name,

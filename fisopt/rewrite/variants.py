@@ -12,6 +12,7 @@ from fisopt.errors import OptionError, ScheduleError, shown
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.measured import Measured, Read, UndecidedError, only_in_a_run
 from fisopt.rewrite.pass_base import Pass, Step
+from fisopt.rewrite.selection import ALL
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,18 @@ class Variants:
         return Variants(Variant(tuple(passes), names_of(passes)), steps)
 
     @cached_property
+    def fullest(self) -> Variant:
+        """Every pass that may run at one step: of two that edit frames at other steps the first.
+
+        It stands for a generation where one Program must, such as before its first step.
+        """
+        taken: list[tuple[Pass, str]] = []
+        for each, name in zip(self.whole.passes, self.whole.names, strict=True):
+            if not any(_at_other_steps(each, other) for other, _ in taken):
+                taken.append((each, name))
+        return Variant(tuple(p for p, _ in taken), tuple(name for _, name in taken))
+
+    @cached_property
     def stepwise(self) -> tuple[str, ...]:
         """The names of the passes that differ between steps."""
         pairs = zip(self.whole.names, self.whole.passes, strict=True)
@@ -146,6 +159,15 @@ class Variants:
     def distinct(self) -> tuple[Variant, ...]:
         """Each variant once: those of the schedule, then those that run afresh in their place."""
         return tuple(dict.fromkeys([*self.schedule, *(v.afresh() for v in self.schedule)]))
+
+
+def _at_other_steps(one: Pass, other: Pass) -> bool:
+    """Whether two passes that decide the same thing say other steps."""
+    if one.stage is None or one.stage != other.stage:
+        return False
+    if not isinstance(one, BlockPass) or not isinstance(other, BlockPass):
+        return False
+    return ALL not in (one.steps, other.steps) and one.steps != other.steps
 
 
 def names_of(passes: Sequence[Pass]) -> tuple[str, ...]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +18,7 @@ from fisopt.codegen.quantised_weights import forget
 from fisopt.errors import InputError
 from fisopt.passes.step_cache import StepCache
 from fisopt.recipe.recipe import Recipe
+from fisopt.recipe.tuned import UNTUNED, other_steps
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
@@ -143,6 +146,9 @@ class OptimizedModule(Copies, nn.Module):
         call = ForwardCall(inputs, *made)
         output, ran, compiles = call.run()
         step = self.step if self._variants.stepwise else None
+        if step is not None and (line := other_steps(self._settings.tuned, step.count)):
+            self._generation.note(line)
+            warnings.warn(line, stacklevel=2)
         self._clock.note(inputs, began, ran, self.branch, step, compiles)
         return output
 
@@ -158,7 +164,7 @@ class OptimizedModule(Copies, nn.Module):
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
         """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
         inputs = bind_example(self.original, example_inputs)
-        variant = self._variants.whole if step is None else self._variants.at(step)
+        variant = self._variants.fullest if step is None else self._variants.at(step)
         return self.plan(inputs, variant).program
 
     def plan(self, inputs: Inputs, variant: Variant) -> Plan:
@@ -212,6 +218,7 @@ class OptimizedModule(Copies, nn.Module):
         """Run with other passes from the next call on."""
         object.__setattr__(self, "passes", tuple(passes))
         object.__setattr__(self, "_variants", Variants.of(passes))
+        object.__setattr__(self, "_settings", replace(self._settings, tuned=UNTUNED))
 
     @property
     def spec(self) -> ModelSpec | SpecOf:
@@ -252,7 +259,8 @@ class OptimizedModule(Copies, nn.Module):
     @property
     def recipe(self) -> Recipe:
         """The passes with their options, the kernels, and the model that they are for."""
-        return Recipe.of(self.original, self.passes, self._settings.kernels)
+        settings = self._settings
+        return Recipe.of(self.original, self.passes, settings.kernels, settings.tuned)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
         """Write the recipe as one file of YAML, schedules and mask tables in it.
@@ -285,7 +293,7 @@ class OptimizedModule(Copies, nn.Module):
         """
         variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
-        one = variants.whole if step is None else variants.at(step)
+        one = variants.fullest if step is None else variants.at(step)
         wanted = [one] if num_steps is None else variants.schedule
         warm_up(partial(self.plan, inputs), wanted, inputs, progress)
 

@@ -10,6 +10,7 @@ from fisopt.codegen.choose import Choice
 from fisopt.codegen.placement import Held
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import not_predicted, program_cost
+from fisopt.rewrite.ops.attend_by import failures
 from fisopt.rewrite.pass_manager import Applied
 from fisopt.rewrite.program import Program
 
@@ -66,6 +67,11 @@ class Made:
         part = bool(program.unfinished or program.resumed)
         return Made(grid, passes, ran, blocks, kept, work, stages, held, notes, unknown, part)
 
+    @property
+    def failures(self) -> list[str]:
+        """How chosen functions have failed since; torch runs in their place."""
+        return [said for choice in self.choices for said in failures(choice.by)]
+
     def after(self, beginning: Made) -> Made:
         """What describes a call that a beginning and this rest of it have run."""
         kept, work = self.density + beginning.density, self.work + beginning.work
@@ -120,7 +126,8 @@ class Report:
             for applied in variant.applied
             for where in applied.result.skipped
         )
-        return {**skipped, **self.notes}
+        failed = Counter(said for variant in self.variants for said in variant.failures)
+        return {**skipped, **failed, **self.notes}
 
     def __str__(self) -> str:
         lines = [f"{self.model} ({self.backend})"]
@@ -148,6 +155,7 @@ class Report:
                 lines += [f"    {applied.name}: {note}" for note in applied.result.notes]
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
+            lines += [f"    {said}" for said in variant.failures]
         counted = {**self.decisions, **self.notes}
         lines += [f"  {note}: {count} times" for note, count in counted.items()]
         return "\n".join(lines)

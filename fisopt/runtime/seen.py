@@ -117,7 +117,7 @@ class Seen:
         for name, value in held.items():
             if name in reads:
                 self.parts.setdefault(path, set()).add(name)
-                self.enter(f"{prefix}{name}", value, _Watched(value, reads[name]))
+                self.containers[f"{prefix}{name}"] = _Watched(value, reads[name])
             elif name == "forward" and is_hooked(module, value):
                 continue
             elif name not in _OWN and name not in left_out:

@@ -9,6 +9,7 @@ from fisopt.codegen.compile import BACKENDS, Backend
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.placement import Offload
 from fisopt.lru import SIZE
+from fisopt.recipe.tuned import UNTUNED, Tuned
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Settings:
         cache_size: how many plans are kept.
         kernels: which kernels are asked for.
         offload: what is said of weights that stay on the host, None if they need not.
+        tuned: what the passes were tuned for, if they were.
     """
 
     backend: Backend = "inductor"
@@ -28,6 +30,7 @@ class Settings:
     cache_size: int = SIZE
     kernels: KernelOptions = field(default_factory=KernelOptions)
     offload: Offload | None = None
+    tuned: Tuned = field(default_factory=lambda: UNTUNED)
 
     def __post_init__(self) -> None:
         choice("backend", self.backend, BACKENDS)

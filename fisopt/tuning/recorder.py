@@ -74,11 +74,16 @@ class Recorder:
         finally:
             setattr(self.pipeline, self.component, self.original)
 
-    def run(self, index: int, first: int = 0) -> None:
-        """Generate for one prompt; ``first`` is the number of steps that are done before all."""
+    def run(self, index: int, first: int = 0) -> object:
+        """Generate for one prompt; ``first`` is the number of steps that are done before all.
+
+        Returns:
+            What the pipeline returns, or ``generate``.
+        """
         self._done = first + index * self.steps
-        self._generate(self.pipeline, index)
+        made = self._generate(self.pipeline, index)
         self._seen(first + (index + 1) * self.steps)
+        return made
 
     def about(self) -> dict[str, Any]:
         """What measurements depend on beside the weights, as JSON values.
@@ -109,7 +114,7 @@ class Recorder:
         """The digest of every module of the pipeline."""
         return weights_digest(modules_of(self.pipeline).values())
 
-    def _call(self, pipeline: Any, index: int) -> None:
+    def _call(self, pipeline: Any, index: int) -> object:
         def advance(pipeline: object, i: int, time: object, tensors: dict[str, Any]) -> Any:
             self._seen(self._done + i + 1)
             return tensors
@@ -123,7 +128,8 @@ class Recorder:
             "generator": torch.Generator().manual_seed(self.seed + index),
             "output_type": "latent",
         }
-        pipeline(**fitted(pipeline, given), **calls_back)
+        made: object = pipeline(**fitted(pipeline, given), **calls_back)
+        return made
 
 
 def fitted(pipeline: Any, given: Mapping[str, Any]) -> dict[str, Any]:

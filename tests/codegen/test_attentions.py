@@ -142,6 +142,9 @@ def test_a_function_that_fails_is_not_used_again() -> None:
         equal(model, fast)
     equal(model, fast)
     assert len(calls) == 1
+    said = "failing is not used: it fails with ValueError: no such head dimension"
+    assert said in str(fast.report)
+    assert any(said in line for line in fisopt.summary(fast).transformers[0].fallbacks)
 
 
 def test_a_wrong_result_is_an_error() -> None:

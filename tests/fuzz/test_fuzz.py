@@ -30,7 +30,7 @@ def test_every_call_is_right_or_refused(seed: int) -> None:
 def test_a_wrong_result_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that computes other frames than it says."""
     monkeypatch.setattr(
-        "fisopt.passes.frame_interleave.anchor_frames",
+        "fisopt.passes.interleaving.form.anchor_frames",
         lambda frames, stride, residue: (0, frames - 1),
     )
     passes = (FrameInterleave(stride=2, blocks=":"),)

@@ -19,7 +19,7 @@ from fisopt.page.data import (
     Table,
 )
 from fisopt.page.environment import environment
-from fisopt.page.films import packed
+from fisopt.page.films import Form, fitted, packed
 from fisopt.page.graph_svg import block_svg
 from fisopt.page.write import LARGEST, rendered, write_page
 from fisopt.rewrite.program import Program
@@ -162,6 +162,17 @@ def test_films_are_shrunk_until_they_fit() -> None:
     none, said = packed(many, 1_000)
     assert none == []
     assert "0 prompts" in said
+
+
+def test_frames_are_scaled_and_thinned() -> None:
+    shades = np.linspace(0, 250, 11).astype(np.uint8)
+    frames = np.broadcast_to(shades[:, None, None, None], (11, 30, 60, 3))
+    small = fitted(frames, Form(20, 3, None))
+    assert small.shape == (3, 10, 20, 3)
+    assert small[:, 5, 5, 0].tolist() == [0, 125, 250]
+    errors = np.broadcast_to(shades[:, None, None] / 255, (11, 30, 60))
+    assert fitted(errors, Form(20, 3, None))[1] == pytest.approx(125 / 255)
+    assert fitted(frames, Form(60, 11, None)).shape == frames.shape
 
 
 def test_small_films_are_kept_as_they_are() -> None:

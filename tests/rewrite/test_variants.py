@@ -6,7 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from fisopt import FrameInterleave, OptionError, Pass, Rewriter, ScheduleError, Step, TokenReduction
+from fisopt import (
+    FrameInterleave,
+    OptionError,
+    Pass,
+    Rewriter,
+    ScheduleError,
+    Step,
+    StepCache,
+    TokenReduction,
+)
 from fisopt.rewrite.measured import Measured, UnmeasuredError
 from fisopt.rewrite.variants import Variant, Variants
 
@@ -106,3 +115,12 @@ def test_what_is_refused() -> None:
         _ = Variants.of([LATE]).schedule
     with pytest.raises(ScheduleError, match="step -1 does not exist"):
         Variants.of([LATE]).at(Step(-1))
+
+
+def test_passes_of_other_steps_are_not_put_together() -> None:
+    early, late = FrameInterleave(steps=":2"), FrameInterleave(stride=3, steps="2:")
+    cache = StepCache(steps="3")
+    fullest = Variants.of([early, late, cache]).fullest
+    assert fullest == Variant((early, cache), ("FrameInterleave", "StepCache"))
+    parts = [FrameInterleave(blocks="1:3"), FrameInterleave(stride=3, blocks="3:")]
+    assert Variants.of(parts).fullest == Variants.of(parts).whole

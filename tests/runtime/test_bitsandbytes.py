@@ -74,3 +74,11 @@ def test_packed_after_other_weights_and_adapters(captured: Any) -> None:
 def test_eight_bits_are_refused_by_name() -> None:
     with pytest.raises(InputError, match=r"blocks\.0\.to_q holds 'weight', a bitsandbytes"):
         Both(pack(8))
+
+
+def test_weights_packed_for_one_processor_are_refused_by_name() -> None:
+    def pack_anew(pipe: Any) -> None:
+        pipe.transformer.blocks[0].to_q.weight.quant_state.packing_format_for_cpu = True
+
+    with pytest.raises(InputError, match=r"blocks\.0\.to_q holds 'weight', a bitsandbytes"):
+        Both(pack(4), pack_anew)

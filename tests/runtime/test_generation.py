@@ -94,6 +94,15 @@ def test_guidance_that_begins_later_takes_no_other_branch_s_state() -> None:
     assert [visit(generation, *c) for c in calls] == [None, None, "boat", "", "boat"]
 
 
+def test_after_the_last_step_nothing_is_held() -> None:
+    """Else the memory of a clip's last step stays until the next clip."""
+    generation = Generation(lambda: [900.0, 600.0, 300.0])
+    for last, time in enumerate((900, 600, 300)):
+        generation.step(at(time))
+        generation.keep(generation.held("shape"), {"pass/what": torch.ones(1)})
+        assert generation.holds == (last < 2)
+
+
 def test_a_branch_that_paused_holds_nothing() -> None:
     generation = Generation()
     calls = [(900, "boat"), (900, ""), (600, "boat"), (300, "boat"), (300, "")]

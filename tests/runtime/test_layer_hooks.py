@@ -14,7 +14,7 @@ from diffusers.hooks.hooks import HookRegistry, ModelHook
 from diffusers.hooks.layer_skip import AttentionProcessorSkipHook, FeedForwardSkipHook
 
 import fisopt
-from fisopt import FrameInterleave, InputError
+from fisopt import FrameInterleave, InputError, PreconditionError
 from fisopt.codegen.placement import Offload
 from fisopt.runtime import captures
 from tests.runtime.pairs import SPEC, Pair, build, video
@@ -67,6 +67,8 @@ def test_skipped_blocks_keep_their_numbers() -> None:
     program = fast.program(calls)
     assert program.block_paths == [f"layers.{i}" for i in range(4)]
     assert [(b.index, b.path) for b in program.blocks] == [(i, f"layers.{i}") for i in (0, 1, 3)]
+    with pytest.raises(PreconditionError, match="blocks='2': the call skips them, as a guider"):
+        fisopt.optimize(fast, [FrameInterleave(blocks="2")], backend="eager")(**calls)
     registry.remove_hook("skip")
     del model.layers[2]
     passes = [FrameInterleave(stride=2, blocks="1,2", scope="block")]

@@ -93,6 +93,19 @@ def test_loading_and_unloading_through_the_pipeline() -> None:
     assert torch.equal(pipe.transformer(**inputs)[0], before)
 
 
+def test_each_layer_has_active_adapters_of_its_own() -> None:
+    """Also where layers share the list that says so, as those of diffusers do."""
+    pair, a, b = Pair(), ["a"], ["b"]
+    for name in ("a", "b"):
+        inject(pair.model, name, "qkv", "mlp")
+    layers = [m for m in pair.model.modules() if isinstance(m, BaseTunerLayer)]
+    for wanted in ((a, b, b, a), (a, b, a, b), (a, b, b, a)):
+        for layer, active in zip(layers, wanted, strict=True):
+            layer.set_adapter(active)
+            assert layer._active_adapter is active
+        pair.check()
+
+
 @pytest.mark.parametrize("kind", [LoHaConfig, LoKrConfig])
 def test_other_adapters_need_not_be_set_to_evaluation(kind: Any, captured: Any) -> None:
     """peft leaves their layers in training mode, where they would draw numbers to drop."""

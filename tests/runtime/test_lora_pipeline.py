@@ -14,6 +14,9 @@ TWO: tuple[Change, ...] = (load(0, "a"), load(1, "b"), strengths(0.5, 2.0))
 
 
 def test_every_change_is_the_plain_pipeline_s_and_captured_at_most_once(captured: Any) -> None:
+    def enable(pipe: Any) -> None:
+        pipe.enable_lora()
+
     both = Both()
     seen = {"none": both.check()}
     changes: list[tuple[str, int, tuple[Change, ...]]] = [
@@ -22,9 +25,10 @@ def test_every_change_is_the_plain_pipeline_s_and_captured_at_most_once(captured
         ("one", 1, (strengths(0.75),)),
         ("two again", 0, (strengths(0.25, 1.0),)),
         ("disabled", 1, (lambda pipe: pipe.disable_lora(),)),
-        ("enabled", 0, (lambda pipe: pipe.enable_lora(),)),
+        ("enabled", 0, (enable,)),
         ("fused", 1, (lambda pipe: pipe.fuse_lora(lora_scale=0.5),)),
-        ("unfused", 0, (lambda pipe: pipe.unfuse_lora(), strengths(0.25, 1.0))),
+        ("fused and disabled", 0, (lambda pipe: pipe.disable_lora(),)),
+        ("unfused", 0, (lambda pipe: pipe.unfuse_lora(), enable, strengths(0.25, 1.0))),
         ("deleted", 1, (lambda pipe: pipe.delete_adapters("b"),)),
         ("unloaded", 0, (lambda pipe: pipe.unload_lora_weights(),)),
     ]
@@ -34,6 +38,7 @@ def test_every_change_is_the_plain_pipeline_s_and_captured_at_most_once(captured
         seen[name] = both.check()
         assert len(captured) - before == times, name
     equal = [("other strengths", "two again"), ("two again", "enabled"), ("none", "disabled")]
+    equal.append(("none", "fused and disabled"))
     for one, other in [*equal, ("enabled", "unfused"), ("none", "unloaded")]:
         torch.testing.assert_close(seen[one], seen[other], rtol=0, atol=1e-5)
     kinds = ("none", "two", "other strengths", "one", "fused", "deleted")

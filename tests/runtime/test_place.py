@@ -7,6 +7,8 @@ import inspect
 import io
 import json
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,34 @@ def test_a_copy_has_plans_of_its_own(copied: Any) -> None:
     nn.init.zeros_(other.original.out.weight)
     torch.testing.assert_close(other(**pair.inputs), other.original(**pair.inputs))
     pair.check(changed=False)
+
+
+class Told(Small):
+    """What runs depends on the context that is open."""
+
+    gain = 1.0
+
+    @contextmanager
+    def cache_context(self, name: str) -> Iterator[None]:
+        self.gain = float(len(name))
+        try:
+            yield
+        finally:
+            del self.gain
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.gain * super().forward(video)
+        return result
+
+
+def test_the_original_is_told_the_branch(pair: Pair) -> None:
+    model = Told().eval().requires_grad_(False)
+    model.load_state_dict(pair.model.state_dict())
+    fast = fisopt.optimize(model, [], spec=SPEC, backend="eager")
+    for name in ("cond", "uncond"):
+        with fast.cache_context(name):
+            torch.testing.assert_close(fast(**pair.inputs), len(name) * pair.before)
+    torch.testing.assert_close(fast(**pair.inputs), pair.before)
 
 
 def run_elsewhere(module: Any, inputs: Any, answers: Any) -> None:

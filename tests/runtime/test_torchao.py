@@ -127,6 +127,16 @@ def unquantised(pipe: Any) -> Any:
     return pipe
 
 
+def test_the_summary_counts_what_is_stored() -> None:
+    pipe = pipeline(transformer())
+    (full,) = fisopt.summary(pipe).transformers[0].weights.values()
+    layer = pipe.transformer.blocks[0].ffn
+    ao.quantize_(layer, config("int8"))
+    (less,) = fisopt.summary(pipe).transformers[0].weights.values()
+    numbers, rows = layer.weight.numel(), layer.weight.shape[0]
+    assert full - less == pytest.approx(3 * numbers, abs=8 * rows), "one byte a number, and scales"
+
+
 def test_adapters_over_quantised_weights(captured: Any) -> None:
     both = Both(quantise("int8"), models=in_bfloat16())
     before = both.check()

@@ -182,6 +182,10 @@ for (const button of document.querySelectorAll("[data-copies]")) {
   });
 }
 
+for (const figure of document.querySelectorAll(".graphs figure")) {
+  figure.scrollLeft = (figure.scrollWidth - figure.clientWidth) / 2;
+}
+
 draw().then(async () => {
   chooseConfiguration();
   if (data.films.length) await new Player(data.films).turn;

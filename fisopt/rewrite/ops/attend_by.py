@@ -22,7 +22,7 @@ from fisopt.rewrite.relations.table import Relation
 Attend = Callable[..., Tensor]
 """``f(query, key, value, *, scale, mask)``: [B, h, N, D], [B, h', M, D], [B, h', M, E]."""
 _FUNCTIONS: dict[str, Attend] = {}
-_FAILED: set[tuple[object, ...]] = set()
+_FAILED: dict[tuple[object, ...], str] = {}
 
 
 def name_of(function: Attend, said: str | None = None) -> str:
@@ -34,6 +34,11 @@ def name_of(function: Attend, said: str | None = None) -> str:
         name = f"{said} #{count}"
     _FUNCTIONS[name] = function
     return name
+
+
+def failures(by: str) -> list[str]:
+    """How the function of a name has failed, in words; torch runs in its place from then on."""
+    return list(dict.fromkeys(said for form, said in _FAILED.items() if form[0] == by))
 
 
 def _run(
@@ -57,12 +62,9 @@ def _run(
         except Exception as error:
             if not plain:
                 raise
-            _FAILED.add(form)
-            warnings.warn(
-                f"attention {by} is not used: it fails with {type(error).__name__}: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
+            said = f"attention {by} is not used: it fails with {type(error).__name__}: {error}"
+            _FAILED[form] = said
+            warnings.warn(said, RuntimeWarning, stacklevel=2)
             out = attend_by.reference(*operands)
     room = empty_result(query, value)
     if not isinstance(out, Tensor) or (out.shape, out.dtype) != (room.shape, room.dtype):

@@ -245,8 +245,19 @@ def _drops(layer: Any) -> bool:
 
 
 def _all_open(model: nn.Module) -> bool:
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
-    return all(len(_open(layer)) == len(vars(layer).get("scaling", "?")) for layer in layers)
+    return all(len(_open(x)) == len(vars(x).get("scaling", "?")) for x in _layers(model))
+
+
+def _layers(model: nn.Module) -> Iterator[Any]:
+    """The layers of a model that have adapters; what those are made of is not walked through."""
+    left: list[Any] = [model]
+    while left:
+        module = left.pop()
+        inside = vars(module)["_modules"]
+        if isinstance(module, BaseTunerLayer):
+            yield module
+            inside = {"base_layer": inside.get("base_layer")}
+        left.extend(x for x in inside.values() if x is not None)
 
 
 def _is_number(value: Any) -> bool:

@@ -86,6 +86,12 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
     return tensors, repr(weight.__tensor_flatten__()[1])
 
 
+def stored(weight: torch.Tensor) -> int:
+    """Bytes that a weight takes, whatever type it says that it is of."""
+    held = [x for _, x in _leaves(weight)] if is_traceable_wrapper_subclass(weight) else [weight]
+    return sum(x.numel() * x.element_size() for x in held)
+
+
 def _leaves(weight: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors of a weight, by their paths in it."""
     for attribute in weight.__tensor_flatten__()[0]:

@@ -1,0 +1,128 @@
+"""``fisopt compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import bars, stderr, stdout
+from fisopt.cli.options import Device, Dtype, Frames, Height, Pipeline, Texts, Width
+
+
+def run(
+    model: Pipeline,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, one a line.", show_default=False),
+    ] = None,
+    texts_: Texts = None,
+    count: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many prompts (default: those given, or 4)."),
+    ] = None,
+    configs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--config",
+            "-c",
+            help="A preset, passes with options joined by ' + ', a recipe (.yaml) or dense; "
+            "repeatable (default: fis-balanced).",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 4,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help="inductor compiles every model, eager none "
+            "(default: inductor where there is a C++ compiler).",
+            show_default=False,
+        ),
+    ] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(
+            help="clip, or clip:MODEL, a folder or a repository: how well clip and prompt agree; "
+            "fetches 600 MB once (default: the testbed's own, of others none).",
+            show_default=False,
+        ),
+    ] = None,
+    measures: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--measure",
+            help="lpips: LPIPS to the dense clip; needs fisopt[eval], fetches 233 MB once.",
+            show_default=False,
+        ),
+    ] = None,
+    floors: Annotated[
+        int, typer.Option(min=0, help="Prompts that the noise floors are measured on.")
+    ] = 2,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    out: Annotated[Path, typer.Option(help="Folder for the page and the figures.")] = Path("out"),
+) -> None:
+    """Compare configurations on the same noise."""
+    import fisopt
+    from fisopt.cli import comparing
+    from fisopt.cli.demo import choose_backend
+    from fisopt.cli.sources import Source
+    from fisopt.errors import FileError
+    from fisopt.files import check_free
+    from fisopt.page.write import check_installed
+
+    check_installed()
+    check_free(out / "compare.html", force=True, error=FileError)
+    given = configs or ["fis-balanced"]
+    wanted, chosen = comparing.configurations(given), choose_backend(backend)
+    listed = [*(comparing.read_prompts(prompts) if prompts else ()), *(texts_ or ())]
+    source = Source(model, device, dtype, height, width, frames)
+    judge, beside = comparing.scorer_named(scorer), comparing.measures_named(measures or ())
+    texts = source.prompts(listed, count, seed=1)
+    guided = {} if guidance is None else {"guidance_scale": guidance}
+    pipeline = source.load()
+    with bars(stderr()) as progress:
+        found = fisopt.compare(
+            pipeline,
+            texts,
+            wanted,
+            steps=steps,
+            seed=seed,
+            backend=chosen,
+            arguments={**source.size, **guided},
+            scorer=judge,
+            measures=beside,
+            floors=floors,
+            seen=comparing.progress_of(progress, progress.add_task("clips", total=None)),
+        )
+    options = {
+        "prompts": prompts,
+        "prompt": texts_,
+        "count": count,
+        "config": given,
+        "steps": steps,
+        "guidance": guidance,
+        "seed": seed,
+        "backend": chosen,
+        "scorer": scorer,
+        "measure": measures,
+        "floors": floors,
+        "height": height,
+        "width": width,
+        "frames": frames,
+        "device": device,
+        "dtype": dtype,
+    }
+    stdout().print(found)
+    for path in comparing.written(found, out, comparing.repeated("compare", model, options)):
+        stdout().print(f"wrote {path}", markup=False, soft_wrap=True)

@@ -1,0 +1,97 @@
+"""``fisopt tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import counting_bar, stderr, stdout
+from fisopt.cli.options import (
+    Count,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Pipeline,
+    Texts,
+    Width,
+)
+
+
+def run(
+    model: Pipeline,
+    target: Annotated[
+        str,
+        typer.Option(help="2x, 350ms (of one clip), error<=0.1 or psnr>=28 (of the latents)."),
+    ],
+    minutes: Annotated[float, typer.Option(help="When to stop.")] = 15.0,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 4,
+    prompts: Count = None,
+    texts_: Texts = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Say how large the search is, and run nothing."),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The recipe.")] = Path("out/recipe.yaml"),
+) -> None:
+    """Choose passes by a target."""
+    import fisopt
+    from fisopt.cli.comparing import repeated
+    from fisopt.cli.sources import Source
+    from fisopt.cli.tuning_view import front_table, rehearsed_table, tuned_table
+    from fisopt.errors import FileError
+    from fisopt.files import check_free
+    from fisopt.page.write import has_packages, write_page
+    from fisopt.tuning.goal import Goal
+    from fisopt.tuning.tune import check_minutes
+    from fisopt.tuning.tuned_page import page_of
+
+    Goal.of(target)  # refused before a large model is loaded
+    check_minutes(minutes)
+    source = Source(model, device, dtype, height, width, frames)
+    texts = source.prompts(texts_ or (), prompts, seed=1)
+    guided = {} if guidance is None else {"guidance_scale": guidance}
+    arguments = {**source.size, **guided}
+    measured = out.with_suffix(".measured.json")
+    for path in (out, measured):
+        check_free(path, force=True, error=FileError)
+    pipeline = source.load()
+    if dry_run:
+        with stderr().status("capturing"):
+            found = fisopt.rehearse(pipeline, texts, steps=steps, arguments=arguments)
+        stdout().print(rehearsed_table(found))
+        return
+    with counting_bar(f"measuring, {minutes:g} minutes at most") as seen:
+        made = fisopt.tune(
+            pipeline,
+            target,
+            texts,
+            steps=steps,
+            minutes=minutes,
+            seed=seed,
+            arguments=arguments,
+            progress=measured,
+            seen=seen,
+        )
+    written = [*made.save(out, force=True).values(), measured]
+    if has_packages():
+        options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
+        shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
+        command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
+        written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))
+    stdout().print(tuned_table(made))
+    stdout().print(front_table(made))
+    for line in (*made.notes, *(f"wrote {path}" for path in written)):
+        stdout().print(line, markup=False, soft_wrap=True)

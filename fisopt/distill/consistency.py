@@ -1,0 +1,95 @@
+"""Few steps: a student that reaches with each step what its teacher reaches with many.
+
+Sources: Efficient-vDiT, arXiv:2502.06155 (multi-step consistency distillation, its first stage);
+Multistep Consistency Models, arXiv:2403.06807.  The trajectory is cut into as many segments as the
+student has steps.  Ours: the target at a segment's end is the teacher's own state there, computed
+with all its small steps, and the student also starts segments where it came itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fisopt.checked import checked, count
+from fisopt.codegen.compile import Backend
+from fisopt.distill.following import Supplied, Task, follow, guidance_of
+from fisopt.distill.student import Student
+from fisopt.distill.trainer import Seen, Training
+from fisopt.errors import OptionError
+from fisopt.passes.presets import resolve
+from fisopt.rewrite.pass_base import Pass
+
+
+@checked
+def consistency(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int = 4,
+    teacher_steps: int = 48,
+    guidance: float | None = None,
+    passes: Sequence[Pass | str] = (),
+    training: Training = Training(),  # noqa: B008 - it cannot change
+    supplied: Supplied = Supplied(),  # noqa: B008
+    arguments: Mapping[str, Any] | None = None,
+    component: str | None = None,
+    backend: Backend = "eager",
+    folder: Path | str | None = None,
+    save_every: int = 100,
+    seen: Seen = lambda _: None,
+) -> Student:
+    """Train a student of few steps, with guidance folded in.
+
+    Args:
+        pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's; it
+            is left as it was.
+        prompts: what the clips that it learns from show; no other data is needed.
+        steps: of the student's sampler, which runs without guidance.
+        teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
+        guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.
+        passes: passes or preset names that the student runs under; none for a dense one.
+        training: steps, batch, learning rate and so on.
+        supplied: how many of the teacher's paths are laid, and where steps start.
+        arguments: more arguments of every call of the pipeline, such as the size of a clip.
+        component: of a pipeline with two transformers, the one to train.
+        backend: what runs the student, see `fisopt.optimize`.
+        folder: where the state of the run is kept; a run that was broken off goes on from it.
+        save_every: steps between two states.
+        seen: called with the trainer after every step.
+
+    Returns:
+        The student, with averaged weights.
+
+    Raises:
+        OptionError: something is out of range or of a wrong type; the student's steps do not
+            divide the teacher's.
+        InputError: there is no prompt; the scheduler is not one of a deterministic sampler; a pass
+            has no gradient; a loss is not finite: what ``folder`` holds then is from before.
+        FileError: the state cannot be written.
+    """
+    count("distill: steps", steps)
+    count("distill: teacher_steps", teacher_steps)
+    count("distill: save_every", save_every)
+    if teacher_steps % steps:
+        near = round(teacher_steps / steps) * steps
+        raise OptionError(
+            f"distill: {steps} segments do not divide the teacher's {teacher_steps} steps; use "
+            f"teacher_steps={max(near, steps)}"
+        )
+    arguments = dict(arguments or {})
+    task = Task(
+        pipeline,
+        prompts,
+        steps,
+        teacher_steps // steps,
+        guidance_of(pipeline, guidance, arguments),
+        1.0,
+        resolve(passes),
+        arguments,
+        component,
+        backend,
+    )
+    kept = None if folder is None else Path(folder)
+    return follow(task, training, supplied, kept, save_every, seen)

@@ -1,0 +1,97 @@
+"""The teacher's path from noise to a clip, and the losses of a student that walks along it.
+
+The teacher takes many small steps; the student has to reach with each of its few steps the state
+at which the teacher is at the next border: ``target = (z - teacher at the border) / gap``.  Where
+``z`` is the teacher's own state this is what the teacher averages over the segment.  Where it is
+the state that the student itself has reached, the student also learns to come back to the path, so
+that its errors do not add up from step to step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fisopt.distill.conditions import Conditions
+from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.loss import distance
+
+
+@dataclass(frozen=True)
+class Path:
+    """Where a teacher came by on its way from some noises.
+
+    Attributes:
+        states: at each border, noise first, [borders, clips, ...].
+        rows: the prompt of each clip, as a number.
+    """
+
+    states: Tensor
+    rows: Tensor
+
+    def take(self, clips: Tensor) -> Path:
+        """The paths of some of the clips."""
+        return Path(self.states[:, clips], self.rows[clips])
+
+
+def joined(paths: list[Path]) -> Path:
+    """All the clips of some paths."""
+    states = torch.cat([path.states for path in paths], 1)
+    return Path(states, torch.cat([path.rows for path in paths]))
+
+
+@torch.no_grad()
+def walked(
+    teacher: Denoiser, noise: Tensor, conditions: Conditions, rows: Tensor, hops: int
+) -> Path:
+    """Let a teacher walk from noise to clips.
+
+    Args:
+        teacher: its levels are the borders.
+        noise: [clips, ...], standard normal.
+        conditions: of all prompts.
+        rows: the prompt of each clip.
+        hops: the teacher's steps between two borders.
+    """
+    given, fine = teacher.take(conditions, rows), teacher.levels.split(hops)
+    latents = noise / fine[0].scale
+    states = [latents]
+    for step in range(fine.steps):
+        velocity = teacher.velocity(latents, fine[step], given, (step, fine.steps))
+        latents = latents - fine.gap(step) * velocity
+        if (step + 1) % hops == 0:
+            states.append(latents)
+    return Path(torch.stack(states), rows)
+
+
+def walk(student: Denoiser, path: Path, conditions: Conditions, own: Tensor) -> Iterator[Tensor]:
+    """The losses of a student along a path, one a step; gradients do not pass between steps.
+
+    Args:
+        student: its levels are the borders.
+        path: of its teacher.
+        conditions: of all prompts.
+        own: for each clip whether the student goes on from where it came itself (bool).
+
+    Yields:
+        The mean distance from the target, times the share of the way that the step goes.
+    """
+    given, levels = student.take(conditions, path.rows), student.levels
+    mine, there = own.view(-1, *[1] * (path.states.ndim - 2)), path.states[0].float()
+    whole = levels[0].sigma - levels[-1].sigma
+    for step in range(levels.steps):
+        gap = levels.gap(step)
+        start = torch.where(mine, there, path.states[step].float())
+        velocity = student.at(start, step, given)
+        target = (start - path.states[step + 1].float()) / gap
+        yield distance(velocity, target).mean() * (gap / whole)
+        there = start - gap * velocity.detach()
+
+
+@torch.no_grad()
+def sampled(student: Denoiser, noise: Tensor, conditions: Conditions, rows: Tensor) -> Tensor:
+    """What a student makes of noise with its own steps, [clips, ...]."""
+    return walked(student, noise, conditions, rows, 1).states[-1]

@@ -1,0 +1,213 @@
+"""The loop of training: AdamW, clipping, an average of the weights; resumable to the bit.
+
+All that is random in a step comes from a generator that the step's number seeds, so that what a
+run has to keep is the weights, the optimiser and the number of the step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fisopt import files
+from fisopt.checked import Checked, count
+from fisopt.errors import FileError, InputError, OptionError, shown
+
+Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
+"""The losses of a step, given its number and a generator; their sum is what is lowered."""
+Seen = Callable[["Trainer"], object]
+
+
+@dataclass(frozen=True)
+class Training(metaclass=Checked):
+    """How a student is trained.
+
+    Attributes:
+        steps: optimiser steps; None where only minutes end it.
+        minutes: of the whole run, those before it was resumed included; None where only steps
+            end it.  A run that minutes end is not the same twice.
+        batch: clips of a micro-batch.
+        accumulate: micro-batches of a step.
+        rate: learning rate at its height.
+        warmup: steps in which it rises.
+        decay: the last share of the run, in which it falls to nothing.
+        clip: the largest norm of the gradient.
+        average: weight of what was in the moving average of the weights; lower at the start.
+        precision: dtype of autocast, None for the weights' own.
+        seed: of everything that is random.
+    """
+
+    steps: int | None = 1000
+    minutes: float | None = None
+    batch: int = 4
+    accumulate: int = 1
+    rate: float = 2e-4
+    warmup: int = 20
+    decay: float = 0.5
+    clip: float = 1.0
+    average: float = 0.995
+    precision: torch.dtype | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "accumulate"):
+            count(f"Training: {name}", getattr(self, name))
+        for name in ("warmup", "seed"):
+            count(f"Training: {name}", getattr(self, name), 0)
+        if self.steps is None and self.minutes is None:
+            raise OptionError("Training: wanted steps or minutes, got neither")
+        if self.steps is not None:
+            count("Training: steps", self.steps)
+        for name, least in (("minutes", 0), ("rate", 0), ("clip", 0), ("decay", 0)):
+            value = getattr(self, name)
+            if value is not None and (
+                not isinstance(value, (int, float)) or not value > least or math.isinf(value)
+            ):
+                raise OptionError(
+                    f"Training: {name}: got {shown(value)}, wanted a number over {least}"
+                )
+
+
+class Trainer:
+    """Trains parameters by losses.
+
+    Attributes:
+        step: steps that are done.
+        seconds: they took so far.
+        minutes: when it ends, see `Training`.
+        loss: running mean of the loss.
+        average: the moving average of the parameters, by name.
+        curve: what was noted of each step.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], losses: Losses, training: Training
+    ) -> None:
+        self.parameters, self.losses, self.training = dict(parameters), losses, training
+        if not self.parameters:
+            raise InputError("distill: there is no parameter to train")
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
+        self.device = next(iter(self.parameters.values())).device
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), lr=training.rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.minutes = training.minutes
+        self.curve: list[dict[str, float]] = []
+        self.step, self.seconds, self.loss = 0, 0.0, math.nan
+
+    def run(self, seen: Seen = lambda _: None) -> None:
+        """Train to the end; ``seen`` is called after every step.
+
+        Raises:
+            InputError: a loss is not finite; the weights are those before that step.
+        """
+        while self.progress < 1:
+            began = time.perf_counter()
+            self.advance()
+            self.seconds += time.perf_counter() - began
+            seen(self)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run that is done."""
+        steps = self.training.steps
+        shares = [self.step / steps] if steps is not None else []
+        if self.minutes is not None:
+            shares.append(self.seconds / 60 / self.minutes)
+        return max(shares)
+
+    def advance(self) -> None:
+        """Make one step."""
+        told = self.training
+        generator = torch.Generator(self.device)
+        generator.manual_seed((told.seed << 32) + self.step)
+        total = torch.zeros((), device=self.device)
+        for _ in range(told.accumulate):
+            for loss in self.losses(self.step, generator):
+                (loss / told.accumulate).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / told.accumulate
+        norm = nn.utils.clip_grad_norm_(self.parameters.values(), told.clip)
+        value = float(total)
+        if not math.isfinite(value) or not math.isfinite(float(norm)):
+            self.optimizer.zero_grad()
+            raise InputError(
+                f"distill: the loss is {value:g} at step {self.step} and its gradient "
+                f"{float(norm):g}; the weights are those before it; use a lower rate, got "
+                f"{told.rate:g}"
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = told.rate * self._rate()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.step += 1
+        keep = min(told.average, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            now = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
+        share = max(0.02, 1 / self.step)
+        self.loss = value if self.step == 1 else self.loss + share * (value - self.loss)
+
+    def _rate(self) -> float:
+        told = self.training
+        rise = (self.step + 1) / (told.warmup + 1)
+        return min(1.0, rise, max(0.0, 1 - self.progress) / told.decay)
+
+    def save(self, path: Path) -> None:
+        """Write all that `resume` needs.
+
+        Raises:
+            FileError: it cannot be written; what was there is unchanged.
+        """
+        state = {
+            "parameters": {n: p.detach() for n, p in self.parameters.items()},
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.seconds,
+            "loss": self.loss,
+            "curve": self.curve,
+            "about": self._about(),
+        }
+        with files.written(path, force=True, error=FileError) as beside:
+            torch.save(state, beside)
+
+    def resume(self, path: Path) -> bool:
+        """Go on from what `save` wrote, if it is there.
+
+        Raises:
+            InputError: it is of another run, or damaged.
+        """
+        if not path.is_file():
+            return False
+        try:
+            state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
+            about = state["about"]
+        except Exception as error:
+            raise InputError(f"{path} is no state of a training run: {error}") from error
+        if about != self._about():
+            mine = {n: v for n, v in self._about().items() if about.get(n) != v}
+            raise InputError(f"{path} is of another run, which has not {mine}; choose another path")
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+                self.average[name].copy_(state["average"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
+        self.curve = state["curve"]
+        return True
+
+    def _about(self) -> dict[str, Any]:
+        told = {
+            n: str(v) for n, v in asdict(self.training).items() if n not in ("steps", "minutes")
+        }
+        shapes = {n: list(p.shape) for n, p in self.parameters.items()}
+        return {**told, "shapes": shapes}

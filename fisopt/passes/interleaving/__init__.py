@@ -1,0 +1,1 @@
+"""Frame interleaving: what becomes of one block."""

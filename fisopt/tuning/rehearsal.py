@@ -1,0 +1,97 @@
+"""Rehearsal: what a search would do and need, from the cost model alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isnan, log10
+
+import torch
+
+from fisopt.overview.rate import rate
+from fisopt.rewrite.program import Program
+from fisopt.tuning.space import Component, Space, screening
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What one option saves where every block runs so at every step.
+
+    Attributes:
+        component: the transformer.
+        option: in words.
+        share: of the dense FLOPs.
+    """
+
+    component: str
+    option: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """What is known before anything is measured.
+
+    Attributes:
+        changes: single changes that may be chosen.
+        plans: how many plans there are, as a power of ten.
+        generations: what screening takes, in whole generations; pricing and checks take about
+            as many again.
+        minutes: of one search, by FLOPs at the rate of a large product; None if that is unknown.
+        peak: bytes of weights, and of the largest values of a block, that are held at one time.
+        savings: of every option.
+        most: the largest speed-up of all.
+    """
+
+    changes: int
+    plans: float
+    generations: float
+    minutes: float | None
+    peak: int
+    savings: tuple[Saving, ...]
+    most: float
+
+    @staticmethod
+    def of(space: Space) -> Rehearsal:
+        """Tell what a space holds."""
+        components = list(space.components.values())
+        plans = sum(log10(1 + len(options)) for options in space.options.values())
+        generations = 2 * screening(space) + 2
+        seconds = 0.0
+        for c in components:
+            speed = rate(*_where(c.dense))
+            work = c.total * sum(c.calls.values())
+            seconds = seconds + work / speed if speed is not None else float("nan")
+        minutes = generations * seconds / 60
+        most = sum(
+            max(space.saves(place, o) for o in options) for place, options in space.options.items()
+        )
+        return Rehearsal(
+            space.size,
+            plans + sum(log10(2) for _ in space.reuses),
+            generations,
+            None if isnan(minutes) else minutes,
+            sum(_peak(c.dense) for c in components),
+            tuple(_savings(components)),
+            1 / (1 - most / space.total),
+        )
+
+
+def _savings(components: list[Component]) -> Iterator[Saving]:
+    for c in components:
+        for option, saved in c.saved.items():
+            if any(saved):
+                yield Saving(c.name, str(option), sum(saved) / c.total)
+
+
+def _where(program: Program) -> tuple[torch.device, torch.dtype]:
+    weight = next(program.source.model.parameters())
+    return weight.device, weight.dtype
+
+
+def _peak(program: Program) -> int:
+    """Bytes of the weights and of the largest operator's operands and result, four times over."""
+    weights = sum(p.numel() * p.element_size() for p in program.source.model.parameters())
+    values = [n.meta["val"] for b in program.blocks for n in b.body.graph.nodes if n.op != "output"]
+    sizes = [v.numel() * v.element_size() for v in values if isinstance(v, torch.Tensor)]
+    return int(weights + 4 * max(sizes, default=0))

@@ -1,0 +1,317 @@
+"""Search: prices, a plan by them, whole plans measured, and what hurts most undone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from math import exp, log
+from statistics import fmean
+from time import perf_counter
+from typing import Any
+
+from fisopt.errors import OptionError
+from fisopt.page.data import Choice
+from fisopt.recipe.recipe import Recipe
+from fisopt.tuning.goal import Goal, psnr_of
+from fisopt.tuning.plan_choice import Knapsack
+from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
+from fisopt.tuning.progress import Progress
+from fisopt.tuning.space import Change, Component, Plan, Space, said_numbers, screening
+from fisopt.tuning.trial import Clip, Trials
+from fisopt.tuning.tuned import Tuned
+
+SCREENING, PRICING = 0.4, 0.7
+"""Shares of the minutes after which screening and pricing end; the rest is for whole plans."""
+ROUNDS = 6
+REPAIRS = 24
+"""So many changes of a plan are tried to do without, those that hurt most."""
+FRONT = (1.2, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0)
+"""Speeds of the predicted points."""
+
+
+class Search:
+    """One search.
+
+    Args:
+        trials: runs the pipeline, whose transformers are ready.
+        goal: what to reach.
+        kept: what is measured.
+        seconds: how long it may take.
+        seen: called with the number of measurements.
+    """
+
+    def __init__(
+        self,
+        trials: Trials,
+        goal: Goal,
+        kept: Progress,
+        seconds: float,
+        seen: Callable[[int], object] | None,
+    ) -> None:
+        self.trials, self.goal, self.seconds = trials, goal, seconds
+        self.began = perf_counter()
+        self.clips = range(len(trials.recorder.prompts))
+        self.generation = self._dense()
+        self.space = self._space(kept)
+        self.measured = Measured(trials, self.space, kept, 0.0, seen)
+        self.prices = Prices(self.measured)
+        self.notes: list[str] = []
+        self.level = 1.0
+
+    def _dense(self) -> float:
+        """Record every clip; returns the seconds of one generation, capture left out."""
+        for clip in self.clips:
+            self.trials.dense(clip)
+        return self.trials.clips[1].seconds
+
+    def _space(self, kept: Progress) -> Space:
+        """The space, its blocks in as many bands as there is time to price."""
+        components = components_of(self.trials, self.trials.clips[0])
+        steps, most = self.trials.recorder.steps, max(len(c.parts) for c in components)
+        left = self.began + SCREENING * self.seconds - perf_counter()
+        if left < 2 * self.generation:
+            raise OptionError(
+                f"minutes={self.seconds / 60:g} do not allow one measurement: a generation takes "
+                f"{self.generation:.1f} s and the dense ones took "
+                f"{perf_counter() - self.began:.0f} s; give more, fewer prompts or a smaller video"
+            )
+        bands = kept.model.get("bands") or most
+        while "bands" not in kept.model and bands > 1:
+            space = Space(components, steps, bands)
+            if screening(space) * self.generation <= left:
+                break
+            bands -= max(1, bands // 8)
+        kept.model["bands"] = bands
+        return Space(components, steps, bands)
+
+    def run(self) -> Tuned:
+        """Screen, price, verify, repair."""
+        self.measured.deadline = self.began + SCREENING * self.seconds
+        try:
+            self.prices.screen()
+        except OutOfTimeError:
+            self.notes.append("stopped while screening: some options have no price")
+        self.measured.deadline = self.began + PRICING * self.seconds
+        plan = self._price()
+        self.measured.deadline = self.began + self.seconds
+        plan = self._verify(plan)
+        self.measured.write()
+        return self._told(plan)
+
+    def _price(self) -> Plan:
+        """Measure what the best plan uses, on one clip after another, until it stays the same."""
+        plan = self._solve()
+        try:
+            for clip in self.clips[:2]:
+                for _ in range(ROUNDS):
+                    if not self.prices.confirm(plan, clip):
+                        break
+                    plan = self._solve()
+        except OutOfTimeError:
+            plan = self._solve()
+        return plan
+
+    def _solve(self, forbidden: frozenset[Any] = frozenset()) -> Plan:
+        """The best plan by the prices, whose Programs save what the goal asks for."""
+        prices = {c: p for c, p in self.prices.all().items() if c not in forbidden}
+        knapsack = Knapsack(self.space, prices)
+        if self.goal.bounds_error:
+            bound = self.goal.most_error(self.trials.peak()) ** 2
+            return knapsack.most_saved(bound / self.level) or Plan()
+        wanted = 1 - 1 / self.speed
+        asked, fastest = wanted, knapsack.most_saved(float("inf")) or Plan()
+        for _ in range(3):
+            plan = knapsack.least_error(asked) or fastest
+            short = wanted - (1 - self.space.cost(plan) / self.space.total)
+            if short <= 0:
+                break
+            asked += 1.05 * short
+        return plan
+
+    @property
+    def speed(self) -> float:
+        """The speed-up that is asked for."""
+        if self.goal.kind == "ms":
+            return max(1.0, 1000 * self.trials.clips[1].busy / self.goal.value)
+        return self.goal.value
+
+    def error(self, plan: Plan) -> float:
+        """Squared error of a plan, geometric mean over the clips: the mean of their decibels."""
+        return geometric(self.measured.error(plan, clip) for clip in self.clips)
+
+    def _verify(self, plan: Plan) -> Plan:
+        """Measure whole plans; learn what groups add beyond their prices; repair."""
+        best, least = plan, float("inf")
+        try:
+            least = self.error(plan)
+            if self._short(plan):
+                return plan
+            for _ in range(ROUNDS):
+                self._learn(plan)
+                plan = self._solve()
+                self.prices.confirm(plan, 0)
+                plan = self._solve()
+                if named(plan) == named(best):
+                    break
+                found = self.error(plan)
+                if self._better(plan, found, best, least):
+                    best, least = plan, found
+            best, least = self._repair(best, least)
+        except OutOfTimeError:
+            self.notes.append("stopped at the minutes that were given")
+        return best
+
+    def _short(self, plan: Plan) -> bool:
+        """Whether a plan is slower than it should be, as the fastest may be."""
+        return not self.goal.bounds_error and self._speed_of(plan) < 0.999 * self.speed
+
+    def _speed_of(self, plan: Plan) -> float:
+        return self.space.total / self.space.cost(plan)
+
+    def _learn(self, plan: Plan) -> None:
+        """By group of steps: what its changes together add, over the sum of their prices."""
+        prices = self.prices.all()
+        for component in self.space.components.values():
+            for group in component.groups:
+                options = {
+                    p: o
+                    for p, o in plan.options.items()
+                    if (p.component, p.steps) == (component.name, group)
+                }
+                if len(options) < 2:
+                    continue
+                part = Plan(options)
+                found = self.prices.mean(part, self.clips[:2])
+                key = component.name, group
+                summed = sum(prices[change] for change in options.items())
+                before = self.prices.factors.get(key, 1.0)
+                self.prices.factors[key] = before * min(4.0, max(0.25, found / summed))
+        total = self.prices.all()
+        if plan.changes:
+            summed = sum(total[change] for change in plan.changes)
+            self.level = self.error(plan) / summed
+
+    def _better(self, plan: Plan, error: float, best: Plan, least: float) -> bool:
+        if not self.goal.bounds_error:
+            return error < least
+        bound = self.goal.most_error(self.trials.peak()) ** 2
+        if (error <= bound) != (least <= bound):
+            return error <= bound
+        if error > bound:
+            return error < least
+        return self.space.cost(plan) < self.space.cost(best)
+
+    def _repair(self, best: Plan, least: float) -> tuple[Plan, float]:
+        """Do without what hurts most, one change after another, and spend what is left."""
+        forbidden: frozenset[Any] = frozenset()
+        tried: set[str] = {named(best)}
+        prices = self.prices.all()
+        worst = sorted(best.changes, key=lambda c: prices.get(c, 0.0), reverse=True)
+        for change in worst[:REPAIRS]:
+            plan = self._solve(forbidden | {change})
+            if named(plan) in tried:
+                continue
+            tried.add(named(plan))
+            found = self.error(plan)
+            if self._better(plan, found, best, least):
+                best, least, forbidden = plan, found, forbidden | {change}
+        return best, least
+
+    def _told(self, plan: Plan) -> Tuned:
+        """What was found."""
+        known = self.measured.known(plan) or [0]
+        errors = [self.measured.error(plan, clip) for clip in known]
+        peak, prices = self.trials.peak(), self.prices.all()
+        speed = self._speed_of(plan)
+        error = geometric(errors) ** 0.5
+        psnr = fmean(psnr_of(e**0.5, peak) for e in errors)
+        reached = not self._short(plan)
+        if self.goal.bounds_error:
+            reached = error <= self.goal.most_error(peak)
+        knapsack = Knapsack(self.space, prices)
+        self._note(knapsack, reached)
+        front = []
+        for s in FRONT:
+            point = knapsack.least_error(1 - 1 / s)
+            if point is not None:
+                front.append((s, round((self.level * knapsack.predicted(point)) ** 0.5, 4)))
+        said = {"target": str(self.goal), "steps": self.space.steps}
+        figures = {"speed_up": round(speed, 3), "error": round(error, 4), "psnr": round(psnr, 2)}
+        passes = self.space.passes(plan)
+        tuned = {**said, **figures, "prompts": len(self.clips)}
+        recipes = {
+            name: Recipe.of(self.trials.modules[name].original, passes[name], tuned=tuned)
+            for name in passes
+        }
+        return Tuned(
+            str(self.goal),
+            reached,
+            passes,
+            recipes,
+            speed,
+            error,
+            psnr,
+            (self.level * knapsack.predicted(plan)) ** 0.5,
+            self._by_name(),
+            tuple(front),
+            tuple(self._choices(plan, prices)),
+            tuple(dict.fromkeys(self.notes)),
+        )
+
+    def _choices(self, plan: Plan, prices: Mapping[Change, float]) -> Iterator[Choice]:
+        """What runs in every branch of every block, or is reused."""
+        reused = {(r.component, r.group): r for r in plan.reuses}
+        for place in self.space.options:
+            option = plan.options.get(place)
+            reuse = reused.get((place.component, place.steps))
+            price = prices.get((place, option)) if option is not None else None
+            said = str(option).removeprefix(f"{place.part} ") if option is not None else "dense"
+            if reuse is not None and option is None:
+                said, price = "reused", prices.get(reuse)
+            for block in place.blocks:
+                yield Choice(
+                    block,
+                    place.part.replace("_", "-"),
+                    said_numbers(place.steps),
+                    said,
+                    price=None if price is None else price**0.5,
+                    configuration=str(self.goal),
+                    transformer=place.component,
+                )
+
+    def _note(self, knapsack: Knapsack, reached: bool) -> None:
+        alone, unknown = self.prices.not_tried()
+        size = self.space.size
+        self.notes.append(
+            f"{size - alone} of {size} changes were measured alone, {alone - unknown} guessed from "
+            f"others of their kind, {unknown} not tried; {self.measured.count} measurements in "
+            f"{(perf_counter() - self.began) / 60:.1f} minutes"
+        )
+        if not reached and not self.goal.bounds_error:
+            most = 1 / (1 - knapsack.most())
+            self.notes.append(
+                f"the target {self.goal} is out of reach: with every option in every block the "
+                f"transformers are {most:.2f} times cheaper; this is the nearest plan"
+            )
+        elif not reached:
+            self.notes.append(f"the target {self.goal} is out of reach; this is the nearest plan")
+
+    def _by_name(self) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for clip, known in self.measured.kept.prompts.items():
+            for name, error in known.items():
+                found.setdefault(name, {})[clip] = error
+        return found
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean of squared errors; one that is nothing counts as -120 dB."""
+    return exp(fmean(log(max(value, 1e-12)) for value in values))
+
+
+def components_of(trials: Trials, clip: Clip) -> list[Component]:
+    """The transformers that run in a clip, with their calls."""
+    calls: dict[str, Counter[int]] = {}
+    for line in clip.lines:
+        calls.setdefault(line.component, Counter())[line.step] += 1
+    return [Component(name, trials.program(name), mine) for name, mine in calls.items()]

@@ -1,0 +1,146 @@
+"""Tune: as much of the video as a speed allows, or as much speed as an error allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fisopt.checked import checked
+from fisopt.errors import InputError, OptionError, shown
+from fisopt.pipelines import transformers_of
+from fisopt.tuning.goal import Goal
+from fisopt.tuning.progress import Progress
+from fisopt.tuning.recorder import Generate, Recorder
+from fisopt.tuning.rehearsal import Rehearsal
+from fisopt.tuning.search import Search, components_of
+from fisopt.tuning.space import Space
+from fisopt.tuning.trial import Trials
+from fisopt.tuning.tuned import Tuned
+
+
+@checked
+def tune(
+    pipeline: Any,
+    target: str,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    minutes: float = 15.0,
+    seed: int = 0,
+    arguments: Mapping[str, Any] | None = None,
+    generate: Generate | None = None,
+    progress: Path | str | None = None,
+    seen: Callable[[int], object] | None = None,
+) -> Tuned:
+    """Choose passes for a pipeline by a target.
+
+    For each block, branch of it and group of denoising steps one of many options is chosen, by
+    the error that it alone leaves in the final latents; whole plans are then measured and
+    repaired.
+
+    Args:
+        pipeline: a diffusers pipeline, all transformers of which are tuned; it is left as it was.
+        target: "2x", "350ms" (of all transformer calls of one clip), "error<=0.1" (relative L2
+            error of the final latents) or "psnr>=28" (dB, of the final latents).
+        prompts: what to generate, two texts or more, one for each generation.
+        steps: denoising steps of a generation.
+        minutes: when to stop; fewer minutes price fewer blocks apart.
+        seed: of the noise of the first generation; each next one adds one.
+        arguments: more arguments of every call of the pipeline, such as its size; JSON values.
+        generate: runs the pipeline for the prompt of a number and returns the final latents, where
+            a call with prompt, steps, generator and arguments is not enough.
+        progress: a file for what is measured; a run that was cut short goes on from it, and another
+            target measures little again.
+        seen: called with the number of measurements so far.
+
+    Returns:
+        The plan.  A target out of reach gives the nearest plan and what limits it.
+
+    Raises:
+        OptionError: the target is of another unit or below 1x, or the minutes allow nothing.
+        InputError: there are fewer than two prompts; the pipeline draws noise that its generator
+            does not pair; what ``progress`` holds is of another run.
+    """
+    goal = Goal.of(target)
+    check_minutes(minutes)
+    if isinstance(prompts, (list, tuple)) and len(prompts) < 2:
+        raise InputError(
+            f"tune: got {len(prompts)} prompts, wanted two or more: one to choose by, others to "
+            "see whether the choice holds"
+        )
+    recorder = _recorder(pipeline, prompts, steps, seed, arguments, generate)
+    about = recorder.about()
+    about["weights"] = recorder.weights() if progress is not None else ""
+    kept = Progress(progress, about, damage)
+    trials = Trials(recorder)
+    with trials.ready():
+        return Search(trials, goal, kept, 60.0 * minutes, seen).run()
+
+
+def rehearse(
+    pipeline: Any,
+    prompts: Sequence[str],
+    *,
+    steps: int,
+    arguments: Mapping[str, Any] | None = None,
+    generate: Generate | None = None,
+) -> Rehearsal:
+    """What `tune` would do, told without a run of the transformers.
+
+    The pipeline runs once, with transformers that return zeros.
+
+    Args:
+        pipeline: see `tune`; so are the others.
+        prompts: of which the first is used.
+        steps: denoising steps of a generation.
+        arguments: of every call.
+        generate: runs the pipeline.
+
+    Raises:
+        InputError: see `tune`.
+    """
+    recorder = _recorder(pipeline, prompts, steps, 0, arguments, generate)
+    trials = Trials(recorder)
+    with trials.ready():
+        components = components_of(trials, trials.pretend(0))
+        return Rehearsal.of(Space(components, steps, max(len(c.parts) for c in components)))
+
+
+def _recorder(
+    pipeline: Any,
+    prompts: Sequence[str],
+    steps: int,
+    seed: int,
+    arguments: Mapping[str, Any] | None,
+    generate: Generate | None,
+) -> Recorder:
+    return Recorder(
+        pipeline,
+        prompts,
+        steps=steps,
+        seed=seed,
+        component=next(iter(transformers_of(pipeline))),
+        arguments=arguments,
+        generate=generate,
+    )
+
+
+def check_minutes(minutes: object) -> None:
+    """Insist on a number of minutes.
+
+    Raises:
+        OptionError: it is none.
+    """
+    if not isinstance(minutes, (int, float)) or isinstance(minutes, bool) or not minutes > 0:
+        raise OptionError(f"minutes must be a number above 0, got {shown(minutes)}")
+
+
+def damage(model: Any, prompts: Mapping[str, Any]) -> str:
+    """What of some progress is not as it is kept, in words; empty if nothing is."""
+    bands = model.get("bands", 1)
+    fine = type(bands) is int and bands > 0
+    errors = [e for found in prompts.values() for e in found.values()]
+    if not fine or not all(isinstance(e, (int, float)) and e >= 0 for e in errors):
+        return "wanted errors that are numbers of at least 0"
+    return ""

@@ -1,0 +1,75 @@
+"""Tuned: the plan that was found, what is known of it, and what was left untried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fisopt.page.data import Choice
+from fisopt.recipe.recipe import Recipe
+from fisopt.rewrite.pass_base import Pass
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `fisopt.tune` found.
+
+    Attributes:
+        target: what was asked for.
+        reached: whether the plan reaches it.
+        passes: the plan, by transformer, as `fisopt.optimize` takes it.
+        recipes: the same with the model that it is for, by transformer; see `save`.
+        speed_up: dense FLOPs of the transformers over those of the plan.
+        error: relative L2 error of the final latents, geometric mean over the prompts.
+        psnr: of the final latents in dB, mean over the prompts, the range of the dense latents as
+            peak.
+        predicted: the error by the prices of its changes, times what measured plans add to these.
+        prices: squared relative error of every single change that was measured, by name, by
+            prompt.
+        front: predicted points of other targets: ``[speed-up, error]``.
+        choices: what runs in every branch of every block, with the error that it alone leaves.
+        notes: what limits the plan, and what was not tried, in words.
+    """
+
+    target: str
+    reached: bool
+    passes: Mapping[str, list[Pass]]
+    recipes: Mapping[str, Recipe]
+    speed_up: float
+    error: float
+    psnr: float
+    predicted: float
+    prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
+    front: tuple[tuple[float, float], ...] = ()
+    choices: tuple[Choice, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
+
+    def save(self, path: Path | str, *, force: bool = False) -> dict[str, Path]:
+        """Write a recipe for each transformer that is not dense.
+
+        Args:
+            path: of the recipe; of two transformers their names go before its ending.
+            force: replace what is there.
+
+        Returns:
+            What ``fisopt.optimize(pipeline, recipe=...)`` takes, by transformer.
+        """
+        path = Path(path)
+        many = len(self.recipes) > 1
+        return {
+            name: recipe.save(
+                path.with_suffix(f".{name}{path.suffix}") if many else path, force=force
+            )
+            for name, recipe in self.recipes.items()
+        }
+
+    def said(self) -> dict[str, Any]:
+        """The figures, as plain values."""
+        return {
+            "target": self.target,
+            "speed_up": round(self.speed_up, 3),
+            "error": round(self.error, 4),
+            "psnr": round(self.psnr, 2),
+        }

@@ -1,0 +1,111 @@
+"""What a denoiser predicts is what the pipeline computes; a path's targets are the teacher's."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisopt import InputError
+from fisopt.distill.conditions import Conditions, record
+from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.levels import Levels
+from fisopt.distill.path import sampled, walk, walked
+from fisopt.models.testbed import TestbedPipeline
+from tests.distill.conftest import GUIDANCE, PROMPTS, SIZE
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def recorded(pipe: TestbedPipeline) -> tuple[Conditions, Levels]:
+    return record(pipe, pipe.transformer, PROMPTS, STEPS, SIZE)
+
+
+def noise_of(conditions: Conditions) -> Tensor:
+    return torch.randn(2, *conditions.shape, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_sampled_is_what_the_pipeline_makes(
+    pipe: TestbedPipeline, guidance: float, batch: int
+) -> None:
+    found, levels = record(pipe, pipe.transformer, PROMPTS, STEPS, SIZE, batch)
+    assert len(found.branches) == 2
+    assert found.beside is not None
+    assert len(found.beside) == 1  # the coordinates, which are the same for all prompts
+    noise = noise_of(found)
+    got = sampled(Denoiser(pipe.transformer, levels, guidance), noise, found, torch.arange(2))
+    want = pipe(
+        PROMPTS,
+        latents=noise,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance,
+        output_type="latent",
+        **SIZE,
+    ).frames
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+def test_the_pipeline_is_as_it_was(pipe: TestbedPipeline) -> None:
+    record(pipe, pipe.transformer, PROMPTS[:1], 1, SIZE)
+    assert "forward" not in vars(pipe.transformer)
+
+
+def test_a_path_of_one_hop_is_the_sampler(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    """So a student that is its own teacher has nothing to learn, wherever its steps start."""
+    conditions, levels = recorded
+    teacher = Denoiser(pipe.transformer, levels, GUIDANCE)
+    path = walked(teacher, noise_of(conditions), conditions, torch.arange(2), 1)
+    for own in (torch.zeros(2, dtype=bool), torch.ones(2, dtype=bool)):
+        losses = list(walk(teacher, path, conditions, own))
+        assert len(losses) == STEPS
+        assert max(float(loss) for loss in losses) < 1e-3
+
+
+def test_targets_lead_to_the_teachers_borders(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    """A student that predicts what would reach the border has no loss."""
+    conditions, levels = recorded
+    teacher = Denoiser(pipe.transformer, levels, GUIDANCE)
+    noise, rows = noise_of(conditions), torch.arange(2)
+    path = walked(teacher, noise, conditions, rows, 4)
+    fine = walked(Denoiser(pipe.transformer, levels.split(4), GUIDANCE), noise, conditions, rows, 1)
+    torch.testing.assert_close(path.states, fine.states[::4])
+
+    class Ideal(Denoiser):
+        def at(self, latents: Tensor, step: int, given: Conditions) -> Tensor:
+            torch.testing.assert_close(latents, path.states[step])
+            return (latents - path.states[step + 1]) / self.levels.gap(step)
+
+    ideal = Ideal(pipe.transformer, levels)
+    own = torch.tensor([True, False])
+    assert sum(float(loss) for loss in walk(ideal, path, conditions, own)) < 1e-5
+
+
+def test_prompts_are_taken_by_row(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    conditions, levels = recorded
+    denoiser, noise = Denoiser(pipe.transformer, levels, GUIDANCE), noise_of(conditions)
+    both = denoiser.at(noise, 0, denoiser.take(conditions, torch.tensor([1, 0])))
+    one = denoiser.at(noise[1:], 0, denoiser.take(conditions, torch.tensor([0])))
+    torch.testing.assert_close(both[1:], one, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(
+        both[1:], denoiser.at(noise[1:], 0, denoiser.take(conditions, torch.tensor([1])))
+    )
+
+
+def test_guidance_that_was_not_recorded(pipe: TestbedPipeline) -> None:
+    found, levels = record(pipe, pipe.transformer, PROMPTS, 1, {**SIZE, "guidance_scale": 1.0})
+    with pytest.raises(InputError, match="ran its transformer once a step; pass the arguments"):
+        Denoiser(pipe.transformer, levels, GUIDANCE).take(found, torch.arange(2))
+
+
+def test_no_prompt(pipe: TestbedPipeline) -> None:
+    with pytest.raises(InputError, match="got 0 prompts, wanted 1 or more"):
+        record(pipe, pipe.transformer, [], 1)

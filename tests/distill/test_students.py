@@ -1,0 +1,147 @@
+"""Students: they come nearer to their teacher, and what comes out runs dense too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fisopt import ExportError, FrameInterleave, InputError, OptionError, Recipe
+from fisopt.distill import Student, Supplied, Training, consistency, sparse
+from fisopt.distill.conditions import record
+from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.path import sampled
+from fisopt.models.testbed import TestbedPipeline, build_pipeline
+from tests.distill.conftest import PROMPTS, SIZE
+
+TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
+SUPPLIED = Supplied(reuse=2, kept=2)
+SHORT = {"training": TRAINING, "supplied": SUPPLIED, "arguments": SIZE}
+PASSES = [FrameInterleave(2, blocks=":")]
+
+
+def clips(pipe: TestbedPipeline, model: Any, steps: int, guidance: float) -> Tensor:
+    noise = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(9))
+    other = build_pipeline(model)
+    other.set_progress_bar_config(disable=True)
+    made = other(
+        PROMPTS,
+        latents=noise,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+        **SIZE,
+    )
+    return made.frames
+
+
+@pytest.fixture(scope="module")
+def few(pipe: TestbedPipeline) -> Student:
+    return consistency(pipe, PROMPTS, steps=2, teacher_steps=8, **SHORT)
+
+
+def test_few_steps_without_guidance_come_nearer(pipe: TestbedPipeline, few: Student) -> None:
+    teacher = pipe.transformer
+    assert (few.steps, few.guidance, few.passes) == (2, 1.0, ())
+    want = clips(pipe, teacher, 8, 2.0)
+    before = (clips(pipe, teacher, 2, 1.0) - want).norm()
+    after = (clips(pipe, few.model, 2, 1.0) - want).norm()
+    assert after < 0.9 * before
+    losses = [point["loss"] for point in few.curve]
+    assert len(losses) == 12
+    assert losses[-1] < losses[0]
+
+
+def test_the_teacher_is_as_it_was(pipe: TestbedPipeline, few: Student) -> None:
+    assert few.model is not pipe.transformer
+    assert not any(p.requires_grad for p in pipe.transformer.parameters())
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(few.model.parameters(), pipe.transformer.parameters(), strict=True)
+    )
+
+
+def test_a_sparse_student_comes_nearer(pipe: TestbedPipeline, tmp_path: Path) -> None:
+    teacher = pipe.transformer
+    training = replace(TRAINING, steps=30)
+    thin = sparse(pipe, PROMPTS, PASSES, steps=2, **{**SHORT, "training": training})
+    assert (thin.guidance, thin.passes) == (2.0, tuple(PASSES))
+    thin.save(tmp_path / "thin")
+    assert Recipe.load(tmp_path / "thin" / "recipe.yaml").passes == thin.passes
+    assert "optimize(model, recipe=" in (tmp_path / "thin" / "README.md").read_text()
+    found, levels = record(pipe, teacher, PROMPTS, 2, SIZE)
+    noise, rows = (
+        torch.randn(2, *found.shape, generator=torch.Generator().manual_seed(9)),
+        torch.arange(2),
+    )
+    want = sampled(Denoiser(teacher, levels, 2.0), noise, found, rows)
+
+    def distance() -> float:
+        return float((sampled(Denoiser(thin.runs, levels, 2.0), noise, found, rows) - want).norm())
+
+    after = distance()
+    thin.model.load_state_dict(teacher.state_dict())
+    assert after < 0.9 * distance()
+
+
+def test_resumed_equals_uninterrupted(pipe: TestbedPipeline, few: Student, tmp_path: Path) -> None:
+    """Also where the state was left between two batches of paths."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill(trainer: Any) -> None:
+        if trainer.step == 5:
+            raise KilledError
+
+    run = {**SHORT, "steps": 2, "teacher_steps": 8, "folder": tmp_path, "save_every": 3}
+    with pytest.raises(KilledError):
+        consistency(pipe, PROMPTS, **run, seen=kill)
+    again = consistency(pipe, PROMPTS, **run)
+    for (name, got), want in zip(again.weights.items(), few.weights.values(), strict=True):
+        assert torch.equal(got, want), name
+    assert [p["loss"] for p in again.curve] == [p["loss"] for p in few.curve]
+
+
+def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> None:
+    folder = few.save(tmp_path / "few")
+    loaded = type(few.model).from_pretrained(folder)
+    for name, got in loaded.named_parameters():
+        assert torch.equal(got, few.weights[name]), name
+    facts = json.loads((folder / "distilled.json").read_text())
+    assert (facts["num_inference_steps"], facts["guidance_scale"]) == (2, 1.0)
+    assert facts["trained"]["step"] == 12
+    with pytest.raises(ExportError, match="exists"):
+        few.save(folder)
+    few.save(folder, force=True)
+    (folder / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"holds other things, mine.txt"):
+        few.save(folder, force=True)
+
+
+def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
+    with pytest.raises(OptionError, match=r"4 segments do not divide .* 50 steps; .*=48"):
+        consistency(pipe, PROMPTS, steps=4, teacher_steps=50)
+
+
+def test_no_pass(pipe: TestbedPipeline) -> None:
+    with pytest.raises(OptionError, match="sparse wants passes, got none"):
+        sparse(pipe, PROMPTS, [])
+
+
+def test_a_pass_without_gradient(pipe: TestbedPipeline) -> None:
+    class Rounding(FrameInterleave):
+        differentiable = False
+
+    with pytest.raises(InputError, match="Rounding has no gradient"):
+        sparse(pipe, PROMPTS, [Rounding(2)], steps=2, **SHORT)
+
+
+def test_guidance_out_of_range(pipe: TestbedPipeline) -> None:
+    with pytest.raises(OptionError, match=r"guidance: got 0.5, wanted a number of 1 or more"):
+        consistency(pipe, PROMPTS, guidance=0.5)

@@ -1,0 +1,251 @@
+"""Tuning: trials equal plain runs, plans are the best ones, and a recipe gives its numbers again."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import fisopt
+from fisopt import InputError, OptionError
+from fisopt.errors import FisoptError
+from fisopt.tuning import search
+from fisopt.tuning import space as space_module
+from fisopt.tuning.option import Option
+from fisopt.tuning.plan_choice import Knapsack
+from fisopt.tuning.recorder import Recorder
+from fisopt.tuning.space import Component, Place, Plan, Reuse, Space
+from fisopt.tuning.trial import Trials
+from tests.conftest import captured
+from tests.denoiser import Denoiser
+
+pytestmark = [pytest.mark.xdist_group("wan"), pytest.mark.usefixtures("captured_once")]
+PROMPTS = ["a", "bb"]
+BLOCK = {"self_attention", "cross_attention", "feed_forward"}
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space that is searched in a moment."""
+    kept = {
+        "self_attention": (Option("self_attention", 2), Option("self_attention", 2, "anchors")),
+        "feed_forward": (Option("feed_forward", 2),),
+    }
+    monkeypatch.setattr(space_module, "options_of", lambda part, _: kept.get(part, ()))
+    monkeypatch.setattr(search, "ROUNDS", 1)
+    monkeypatch.setattr(search, "REPAIRS", 2)
+
+
+def latents(pipeline: Any, index: int, steps: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(index)
+    with torch.no_grad():
+        made: torch.Tensor = pipeline(
+            PROMPTS[index], num_inference_steps=steps, generator=generator
+        )[0]
+    return made
+
+
+@cache
+def component() -> Component:
+    return Component("transformer", captured("wan"), Counter())
+
+
+def space(calls: dict[int, int], bands: int = 1) -> Space:
+    mine = copy(component())
+    mine.calls = Counter(calls)
+    return Space([mine], len(calls), bands)
+
+
+def test_a_trial_is_a_plain_run_and_late_changes_run_late_steps_alone() -> None:
+    pipeline = Denoiser()
+    model = pipeline.transformer
+    trials = Trials(Recorder(pipeline, PROMPTS, steps=3))
+    ran: list[int] = []
+    with trials.ready():
+        module = trials.modules["transformer"]
+        dense = trials.dense(1)
+        passes = [fisopt.FrameInterleave(stride=2, rotate="steps", steps="1:")]
+        hook = fisopt.OptimizedModule._run
+
+        def counted(self: Any, *args: Any) -> Any:
+            ran.append(1)
+            return hook(self, *args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fisopt.OptimizedModule, "_run", counted)
+            error = trials.error(1, {"transformer": passes})
+        assert [line.step for line in dense.lines] == [0, 1, 2]
+        assert len(ran) == 2
+        assert trials.error(1, {}) == 0
+        assert module.passes == ()
+    assert pipeline.transformer is model
+    want = latents(pipeline, 1, 3)
+    torch.testing.assert_close(dense.latents[0], want, rtol=1e-5, atol=1e-5)
+    fisopt.optimize(pipeline, passes, backend="eager")
+    got = latents(pipeline, 1, 3)
+    assert error == pytest.approx(
+        float((got - want).square().sum() / want.square().sum()), rel=1e-3
+    )
+    assert error > 1e-6
+
+
+def test_what_is_saved_is_what_programs_save() -> None:
+    made = space({0: 2, 1: 2}, bands=3)
+    assert {place.part for place in made.options} == BLOCK
+    assert made.total == pytest.approx(4 * fisopt.program_cost(captured("wan")).work)
+    options = {p: o[0] for p, o in made.options.items() if p.steps == (1,)}
+    plan = Plan(options)
+    saved = sum(made.saves(p, o) for p, o in options.items())
+    assert made.total - made.cost(plan) == pytest.approx(saved, rel=0.05)
+    (frames,) = made.passes(plan)["transformer"]
+    assert isinstance(frames, fisopt.FrameInterleave)
+    assert (frames.steps, frames.rotate, frames.self_attention) == ("1", "steps", 2)
+    reuse = Reuse("transformer", (1,), (1,))
+    assert reuse in made.reuses
+    passes = made.passes(Plan({}, (reuse,)))["transformer"]
+    assert passes == [fisopt.StepCache(steps=[1], blocks=":")]
+
+
+def test_a_plan_says_each_block() -> None:
+    made = space({0: 1}, bands=3)
+    places = [p for p in made.options if p.part == "self_attention"]
+    one, two = places[0], places[2]
+    picked = Plan({one: Option("self_attention", 2, "anchors"), two: Option("self_attention", 4)})
+    (frames,) = made.passes(picked)["transformer"]
+    strides = [1, 1, 1, 1]
+    strides[one.blocks[0]], strides[two.blocks[0]] = 2, 4
+    assert isinstance(frames, fisopt.FrameInterleave)
+    assert frames.self_attention == tuple(strides)
+    assert isinstance(frames.kv, tuple)
+    assert frames.kv[one.blocks[0]] == "anchors"
+    assert (frames.cross_attention, frames.feed_forward) == (1, 1)
+
+
+def test_the_plan_is_the_best_one() -> None:
+    """Against every plan of a space that is small enough to write down."""
+    made = space({0: 1, 1: 1})
+    generator = torch.Generator().manual_seed(0)
+    kept = [p for p in made.options if p.part == "self_attention"]
+    made.options = {p: made.options[p][:2] for p in kept}
+    changes: list[Any] = [(p, o) for p, options in made.options.items() for o in options]
+    prices = {c: float(torch.rand((), generator=generator)) for c in (*changes, *made.reuses)}
+    knapsack = Knapsack(made, prices)
+    ways = [[None, *options] for options in made.options.values()]
+    plans = []
+    for picks in itertools.product(*ways):
+        options = {p: o for p, o in zip(made.options, picks, strict=True) if o is not None}
+        plans.append(Plan(options))
+        if not any(p.steps == (1,) for p in options):
+            plans.append(Plan(options, tuple(made.reuses)))
+    for saved in (0.05, 0.2, 0.3, 0.5):
+        fit = [p for p in plans if knapsack.saving(p) >= saved]
+        found = knapsack.least_error(saved)
+        if not fit:
+            assert found is None
+            continue
+        assert found is not None
+        least = min(map(knapsack.predicted, fit))
+        assert knapsack.predicted(found) == pytest.approx(least, rel=2e-3)
+    bound = 0.8
+    most = max(knapsack.saving(p) for p in plans if knapsack.predicted(p) <= bound)
+    found = knapsack.most_saved(bound)
+    assert found is not None
+    assert knapsack.saving(found) == pytest.approx(most, rel=2e-3)
+    assert knapsack.most() == pytest.approx(max(map(knapsack.saving, plans)))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_recipe_gives_its_numbers_again_and_a_second_run_measures_nothing(tmp_path: Path) -> None:
+    pipeline, kept, seen = Denoiser(), tmp_path / "measured.json", []
+    given: dict[str, Any] = {"steps": 2, "minutes": 9, "progress": kept}
+    made = fisopt.tune(pipeline, "1.3x", PROMPTS, **given, seen=seen.append)
+    assert made.reached
+    assert made.speed_up >= 1.3
+    assert seen == [*range(1, len(seen) + 1)]
+    assert set(json.loads(kept.read_text())["prompts"]) == {"0", "1"}
+    dense = [latents(pipeline, i, 2) for i in range(2)]
+    fisopt.optimize(pipeline, recipe=made.save(tmp_path / "r.yaml"), backend="eager")
+    recipe = pipeline.transformer.recipe
+    assert recipe.tuned["steps"] == 2
+    ends = [float((latents(pipeline, i, 2) - d).norm() / d.norm()) for i, d in enumerate(dense)]
+    assert (ends[0] * ends[1]) ** 0.5 == pytest.approx(made.error, rel=1e-3)
+    with pytest.warns(UserWarning, match="tuned for 2 denoising steps .* has 3"):
+        latents(pipeline, 0, 3)
+    fisopt.restore(pipeline)
+    known = len(seen)
+    again = fisopt.tune(pipeline, "1.3x", PROMPTS, **given, seen=seen.append)
+    assert again.error == made.error
+    assert len(seen) == known
+
+
+@pytest.mark.usefixtures("few")
+def test_two_transformers_and_an_error(tmp_path: Path) -> None:
+    pipeline = Denoiser(second=True)
+    made = fisopt.tune(pipeline, "error<=0.05", PROMPTS, steps=2, minutes=9)
+    assert made.error <= 0.05
+    assert set(made.passes) == {"transformer", "transformer_2"}
+    assert set(made.save(tmp_path / "r.yaml")) == set(made.passes)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "r.transformer.yaml",
+        "r.transformer_2.yaml",
+    ]
+
+
+@pytest.mark.usefixtures("few")
+def test_out_of_reach_is_the_nearest() -> None:
+    made = fisopt.tune(Denoiser(), "50x", PROMPTS, steps=1, minutes=9)
+    assert not made.reached
+    assert made.speed_up > 1.2
+    assert any("out of reach: with every option in every block" in note for note in made.notes)
+
+
+@pytest.mark.usefixtures("few")
+def test_rehearsal_runs_no_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fisopt.OptimizedModule, "_run", lambda *_: pytest.fail("it ran"))
+    found = fisopt.rehearse(Denoiser(), PROMPTS, steps=2)
+    assert found.changes == 2 * 4 * 3 + 1
+    assert found.generations > 4
+    assert found.minutes is not None
+    assert found.peak > 0
+    assert found.most > 1.3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"target": "0.5x"}, "slower than dense"),
+        ({"target": "12"}, "wanted '2x'"),
+        ({"prompts": []}, "got 0 prompts, wanted two or more"),
+        ({"prompts": ["a"]}, "got 1 prompts, wanted two or more"),
+        ({"prompts": "ab"}, "prompts must be a list of texts"),
+        ({"minutes": 0}, "minutes must be a number above 0"),
+        ({"minutes": 1e-6}, "do not allow one measurement"),
+        ({"pipeline": Denoiser}, "has no transformer"),
+    ],
+)
+def test_refusals(given: dict[str, Any], message: str) -> None:
+    told = {"pipeline": Denoiser(), "target": "2x", "prompts": PROMPTS, "steps": 1, **given}
+    with pytest.raises(FisoptError, match=message):
+        fisopt.tune(told.pop("pipeline"), told.pop("target"), told.pop("prompts"), **told)
+
+
+def test_noise_that_is_not_paired_is_named() -> None:
+    with pytest.raises(
+        InputError, match=r"end apart.*scheduler \(FlowMatchEulerDiscreteScheduler\)"
+    ):
+        fisopt.tune(Denoiser(noisy=True), "2x", PROMPTS, steps=2)
+
+
+def test_places_have_names() -> None:
+    place = Place("transformer", (0, 1, 2), (3, 5), "feed_forward")
+    assert str(place) == "transformer steps 0-2 blocks 3,5 feed_forward"
+    assert str(Option("self_attention", 2, "anchors")) == "self_attention stride 2 anchors"
+    with pytest.raises(OptionError):
+        fisopt.tune(Denoiser(), "2 frames", PROMPTS, steps=2)
