@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 from fisopt.errors import CaptureError, FisoptError, InputError
 from fisopt.models.guessing.proposals import proposals
-from fisopt.models.guessing.readings import readings
+from fisopt.models.guessing.readings import Reading, readings
 from fisopt.models.registry import known_inside, spec_of
 from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.tracing.attending import Seen, seen
 from fisopt.rewrite.tracing.follow import Search, shapes_of
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.tracing.readiness import unhooked
-from fisopt.rewrite.tracing.trials import Shape, Trial, shape_trials, user_line
+from fisopt.rewrite.tracing.trials import shape_trials, user_line
 from fisopt.spec import ModelSpec, SpecOf
 
 
@@ -40,12 +39,25 @@ class Guess:
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """A reading that fits, by how many frames more the model runs (0: none), and its sentence."""
+class _Candidate:
+    """A reading, and the blocks that return as many tokens as it says."""
 
-    spec: ModelSpec
-    step: int
-    why: str
+    reading: Reading
+    grid: TokenLayout
+    blocks: tuple[str, ...]
+
+    @property
+    def spec(self) -> ModelSpec:
+        return ModelSpec(blocks=self.blocks, grid=self.reading)
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What differs between readings that say different things of other calls too."""
+        return self.grid, self.blocks, getattr(self.reading, "layout", None)
+
+    @property
+    def why(self) -> str:
+        return f"{self.grid} from {self.reading}; blocks {', '.join(self.blocks)}"
 
 
 def guess(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Guess:
@@ -103,45 +115,67 @@ def guessed_spec(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[ModelSpec
 
 def _from(model: nn.Module, inputs: Inputs) -> Guess:
     check_example(model, inputs)
-    plain, found = unhooked(model), list(_lists(model))
-    refused = "it has no list of blocks"
-    fitting: dict[tuple[Any, ...], _Fit] = {}
-    with shape_trials(plain, [], inputs) as (trial, _, _):
+    plain = unhooked(model)
+    found = _run(plain, list(_lists(model)), inputs)
+    tiers: list[list[_Candidate]] = [[], [], []]
+    for reading in readings(inputs.kwargs(), getattr(model, "config", {})):
+        grid = TokenLayout(*reading(inputs.kwargs()))
+        fits = {name: _tier(seen, grid, inputs) for name, seen in found.items()}
+        best = min((tier for tier in fits.values() if tier is not None), default=None)
+        if best is not None:
+            blocks = tuple(f"{name}.*" for name, tier in fits.items() if tier == best)
+            tiers[best].append(_Candidate(reading, grid, blocks))
+    refused = "none has as many tokens"
+    for tier in tiers:
+        fitting: dict[Any, tuple[_Candidate, int]] = {}
+        for candidate in tier:
+            try:
+                step = _follow(plain, candidate.spec, inputs, candidate.grid)
+            except CaptureError as error:
+                refused = f"{candidate.reading}: {error}"
+            else:
+                fitting.setdefault(candidate.key, (candidate, step))
+        followed = [c for c, step in fitting.values() if step]
+        if chosen := followed or [c for c, _ in fitting.values()]:
+            return Guess(_only(model, chosen).spec, inputs.kwargs(), chosen[0].why)
+    raise InputError(
+        f"{type(model).__name__}: no reading of {shapes_of(inputs)} fits the blocks "
+        f"{[f'{name}.*' for name in found]} ({refused}); give "
+        'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
+    )
+
+
+def _only(model: nn.Module, chosen: Sequence[_Candidate]) -> _Candidate:
+    """Return the one candidate there is.
+
+    Raises:
+        InputError: There are more.
+    """
+    if len(chosen) > 1:
+        raise InputError(
+            f"{type(model).__name__}: two readings fit, so none is taken: "
+            f"{' or '.join(c.why for c in chosen)}. Say which: "
+            "spec=fisopt.ModelSpec(blocks=..., grid=...)"
+        )
+    return chosen[0]
+
+
+def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str, Seen]:
+    """Run the model; of the lists, those without self-attention count only if none has it.
+
+    Raises:
+        InputError: The model does not run.
+    """
+    with shape_trials(model, [], inputs) as (trial, _, _), seen(model, lists) as found:
         try:
-            returned = _returned(plain, found, trial, inputs)
+            trial(inputs)
         except Exception as error:
             raise InputError(
                 f"{type(model).__name__} does not run on shapes alone: {type(error).__name__}: "
                 f"{error}\n    {user_line(error)}"
             ) from error
-    for reading in readings(inputs.kwargs(), getattr(model, "config", {})):
-        grid = TokenLayout(*reading(inputs.kwargs()))
-        blocks = tuple(f"{name}.*" for name in found if _carries(returned[name], grid, inputs))
-        key = (grid.frames, grid.height, grid.width, getattr(reading, "layout", None), blocks)
-        if not blocks or key in fitting:
-            continue
-        spec = ModelSpec(blocks=blocks, grid=reading)
-        try:
-            step = _follow(plain, spec, inputs, grid)
-        except CaptureError as error:
-            refused = f"{reading}: {error}"
-        else:
-            fitting[key] = _Fit(spec, step, f"{grid} from {reading}; blocks {', '.join(blocks)}")
-    found_fits = [fit for fit in fitting.values() if fit.step] or list(fitting.values())
-    if len(found_fits) > 1:
-        both = " or ".join(fit.why for fit in found_fits)
-        raise InputError(
-            f"{type(model).__name__}: two readings fit, so none is taken: {both}. Say which: "
-            f"spec=fisopt.ModelSpec(blocks=..., grid=...)"
-        )
-    if not found_fits:
-        raise InputError(
-            f"{type(model).__name__}: no reading of {shapes_of(inputs)} fits the blocks "
-            f"{[f'{name}.*' for name in found]} ({refused}); give "
-            'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
-        )
-    (fit,) = found_fits
-    return Guess(fit.spec, inputs.kwargs(), fit.why)
+    attending = {name: seen for name, seen in found.items() if seen.attends}
+    return attending or found
 
 
 def _lists(model: nn.Module) -> Iterator[str]:
@@ -155,34 +189,16 @@ def _lists(model: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _returned(
-    model: nn.Module, lists: Sequence[str], trial: Trial, inputs: Inputs
-) -> dict[str, list[Shape]]:
-    """Shapes of what the modules of each list return."""
-    found: dict[str, list[Shape]] = {name: [] for name in lists}
-    with ExitStack() as stack:
-        for name in lists:
-            shapes = found[name]
-
-            def note(_: Any, __: Any, out: Any, shapes: list[Shape] = shapes) -> None:
-                leaves = pytree.tree_leaves(out)
-                shapes.extend(tuple(x.shape) for x in leaves if isinstance(x, Tensor))
-
-            for module in model.get_submodule(name).children():
-                stack.callback(module.register_forward_hook(note).remove)
-        trial(inputs)
-    return found
-
-
-def _carries(shapes: Sequence[Shape], grid: TokenLayout, inputs: Inputs) -> bool:
-    """Whether what a list returns holds the tokens, alone or joined to another sequence."""
-    lengths = {x.shape[1] for _, x in inputs.tensors() if x.ndim == 3}
+def _tier(found: Seen, grid: TokenLayout, inputs: Inputs) -> int | None:
+    """How well what a list returns fits the tokens: 0 alone, 1 with text, 2 with anything."""
     batch = max((x.shape[0] for _, x in inputs.tensors() if x.ndim > 2), default=1)
-    return any(
-        prod(shape[:-1]) == batch * grid.tokens
-        or any(size == grid.tokens or size - grid.tokens in lengths for size in shape[1:-1])
-        for shape in shapes
-    )
+    sizes = [size for shape in found.shapes for size in shape[1:-1]]
+    if grid.tokens in sizes or any(prod(s[:-1]) == batch * grid.tokens for s in found.shapes):
+        return 0
+    lengths = {x.shape[1] for _, x in inputs.tensors() if x.ndim == 3}
+    if lengths & {size - grid.tokens for size in sizes}:
+        return 1
+    return 2 if any(size > grid.tokens for size in sizes) else None
 
 
 def _follow(model: nn.Module, spec: ModelSpec, inputs: Inputs, grid: TokenLayout) -> int:

@@ -15,7 +15,7 @@ from fisopt.models.family import Config
 from fisopt.models.guessing.readings import LAYOUTS, NUMBERS
 from fisopt.spec import Grid
 
-_LATENT: Grid = (5, 8, 12)
+_LATENT: Grid = (5, 8, 16)
 _TEXT, _AUDIO, _BATCH = 7, 11, 1
 _LENGTHS = ("max_text_seq_length", "max_sequence_length")
 _TIMES = ((_BATCH,), (_BATCH, _LATENT[0]), (_BATCH, 1, _LATENT[0]))
@@ -40,12 +40,19 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class _Form:
-    """What the name of an argument leaves open: layout, channels, and whose times they are."""
+    """What names leave open: layout, channels, whose times they are, whether a mask is given."""
 
     config: Config
     layout: str
     channels: int
     times: tuple[int, ...]
+    masked: bool
+
+    @property
+    def latent(self) -> Grid:
+        """Size of the latents; a few frames, where the config does not say how many."""
+        frames = self.config.get("video_length")
+        return (frames, *_LATENT[1:]) if isinstance(frames, int) else _LATENT
 
     def features(self, name: str) -> int | None:
         """The number of features of an argument, None if the config has none."""
@@ -60,7 +67,7 @@ class _Form:
 
     def video(self, channels: int) -> Tensor:
         """Latents in the form's layout."""
-        frames, rows, columns = _LATENT
+        frames, rows, columns = self.latent
         if self.layout == "BNC":
             return torch.randn(_BATCH, frames * rows * columns, channels)
         sizes = {"B": _BATCH, "C": channels, "F": frames, "H": rows, "W": columns}
@@ -70,7 +77,7 @@ class _Form:
         """Numbers of the tokens along each axis."""
         patch = self.config.get("patch_size", 1)
         cuts = (1, patch, patch) if isinstance(patch, int) else patch
-        return [torch.arange(size // cut) for size, cut in zip(_LATENT, cuts, strict=True)]
+        return [torch.arange(size // cut) for size, cut in zip(self.latent, cuts, strict=True)]
 
 
 _MADE: Mapping[str, Callable[[_Form], Any]] = {
@@ -78,7 +85,7 @@ _MADE: Mapping[str, Callable[[_Form], Any]] = {
     "control_hidden_states": lambda form: form.video(form.features("control_hidden_states") or 0),
     "timestep": lambda form: torch.full(form.times, 500.0),
     "r_timestep": lambda form: torch.full(form.times, 250.0),
-    "encoder_attention_mask": lambda form: torch.ones(_BATCH, form.text),
+    "encoder_attention_mask": lambda form: torch.ones(_BATCH, form.text) if form.masked else None,
     "pooled_projections": lambda form: _rows(form, "pooled_projections"),
     "encoder_hidden_states": lambda form: _rows(form, "encoder_hidden_states", form.text),
     "audio_encoder_hidden_states": lambda form: _rows(
@@ -106,10 +113,10 @@ def proposals(model: nn.Module) -> Iterator[dict[str, Any]]:
     numbers = all(name in parameters for name in NUMBERS)
     layouts = ("BNC", *LAYOUTS) if numbers else LAYOUTS
     given = next((config[name] for name in _CHANNELS if isinstance(config.get(name), int)), 4)
-    for channels, layout, times in itertools.product(
-        (given, 2 * given + 1, given - 1), layouts, _TIMES
+    for channels, layout, times, masked in itertools.product(
+        (given, 2 * given + 1, given - 1), layouts, _TIMES, (True, False)
     ):
-        form = _Form(config, layout, channels, times)
+        form = _Form(config, layout, channels, times, masked)
         made = {name: _MADE[name](form) for name in parameters if _wanted(name, form)}
         yield {name: _as(value, reference) for name, value in made.items() if value is not None}
 
