@@ -9,8 +9,10 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_hunyuan_video_framepack import (
     HunyuanVideoFramepackTransformer3DModel,
 )
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
+from fisopt.errors import InputError
 from fisopt.models.family import Call, Config, Family, Published, with_children
 
 _HISTORY = {"latents_history_4x": 16, "latents_history_2x": 2, "latents_clean": 2}
@@ -24,6 +26,7 @@ class MaskedFramepack(HunyuanVideoFramepackTransformer3DModel):
     video, so that shapes follow from data. Equal for text whose padding comes last.
     """
 
+    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
         self,
         hidden_states: Tensor,
@@ -46,6 +49,8 @@ class MaskedFramepack(HunyuanVideoFramepackTransformer3DModel):
         pack: Any = self._pack_history_states
         project: Any = self.image_projection
         names = ("latents_clean", "latents_history_2x", "latents_history_4x")
+        if missing := [name for name in names if history.get(name) is None]:
+            raise InputError(f"Framepack: got no {', '.join(missing)}, wanted the whole history")
         past = embed(*(history[name] for name in names))
         tables = [
             self.rope(indices, height=height, width=width, device=video.device)

@@ -13,6 +13,7 @@ from diffusers.models.transformers.transformer_minimax_h3 import (
     MiniMaxH3Transformer3DModel,
     MiniMaxH3TransformerOutput,
 )
+from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
 from fisopt.errors import InputError
@@ -39,6 +40,7 @@ class VideoLast(MiniMaxH3Transformer3DModel):
     video is. Attention does not ask for the order of its rows; equal up to the order of sums.
     """
 
+    @apply_lora_scale("attention_kwargs")  # type: ignore[untyped-decorator]
     def forward(
         self,
         hidden_states: Tensor,
