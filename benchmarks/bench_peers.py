@@ -36,7 +36,8 @@ from fisopt.models.testbed import load_testbed, sample_prompts
 from fisopt.page.data import DENSE
 
 PATH = RESULTS / "testbed_peers.json"
-SEED = 5000
+PLANS = RESULTS / "tune.json"
+SEED = 1000
 FIGURES = ("psnr", "worst", "uneven", "ssim", "ms_ssim", "flip", "flicker", "motion")
 FAITHFUL = fisopt.FrameInterleave(stride=2, blocks=":", kv="all", scope="attention")
 Kind = tuple[str, str, Any]
@@ -45,10 +46,13 @@ Kind = tuple[str, str, Any]
 
 def entries(steps: int) -> Iterator[Kind]:
     """Every configuration at a number of steps."""
+    many = steps >= 20
+    if PLANS.exists() and not many:
+        for target, plan in json.loads(PLANS.read_text())["plans"].items():
+            yield f"tuned {target}", "ours", plan["recipe"]
     for name in fisopt.PRESETS:
         yield f"preset {name}", "ours", [name]
-    many = steps >= 20
-    for threshold in (0.1, 0.14, 0.2, 0.28) if many else (0.1, 0.2, 0.4):
+    for threshold in (0.14, 0.2, 0.28) if many else (0.2,):
         cache = fisopt.StepCache(threshold, order=1)
         yield f"StepCache {threshold}, order 1", "ours", [cache]
         yield f"fis-faithful + StepCache {threshold}, order 1", "ours", [FAITHFUL, cache]
@@ -104,7 +108,7 @@ class Bench:
         self.steps = steps
         pipe: Any = load_testbed().to(device)
         pipe.set_progress_bar_config(disable=True)
-        prompts = [str(p) for p in sample_prompts(clips, seed=29)]
+        prompts = [str(p) for p in sample_prompts(clips, seed=11)]  # those of bench_tune.py
         self.maker = Maker(pipe, prompts, steps, SEED, {}, 0, lambda done, total: None)
         self.rows: list[dict[str, Any]] = []
         if PATH.exists():

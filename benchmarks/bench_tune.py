@@ -14,7 +14,7 @@ import json
 import math
 import statistics
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,7 @@ class Bench:
         held: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
         self.plans: dict[str, Any] = held.get("plans", {})
         self.scores: dict[str, list[dict[str, Any]]] = held.get("scores", {})
+        self.times: dict[str, Any] = held.get("times", {})
         self.speeds: dict[str, float | None] = {}
         self.dense: list[tuple[np.ndarray, torch.Tensor]] = []
         self.eager = fisopt.optimize(self.pipe.transformer, [], backend="eager")
@@ -98,22 +99,50 @@ class Bench:
             )
             self.save()
 
+    def time(self, target: str, rounds: int = 3) -> None:
+        """CPU seconds of a clip on one thread, dense and under a plan, in turns; both eager."""
+        if target in self.times:
+            return
+        fast = fisopt.optimize(self.eager, recipe=self.plans[target]["recipe"], backend="eager")
+        seconds: dict[str, list[float]] = {"dense": [], "plan": []}
+        for turn in range(rounds + 1):  # the first captures and rewrites
+            for name, module in (("dense", self.eager), ("plan", fast)):
+                began = process_time()
+                self.run_once(module, turn)
+                if turn:
+                    seconds[name].append(process_time() - began)
+        ratio = statistics.median(
+            a / b for a, b in zip(seconds["dense"], seconds["plan"], strict=True)
+        )
+        predicted = self.plans[target]["speed_up"]
+        self.times[target] = {
+            "seconds": {name: round(statistics.median(s), 3) for name, s in seconds.items()},
+            "speed_up": round(ratio, 3),
+            "reached": round(ratio / predicted, 3),
+        }
+        self.save()
+
     def clip(self, module: Any, index: int) -> tuple[np.ndarray, torch.Tensor]:
         """One clip [frames, height, width, 3] and its latents, from fixed noise."""
         if module is self.eager and index < len(self.dense):
             return self.dense[index]
+        latents = self.run_once(module, index)
+        frames = to_frames(latents)[0]
+        if module is self.eager:
+            self.dense.append((frames, latents))
+        return frames, latents
+
+    def run_once(self, module: Any, index: int) -> torch.Tensor:
+        """The final latents of a clip."""
         self.pipe.transformer = module
         generator = torch.Generator().manual_seed(1000 + index)
-        latents = self.pipe(
+        latents: torch.Tensor = self.pipe(
             self.prompts[index],
             num_inference_steps=STEPS,
             generator=generator,
             output_type="latent",
         ).frames
-        frames = to_frames(latents)[0]
-        if module is self.eager:
-            self.dense.append((frames, latents))
-        return frames, latents
+        return latents
 
     def speed(self, target: str) -> float | None:
         """Dense FLOPs of all steps over those of a plan or a preset; None if the run decides."""
@@ -143,6 +172,7 @@ class Bench:
                 "rows": rows,
                 "plans": self.plans,
                 "scores": self.scores,
+                "times": self.times,
             },
         )
 
@@ -176,6 +206,7 @@ def main() -> None:
     for target in arguments.targets:
         bench.tune(target)
         bench.run(target)
+        bench.time(target)
     for name in ("dense", *arguments.presets):
         bench.run(name)
 

@@ -9,6 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from tables import speed
 
+from fisopt.comparison.intervals import mean_of
+
 KINDS = {
     "block, anchors keys, residual": ("o", "C0"),
     "block, anchors keys, carry": ("v", "C0"),
@@ -42,6 +44,48 @@ def plot_quality(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
     np.atleast_1d(axes)[0].set_ylabel("PSNR against the dense clip, dB")
     np.atleast_1d(axes)[-1].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw PSNR with its interval against speed, ours and others', one panel a number of steps."""
+    steps = sorted({r["steps"] for r in rows})
+    figure, axes = plt.subplots(1, len(steps), figsize=(6 * len(steps), 4.6), squeeze=False)
+    for axis, n in zip(axes[0], steps, strict=True):
+        for kind, marker, colour in (("ours", "o", "C0"), ("peer", "D", "C7")):
+            mine = [r for r in rows if (r["steps"], r["kind"]) == (n, kind) and "psnr" in r]
+            for row in mine:
+                found = mean_of(row["psnr"])
+                reach = 0.0 if found.high is None else found.high - found.mean
+                at = (speed(row), found.mean)
+                axis.errorbar(*at, yerr=reach, marker=marker, color=colour, capsize=2)
+                axis.annotate(row["name"], at, (4, 4), textcoords="offset points", fontsize=5)
+        axis.set(title=f"{n} steps", xlabel="speed-up (FLOPs)")
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("PSNR against the dense clip, dB")
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
+def plot_students(students: dict[str, Any], path: Path) -> None:
+    """Draw how near students come to what they follow, against the clips that they trained on."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    guided = {
+        True: (axes[1], "to_4", "4 guided steps"),
+        False: (axes[0], "to_50", "50 guided steps"),
+    }
+    for name, student in students.items():
+        axis, key, _ = guided[student["guided"]]
+        curve = [{"clips": 0, **student["before"]}, *student["curve"]]
+        axis.plot([p["clips"] for p in curve], [p[key] for p in curve], "o-", label=name)
+    for axis, key, what in guided.values():
+        axis.set(xlabel="clips walked", ylabel=f"PSNR to the dense clip of {what}, dB")
+        axis.grid(alpha=0.3)
+        if key == "to_50":
+            teacher = next(iter(students.values()))["baselines"]["dense, 4 steps, guided"][key]
+            axis.axhline(teacher, color="C7", ls="--", label="dense, 4 guided steps")
+        axis.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=130)
 

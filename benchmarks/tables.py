@@ -225,6 +225,30 @@ def caches_table(rows: list[Result]) -> str:
     )
 
 
+def tune_table(result: Result) -> str:
+    """Tuned plans and presets on clips that no search saw, the fastest first."""
+    plans, times = result["plans"], result.get("times", {})
+    return markdown(
+        [
+            *("plan", "speed-up", "in CPU time", "PSNR dB", "SSIM", "error", "predicted"),
+            "all three %",
+        ],
+        [
+            [
+                f"tuned for {r['target']}" if r["target"] in plans else r["target"],
+                f"{r['speed_up']:.2f}x" if r["speed_up"] is not None else "",
+                f"{times[r['target']]['speed_up']:.2f}x" if r["target"] in times else "",
+                f"{r['psnr']:.1f} ± {r['half']:.1f}" if r["target"] != "dense" else "",
+                f"{r['ssim']:.3f}",
+                f"{r['error']:.3f}" if r["target"] != "dense" else "",
+                f"{plans[r['target']]['error']:.3f}" if r["target"] in plans else "",
+                f"{r['right']:.0f}",
+            ]
+            for r in sorted(result["rows"], key=lambda r: -(r["speed_up"] or 0.0))
+        ],
+    )
+
+
 def precision_table(rows: list[Result]) -> str:
     """Linears in FP8 beside those in the model's precision, under the same passes."""
     names = {"model": "as the model", "fp8-simulated": "fp8"}
@@ -290,6 +314,38 @@ def export_table(rows: list[Result]) -> str:
         ["model", "passes", *formats],
         [[*key, *(shown(cells.get((*key, f))) for f in formats)] for key in keys],
     )
+
+
+def students_table(students: dict[str, Result]) -> str:
+    """Students of the testbed, before and after training, beside the dense model."""
+    shown = ("colour", "shape", "direction", "right")
+    head = ["evaluations", "FLOPs", "to 50 guided steps, dB", "to 4 guided steps, dB"]
+    dense = next(iter(students.values()))["baselines"]
+
+    def line(name: str, calls: int, flops: str, f: Result) -> list[Any]:
+        near = ["" if f[k] >= 100 else f"{f[k]:.1f}" for k in ("to_50", "to_4")]
+        checked = [f"{f[k]:.0f}" for k in shown]
+        return [
+            name,
+            calls,
+            flops,
+            *near,
+            *checked,
+            f"{abs(f['frechet']):.3f}",
+            f"{f['motion']:.2f}",
+        ]
+
+    body = []
+    for name, figures in dense.items():
+        steps = int(name.split(", ")[1].split()[0])
+        body.append(line(name, 2 * steps, "1.00x", figures))
+    for name, student in students.items():
+        calls = student["steps"] * (2 if student["guided"] else 1)
+        what = f"{student['steps']} steps, {'guided' if student['guided'] else 'guidance learnt'}"
+        for when in ("before", "after"):
+            flops = f"{student['flops_ratio']:.2f}x"
+            body.append(line(f"{name} ({what}), {when}", calls, flops, student[when]))
+    return markdown(["clips of", *head, *(f"{k} %" for k in shown), "Fréchet", "motion"], body)
 
 
 def forward_table(rows: list[Result]) -> str:

@@ -251,7 +251,10 @@ def test_demo_says_when_its_times_say_little() -> None:
 
 @pytest.mark.xdist_group("testbed of the demo")
 @pytest.mark.usefixtures("one_testbed")
-def test_demo_without_passes_is_exact(weights: Path, tmp_path: Path) -> None:
+def test_demo_without_passes_is_exact(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
     result = fisopt_command(
         "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",
         "--steps", "1", "--prompt", "red circle moving left fast over waves",
@@ -262,6 +265,8 @@ def test_demo_without_passes_is_exact(weights: Path, tmp_path: Path) -> None:
     assert figures["predicted_speed_up"] == 1
     assert figures["ssim"] == pytest.approx(1)
     assert figures["clips"][0]["psnr"] is None, "infinite"
+    assert "pip install 'fisopt[compare]'" in result.output
+    assert not (tmp_path / "demo.html").exists()
 
 
 @pytest.mark.parametrize(

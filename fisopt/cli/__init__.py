@@ -27,7 +27,9 @@ TALKATIVE = (
     "torch.utils._pytree",
 )
 """What diffusers imports wherever it is installed, and warns of kernels that no command uses."""
-COMMANDS = "models choose inspect codegen demo compare calibrate search tune export sign verify"
+COMMANDS = (
+    "models choose inspect codegen demo compare calibrate search tune distill export sign verify"
+)
 for name in COMMANDS.split():
     module = import_module(f"fisopt.cli.commands.{name}")
     app.command(name, help=getattr(texts, name.upper()))(guarded(module.run))

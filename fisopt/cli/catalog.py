@@ -20,7 +20,7 @@ from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.tracing.block_paths import matches
 
-LONGEST_OPTION = 30
+LONGEST_OPTION = 31
 """Width at which a pass breaks between its options and not inside of one."""
 
 

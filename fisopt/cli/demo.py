@@ -29,7 +29,7 @@ from fisopt.files import check_free
 from fisopt.models import testbed
 from fisopt.nearest import did_you_mean
 from fisopt.page.data import DENSE
-from fisopt.page.write import check_installed
+from fisopt.page.write import NEEDS, has_packages
 from fisopt.rewrite.pass_base import Pass
 from fisopt.tuning.quality import Similarity, mean_psnr
 
@@ -188,10 +188,8 @@ def _page(settings: Settings, found: Comparison, err: Console) -> list[Path]:
         "out": settings.out,
         "weights": settings.weights,
     }
-    try:
-        check_installed()
-    except OptionError as error:
-        err.print(Text(str(error), style="yellow"), soft_wrap=True)
+    if not has_packages():
+        err.print(Text(NEEDS, style="yellow"), soft_wrap=True)
         return []
     return [found.save_page(settings.out / "demo.html", repeated("demo", "", options))]
 

@@ -167,6 +167,23 @@ Examples:
   fisopt export testbed --recipe out/recipe.yaml -o fast.pt2
 """
 
+DISTILL = """Train a student of a pipeline: of few steps, or one that has learnt to be sparse.
+
+With --teacher-steps the student does in each of its few --steps what its
+teacher does in many, guidance folded in, so that it runs without guidance.
+With --pass or --recipe it learns to run under passes.  With both it learns
+both at once.  The teacher makes its own data: no clips are needed, only
+prompts, better hundreds than a few.  A run that was broken off goes on from
+the state in --out.  The student is written to OUT/student: weights that
+diffusers loads (with --lora an adapter), the recipe, a model card.
+
+\b
+Examples:
+  fisopt distill testbed --teacher-steps 48 --steps 4 --prompts prompts.txt
+  fisopt distill testbed --pass fis-fast --steps 4 --train-steps 2000
+  fisopt distill ./Wan2.2-TI2V-5B-Diffusers --recipe fast.yaml --lora 32
+"""
+
 EXPORT = """Write an optimised model as files that run elsewhere.
 
 A path that ends in .pt2, .onnx or .txt is one file; any other is a folder,

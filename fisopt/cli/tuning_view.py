@@ -44,6 +44,9 @@ def rehearsed_table(found: Rehearsal) -> Table:
     table.add_row("minutes, by FLOPs", minutes)
     table.add_row("peak memory", f"{found.peak / 2**30:.1f} GiB")
     table.add_row("largest speed-up", f"{found.most:.2f}x")
+    for name, passes in found.plan.items():
+        said = "\n".join(short(p) for p in passes) or "dense"
+        table.add_row(f"{name}, by the testbed's prices", Text(said))
     for each in found.savings:
         table.add_row(f"{each.component}, {each.option} everywhere", f"saves {each.share:.0%}")
     return table

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from fisopt.codegen.attentions import use_attention
 from fisopt.codegen.bindings import KERNELS, takers
+from fisopt.codegen.checkpointed import asks_for_checkpoints, checkpoint_blocks
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.linears import holds_fp8, use_fp8
@@ -54,7 +55,8 @@ def compile_program(
         choices: takes which implementation was chosen for what, and why.
         options: which kernels are asked for; attention that they leave open is what diffusers was
             told.
-        training: leave out emitted kernels, which have no gradient.
+        training: leave out emitted kernels, which have no gradient; and where the model says
+            ``gradient_checkpointing``, have blocks run again for theirs.
         placement: the device that it runs on while its weights stay on the host; None runs it
             where they are.
     """
@@ -68,7 +70,7 @@ def compile_program(
         module = (
             lowered(program, options, chosen, placement) if staged else program.copy().graph_module
         )
-        return bind_weights(module, model)
+        return _bound(module, model, training)
     if not torch.cuda.is_available() and not has_compiler():
         raise LoweringError(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
@@ -85,6 +87,12 @@ def compile_program(
             if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
                 stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
             setattr(module, name, stage)
+    return _bound(module, model, training)
+
+
+def _bound(module: fx.GraphModule, model: nn.Module, training: bool) -> Runnable:
+    if training and asks_for_checkpoints(model):
+        checkpoint_blocks(module)
     return bind_weights(module, model)
 
 

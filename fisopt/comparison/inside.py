@@ -39,16 +39,14 @@ def stages_of(
 
     Args:
         ready: the configuration.
-        pipeline: the pipeline.
+        pipeline: the pipeline, running it; the clip is the last that any of its transformers made.
         seconds: what the clip took.
         dense: milliseconds of the dense model's steps, by name; what FLOPs promise of those of
             this one is taken from them.
     """
     if not ready.optimised:
         return []
-    with ready.running(pipeline):
-        steps = summary(pipeline).steps
-    found = []
+    steps, found = summary(pipeline).steps, []
     for step in steps:
         if step.measured_ms is not None:
             name = f"step {step.step}" + (f", {step.transformer}" if len(ready.modules) > 1 else "")

@@ -44,7 +44,7 @@ class Run:
         self.clips: dict[str, list[Clip]] = {}
         self.films: list[Film] = []
         self.predicted: dict[str, float | None] = {}
-        self.seconds: dict[str, float] = {}
+        self.stages: dict[str, list[Stage]] = {}
         self.notes: dict[str, None] = {}
         self.first: np.ndarray | None = None
 
@@ -79,11 +79,13 @@ class Run:
         return clip
 
     def _timed(self, each: Ready, index: int) -> tuple[np.ndarray, float]:
-        since = perf_counter()
-        with each.running(self.maker.pipeline):
+        pipeline, since = self.maker.pipeline, perf_counter()
+        base = [] if each.name == DENSE else self.stages[DENSE]
+        dense = {stage.name: stage.measured for stage in base}
+        with each.running(pipeline):
             clip, seconds = self.maker.clip(index)
+            self.stages[each.name] = stages_of(each, pipeline, seconds, dense)
         self.predicted[each.name] = predicted_ratio(each, since)
-        self.seconds[each.name] = seconds
         return clip, seconds
 
     def _take(
@@ -123,10 +125,6 @@ class Run:
         rows += [Row(name, tuple(self.clips[name]), floor=True) for name in floors]
         others = self.ready[1:]
         graphs = [graph for each in others if (graph := graph_of(each, steps)) is not None]
-        stages: list[Stage] = []
-        for each in self.ready:
-            dense = {stage.name: stage.measured for stage in stages if stage.configuration == DENSE}
-            stages += stages_of(each, pipeline, self.seconds[each.name], dense)
         return Comparison(
             title=f"fisopt compare: {type(pipeline).__name__}",
             rows=tuple(rows),
@@ -137,7 +135,7 @@ class Run:
             notes=tuple(self.notes),
             films=tuple(self.films),
             choices=tuple(c for each in others for c in choices_of(each, steps)),
-            stages=tuple(stages),
+            stages=tuple(stage for each in self.ready for stage in self.stages[each.name]),
             graphs=tuple(graphs[:2]),
         )
 

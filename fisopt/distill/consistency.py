@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
 from fisopt.distill.following import Supplied, Task, follow, guidance_of
@@ -36,6 +38,8 @@ def consistency(
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
     backend: Backend = "eager",
+    lora: int | None = None,
+    latents: Tensor | None = None,
     folder: Path | str | None = None,
     save_every: int = 100,
     seen: Seen = lambda _: None,
@@ -45,7 +49,7 @@ def consistency(
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's; it
             is left as it was.
-        prompts: what the clips that it learns from show; no other data is needed.
+        prompts: what the clips that it learns from show.
         steps: of the student's sampler, which runs without guidance.
         teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
         guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.
@@ -55,6 +59,9 @@ def consistency(
         arguments: more arguments of every call of the pipeline, such as the size of a clip.
         component: of a pipeline with two transformers, the one to train.
         backend: what runs the student, see `fisopt.optimize`.
+        latents: clips to learn from, [prompts, ...], one a prompt, as the model takes them; None
+            for the teacher's own paths.  With clips, steps start at clips under noise.
+        lora: rank of adapters to train in the place of the weights (peft).
         folder: where the state of the run is kept; a run that was broken off goes on from it.
         save_every: steps between two states.
         seen: called with the trainer after every step.
@@ -65,13 +72,16 @@ def consistency(
     Raises:
         OptionError: something is out of range or of a wrong type; the student's steps do not
             divide the teacher's.
-        InputError: there is no prompt; the scheduler is not one of a deterministic sampler; a pass
-            has no gradient; a loss is not finite: what ``folder`` holds then is from before.
+        InputError: latents are of another shape; there is no prompt; the scheduler is not one of a
+            deterministic sampler; a pass has no gradient; a loss is not finite: what ``folder``
+            holds then is from before.
         FileError: the state cannot be written.
     """
     count("distill: steps", steps)
     count("distill: teacher_steps", teacher_steps)
     count("distill: save_every", save_every)
+    if lora is not None:
+        count("distill: lora", lora)
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(
@@ -90,6 +100,8 @@ def consistency(
         arguments,
         component,
         backend,
+        lora,
+        latents,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

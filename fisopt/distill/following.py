@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fisopt import models
 from fisopt.api import optimize
 from fisopt.checked import Checked, count
 from fisopt.codegen.compile import Backend
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.levels import Levels
+from fisopt.distill.lora import adapted
 from fisopt.distill.path import walk
 from fisopt.distill.student import Student
 from fisopt.distill.supply import Supply
@@ -66,6 +68,8 @@ class Task:
         arguments: more arguments of every call of the pipeline.
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
+        latents: clips to learn from, one a prompt; None for the teacher's own paths.
+        lora: rank of the adapters that are trained; None trains the weights.
     """
 
     pipeline: Any
@@ -78,6 +82,8 @@ class Task:
     arguments: Mapping[str, Any]
     component: str | None
     backend: Backend
+    lora: int | None
+    latents: Tensor | None
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -106,7 +112,13 @@ def follow(
     teacher: nn.Module = getattr(found, "original", found)
     _check_passes(task.passes)
     conditions, levels = _recorded(task, component, teacher)
-    student = copy.deepcopy(teacher).eval()
+    student: Any = copy.deepcopy(teacher).eval()
+    if training.checkpoints:
+        _checkpoint(student)
+    learnt = dict(student.named_parameters())
+    if task.lora is not None:
+        student.requires_grad_(False)
+        learnt = adapted(student, task.lora, models.spec_of(student).blocks)
     runs: Any = student
     if task.passes or task.backend != "eager":
         runs = optimize(student, task.passes, backend=task.backend)
@@ -122,21 +134,27 @@ def follow(
         reuse=supplied.reuse,
         kept=supplied.kept,
         seed=training.seed,
+        latents=_clips(task.latents, conditions, type(teacher).__name__),
     )
+    own_share = supplied.own if task.latents is None else 0.0
 
     def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
         path = supply.draw(step, generator)
-        own = torch.rand(training.batch, generator=generator, device=device) < supplied.own
+        own = torch.rand(training.batch, generator=generator, device=device) < own_share
         yield from walk(learns, path, conditions, own)
 
-    trainer = Trainer(dict(student.named_parameters()), losses, training)
+    trainer = Trainer(learnt, losses, training)
     curve = _run(trainer, folder, save_every, seen)
     with torch.no_grad():
-        for name, parameter in student.named_parameters():
+        for name, parameter in learnt.items():
             parameter.copy_(trainer.average[name])
+    if training.checkpoints:
+        student.disable_gradient_checkpointing()
     student.requires_grad_(False)
     sigmas = tuple(level.sigma for level in levels)
-    return Student(student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve))
+    adapter = "" if task.lora is None else component
+    made = (student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve), adapter)
+    return Student(*made)
 
 
 def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Conditions, Levels]:
@@ -150,6 +168,29 @@ def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Condition
         return record(task.pipeline, teacher, task.prompts, task.steps, arguments)
     finally:
         setattr(task.pipeline, component, held)
+
+
+def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:
+    """Clips of the shape that the pipeline's have."""
+    wanted = (conditions.prompts, *conditions.shape)
+    if latents is None:
+        return None
+    if not isinstance(latents, Tensor) or tuple(latents.shape) != wanted:
+        got = list(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+        raise InputError(
+            f"distill: got latents {got}, wanted {list(wanted)}: one clip a prompt, of the shape "
+            f"that {model} returns at this size"
+        )
+    return latents.to(conditions.time.device, torch.float32)
+
+
+def _checkpoint(student: Any) -> None:
+    if not hasattr(student, "enable_gradient_checkpointing"):
+        raise InputError(
+            f"distill: {type(student).__name__} has no enable_gradient_checkpointing, as models of "
+            "diffusers have; leave out checkpoints"
+        )
+    student.enable_gradient_checkpointing()
 
 
 def _check_passes(passes: Sequence[Pass]) -> None:

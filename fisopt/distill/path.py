@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.levels import Levels
 from fisopt.distill.loss import distance
 
 
@@ -27,20 +28,30 @@ class Path:
     Attributes:
         states: at each border, noise first, [borders, clips, ...].
         rows: the prompt of each clip, as a number.
+        ends: where the teacher leads from each state but the last, where that is not the next
+            state: states that are clips under noise do not follow each other.
     """
 
     states: Tensor
     rows: Tensor
+    ends: Tensor | None = None
 
     def take(self, clips: Tensor) -> Path:
         """The paths of some of the clips."""
-        return Path(self.states[:, clips], self.rows[clips])
+        ends = None if self.ends is None else self.ends[:, clips]
+        return Path(self.states[:, clips], self.rows[clips], ends)
+
+    def end(self, step: int) -> Tensor:
+        """Where the teacher leads in a step."""
+        return self.states[step + 1] if self.ends is None else self.ends[step]
 
 
 def joined(paths: list[Path]) -> Path:
     """All the clips of some paths."""
     states = torch.cat([path.states for path in paths], 1)
-    return Path(states, torch.cat([path.rows for path in paths]))
+    ends = [path.ends for path in paths if path.ends is not None]
+    rows = torch.cat([path.rows for path in paths])
+    return Path(states, rows, torch.cat(ends, 1) if ends else None)
 
 
 @torch.no_grad()
@@ -57,14 +68,49 @@ def walked(
         hops: the teacher's steps between two borders.
     """
     given, fine = teacher.take(conditions, rows), teacher.levels.split(hops)
-    latents = noise / fine[0].scale
-    states = [latents]
-    for step in range(fine.steps):
+    states = [noise / fine[0].scale]
+    for border in range(teacher.levels.steps):
+        states.append(_hopped(teacher, states[-1], given, fine, border, hops))
+    return Path(torch.stack(states), rows)
+
+
+@torch.no_grad()
+def noised(
+    teacher: Denoiser,
+    latents: Tensor,
+    noise: Tensor,
+    conditions: Conditions,
+    rows: Tensor,
+    hops: int,
+) -> Path:
+    """Put clips under the noise of each border, and let a teacher walk to the next.
+
+    Args:
+        teacher: its levels are the borders.
+        latents: clips, [clips, ...].
+        noise: of the same shape, standard normal.
+        conditions: of all prompts.
+        rows: the prompt of each clip.
+        hops: the teacher's steps between two borders.
+    """
+    given, fine = teacher.take(conditions, rows), teacher.levels.split(hops)
+    levels = teacher.levels
+    states = [(1 - level.sigma) * latents + level.sigma * noise for level in levels]
+    ends = [
+        _hopped(teacher, states[border], given, fine, border, hops)
+        for border in range(levels.steps)
+    ]
+    return Path(torch.stack(states), rows, torch.stack(ends))
+
+
+def _hopped(
+    teacher: Denoiser, latents: Tensor, given: Conditions, fine: Levels, border: int, hops: int
+) -> Tensor:
+    """Where a teacher is at the next border, after all the hops."""
+    for step in range(border * hops, (border + 1) * hops):
         velocity = teacher.velocity(latents, fine[step], given, (step, fine.steps))
         latents = latents - fine.gap(step) * velocity
-        if (step + 1) % hops == 0:
-            states.append(latents)
-    return Path(torch.stack(states), rows)
+    return latents
 
 
 def walk(student: Denoiser, path: Path, conditions: Conditions, own: Tensor) -> Iterator[Tensor]:
@@ -86,7 +132,7 @@ def walk(student: Denoiser, path: Path, conditions: Conditions, own: Tensor) -> 
         gap = levels.gap(step)
         start = torch.where(mine, there, path.states[step].float())
         velocity = student.at(start, step, given)
-        target = (start - path.states[step + 1].float()) / gap
+        target = (start - path.end(step).float()) / gap
         yield distance(velocity, target).mean() * (gap / whole)
         there = start - gap * velocity.detach()
 

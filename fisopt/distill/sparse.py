@@ -36,6 +36,7 @@ def sparse(
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
     backend: Backend = "eager",
+    lora: int | None = None,
     folder: Path | str | None = None,
     save_every: int = 100,
     seen: Seen = lambda _: None,
@@ -55,6 +56,7 @@ def sparse(
         arguments: more arguments of every call of the pipeline.
         component: of a pipeline with two transformers, the one to train.
         backend: what runs the student.
+        lora: rank of adapters to train in the place of the weights (peft).
         folder: where the state of the run is kept.
         save_every: steps between two states.
         seen: called with the trainer after every step.
@@ -70,11 +72,26 @@ def sparse(
     """
     count("distill: steps", steps)
     count("distill: save_every", save_every)
+    if lora is not None:
+        count("distill: lora", lora)
     chosen = passes.passes if isinstance(passes, Recipe) else resolve(passes)
     if not chosen:
         raise OptionError("distill: sparse wants passes, got none; consistency trains a dense one")
     arguments = dict(arguments or {})
     weight = guidance_of(pipeline, guidance, arguments)
-    task = Task(pipeline, prompts, steps, 1, weight, weight, chosen, arguments, component, backend)
+    task = Task(
+        pipeline,
+        prompts,
+        steps,
+        1,
+        weight,
+        weight,
+        chosen,
+        arguments,
+        component,
+        backend,
+        lora,
+        None,
+    )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

@@ -25,6 +25,8 @@ class Student:
         steps: of its sampler.
         guidance: weight of guidance that it runs with; 1 where the teacher's is folded in.
         sigmas: the noise levels of its steps, the clean one last.
+        adapter: the component of the pipeline whose adapter was trained; empty where the weights
+            were.
         curve: for each optimiser step its number, the loss and the seconds so far.
     """
 
@@ -35,6 +37,7 @@ class Student:
     guidance: float
     sigmas: tuple[float, ...]
     curve: tuple[Mapping[str, float], ...]
+    adapter: str = ""
 
     @property
     def recipe(self) -> Recipe:

@@ -7,10 +7,11 @@ own, so that a run that goes on draws what one without a break would have drawn.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
-from fisopt.distill.path import Path, joined, walked
+from fisopt.distill.path import Path, joined, noised, walked
 
 _SEED = 1 << 48
 """Apart from the seeds of the steps."""
@@ -27,6 +28,7 @@ class Supply:
         reuse: how many steps pass until the next ones are laid.
         kept: how many batches are held; the oldest goes first.
         seed: of noise and prompts.
+        latents: clips to put under noise, one a prompt; None for the teacher's own paths.
     """
 
     def __init__(
@@ -39,9 +41,11 @@ class Supply:
         reuse: int,
         kept: int,
         seed: int,
+        latents: Tensor | None = None,
     ) -> None:
         self.teacher, self.conditions, self.hops = teacher, conditions, hops
         self.batch, self.reuse, self.kept, self.seed = batch, reuse, kept, seed
+        self.latents = latents
         self.held: dict[int, Path] = {}
 
     def draw(self, step: int, generator: torch.Generator) -> Path:
@@ -60,4 +64,7 @@ class Supply:
         shape, prompts = (self.batch, *self.conditions.shape), self.conditions.prompts
         noise = torch.randn(shape, device=device, generator=generator)
         rows = torch.randint(prompts, (self.batch,), device=device, generator=generator)
-        return walked(self.teacher, noise, self.conditions, rows, self.hops)
+        if self.latents is None:
+            return walked(self.teacher, noise, self.conditions, rows, self.hops)
+        clips = self.latents[rows]
+        return noised(self.teacher, clips, noise, self.conditions, rows, self.hops)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from fisopt import files
-from fisopt.checked import Checked, count
+from fisopt.checked import Checked, count, flag
 from fisopt.errors import FileError, InputError, OptionError, shown
 
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
@@ -41,6 +41,7 @@ class Training(metaclass=Checked):
         clip: the largest norm of the gradient.
         average: weight of what was in the moving average of the weights; lower at the start.
         precision: dtype of autocast, None for the weights' own.
+        checkpoints: keep the inputs of blocks alone and run them again for their gradient.
         seed: of everything that is random.
     """
 
@@ -54,9 +55,11 @@ class Training(metaclass=Checked):
     clip: float = 1.0
     average: float = 0.995
     precision: torch.dtype | None = None
+    checkpoints: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        flag("Training: checkpoints", self.checkpoints)
         for name in ("batch", "accumulate"):
             count(f"Training: {name}", getattr(self, name))
         for name in ("warmup", "seed"):

@@ -84,11 +84,7 @@ class Variants:
         if steps is not None and not is_int(steps, 1):
             raise ScheduleError(f"num_steps must be at least 1, got {shown(steps)}")
         for each in passes:
-            own = [
-                getattr(type(each), name) not in (getattr(Pass, name), getattr(BlockPass, name))
-                for name in ("at", "stepwise")
-            ]
-            if own == [True, False]:
+            if not each.stepwise and _unasked(type(each)):
                 raise OptionError(
                     f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
                     "`stepwise` to say whether its steps differ"
@@ -159,6 +155,12 @@ class Variants:
     def distinct(self) -> tuple[Variant, ...]:
         """Each variant once: those of the schedule, then those that run afresh in their place."""
         return tuple(dict.fromkeys([*self.schedule, *(v.afresh() for v in self.schedule)]))
+
+
+def _unasked(cls: type[Pass]) -> bool:
+    """Whether a class defines `at`, and `stepwise` is of a class above it."""
+    first = {name: next(c for c in cls.__mro__ if name in vars(c)) for name in ("at", "stepwise")}
+    return first["at"] is not first["stepwise"] and issubclass(first["at"], first["stepwise"])
 
 
 def _at_other_steps(one: Pass, other: Pass) -> bool:

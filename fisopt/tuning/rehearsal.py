@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from math import isnan, log10
 
 import torch
 
 from fisopt.overview.rate import rate
+from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
+from fisopt.tuning.goal import Goal
+from fisopt.tuning.prior import prior_plan
 from fisopt.tuning.space import Component, Space, screening
 
 
@@ -41,6 +44,8 @@ class Rehearsal:
         peak: bytes of weights, and of the largest values of a block, that are held at one time.
         savings: of every option.
         most: the largest speed-up of all.
+        plan: passes for the target by the prices of the testbed, where the target is a speed; see
+            `fisopt.tuning.prior`.
     """
 
     changes: int
@@ -50,10 +55,11 @@ class Rehearsal:
     peak: int
     savings: tuple[Saving, ...]
     most: float
+    plan: Mapping[str, list[Pass]] = field(default_factory=dict)
 
     @staticmethod
-    def of(space: Space) -> Rehearsal:
-        """Tell what a space holds."""
+    def of(space: Space, goal: Goal | None = None) -> Rehearsal:
+        """Tell what a space holds, and what a target may take."""
         components = list(space.components.values())
         plans = sum(log10(1 + len(options)) for options in space.options.values())
         generations = 2 * screening(space) + 2
@@ -74,6 +80,7 @@ class Rehearsal:
             sum(_peak(c.dense) for c in components),
             tuple(_savings(components)),
             1 / (1 - most / space.total),
+            prior_plan(space, goal.value) if goal is not None and goal.kind == "speed" else {},
         )
 
 

@@ -16,7 +16,15 @@ from fisopt.tuning.goal import Goal, psnr_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
-from fisopt.tuning.space import Change, Component, Plan, Space, said_numbers, screening
+from fisopt.tuning.space import (
+    Change,
+    Component,
+    Plan,
+    Space,
+    most_bands,
+    said_numbers,
+    screening,
+)
 from fisopt.tuning.trial import Clip, Trials
 from fisopt.tuning.tuned import Tuned
 
@@ -67,7 +75,7 @@ class Search:
     def _space(self, kept: Progress) -> Space:
         """The space, its blocks in as many bands as there is time to price."""
         components = components_of(self.trials, self.trials.clips[0])
-        steps, most = self.trials.recorder.steps, max(len(c.parts) for c in components)
+        steps, most = self.trials.recorder.steps, most_bands(components)
         left = self.began + SCREENING * self.seconds - perf_counter()
         if left < 2 * self.generation:
             raise OptionError(

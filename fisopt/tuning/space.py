@@ -243,6 +243,11 @@ class Space:
         return total
 
 
+def most_bands(components: Sequence[Component]) -> int:
+    """So many bands that every block is one."""
+    return max(len(c.parts) for c in components)
+
+
 def screening(space: Space) -> float:
     """How many generations screening takes, see `Prices.screen`."""
     columns = {(p.component, p.steps, o) for p, options in space.options.items() for o in options}

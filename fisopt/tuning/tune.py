@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ from typing import Any
 from fisopt.checked import checked
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import transformers_of
+from fisopt.rewrite.program import Program
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.recorder import Generate, Recorder
 from fisopt.tuning.rehearsal import Rehearsal
 from fisopt.tuning.search import Search, components_of
-from fisopt.tuning.space import Space
+from fisopt.tuning.space import Component, Space, most_bands
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tuned import Tuned
 
@@ -83,6 +85,7 @@ def rehearse(
     prompts: Sequence[str],
     *,
     steps: int,
+    target: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     generate: Generate | None = None,
 ) -> Rehearsal:
@@ -94,17 +97,33 @@ def rehearse(
         pipeline: see `tune`; so are the others.
         prompts: of which the first is used.
         steps: denoising steps of a generation.
+        target: a plan for it is made by the prices of the testbed, where it is a speed.
         arguments: of every call.
         generate: runs the pipeline.
 
     Raises:
         InputError: see `tune`.
+        OptionError: the target is none.
     """
+    goal = None if target is None else Goal.of(target)
     recorder = _recorder(pipeline, prompts, steps, 0, arguments, generate)
     trials = Trials(recorder)
     with trials.ready():
         components = components_of(trials, trials.pretend(0))
-        return Rehearsal.of(Space(components, steps, max(len(c.parts) for c in components)))
+        return Rehearsal.of(Space(components, steps, most_bands(components)), goal)
+
+
+def rehearse_program(program: Program, *, steps: int, target: str | None = None) -> Rehearsal:
+    """The same for one transformer alone, a Program of which there may be no weights.
+
+    Args:
+        program: the dense Program, see `fisopt.capture`; one call at each step.
+        steps: denoising steps of a generation.
+        target: see `rehearse`.
+    """
+    component = Component("transformer", program, Counter(range(steps)))
+    goal = None if target is None else Goal.of(target)
+    return Rehearsal.of(Space([component], steps, most_bands([component])), goal)
 
 
 def _recorder(

@@ -10,7 +10,7 @@ from fisopt import InputError
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.levels import Levels
-from fisopt.distill.path import sampled, walk, walked
+from fisopt.distill.path import joined, noised, sampled, walk, walked
 from fisopt.models.testbed import TestbedPipeline
 from tests.distill.conftest import GUIDANCE, PROMPTS, SIZE
 
@@ -85,6 +85,23 @@ def test_targets_lead_to_the_teachers_borders(
     ideal = Ideal(pipe.transformer, levels)
     own = torch.tensor([True, False])
     assert sum(float(loss) for loss in walk(ideal, path, conditions, own)) < 1e-5
+
+
+def test_clips_under_noise_lead_where_the_teacher_does(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    """From pure noise the first segment is that of a path; the others start at the clip."""
+    conditions, levels = recorded
+    teacher = Denoiser(pipe.transformer, levels, GUIDANCE)
+    noise, rows = noise_of(conditions), torch.arange(2)
+    clips = noise.flip(0)
+    path = noised(teacher, clips, noise, conditions, rows, 2)
+    torch.testing.assert_close(path.end(0), walked(teacher, noise, conditions, rows, 2).states[1])
+    sigma = levels[1].sigma
+    torch.testing.assert_close(path.states[1], (1 - sigma) * clips + sigma * noise)
+    torch.testing.assert_close(path.states[-1], clips)
+    both = joined([path, path]).take(torch.tensor([3]))
+    torch.testing.assert_close(both.end(2), path.end(2)[1:])
 
 
 def test_prompts_are_taken_by_row(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -122,6 +123,39 @@ def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> 
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(ExportError, match=r"holds other things, mine.txt"):
         few.save(folder, force=True)
+
+
+def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Path) -> None:
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **SHORT)
+    assert made.curve[-1]["loss"] < made.curve[0]["loss"]
+    folder = made.save(tmp_path / "lora")
+    assert (folder / "pytorch_lora_weights.safetensors").stat().st_size < 2**17
+    plain = copy.deepcopy(pipe.transformer)
+    plain.load_lora_adapter(folder, use_safetensors=True)
+    want = clips(pipe, made.model, 2, 1.0)
+    torch.testing.assert_close(clips(pipe, plain, 2, 1.0), want, rtol=1e-4, atol=1e-5)
+    plain.disable_adapters()
+    torch.testing.assert_close(clips(pipe, plain, 2, 1.0), clips(pipe, pipe.transformer, 2, 1.0))
+    assert not torch.allclose(clips(pipe, plain, 2, 1.0), want)
+
+
+def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None:
+    training = replace(TRAINING, checkpoints=True)
+    run = {**SHORT, "training": training, "steps": 2, "teacher_steps": 8}
+    made = consistency(pipe, PROMPTS, **run)
+    assert not made.model.is_gradient_checkpointing
+    for (name, got), want in zip(made.weights.items(), few.weights.values(), strict=True):
+        torch.testing.assert_close(got, want, msg=name)
+
+
+def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
+    latents = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(1)) / 4
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents, **SHORT)
+    losses = [point["loss"] for point in made.curve]
+    assert losses[-1] < losses[0]
+    message = r"got latents \[2, 3, 4, 32, 32\], wanted \[2, 3, 5, 32, 32\]: .* WanTransformer3D"
+    with pytest.raises(InputError, match=message):
+        consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents[:, :, 1:], **SHORT)
 
 
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:

@@ -33,6 +33,7 @@ from fisopt import (
     TileMask,
     TokenReduction,
 )
+from fisopt.codegen import checkpointed
 from fisopt.passes.token_reduction import Reduction
 from tests import plain_dit
 from tests.conftest import GRID, plain_captured
@@ -229,6 +230,34 @@ def test_compiled_gradients_are_those_of_the_graph(
     compiled, eager = optimized(PASSES[name], "inductor"), optimized(PASSES[name])
     eager.requires_grad_(True)
     assert_same(gradients_of(compiled, compiled), gradients_of(eager, eager))
+
+
+@pytest.mark.usefixtures("once")
+def test_checkpointed_blocks_run_again_for_their_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As diffusers' ``enable_gradient_checkpointing`` asks for it."""
+    runs: list[Any] = []
+    real = checkpointed.checkpoint
+
+    def counted(stage: Callable[..., Any], *values: Any, **options: Any) -> Any:
+        def run(*given: Any) -> Any:
+            runs.append(stage)
+            return stage(*given)
+
+        return real(run, *values, **options)
+
+    monkeypatch.setattr(checkpointed, "checkpoint", counted)
+    plain = optimized([FrameInterleave(2)])
+    plain.requires_grad_(True)
+    want = gradients_of(plain, plain)
+    assert not runs
+    model = plain_captured(FORM)[0]
+    monkeypatch.setattr(model, "gradient_checkpointing", True, raising=False)
+    sparing = optimized([FrameInterleave(2)])
+    assert_same(gradients_of(sparing, sparing), want)
+    assert len(runs) == 2 * len(model.layers)
+    with torch.no_grad():
+        sparing(**INPUTS)
+    assert len(runs) == 2 * len(model.layers)
 
 
 @pytest.mark.usefixtures("once")

@@ -18,11 +18,13 @@ from fisopt import InputError, OptionError
 from fisopt.errors import FisoptError
 from fisopt.tuning import search
 from fisopt.tuning import space as space_module
-from fisopt.tuning.option import Option
+from fisopt.tuning.option import Option, options_of
 from fisopt.tuning.plan_choice import Knapsack
+from fisopt.tuning.prior import PRIOR
 from fisopt.tuning.recorder import Recorder
 from fisopt.tuning.space import Component, Place, Plan, Reuse, Space
 from fisopt.tuning.trial import Trials
+from fisopt.tuning.tune import rehearse_program
 from tests.conftest import captured
 from tests.denoiser import Denoiser
 
@@ -209,12 +211,24 @@ def test_out_of_reach_is_the_nearest() -> None:
 @pytest.mark.usefixtures("few")
 def test_rehearsal_runs_no_transformer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fisopt.OptimizedModule, "_run", lambda *_: pytest.fail("it ran"))
-    found = fisopt.rehearse(Denoiser(), PROMPTS, steps=2)
+    found = fisopt.rehearse(Denoiser(), PROMPTS, steps=2, target="1.2x")
     assert found.changes == 2 * 4 * 3 + 1
     assert found.generations > 4
     assert found.minutes is not None
     assert found.peak > 0
     assert found.most > 1.3
+    (frames, *_) = found.plan["transformer"]
+    assert isinstance(frames, fisopt.FrameInterleave)
+
+
+def test_a_rehearsal_needs_no_weights() -> None:
+    """The options that have a price on the testbed, in a model of which shapes are known."""
+    found = rehearse_program(captured("wan"), steps=2, target="1.5x")
+    assert found.plan["transformer"]
+    assert rehearse_program(captured("wan"), steps=2, target="99x").plan == {}
+    (component,) = space({0: 1}).components.values()
+    options = [o for part in BLOCK for o in options_of(part, 5)]  # type: ignore[arg-type]
+    assert {str(o) for o in options if o in component.saved and not o.tiles} <= set(PRIOR)
 
 
 @pytest.mark.parametrize(

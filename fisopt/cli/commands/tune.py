@@ -48,6 +48,7 @@ def run(
 ) -> None:
     """Choose passes by a target."""
     import fisopt
+    from fisopt import models
     from fisopt.cli.comparing import repeated
     from fisopt.cli.sources import Source
     from fisopt.cli.tuning_view import front_table, rehearsed_table, tuned_table
@@ -55,7 +56,7 @@ def run(
     from fisopt.files import check_free
     from fisopt.page.write import has_packages, write_page
     from fisopt.tuning.goal import Goal
-    from fisopt.tuning.tune import check_minutes
+    from fisopt.tuning.tune import check_minutes, rehearse_program
     from fisopt.tuning.tuned_page import page_of
 
     Goal.of(target)  # refused before a large model is loaded
@@ -67,10 +68,19 @@ def run(
     measured = out.with_suffix(".measured.json")
     for path in (out, measured):
         check_free(path, force=True, error=FileError)
+    if dry_run and model.lower() in models.published():
+        with stderr().status("capturing"):
+            inputs = models.example_inputs(model, height=height, width=width, num_frames=frames)
+            program = fisopt.capture(models.build(model), inputs)
+            found = rehearse_program(program, steps=steps, target=target)
+        stdout().print(rehearsed_table(found))
+        return
     pipeline = source.load()
     if dry_run:
         with stderr().status("capturing"):
-            found = fisopt.rehearse(pipeline, texts, steps=steps, arguments=arguments)
+            found = fisopt.rehearse(
+                pipeline, texts, steps=steps, target=target, arguments=arguments
+            )
         stdout().print(rehearsed_table(found))
         return
     with counting_bar(f"measuring, {minutes:g} minutes at most") as seen:

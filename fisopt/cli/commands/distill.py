@@ -1,0 +1,115 @@
+"""``fisopt distill``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fisopt.cli.console import bars, stderr, stdout
+from fisopt.cli.options import (
+    Component,
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Passes,
+    Pipeline,
+    Texts,
+    Width,
+)
+
+
+def run(
+    model: Pipeline,
+    passes: Passes = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="The passes of a recipe.", show_default=False)
+    ] = None,
+    teacher_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Learn few steps, each what the teacher does in many, guidance folded in: its "
+            "steps for a clip, a multiple of --steps.  Without it the student learns to run under "
+            "the passes.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+    ] = None,
+    texts_: Texts = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, one a line.", show_default=False),
+    ] = None,
+    train_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
+    batch: Annotated[int, typer.Option(min=1, help="Clips of a micro-batch.")] = 4,
+    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
+    rate: Annotated[float, typer.Option(help="Learning rate at its height.")] = 2e-4,
+    lora: Annotated[
+        int | None,
+        typer.Option(min=1, help="Train adapters of this rank (peft).", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of noise and prompts.")] = 0,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    component: Component = None,
+    out: Annotated[Path, typer.Option(help="Folder for the state and the student.")] = Path("out"),
+) -> None:
+    """Train a student of few steps, or one that has learnt to be sparse."""
+    from fisopt.cli.comparing import read_prompts
+    from fisopt.cli.expressions import parse_pass
+    from fisopt.cli.sources import Source
+    from fisopt.distill import Trainer, Training, consistency, sparse
+    from fisopt.errors import OptionError
+    from fisopt.passes.presets import resolve
+    from fisopt.recipe.recipe import Recipe
+
+    if recipe is not None and passes:
+        raise OptionError("distill: give --pass or --recipe, not both")
+    chosen = resolve([parse_pass(text) for text in passes or []])
+    if recipe is not None:
+        chosen = Recipe.load(recipe).passes
+    training = Training(steps=train_steps, batch=batch, accumulate=accumulate, rate=rate, seed=seed)
+    source = Source(model, device, dtype, height, width, frames)
+    given = [*(texts_ or ()), *(read_prompts(prompts) if prompts is not None else ())]
+    texts = source.prompts(given, None if given else 64, seed=1)
+    pipeline = source.load()
+    with bars(stderr()) as progress:
+        task = progress.add_task("training", total=train_steps)
+
+        def seen(trainer: Trainer) -> None:
+            said = f"training, loss {trainer.loss:.4f}"
+            progress.update(task, completed=trainer.step, description=said)
+
+        shared: dict[str, Any] = {
+            "steps": steps,
+            "guidance": guidance,
+            "training": training,
+            "arguments": source.size,
+            "component": component,
+            "lora": lora,
+            "folder": out,
+            "seen": seen,
+        }
+        if teacher_steps is not None:
+            made = consistency(
+                pipeline, texts, teacher_steps=teacher_steps, passes=chosen, **shared
+            )
+        else:
+            made = sparse(pipeline, texts, chosen, **shared)
+    folder = made.save(out / "student", force=True)
+    last = made.curve[-1]
+    stdout().print(
+        f"loss {made.curve[0]['loss']:.4f} at first, {last['loss']:.4f} after {last['step']} steps",
+        markup=False,
+    )
+    stdout().print(f"wrote {folder}", markup=False)

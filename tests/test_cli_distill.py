@@ -1,0 +1,74 @@
+"""``fisopt distill``: trains, goes on, writes what diffusers loads; says what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import Result
+from typer.testing import CliRunner
+
+from fisopt.cli import app
+from fisopt.models import testbed
+from fisopt.recipe.recipe import Recipe
+
+PROMPT = "red circle moving left fast over waves"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained testbed of two narrow layers, saved as a trained one is."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("weights")
+    model = testbed.build_transformer(num_layers=2, attention_head_dim=16, ffn_dim=32)
+    testbed.build_pipeline(model).save_pretrained(folder)
+    return folder
+
+
+def distill(weights: Path, out: Path, *more: str) -> Result:
+    options = ["--steps", "2", "--batch", "1", "--frames", "5", "--out", str(out)]
+    arguments = ["distill", str(weights), *options, *more]
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
+
+
+def test_few_steps(weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"# mine\n{PROMPT}\n{PROMPT.replace('red', 'green')}\n")
+    options = ("--teacher-steps", "4", "--prompts", str(file))
+    for steps in (2, 3):  # the second goes on
+        result = distill(weights, tmp_path, *options, "--train-steps", str(steps))
+        assert result.exit_code == 0, result.output
+        assert f"after {steps} steps" in result.output
+    folder = tmp_path / "student"
+    facts = json.loads((folder / "distilled.json").read_text())
+    assert (facts["num_inference_steps"], facts["guidance_scale"]) == (2, 1.0)
+    model = type(testbed.build_transformer()).from_pretrained(folder)
+    assert len(model.blocks) == 2
+
+
+def test_a_sparse_adapter(weights: Path, tmp_path: Path) -> None:
+    options = ("--pass", "FrameInterleave(stride=2, blocks=':')", "--prompt", PROMPT, "--lora", "2")
+    result = distill(weights, tmp_path, *options, "--guidance", "1", "--train-steps", "1")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "student" / "pytorch_lora_weights.safetensors").is_file()
+    assert Recipe.load(tmp_path / "student" / "recipe.yaml").passes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((), "sparse wants passes, got none"),
+        (("--teacher-steps", "5"), "2 segments do not divide the teacher's 5 steps"),
+        (("--recipe", "x.yaml", "--pass", "fis-a"), "give --pass or --recipe, not both"),
+        (("--pass", "fis-a", "--rate", "-1"), "rate: got -1.0"),
+    ],
+)
+def test_what_is_wrong(
+    weights: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = distill(weights, tmp_path, *options, "--prompt", PROMPT)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "student").exists()
