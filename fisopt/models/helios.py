@@ -5,11 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_helios import HeliosTransformer3DModel
+from diffusers.models.transformers.transformer_helios import (
+    HeliosRotaryPosEmbed,
+    HeliosTransformer3DModel,
+)
+from torch import Tensor, nn
 
-from fisopt.models.family import Call, Config, Family, Published, patch_size
+from fisopt.models.family import Call, Config, Family, Published, patch_size, with_children
 
 _HISTORY = {"long": 16, "mid": 2, "short": 2}
+
+
+class PlainRope(HeliosRotaryPosEmbed):
+    """Rotary tables without autocast, which knows no ``meta`` device; float32 as it is."""
+
+    def get_frequency_batched(self, freqs_base: Tensor, pos: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, [D, B, F, H, W]."""
+        angles = freqs_base.float()[:, None, None, None, None] * pos.float()
+        angles = angles.repeat_interleave(2, dim=0)
+        return angles.cos(), angles.sin()
+
+
+def _prepare(model: HeliosTransformer3DModel) -> nn.Module:
+    rope: Any = with_children(model.rope)
+    rope.__class__ = PlainRope
+    return with_children(model, rope=rope)
 
 
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
@@ -38,6 +58,7 @@ FAMILY = Family(
     patch=patch_size,
     compression=lambda config: (4, 8, 8),
     inputs=_inputs,
+    prepare=_prepare,
     published=(Published("helios", "Helios", {}, 384, 640, 33),),
     tiny={
         "helios": {

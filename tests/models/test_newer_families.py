@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 import fisopt
-from fisopt import FrameInterleave, PassManager, PreconditionError, TileAttention, TileMask
+from fisopt import (
+    FrameInterleave,
+    PassManager,
+    PreconditionError,
+    TileAttention,
+    TileMask,
+    models,
+    predicted_ratio,
+)
 from fisopt.passes.token_reduction import Reduction
 from tests.conftest import GRID, captured
 from tests.passes.any_loop import any_interleaved, compared
@@ -125,3 +133,28 @@ def test_linear_attention_has_no_pairs(case: Case) -> None:
         TileAttention(1)(captured(case.name))
     with pytest.raises(PreconditionError, match="no self-attention was found in it"):
         fisopt.TokenReduction(0.5, 0.3)(captured(case.name))
+
+
+FEW: dict[str, dict[str, Any]] = {
+    "cosmos": {"num_layers": 2, "concat_padding_mask": False},  # the mask needs torchvision
+    "easyanimate": {"num_layers": 2, "mmdit_layers": 1},
+    "framepack": {"num_layers": 1, "num_single_layers": 1},
+    "kandinsky5": {"num_visual_blocks": 2, "num_text_blocks": 1},
+    "kandinsky6": {"num_visual_blocks": 2, "num_text_blocks": 1},
+    "motif_video": {"num_layers": 1, "num_single_layers": 1},
+    "wan_animate": {"num_layers": 5},
+    "wan_vace": {"num_layers": 2, "vace_layers": [0]},
+}
+FAMILIES = sorted({case.family.name for case in newer().values()})
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=() if f == "easyanimate" else pytest.mark.slow) for f in FAMILIES],
+)
+def test_published_shapes_without_weights(family: str) -> None:
+    """Few blocks on the meta device; EasyAnimate makes its rotary tables on the CPU."""
+    model = models.build(family, **FEW.get(family, {"num_layers": 2}))
+    program = fisopt.capture(model, models.example_inputs(model))
+    sparse = PassManager([FrameInterleave(2, blocks=":")]).run(program)
+    assert predicted_ratio(program, sparse) > 1.2
