@@ -68,6 +68,28 @@ def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def plot_students(students: dict[str, Any], path: Path) -> None:
+    """Draw how near students come to what they follow, against the clips that they trained on."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4))
+    guided = {
+        True: (axes[1], "to_4", "4 guided steps"),
+        False: (axes[0], "to_50", "50 guided steps"),
+    }
+    for name, student in students.items():
+        axis, key, _ = guided[student["guided"]]
+        curve = [{"clips": 0, **student["before"]}, *student["curve"]]
+        axis.plot([p["clips"] for p in curve], [p[key] for p in curve], "o-", label=name)
+    for axis, key, what in guided.values():
+        axis.set(xlabel="clips walked", ylabel=f"PSNR to the dense clip of {what}, dB")
+        axis.grid(alpha=0.3)
+        if key == "to_50":
+            teacher = next(iter(students.values()))["baselines"]["dense, 4 steps, guided"][key]
+            axis.axhline(teacher, color="C7", ls="--", label="dense, 4 guided steps")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+
+
 def plot_growth(growth: dict[str, Any], path: Path) -> None:
     """Draw seconds of one attention against the number of frames, both axes logarithmic."""
     figure, axis = plt.subplots(figsize=(5.2, 4))

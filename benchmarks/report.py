@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import tables
 from harness import RESULTS
-from plots import plot_growth, plot_peers, plot_quality
+from plots import plot_growth, plot_peers, plot_quality, plot_students
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
+FIGURES = ROOT / "fisopt" / "passes" / "figures.json"
 MARKS = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -61,6 +63,23 @@ def forward_section(forward: dict[str, Any]) -> list[str]:
         f"sparse one, if all sparse ones are alike. Rounds in turns: {rounds}."
     )
     return [note, "", tables.forward_table(forward["rows"]), ""]
+
+
+def students_section(held: dict[str, Any]) -> list[str]:
+    """Students of the testbed."""
+    students = held["students"]
+    seconds = {n: s["curve"][-1]["seconds"] for n, s in students.items()}
+    clips = {n: s["curve"][-1]["clips"] for n, s in students.items()}
+    note = (
+        f"On {tables.device(held)}, five students at once beside other work, "
+        f"{min(seconds.values()):.0f} to {max(seconds.values()):.0f} seconds each, in which they "
+        f"walked {min(clips.values())} to {max(clips.values())} clips; 24 clips that none has "
+        "seen. Evaluations: of the model, guidance counted. Before: the same steps and passes "
+        "with the shipped weights. Fréchet: distance of the middle block's features to those of "
+        "the clips of 50 steps. Motion: energy of frame differences, over theirs."
+    )
+    picture = "![Distance to the teacher against clips](images/distillation.png)"
+    return [note, "", tables.students_table(students), "", picture, ""]
 
 
 def tiles_section(tiles: dict[str, Any]) -> list[str]:
@@ -264,7 +283,25 @@ PAGES = {
     "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
     "docs/tuning.md": {"tune": tune_section},
+    "docs/distillation.md": {f"{H100}/distillation": students_section},
 }
+
+
+def preset_figures(peers: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """What `fisopt choose` and `fisopt models` say of the presets."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in peers["rows"]:
+        kind, _, name = row["name"].partition(" ")
+        if kind == "preset":
+            figure = {
+                "steps": row["steps"],
+                "speed_up": round(row["flops_ratio"], 3),
+                "psnr": round(statistics.mean(row["psnr"]), 2),
+                "right": round(100 * statistics.mean(row["right"]), 1),
+                "clips": len(row["psnr"]),
+            }
+            found.setdefault(name, []).append(figure)
+    return found
 
 
 def main() -> None:
@@ -274,6 +311,9 @@ def main() -> None:
         plot_quality(quality["rows"], IMAGES / "quality.png")
     if (peers := load("testbed_peers")) is not None:
         plot_peers(peers["rows"], IMAGES / "peers.png")
+        FIGURES.write_text(json.dumps(preset_figures(peers), indent=1) + "\n")
+    if (held := load(f"{H100}/distillation")) is not None:
+        plot_students(held["students"], IMAGES / "distillation.png")
     if (tiles := load("tile_attention")) is not None:
         plot_growth(tiles["growth"], IMAGES / "tile_growth.png")
 

@@ -316,6 +316,38 @@ def export_table(rows: list[Result]) -> str:
     )
 
 
+def students_table(students: dict[str, Result]) -> str:
+    """Students of the testbed, before and after training, beside the dense model."""
+    shown = ("colour", "shape", "direction", "right")
+    head = ["evaluations", "FLOPs", "to 50 guided steps, dB", "to 4 guided steps, dB"]
+    dense = next(iter(students.values()))["baselines"]
+
+    def line(name: str, calls: int, flops: str, f: Result) -> list[Any]:
+        near = ["" if f[k] >= 100 else f"{f[k]:.1f}" for k in ("to_50", "to_4")]
+        checked = [f"{f[k]:.0f}" for k in shown]
+        return [
+            name,
+            calls,
+            flops,
+            *near,
+            *checked,
+            f"{abs(f['frechet']):.3f}",
+            f"{f['motion']:.2f}",
+        ]
+
+    body = []
+    for name, figures in dense.items():
+        steps = int(name.split(", ")[1].split()[0])
+        body.append(line(name, 2 * steps, "1.00x", figures))
+    for name, student in students.items():
+        calls = student["steps"] * (2 if student["guided"] else 1)
+        what = f"{student['steps']} steps, {'guided' if student['guided'] else 'guidance learnt'}"
+        for when in ("before", "after"):
+            flops = f"{student['flops_ratio']:.2f}x"
+            body.append(line(f"{name} ({what}), {when}", calls, flops, student[when]))
+    return markdown(["clips of", *head, *(f"{k} %" for k in shown), "Fréchet", "motion"], body)
+
+
 def forward_table(rows: list[Result]) -> str:
     """One forward call of published models on a GPU, beside what its ceilings allow."""
     head = ["model", "layers", "configuration", "seconds", "speed-up", "predicted", "reached"]

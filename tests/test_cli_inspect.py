@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,8 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
-from fisopt.cli import app, choosing, inspection
+from fisopt.cli import app, inspection
+from fisopt.passes import figures
 from fisopt.passes.figures import Figure
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.passes.reduction.measured import Measured
@@ -56,6 +58,24 @@ def shown(*args: str) -> str:
         assert line in result.output
     assert len(result.output) < 20_000
     return result.output
+
+
+def test_the_answer_is_in_the_first_ten_lines() -> None:
+    """On a narrow terminal too: the model, the passes, the speed-up, and how long it took."""
+    passes = ("--pass", "FrameInterleave(stride=3, steps='1:')")
+    for columns in ("80", "140"):
+        result = CliRunner().invoke(
+            app, ["inspect", *MODEL, *passes], env={"COLUMNS": columns, "TERM": "dumb"}
+        )
+        first = " ".join(result.output.splitlines()[:10])
+        for said in (
+            "17 frames of 64 x 64 pixels",
+            "FrameInterleave(stride=3",
+            "predicted speed-up",
+            "over 4 denoising steps (dense: 0)",
+        ):
+            assert said in first, columns
+        assert re.search(r"built in [\d.]+ s, captured in [\d.]+ s, rewritten in", first)
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *PASSES])
@@ -144,11 +164,11 @@ def choose(*args: str) -> str:
 
 
 def test_choose_names_a_preset_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {
-        "fis-faithful": Figure(4, 1.4, 31.0, 90.0, 24),
-        "fis-fast": Figure(4, 2.9, 21.0, 80.0, 24),
+    known = {
+        "fis-faithful": (Figure(4, 1.4, 31.0, 90.0, 24),),
+        "fis-fast": (Figure(4, 2.9, 21.0, 80.0, 24),),
     }
-    monkeypatch.setattr(choosing, "FIGURES", figures)
+    monkeypatch.setattr(figures, "figures", lambda: known)
     said = choose("--speed", "1")
     assert said.startswith("fis-faithful: predicted")
     assert "31.0 dB at 1.40x, 4 steps" in said

@@ -15,7 +15,7 @@ from torch import nn
 
 from fisopt import models
 from fisopt.models import Family, Published
-from fisopt.passes.figures import FIGURES
+from fisopt.passes.figures import figures
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.tracing.block_paths import matches
@@ -76,7 +76,8 @@ def models_table(rows: list[tuple[Family, Published, Size]]) -> Group:
     note = Text(
         "Pixels and grid (tokens) are frames x height x width at the published size; any size "
         "that the model's patches divide works. "
-        "Any other nn.Module works too, with spec=fisopt.ModelSpec(blocks=..., grid=...). "
+        "Any other nn.Module works too: its blocks and grid are guessed from the first call, or "
+        "said with spec=fisopt.ModelSpec(blocks=..., grid=...). "
         "`fisopt inspect NAME --pass PRESET` says block by block what a pass does to a model.",
         style="dim",
     )
@@ -112,8 +113,12 @@ def _presets() -> Table:
     table.add_column("what it is, and what it did to the testbed's clips")
     table.add_column("passes", min_width=LONGEST_OPTION, overflow="fold")
     for name, (purpose, passes) in PRESETS.items():
-        figure = f" ({FIGURES[name]})" if name in FIGURES else ""
-        table.add_row(name, Text(purpose + figure), Text(", ".join(short(p) for p in passes)))
+        known = "; ".join(map(str, figures().get(name, ())))
+        table.add_row(
+            name,
+            Text(purpose + (f" ({known})" if known else "")),
+            Text(", ".join(short(p) for p in passes)),
+        )
     return table
 
 

@@ -11,7 +11,6 @@ from fisopt.codegen.kernel_options import Attention, KernelOptions
 from fisopt.rewrite.tools.diffusers_attention import NATIVE, dispatched, told
 
 _OF_TORCH: dict[str, Attention] = {
-    NATIVE: "sdpa",
     "_native_cudnn": "cudnn",
     "_native_flash": "flash",
     "_native_efficient": "efficient",
@@ -26,7 +25,7 @@ def with_told(options: KernelOptions, model: nn.Module) -> tuple[KernelOptions, 
         The options, and what of it a graph does not follow, for the report.
     """
     names = told(model) if options.attention is None else ()
-    if not names:
+    if names in ((), (NATIVE,)):  # native is torch's choice, which is open
         return options, []
     if len(names) > 1:
         why = f"diffusers was told {' and '.join(names)}, of different layers; give attention="

@@ -21,6 +21,7 @@ from fisopt.codegen.kernels import attend_masked as kernel
 from fisopt.codegen.partly_masked import split_masks
 from fisopt.codegen.seen_keys import always_seen
 from fisopt.codegen.stages import stages_of
+from fisopt.codegen.told_attention import with_told
 from fisopt.codegen.weights import bind_weights
 from fisopt.rewrite.ops.attend_masked import attend_masked
 from fisopt.rewrite.ops.gather_frames import gather_frames
@@ -192,9 +193,12 @@ def test_what_is_left_alone() -> None:
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_published_form() -> None:
-    """HunyuanVideo 1.5 in tiny: every block attends to its video without a mask."""
-    module = lowered(captured("hunyuan_video15"), KernelOptions(), [], split=True)
-    assert attend_masked.target in attentions(module)
+    """HunyuanVideo 1.5 in tiny, whose layers dispatch to what diffusers was told: nothing."""
+    program = captured("hunyuan_video15")
+    options, said = with_told(KernelOptions(), program.source.model)
+    assert not said
+    module = lowered(program, options, [], split=True)
+    assert attentions(module).count(attend_masked.target) == 2, "a kind of block each"
 
 
 @pytest.mark.gpu

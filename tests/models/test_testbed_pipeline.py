@@ -3,7 +3,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import nn
 
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError
 from fisopt.models.testbed import (
     TestbedPipeline,
     build_pipeline,
@@ -197,3 +197,30 @@ def test_the_packaged_weights_are_good_enough_to_measure_on() -> None:
     assert weights.stat().st_size <= 20e6
     made = all(parameter.isfinite().all() for parameter in transformer.parameters())
     assert made
+
+
+@pytest.mark.parametrize(("steps", "last"), [(2, 0.785), (4, 0.5714)])
+def test_packaged_students(steps: Literal[2, 4], last: float) -> None:
+    """Guidance is folded in, and their samplers end where something is left to do."""
+    student, teacher = load_testbed(student=steps), load_testbed()
+    for pipe in (student, teacher):
+        pipe.set_progress_bar_config(disable=True)
+    assert student.transformer.dtype == torch.float32
+    student.scheduler.set_timesteps(steps)
+    assert float(student.scheduler.sigmas[-2]) == pytest.approx(last, abs=1e-3)
+    told: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 1.0, "num_frames": 5}
+    clips = [
+        torch.as_tensor(pipe(RED, output_type="pt", generator=_seed(), **told).frames)
+        for pipe in (student, teacher)
+    ]
+    colours = [clip[0, :, 0].amax((-2, -1)).mean() for clip in clips]
+    assert colours[0] > 0.7, "the circle is red after these few steps"
+    assert not torch.equal(*clips)
+
+
+def test_students_that_are_not_there(tmp_path: Path) -> None:
+    unknown: Any = 3
+    with pytest.raises(OptionError, match="wanted 2 or 4"):
+        load_testbed(student=unknown)
+    with pytest.raises(OptionError, match="and a folder"):
+        load_testbed(tmp_path, student=4)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from fisopt.errors import InputError
+from fisopt.errors import InputError, OptionError, shown
 from fisopt.models.testbed.model import (
     SHIFT,
     build_transformer,
@@ -257,24 +257,35 @@ def build_pipeline(transformer: WanTransformer3DModel | None = None) -> TestbedP
     return TestbedPipeline(build_transformer() if transformer is None else transformer, scheduler)
 
 
-def load_testbed(directory: str | Path | None = None) -> TestbedPipeline:
+def load_testbed(
+    directory: str | Path | None = None, *, student: Literal[2, 4] | None = None
+) -> TestbedPipeline:
     """Load the trained testbed.
 
     Args:
         directory: A folder written by ``save_pretrained``; the packaged weights when None.
+        student: Steps of a packaged student that was distilled to 2 or 4, guidance folded in: call
+            it with so many ``num_inference_steps`` and ``guidance_scale=1``.
 
     Returns:
         The pipeline on the CPU in float32, its transformer in evaluation mode.
 
     Raises:
         InputError: There are no weights in that folder.
+        OptionError: There is no such student, or a folder is given as well.
     """
-    path = WEIGHTS if directory is None else Path(directory)
+    if student is not None and (directory is not None or student not in (2, 4)):
+        raise OptionError(
+            f"load_testbed: student: got {shown(student)}"
+            f"{'' if directory is None else ' and a folder'}; wanted 2 or 4, of the packaged ones"
+        )
+    packaged = WEIGHTS if student is None else WEIGHTS / "students" / f"{student}-steps"
+    path = packaged if directory is None else Path(directory)
     if not (path / "model_index.json").is_file():
         raise InputError(
             f"load_testbed: no model_index.json in {path}; wanted a folder written by "
             "save_pretrained. Train one with scripts/train_testbed.py"
         )
     load: Any = TestbedPipeline.from_pretrained
-    pipeline: TestbedPipeline = load(path, local_files_only=True)
+    pipeline: TestbedPipeline = load(path, local_files_only=True, torch_dtype=torch.float32)
     return pipeline

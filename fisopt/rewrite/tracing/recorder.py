@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._higher_order_ops.out_dtype import out_dtype
 from torch._ops import HigherOrderOperator
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
@@ -146,6 +147,9 @@ class Recorder(FakeTensorMode):  # type: ignore[no-untyped-call]
         if _is_written_out(func):
             with self:
                 return func.decompose(*args, **kwargs)
+        if func is out_dtype:  # a product of integers or, where there is none, of numbers
+            with self:
+                return func.py_kernels[_DENSE](*args, **kwargs)
         self._inside = True  # an operator may be made of others
         try:
             result = self._run(func, types, args, kwargs)
@@ -160,6 +164,9 @@ class Recorder(FakeTensorMode):  # type: ignore[no-untyped-call]
             return super().__torch_dispatch__(func, types, args, kwargs)
         check_no_functions(func, args, kwargs)
         return func.python_key_table[FakeTensorMode](self, *args, **kwargs)
+
+
+_DENSE = torch._C.DispatchKey.CompositeExplicitAutograd
 
 
 def check_no_functions(func: HigherOrderOperator, args: Any, kwargs: dict[str, Any]) -> None:

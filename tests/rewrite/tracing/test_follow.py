@@ -13,10 +13,12 @@ from diffusers.models import attention_dispatch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._higher_order_ops.out_dtype import out_dtype
 
 import fisopt
 from fisopt import CaptureError, ModelSpec, TokenLayout
 from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.cost import program_cost
 from fisopt.rewrite.tracing.follow import Followed, Search
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
@@ -366,6 +368,30 @@ def test_a_number_that_was_written_over_is_not_known() -> None:
         assert [x.tolist() for x in pair.unbind(1)] == [[1, 3], [2, 4]]
         assert (pair * 2)[1].sum().item() == 14
         assert torch.tensor([7]).float().item() == 7.0
+
+
+class Integers(nn.Module):
+    """A block with a product of integers, as quantised linears write it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Buffer(torch.randint(-9, 9, (16, 16), dtype=torch.int8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = (20 * x).round().clamp(-127, 127).to(torch.int8).flatten(0, 1)
+        product = out_dtype(torch.ops.aten.mm.default, torch.int32, rows, self.weight)
+        return x + product.unflatten(0, x.shape[:2]) / 400
+
+
+def test_a_product_of_integers_is_written_out_in_operators_that_passes_know() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(Integers(), Integers()).eval()
+    spec = ModelSpec(blocks=("*",), grid=lambda call: (call["input"].shape[1] // 4, 2, 2))
+    inputs = {"input": torch.randn(1, 20, 16)}
+    dense = fisopt.capture(model, inputs, spec)
+    assert torch.equal(dense(**inputs), model(**inputs))
+    sparse = fisopt.PassManager([fisopt.FrameInterleave(stride=2, blocks=":")]).run(dense)
+    assert program_cost(sparse).total < 0.8 * program_cost(dense).total
 
 
 def test_an_operator_that_calls_functions_is_refused() -> None:
