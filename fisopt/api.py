@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from torch import nn
 
-from fisopt import models
 from fisopt.checked import checked
 from fisopt.codegen.compile import Backend
 from fisopt.codegen.kernel_options import Attention, KernelOptions, Linear
 from fisopt.codegen.placement import Offload
 from fisopt.errors import InputError, OptionError, OptionTypeError, shown
 from fisopt.lru import SIZE
+from fisopt.models.guessing import spec_for
 from fisopt.passes.presets import resolve
 from fisopt.pipelines import SchedulerOf, by_component, transformers_of
 from fisopt.recipe.recipe import Recipe
@@ -27,7 +27,7 @@ from fisopt.rewrite.tracing.readiness import check_model, uncompiled
 from fisopt.runtime.captures import Captures, remember
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.runtime.settings import Settings
-from fisopt.spec import ModelSpec
+from fisopt.spec import ModelSpec, SpecOf
 
 RecipeSource = Recipe | Path | str | Mapping[str, Any]
 """A recipe, its path, its plain values, or "config"."""
@@ -50,7 +50,8 @@ def capture(
         model: a module in evaluation mode; on the meta device nothing is allocated.
         example_inputs: keyword arguments of one forward call; for a known family
             `fisopt.models.example_inputs` makes them.
-        spec: where the blocks are and what the token grid is; None for a known family.
+        spec: where the blocks are and what the token grid is; None for a known family, and for
+            another model to guess (`fisopt.models.guess`).
 
     Raises:
         OptionError: something of a wrong type.
@@ -63,14 +64,19 @@ def capture(
     _check_spec(spec)
     if not isinstance(model, nn.Module):
         raise OptionTypeError(f"capture takes an nn.Module, got {shown(model)}")
-    spec = spec if spec is not None else models.spec_of(model)
+    told: ModelSpec | SpecOf = spec if spec is not None else spec_for(model)
     if example_inputs is None:
         raise InputError(
             f"capture of {type(model).__name__}: example_inputs is missing; pass the keyword "
             "arguments of one forward call, for a known family "
             "fisopt.models.example_inputs(model, height=..., width=..., num_frames=...)"
         )
-    program = _capture.capture(model, example_inputs, spec)
+    note = None
+    if not isinstance(told, ModelSpec):
+        told, note = told(model, example_inputs)
+    program = _capture.capture(model, example_inputs, told)
+    if note is not None:
+        program.source.notes[note] = None
     remember(program)
     return program
 
@@ -106,7 +112,8 @@ def optimize(
         example_inputs: keyword arguments of one forward call.  With them the model is captured
             and rewritten at once; without, at the first call.  A spec whose grid is numbers
             needs them.
-        spec: blocks and token grid of a model that is not of a known family.
+        spec: blocks and token grid of a model that is not of a known family; without, they are
+            guessed from the first call (`fisopt.models.guess`), and the report says so.
         backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
         strict: what a pass cannot be applied to is an error; otherwise a line in the report.
         recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
@@ -184,23 +191,25 @@ def _optimize_module(
     scheduler: Callable[[], Any] | None = None,
 ) -> OptimizedModule:
     captures, known = None, False
+    told: ModelSpec | SpecOf | None = spec
     if isinstance(model, Program):
         captures, known = _captures_of(model, spec), True
-        model, spec = captures.model, captures.spec
+        model, told = captures.model, captures.spec
     model = uncompiled(model)
     if isinstance(model, OptimizedModule):
-        if spec is None or (spec == model.spec and model.captures.grid_holds(example_inputs)):
-            captures, spec = model.captures, model.spec
+        if told is None or (told == model.spec and model.captures.grid_holds(example_inputs)):
+            captures, told = model.captures, model.spec
         model = model.original
-        known = spec is not None
+        known = told is not None
     check_model(model)
-    if spec is None:
-        spec = models.spec_of(model)
-    elif example_inputs is None and not known and not callable(spec.grid):
+    if told is None:
+        told = spec_for(model)
+    elif example_inputs is None and not known and not callable(cast("ModelSpec", told).grid):
         raise InputError(
             f"optimize of {type(model).__name__}: example_inputs is missing; a grid of numbers "
-            f"({spec.grid}) is that of some inputs: pass the keyword arguments of one forward "
-            "call, or give ModelSpec a function as grid, and the first call supplies them"
+            f"({cast('ModelSpec', told).grid}) is that of some inputs: pass the keyword arguments "
+            "of one forward call, or give ModelSpec a function as grid, and the first call "
+            "supplies them"
         )
     if isinstance(chosen, tuple):
         passes = chosen
@@ -210,7 +219,7 @@ def _optimize_module(
         kernels = settings.kernels.over(recipe.kernels)
         settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
     optimized = OptimizedModule(
-        model, passes, spec, settings=settings, scheduler=scheduler, captures=captures
+        model, passes, told, settings=settings, scheduler=scheduler, captures=captures
     )
     if example_inputs is not None:
         optimized.program(example_inputs)

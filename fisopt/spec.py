@@ -30,12 +30,15 @@ class ModelSpec(metaclass=Checked):
         resized: For a model whose inputs do not grow with the frames in a way that capture can
             find, a function from the keyword arguments of one forward call and a number of latent
             frames to the arguments for that many; shapes and plain values count alone.
+        images: The model makes images: the grid is (rows, 1, columns), rows in the place of
+            frames. Passes over frames refuse it, those over tokens and tiles take it.
     """
 
     blocks: tuple[str, ...]
     grid: Grid | GridOf
     prepare: Callable[[Any], Any] | None = None
     resized: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
+    images: bool = False
 
     def __post_init__(self) -> None:
         """Refuse wrong types; a pattern on its own would be read as one pattern a letter."""
@@ -75,3 +78,7 @@ class ModelSpec(metaclass=Checked):
                 f"the grid function of the ModelSpec fails on {sorted(inputs)}: "
                 f"{type(error).__name__}: {error}; wanted it to take the arguments of any call"
             ) from error
+
+
+SpecOf = Callable[[Any, Mapping[str, Any]], tuple[ModelSpec, str]]
+"""Finds the spec of a model from the arguments of its first call; the text says how, in a line."""

@@ -23,7 +23,7 @@ from fisopt import ModelSpec, Program
 from fisopt.models import testbed
 from fisopt.runtime import captures
 from tests import plain_dit
-from tests.zoo import Case, zoo
+from tests.zoo import Case, forms
 
 GRID = (5, 3, 4)
 
@@ -48,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         params = getattr(getattr(item, "callspec", None), "params", {})
         if isinstance(case := params.get("case"), Case):
             item.add_marker(pytest.mark.xdist_group(case.name))
-        elif isinstance(name := params.get("name"), str) and name in zoo():
+        elif isinstance(name := params.get("name"), str) and name in forms():
             item.add_marker(pytest.mark.xdist_group(name))
         elif isinstance(name, str) and name in plain_dit.FORMS:
             item.add_marker(pytest.mark.xdist_group(str(plain_dit.FORMS[name])))
@@ -88,7 +88,7 @@ def _seed() -> None:
 @cache
 def captured(name: str) -> Program:
     """The Program of a tiny model, batch of two."""
-    case = zoo()[name]
+    case = forms()[name]
     return fisopt.capture(case.model, case.inputs(*GRID, batch=2))
 
 

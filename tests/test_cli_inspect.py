@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -57,6 +58,24 @@ def shown(*args: str) -> str:
         assert line in result.output
     assert len(result.output) < 20_000
     return result.output
+
+
+def test_the_answer_is_in_the_first_ten_lines() -> None:
+    """On a narrow terminal too: the model, the passes, the speed-up, and how long it took."""
+    passes = ("--pass", "FrameInterleave(stride=3, steps='1:')")
+    for columns in ("80", "140"):
+        result = CliRunner().invoke(
+            app, ["inspect", *MODEL, *passes], env={"COLUMNS": columns, "TERM": "dumb"}
+        )
+        first = " ".join(result.output.splitlines()[:10])
+        for said in (
+            "17 frames of 64 x 64 pixels",
+            "FrameInterleave(stride=3",
+            "predicted speed-up",
+            "over 4 denoising steps (dense: 0)",
+        ):
+            assert said in first, columns
+        assert re.search(r"built in [\d.]+ s, captured in [\d.]+ s, rewritten in", first)
 
 
 @pytest.mark.parametrize("name", [*PRESETS, *PASSES])

@@ -15,7 +15,7 @@ from fisopt import models
 from fisopt.models import Family
 from fisopt.spec import ModelSpec
 
-CONTEXT = {"text": 12, "text_2": 7, "image": 6}
+CONTEXT = {"text": 12, "text_2": 7, "image": 6, "audio": 9}
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,11 @@ class Case:
         return _build(self.family, {**self.config, self.frames_key: frames})
 
     @property
+    def least(self) -> int:
+        """The fewest latent frames that the model takes."""
+        return 1 + self.family.beside
+
+    @property
     def spec(self) -> ModelSpec:
         return models.spec_of(self.model)
 
@@ -68,7 +73,7 @@ class Case:
             context=CONTEXT,
         )
         timestep = inputs["timestep"]
-        if timestep.ndim == 2:  # a value per token, so that taking the wrong token shows
+        if timestep.ndim > 1:  # a value per token or frame, so that taking the wrong one shows
             generator = torch.Generator().manual_seed(seed)
             inputs["timestep"] = torch.rand(timestep.shape, generator=generator) * 1000
         return inputs
@@ -87,7 +92,7 @@ def _build(family: Family, config: Mapping[str, Any]) -> nn.Module:
 
 
 @cache
-def zoo() -> dict[str, Case]:
+def forms() -> dict[str, Case]:
     """Every form of every family by name."""
     fixed = {"latte": "video_length"}
     return {
@@ -95,6 +100,31 @@ def zoo() -> dict[str, Case]:
         for family in models.families().values()
         for name, config in family.tiny.items()
     }
+
+
+LOOPED = {
+    "allegro",
+    "cogvideox",
+    "hunyuan_video",
+    "hunyuan_video15",
+    "latte",
+    "ltx",
+    "mochi",
+    "wan",
+}
+"""Families whose blocks `tests.passes.loop` has words for; every sweep runs over them."""
+
+
+@cache
+def zoo() -> dict[str, Case]:
+    """The forms of these families: of every structure that there is."""
+    return {name: case for name, case in forms().items() if case.family.name in LOOPED}
+
+
+@cache
+def newer() -> dict[str, Case]:
+    """The other forms, which meet each pass once; see `tests/models/test_newer_families.py`."""
+    return {name: case for name, case in forms().items() if name not in zoo()}
 
 
 KINDS = ("wan", "hunyuan_video", "cogvideox_5b", "ltx", "mochi")

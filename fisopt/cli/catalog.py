@@ -76,7 +76,8 @@ def models_table(rows: list[tuple[Family, Published, Size]]) -> Group:
     note = Text(
         "Pixels and grid (tokens) are frames x height x width at the published size; any size "
         "that the model's patches divide works. "
-        "Any other nn.Module works too, with spec=fisopt.ModelSpec(blocks=..., grid=...). "
+        "Any other nn.Module works too: its blocks and grid are guessed from the first call, or "
+        "said with spec=fisopt.ModelSpec(blocks=..., grid=...). "
         "`fisopt inspect NAME --pass PRESET` says block by block what a pass does to a model.",
         style="dim",
     )

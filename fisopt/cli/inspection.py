@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from rich.console import Group, RenderableType
 from rich.status import Status
@@ -25,6 +26,7 @@ from fisopt.rewrite.text import format_graph
 from fisopt.rewrite.variants import Variant, Variants
 
 FIRST_LINES = 16
+STAGES = ("built", "captured", "rewritten")
 _BLOCK = re.compile(r" = (block_|fisopt::)")
 
 
@@ -40,7 +42,7 @@ class Inspection:
         optimised: the Program after the passes, at a step where all are active.
         applied: what each pass did.
         plan: which Program runs at which step.
-        seconds: what building and capturing took.
+        stages: seconds that each stage took.
     """
 
     title: str
@@ -50,7 +52,7 @@ class Inspection:
     optimised: Program
     applied: tuple[Applied, ...]
     plan: Plan
-    seconds: float
+    stages: Mapping[str, float]
 
 
 def inspect_model(
@@ -65,16 +67,17 @@ def inspect_model(
     status: Status,
 ) -> Inspection:
     """Capture a published model on the meta device and rewrite it."""
-    start = time.perf_counter()
+    began = [time.perf_counter()]
     status.update(f"building {name} on the meta device")
     model = models.build(name)
     inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
     known = models.published().get(name.lower(), models.find_family(name).published[0])
     video = (height or known.height, width or known.width, frames or known.num_frames)
     size = size_of(model, *video)
+    began.append(time.perf_counter())
     status.update(f"capturing {name}: {size.layers} layers, {size.tokens:,} tokens")
     dense = fisopt.capture(model, inputs)
-    seconds = time.perf_counter() - start
+    began.append(time.perf_counter())
     status.update("rewriting")
     variants = Variants.of(passes, steps)
     manager = PassManager.of(variants.fullest, strict=strict)
@@ -86,18 +89,23 @@ def inspect_model(
         return PassManager.of(variant, strict=strict).run(dense)
 
     plan = plan_steps(variants, steps, rewrite)
+    began.append(time.perf_counter())
+    stages = dict(zip(STAGES, (b - a for a, b in pairwise(began)), strict=True))
     height_, width_, frames_ = video
     title = f"{known.title}, {frames_} frames of {height_} x {width_} pixels"
     return Inspection(
-        title, size, tuple(passes), dense, optimised, tuple(manager.applied), plan, seconds
+        title, size, tuple(passes), dense, optimised, tuple(manager.applied), plan, stages
     )
 
 
 def inspection_view(found: Inspection, *, text: bool, blocks: bool, full: bool) -> Group:
-    """Lay out an inspection for the terminal."""
-    parts: list[RenderableType] = [_summary(found), "", _blocks(found), "", _costs(found)]
+    """Lay out an inspection for the terminal, the answer first."""
+    parts: list[RenderableType] = [_summary(found)]
     if found.applied:
-        parts += ["", _verdict(found)]
+        parts.append(_verdict(found))
+    parts += ["", _blocks(found), "", _costs(found)]
+    if found.applied:
+        parts += ["", _notes(found)]
     if text:
         parts += ["", *_text("program as captured", found.dense, blocks, full)]
         if found.applied:
@@ -112,9 +120,10 @@ def _summary(found: Inspection) -> Table:
     frames, rows, columns = size.grid
     table.add_row(
         f"{frames} latent frames x {rows} x {columns} = {size.tokens:,} video tokens; "
-        f"{size.layers} layers, {size.parameters / 1e9:.2f} B parameters; "
-        f"captured from shapes alone in {found.seconds:.0f} s"
+        f"{size.layers} layers, {size.parameters / 1e9:.2f} B parameters"
     )
+    took = ", ".join(f"{stage} in {spent:.1f} s" for stage, spent in found.stages.items())
+    table.add_row(Text(f"from shapes alone: {took}", style="dim"))
     return table
 
 
@@ -212,14 +221,20 @@ def _verdict(found: Inspection) -> Table:
     if plan.ratio is None:
         table.add_row(
             f"over {plan.steps} denoising steps: not predicted, {plan.undecided}; the figures "
-            "above are of a step where every pass is active"
+            "are of a step where every pass is active"
         )
     elif plan.stepwise:
         dense = ", ".join(map(str, plan.dense_steps)) or "none"
         table.add_row(
             f"over {plan.steps} denoising steps (dense: {dense}) {plan.ratio:.2f}x; "
-            f"the figures above are of a step where every pass is active"
+            f"the figures are of a step where every pass is active"
         )
+    return table
+
+
+def _notes(found: Inspection) -> Table:
+    """What each pass did, and where it could not."""
+    table = Table.grid(padding=(0, 2))
     for applied in found.applied:
         for note in applied.result.notes:
             table.add_row(Text(f"{applied.name}: {note}"))

@@ -4,6 +4,7 @@ One family is one module with a ``FAMILY``; a new module in this package is foun
 """
 
 from fisopt.models.family import Family, Published
+from fisopt.models.guessing import Guess, guess
 from fisopt.models.registry import (
     build,
     example_inputs,
@@ -15,11 +16,13 @@ from fisopt.models.registry import (
 
 __all__ = [
     "Family",
+    "Guess",
     "Published",
     "build",
     "example_inputs",
     "families",
     "find_family",
+    "guess",
     "published",
     "spec_of",
 ]

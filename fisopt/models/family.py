@@ -89,6 +89,12 @@ class Call:
         return rows.to(self.device, dtype)
 
 
+def patch_size(config: Config) -> Grid:
+    """Return the patch that a config names ``patch_size``, as (frames, height, width)."""
+    frames, height, width = config["patch_size"]
+    return (frames, height, width)
+
+
 def video_size(layout: str) -> Callable[[Mapping[str, Any]], Grid]:
     """Return a function that reads (F, H, W) from ``hidden_states`` laid out as ``"BCFHW"``."""
     return partial(_video_size, layout=layout)
@@ -112,6 +118,17 @@ def _video_size(inputs: Mapping[str, Any], layout: str) -> Grid:
 _BCFHW = video_size("BCFHW")
 
 
+def numbered_size(inputs: Mapping[str, Any]) -> Grid:
+    """Return (F, H, W) where latents are tokens and their size comes as whole numbers."""
+    size = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
+    if not all(isinstance(cells, int) for cells in size):
+        raise InputError(
+            f"num_frames, height, width: got {size}, wanted the latent size as three whole numbers"
+        )
+    frames, height, width = size
+    return (frames, height, width)  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of video transformers that share one class.
@@ -129,8 +146,12 @@ class Family:
         latent: Reads the latent size (F, H, W) from the keyword arguments of a forward call.
         causal: The first frame of a video makes a latent frame of its own, so that videos have
             ``k * compression + 1`` frames.
+        beside: Latent frames that are no frames of the video, such as one of a reference image.
         prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that cannot be traced, or
             that it can trace for one frame count only.
+        tokens: Reads the token grid from the keyword arguments, where latents come as tokens and
+            their size is written elsewhere; in the place of ``latent``.
+        resized: As in :class:`fisopt.spec.ModelSpec`.
     """
 
     name: str
@@ -144,7 +165,10 @@ class Family:
     tiny: Mapping[str, Config]
     latent: Callable[[Mapping[str, Any]], Grid] = _BCFHW
     causal: bool = True
+    beside: int = 0
     prepare: Callable[[Any], nn.Module] | None = None
+    tokens: Callable[[Mapping[str, Any]], Grid] | None = None
+    resized: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
     def config(self, overrides: Config) -> dict[str, Any]:
         """Return a full config: the class's defaults with some entries replaced."""
@@ -158,8 +182,8 @@ class Family:
 
     def spec(self, config: Config) -> ModelSpec:
         """Return where the blocks and the tokens are in a model with this config."""
-        grid = partial(token_grid, latent=self.latent, patch=self.patch(config))
-        return ModelSpec(blocks=self.blocks, grid=grid, prepare=self.prepare)
+        latent = partial(token_grid, latent=self.latent, patch=self.patch(config))
+        return ModelSpec(self.blocks, self.tokens or latent, self.prepare, self.resized)
 
     def latent_size(self, config: Config, *, num_frames: int, height: int, width: int) -> Grid:
         """Return the latent size (F, H, W) of a video.
@@ -175,7 +199,7 @@ class Family:
         self._check_divides("width", width, column_step * patch_columns)
         first = 1 if self.causal else 0
         self._check_divides("num_frames", num_frames, frame_step, rest=first % frame_step)
-        frames = (num_frames - first) // frame_step + first
+        frames = (num_frames - first) // frame_step + first + self.beside
         if frames % patch_frames:
             raise InputError(
                 f"{self.name}: num_frames: got {num_frames}, which makes {frames} latent frames; "
@@ -190,7 +214,8 @@ class Family:
         )
         frame_step, row_step, column_step = self.compression(config)
         first = 1 if self.causal else 0
-        return (frames - first) * frame_step + first, height * row_step, width * column_step
+        frames -= first + self.beside
+        return frames * frame_step + first, height * row_step, width * column_step
 
     def example_inputs(
         self,
@@ -237,7 +262,7 @@ class Family:
             generator=torch.Generator().manual_seed(seed),
             context=self._streams(context),
         )
-        return self.inputs(config, call) | {"return_dict": False}
+        return {"return_dict": False} | self.inputs(config, call)
 
     def _streams(self, context: Mapping[str, int] | None) -> Mapping[str, int]:
         if context is not None and not isinstance(context, Mapping):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -10,9 +9,14 @@ import torch
 from diffusers.models.transformers.transformer_ltx import LTXVideoTransformer3DModel
 from torch import Tensor, nn
 
-from fisopt.errors import InputError
-from fisopt.models.family import Call, Config, Family, Published, with_children
-from fisopt.spec import Grid
+from fisopt.models.family import (
+    Call,
+    Config,
+    Family,
+    Published,
+    numbered_size,
+    with_children,
+)
 
 _COMPRESSION = (8, 32, 32)
 _FRAME_RATE = 25
@@ -50,16 +54,6 @@ def _prepare(model: LTXVideoTransformer3DModel) -> nn.Module:
     return with_children(model, rope=FramesFromTokens(model.rope))
 
 
-def _latent(inputs: Mapping[str, Any]) -> Grid:
-    size = tuple(inputs.get(name) for name in ("num_frames", "height", "width"))
-    if not all(isinstance(cells, int) for cells in size):
-        raise InputError(
-            f"num_frames, height, width: got {size}, wanted the latent size as three whole numbers"
-        )
-    frames, height, width = size
-    return (frames, height, width)  # type: ignore[return-value]
-
-
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
     frames, height, width = call.latent
     text = call.length("text", 128)
@@ -83,7 +77,7 @@ FAMILY = Family(
     patch=lambda config: (1, 1, 1),
     compression=lambda config: _COMPRESSION,
     inputs=_inputs,
-    latent=_latent,
+    latent=numbered_size,
     prepare=_prepare,
     published=(Published("ltx-video", "LTX-Video 0.9", {}, 512, 704, 161),),
     tiny={

@@ -54,7 +54,7 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
         if issubclass(cls, family.transformer):
             return family
     known = {family.transformer.__name__ for family in families().values()}
-    if isinstance(model_or_name, nn.Module) and (inner := _inner(model_or_name)):
+    if isinstance(model_or_name, nn.Module) and (inner := known_inside(model_or_name)):
         raise InputError(
             f"no adapter for {cls.__name__}, which holds a {inner[1]} as {inner[0]!r}: optimise "
             "that one, the wrapper's layers are its own"
@@ -66,8 +66,8 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
     )
 
 
-def _inner(model: nn.Module) -> tuple[str, str] | None:
-    """The path and the class of the model of a known family that a wrapper holds."""
+def known_inside(model: nn.Module) -> tuple[str, str] | None:
+    """Return path and class of the model of a known family that a wrapper holds, if it does."""
     known = tuple(family.transformer for family in families().values())
     held = ((path, type(m).__name__) for path, m in model.named_modules() if isinstance(m, known))
     return next(held, None)

@@ -8,7 +8,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformer3DModel
 from torch import Tensor
 
-from fisopt.models.family import Call, Config, Family, Published
+from fisopt.models.family import Call, Config, Family, Published, patch_size
 from fisopt.spec import Grid
 
 _TI2V_CHANNELS = 48
@@ -38,11 +38,6 @@ def _is_ti2v(config: Config) -> bool:
     return bool(config["in_channels"] == _TI2V_CHANNELS)
 
 
-def _patch(config: Config) -> Grid:
-    frames, height, width = config["patch_size"]
-    return (frames, height, width)
-
-
 def _compression(config: Config) -> Grid:
     return (4, 16, 16) if _is_ti2v(config) else (4, 8, 8)
 
@@ -63,7 +58,7 @@ def _timestep(config: Config, call: Call) -> Tensor:
     if not _is_ti2v(config):
         return call.timestep(torch.int64)
     frames, rows, columns = (
-        cells // patch for cells, patch in zip(call.latent, _patch(config), strict=True)
+        cells // patch for cells, patch in zip(call.latent, patch_size(config), strict=True)
     )
     timestep = call.timestep(torch.float32)[:, None].repeat(1, frames * rows * columns)
     timestep[:, : rows * columns] = 0
@@ -91,7 +86,7 @@ FAMILY = Family(
     title="Wan 2.1 / 2.2",
     transformer=WanTransformer3DModel,
     blocks=("blocks.*",),
-    patch=_patch,
+    patch=patch_size,
     compression=_compression,
     inputs=_inputs,
     published=(

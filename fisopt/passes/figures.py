@@ -1,6 +1,6 @@
 """What each preset does to the testbed's clips, as it was measured: the ranking, not the decibels.
 
-They stand in figures.json, which ``make results`` writes from results/testbed_peers.json.
+They stand in figures.json, which ``make results`` writes from testbed_peers.json.
 """
 
 from __future__ import annotations

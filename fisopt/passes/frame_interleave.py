@@ -139,6 +139,12 @@ class FrameInterleave(BlockPass):
 
     def requires(self, program: Program) -> None:
         """Check the strides against the frames, and the blocks."""
+        if program.source.spec.images:
+            raise PreconditionError(
+                "the model makes images, whose rows lie in the place of frames, and rows cannot be "
+                "interpolated as frames are; TokenReduction and TileAttention take images",
+                pass_name=self.name,
+            )
         frames, blocks = program.layout.frames, len(program.block_paths)
         stride = max(largest(n) for n in (self.stride, *self._named.values()))
         if stride > frames > BOUNDARIES:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from fisopt.errors import RecipeError, shown
 
 Tuned = Mapping[str, float | str]
 """``target``, ``steps``, ``prompts``, ``speed_up``, ``error`` and ``psnr``; empty if not tuned."""
-UNTUNED: Tuned = MappingProxyType({})
+UNTUNED: Tuned = {}
 
 
 def read_tuned(said: Any, source: str) -> Tuned:

@@ -51,6 +51,11 @@ def capture(
     check_example(model, inputs)
     _check_blocks(model, spec)
     layout = layout_of(spec.grid_of(inputs.kwargs()))
+    if spec.images and layout.height != 1:
+        raise CaptureError(
+            "images=True: the grid is (rows, 1, columns), rows in the place of frames; got "
+            f"{layout}"
+        )
     plain = unhooked(model)
     traced = spec.prepare(plain) if spec.prepare is not None else plain
     notes: dict[str, None] = {}

@@ -209,11 +209,12 @@ class Rewriter(Editor):
         return self._keys[key]
 
     def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
-        """Read a constant tensor here; equal names with equal values are one buffer."""
-        del argument
+        """Read a constant tensor here; equal names with equal values are one buffer a device."""
         module = self.program.graph_module
         path = f"fisopt_{name}"
         held = getattr(module, path, None)
+        if held is not None and held.device != value.device:
+            return self.buffer(f"{name}_{value.device.type}", value, argument)
         if held is None:
             module.register_buffer(path, value, persistent=False)
         elif value.device.type != "meta" and not torch.equal(held, value):

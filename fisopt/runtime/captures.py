@@ -20,7 +20,7 @@ from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.readiness import check_model
 from fisopt.runtime.ambient import ambient
 from fisopt.runtime.fingerprint import Fingerprint
-from fisopt.spec import GridOf, ModelSpec
+from fisopt.spec import GridOf, ModelSpec, SpecOf
 
 STATES = 8
 """So many states of a model are remembered, such as with and without an adapter."""
@@ -31,12 +31,13 @@ class Captures:
 
     Args:
         model: the model.
-        spec: where its blocks are, and its token grid.
+        spec: where its blocks are, and its token grid; or what finds that at the first call.
         size: how many are kept.
     """
 
-    def __init__(self, model: nn.Module, spec: ModelSpec, size: int = SIZE) -> None:
+    def __init__(self, model: nn.Module, spec: ModelSpec | SpecOf, size: int = SIZE) -> None:
         self.model, self.spec = model, spec
+        self._found = ""
         self.lock = RLock()
         self._size = size
         self._held: Lru[Any, Program] = Lru(size)
@@ -88,7 +89,9 @@ class Captures:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]
-                captured = capture(self.model, inputs.kwargs(), self._spec_now())
+                captured = capture(self.model, inputs.kwargs(), self._spec_now(inputs))
+                if self._found:
+                    captured.source.notes[self._found] = None
                 self._hold(key, captured)
                 if self._now is not None and self._now[1] is state:  # capture may leave traces
                     state.take(Fingerprint(self.model))
@@ -96,18 +99,20 @@ class Captures:
             return captured.at(inputs)
 
     def _hold(self, key: Any, captured: Program) -> None:
-        if not callable(self.spec.grid):
+        if not callable(captured.source.spec.grid):
             self._grid = self._grid or captured.source.grid_of
         captured.source.bound(self._size)
         self._held[key] = captured
 
-    def _spec_now(self) -> ModelSpec:
+    def _spec_now(self, inputs: Inputs) -> ModelSpec:
         """The spec for whatever comes: its numbers, if it has some, are those of the first call."""
+        if not isinstance(self.spec, ModelSpec):
+            self.spec, self._found = self.spec(self.model, inputs.kwargs())
         return self.spec if self._grid is None else replace(self.spec, grid=self._grid)
 
     def grid_holds(self, example_inputs: Mapping[str, Any] | None) -> bool:
         """Whether the spec's grid is that of an example too, as far as is known."""
-        if self._grid is None or example_inputs is None:
+        if self._grid is None or example_inputs is None or not isinstance(self.spec, ModelSpec):
             return True
         try:
             return self._grid(bind_example(self.model, example_inputs).kwargs()) == self.spec.grid

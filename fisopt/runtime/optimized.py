@@ -37,7 +37,7 @@ from fisopt.runtime.plans import Plan, Plans
 from fisopt.runtime.progress import warm_up
 from fisopt.runtime.report import Report
 from fisopt.runtime.settings import Settings
-from fisopt.spec import ModelSpec
+from fisopt.spec import ModelSpec, SpecOf
 
 
 class OptimizedModule(Copies, nn.Module):
@@ -91,7 +91,7 @@ class OptimizedModule(Copies, nn.Module):
         self,
         model: nn.Module,
         passes: Sequence[Pass],
-        spec: ModelSpec,
+        spec: ModelSpec | SpecOf,
         *,
         settings: Settings,
         scheduler: Callable[[], Any] | None = None,
@@ -221,8 +221,8 @@ class OptimizedModule(Copies, nn.Module):
         object.__setattr__(self, "_settings", replace(self._settings, tuned=UNTUNED))
 
     @property
-    def spec(self) -> ModelSpec:
-        """Where the original's blocks are, and its token grid."""
+    def spec(self) -> ModelSpec | SpecOf:
+        """Where the original's blocks are, and its token grid; or what finds that at a call."""
         return self._captures.spec
 
     @property

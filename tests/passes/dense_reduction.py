@@ -73,6 +73,7 @@ class Attend:
         options: what to drop.
         grid: the token grid that a block sees.
         front: whether text comes before the tokens.
+        ahead: entries of a history before them.
         block: the block that is running.
         seen: how many attentions were reduced.
         groups: what was matched, by block, feature and row, kept for steps that reuse it.
@@ -85,6 +86,7 @@ class Attend:
     block: int = -1
     seen: int = 0
     groups: dict[tuple[int, str, int], list[list[int]]] | None = None
+    ahead: int = 0
 
     def __call__(
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, **kw: Any
@@ -137,7 +139,7 @@ class Attend:
             return whole
         if self.groups is not None and (self.block, feature, row) in self.groups:
             return Chosen(self.groups[self.block, feature, row], size)
-        start = size - tokens if self.front else 0
+        start = size - tokens if self.front else self.ahead
         stay = [start + int(d) for d in chosen]
         sources = [i for i in range(start, start + tokens) if i not in set(stay)]
         distance = (x[sources].double()[:, None] - x[stay].double()[None]).square().sum(-1)

@@ -50,7 +50,10 @@ class Video:
 
 @dataclass(frozen=True)
 class Block:
-    """One block: where its frames are and which arguments carry them besides hidden_states."""
+    """One block: where its frames are and which arguments carry them besides hidden_states.
+
+    ``ahead``: entries of a history before the video, where text is behind or none.
+    """
 
     module: nn.Module
     hidden: Video
@@ -58,6 +61,7 @@ class Block:
     attention: Video = Video(2)
     text: str = "none"
     keys_mix: bool = True
+    ahead: int = 0
 
 
 def pair(dim: int) -> Argument:

@@ -54,7 +54,8 @@ class Tiled:
         inner = block.attention.inner
         frames = self.frames or (query.shape[2] - self.text) // inner
         text = query.shape[2] - frames * inner  # Mochi leaves padded text out, clip by clip
-        sides = (text, 0) if block.text == "front" else (0, text)
+        ahead = text if block.text == "front" else block.ahead
+        sides = (ahead, text - ahead)
         axis = FrameAxis(frames, 1, inner, *sides)
         kept = explicit(mask.table(axis.frames), axis, axis)
         if attn_mask is not None and attn_mask.dtype == torch.bool:

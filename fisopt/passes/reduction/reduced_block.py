@@ -129,6 +129,8 @@ class Reducer:
             if isinstance(found, str):
                 return found
             grid, cells, frames, before, after = found
+            f, h, w = (min(a, b) if b == 1 else a for a, b in zip(cells, grid, strict=True))
+            cells = (f, h, w)  # of one entry, such as the one column of tokens of a row
             count = destination_count(grid, cells)
             size = "x".join(map(str, grid))
             if count == 0:

@@ -61,7 +61,8 @@ class FixedGrid:
         plane = next((p for p in places if p.growth.plane is not None), None)
         if plane is not None and plane.growth.plane is not None:
             h, w = (leaves[plane.name].shape[d] // plane.growth.scale for d in plane.growth.plane)
-            here = TokenLayout(here.frames, h, w)
+            in_rows = plane.growth.dim == plane.growth.plane[0]
+            here = TokenLayout(here.frames, 1 if in_rows else h, w)
         found = {(size_of(leaves[p.name], p.growth) - p.rest) / p.growth.step(here) for p in places}
         frames = next(iter(found))
         if len(found) > 1 or frames != int(frames) or frames < 1:

@@ -26,7 +26,8 @@ class Growth:
         per_frame: entries that a frame adds.
         tokens: count them in tokens of a frame, so that they follow the resolution.
         exact: the dimension holds frames alone: its size is a multiple of their number.
-        plane: the dimensions of rows and columns behind it, where there are.
+        plane: the dimensions of rows and columns behind it, where there are; of an image, whose
+            rows are in the place of frames, ``dim`` is that of the rows.
         scale: their entries for a token.
     """
 
@@ -207,7 +208,7 @@ def _whole(sizes: Sequence[int], grid: TokenLayout) -> list[Growth]:
 
 def _planes(sizes: Sequence[int], grid: TokenLayout) -> list[Growth]:
     """Dimensions that rows and columns of the grid follow, those of whole frames first."""
-    found = []
+    found = [] if grid.height > 1 else _rows(sizes, grid)
     for f, h, w in itertools.combinations(range(len(sizes)), 3):
         rows, columns = divmod(sizes[h], grid.height), divmod(sizes[w], grid.width)
         if rows != columns or rows[1] or not rows[0] or not sizes[f]:
@@ -221,6 +222,16 @@ def _planes(sizes: Sequence[int], grid: TokenLayout) -> list[Growth]:
             if sizes[f] in _uncompressed(grid.frames, step) and (rest or step != per_frame)
         ]
     return sorted(found, key=lambda g: (g.dim == 0, g.per_frame, g.dim, -g.plane[0]))  # type: ignore[index]
+
+
+def _rows(sizes: Sequence[int], grid: TokenLayout) -> list[Growth]:
+    """Dimensions of rows that columns follow, in an image whose rows are in the place of frames."""
+    found = []
+    for h, w in itertools.combinations(range(1, len(sizes)), 2):
+        rows, columns = divmod(sizes[h], grid.frames), divmod(sizes[w], grid.width)
+        if len(sizes) > 3 and rows == columns and rows[0] and not rows[1]:
+            found.append(Growth(h, rows[0], plane=(h, w), scale=rows[0]))
+    return found
 
 
 def _uncompressed(frames: int, step: int) -> set[int]:
