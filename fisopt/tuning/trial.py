@@ -163,13 +163,11 @@ class Trials:
     Attributes:
         modules: its transformers, by name.
         clips: what ran dense, by the number of the prompt.
-        steps: how many denoising steps have run in all.
     """
 
     def __init__(self, recorder: Recorder) -> None:
         self.recorder, self.script = recorder, Script()
         self.clips: dict[int, Clip] = {}
-        self.steps = 0
         self.modules: dict[str, Rehearsed] = {}
 
     @contextmanager
@@ -262,7 +260,6 @@ class Trials:
     def _latents(self, index: int) -> list[Tensor]:
         with torch.no_grad():
             output = self.recorder.run(index)
-        self.steps += self.recorder.steps
         found = tensors(output) or [
             torch.as_tensor(x) for x in pytree.tree_leaves(output) if hasattr(x, "__array__")
         ]
@@ -277,4 +274,5 @@ def _distance(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
     """Squared distance over the squared norm of what is wanted."""
     pairs = [(a.double(), b.double()) for a, b in zip(got, want, strict=True)]
     total = sum(float(b.square().sum()) for _, b in pairs)
-    return sum(float((a - b).square().sum()) for a, b in pairs) / total
+    moved = sum(float((a - b).square().sum()) for a, b in pairs)
+    return moved / total if total else 0.0

@@ -43,6 +43,7 @@ def tune(
 
     Args:
         pipeline: a diffusers pipeline, all transformers of which are tuned; it is left as it was.
+            One of no known family is optimised with its ``spec`` before, by `fisopt.optimize`.
         target: "2x", "350ms" (of all transformer calls of one clip), "error<=0.1" (relative L2
             error of the final latents) or "psnr>=28" (dB, of the final latents).
         prompts: what to generate, two texts or more, one for each generation.  Plans are chosen
