@@ -2,7 +2,7 @@
 
     python benchmarks/bench_tune.py [--targets 2x 2.5x] [--presets few-fast] [--minutes 15]
 
-Each target is tuned for on four prompts; the plans then run on others, from other noise: PSNR to
+Each target is tuned for on twelve prompts; the plans then run on others, from other noise: PSNR to
 the dense clip with a 95 % interval, and the checker's score.  Measurements, plans and clips are
 kept as they are made, so that a second call goes on where the first one stopped.
 """
@@ -31,7 +31,7 @@ from fisopt.tuning.quality import compare
 
 PATH = RESULTS / "tune.json"
 STEPS = 4
-PROMPTS = [str(p) for p in sample_prompts(4, seed=1)]
+PROMPTS = [str(p) for p in (*sample_prompts(4, seed=1), *sample_prompts(8, seed=2))]
 
 
 class Bench:

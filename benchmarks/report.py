@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from plots import plot_growth, plot_peers, plot_quality, plot_students
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
+FIGURES = ROOT / "fisopt" / "passes" / "figures.json"
 MARKS = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -285,6 +287,23 @@ PAGES = {
 }
 
 
+def preset_figures(peers: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
+    """What `fisopt choose` and `fisopt models` say of the presets."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for row in peers["rows"]:
+        kind, _, name = row["name"].partition(" ")
+        if kind == "preset":
+            figure = {
+                "steps": row["steps"],
+                "speed_up": round(row["flops_ratio"], 3),
+                "psnr": round(statistics.mean(row["psnr"]), 2),
+                "right": round(100 * statistics.mean(row["right"]), 1),
+                "clips": len(row["psnr"]),
+            }
+            found.setdefault(name, []).append(figure)
+    return found
+
+
 def main() -> None:
     for page, sections in PAGES.items():
         (ROOT / page).write_text(filled(ROOT / page, sections))
@@ -292,6 +311,7 @@ def main() -> None:
         plot_quality(quality["rows"], IMAGES / "quality.png")
     if (peers := load("testbed_peers")) is not None:
         plot_peers(peers["rows"], IMAGES / "peers.png")
+        FIGURES.write_text(json.dumps(preset_figures(peers), indent=1) + "\n")
     if (held := load(f"{H100}/distillation")) is not None:
         plot_students(held["students"], IMAGES / "distillation.png")
     if (tiles := load("tile_attention")) is not None:

@@ -26,7 +26,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as File
 from typing import Any
@@ -300,21 +299,6 @@ class Bank:
         return Path(self.states[:, chosen], self.rows[chosen])
 
 
-@contextmanager
-def weights(model: nn.Module, held: dict[str, Tensor]) -> Iterator[None]:
-    """Inside, a model has other weights."""
-    mine = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(held[name])
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(mine[name])
-
-
 def take_over(student: nn.Module, file: File, deadline: float) -> None:
     """Load what another student has learnt, as soon as it is there."""
     while not file.exists():
@@ -472,15 +456,13 @@ class Run:
                 while mark <= trainer.progress:
                     mark = next(marks, args.marks + 1) / args.marks
         trainer.save(self.state)
-        with torch.no_grad():
-            for name, parameter in self.student.named_parameters():
-                parameter.copy_(trainer.average[name])
+        trainer.finish()
         self.note(trainer, judge)
         self.save()
 
     def note(self, trainer: Trainer, judge: Judge) -> None:
         """Add a point to the curve, of the averaged weights."""
-        with weights(self.student, trainer.average):
+        with trainer.averaged():
             near = judge.near(self.lab.clips(self.judged))
         walks = trainer.step * trainer.training.batch
         point = {"seconds": round(trainer.seconds, 1), "step": trainer.step, "clips": walks}

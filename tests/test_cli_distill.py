@@ -37,13 +37,15 @@ def test_few_steps(weights: Path, tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text(f"# mine\n{PROMPT}\n{PROMPT.replace('red', 'green')}\n")
     options = ("--teacher-steps", "4", "--prompts", str(file))
-    for steps in (2, 3):  # the second goes on
-        result = distill(weights, tmp_path, *options, "--train-steps", str(steps))
+    prepared = ("--prepared", str(tmp_path / "data"))
+    for steps in (2, 3):  # the second goes on, from what the first has recorded
+        result = distill(weights, tmp_path, *options, *prepared, "--train-steps", str(steps))
         assert result.exit_code == 0, result.output
         assert f"after {steps} steps" in result.output
     folder = tmp_path / "student"
     facts = json.loads((folder / "distilled.json").read_text())
     assert (facts["num_inference_steps"], facts["guidance_scale"]) == (2, 1.0)
+    assert (tmp_path / "data" / "conditions.safetensors").is_file()
     model = type(testbed.build_transformer()).from_pretrained(folder)
     assert len(model.blocks) == 2
 

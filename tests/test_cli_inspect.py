@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
-from fisopt.cli import app, choosing, inspection
+from fisopt.cli import app, inspection
+from fisopt.passes import figures
 from fisopt.passes.figures import Figure
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.passes.reduction.measured import Measured
@@ -163,11 +164,11 @@ def choose(*args: str) -> str:
 
 
 def test_choose_names_a_preset_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = {
-        "fis-faithful": Figure(4, 1.4, 31.0, 90.0, 24),
-        "fis-fast": Figure(4, 2.9, 21.0, 80.0, 24),
+    known = {
+        "fis-faithful": (Figure(4, 1.4, 31.0, 90.0, 24),),
+        "fis-fast": (Figure(4, 2.9, 21.0, 80.0, 24),),
     }
-    monkeypatch.setattr(choosing, "FIGURES", figures)
+    monkeypatch.setattr(figures, "figures", lambda: known)
     said = choose("--speed", "1")
     assert said.startswith("fis-faithful: predicted")
     assert "31.0 dB at 1.40x, 4 steps" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +26,18 @@ def test_pages_hold_what_was_measured(report: ModuleType) -> None:
     """Where this fails: make results."""
     for page, sections in report.PAGES.items():
         assert report.filled(ROOT / page, sections) == (ROOT / page).read_text(), page
+
+
+def test_figures_of_presets_are_those_of_the_results(report: ModuleType) -> None:
+    """Where this fails: make results."""
+    peers = report.load("testbed_peers")
+    wanted = report.preset_figures(peers) if peers is not None else {}
+    assert json.loads(report.FIGURES.read_text()) == wanted
+    row = {"name": "preset few", "steps": 4, "flops_ratio": 2.0, "psnr": [20.0, 22.0]}
+    other = {"name": "dense", "steps": 4, "flops_ratio": 1.0, "right": [1.0]}
+    made = report.preset_figures({"rows": [{**row, "right": [1.0, 0.0]}, other]})
+    figure = {"steps": 4, "speed_up": 2.0, "psnr": 21.0, "right": 50.0, "clips": 2}
+    assert made == {"few": [figure]}
 
 
 def test_peers_are_told_with_their_intervals(report: ModuleType) -> None:

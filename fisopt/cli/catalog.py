@@ -15,7 +15,7 @@ from torch import nn
 
 from fisopt import models
 from fisopt.models import Family, Published
-from fisopt.passes.figures import FIGURES
+from fisopt.passes.figures import figures
 from fisopt.passes.presets import PASSES, PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.tracing.block_paths import matches
@@ -113,8 +113,12 @@ def _presets() -> Table:
     table.add_column("what it is, and what it did to the testbed's clips")
     table.add_column("passes", min_width=LONGEST_OPTION, overflow="fold")
     for name, (purpose, passes) in PRESETS.items():
-        figure = f" ({FIGURES[name]})" if name in FIGURES else ""
-        table.add_row(name, Text(purpose + figure), Text(", ".join(short(p) for p in passes)))
+        known = "; ".join(map(str, figures().get(name, ())))
+        table.add_row(
+            name,
+            Text(purpose + (f" ({known})" if known else "")),
+            Text(", ".join(short(p) for p in passes)),
+        )
     return table
 
 

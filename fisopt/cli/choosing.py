@@ -13,14 +13,11 @@ import fisopt
 from fisopt import models
 from fisopt.cli.schedule import plan_steps
 from fisopt.errors import FisoptError
-from fisopt.passes.figures import FIGURES, Figure
+from fisopt.passes.figures import Figure, figure_of
 from fisopt.passes.presets import PAPER, PRESETS
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.variants import Variant, Variants
-
-FEW = 8
-"""Steps up to which the figures of four steps are nearer than those of 25."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +60,7 @@ def price_presets(
 
 
 def _priced(name: str, dense: Program, steps: int) -> Priced:
-    figure = FIGURES.get(name)
-    if figure is not None and (figure.steps <= FEW) != (steps <= FEW):
-        figure = None
+    figure = figure_of(name, steps)
     if PAPER in name:
         return Priced(name, None, figure, "loses the testbed's clips")
 

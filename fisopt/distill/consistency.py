@@ -16,7 +16,8 @@ from torch import Tensor
 
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.following import Supplied, Task, follow, guidance_of
+from fisopt.distill.following import Task, follow, guidance_of
+from fisopt.distill.lessons import Supplied
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Training
 from fisopt.errors import OptionError
@@ -27,7 +28,7 @@ from fisopt.rewrite.pass_base import Pass
 @checked
 def consistency(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Path | str,
     *,
     steps: int = 4,
     teacher_steps: int = 48,
@@ -40,6 +41,7 @@ def consistency(
     backend: Backend = "eager",
     lora: int | None = None,
     latents: Tensor | None = None,
+    lead: int | None = None,
     folder: Path | str | None = None,
     save_every: int = 100,
     seen: Seen = lambda _: None,
@@ -49,7 +51,7 @@ def consistency(
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's; it
             is left as it was.
-        prompts: what the clips that it learns from show.
+        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
         steps: of the student's sampler, which runs without guidance.
         teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
         guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.
@@ -62,6 +64,9 @@ def consistency(
         latents: clips to learn from, [prompts, ...], one a prompt, as the model takes them; None
             for the teacher's own paths.  With clips, steps start at clips under noise.
         lora: rank of adapters to train in the place of the weights (peft).
+        lead: with clips, steps of the teacher for a target; the student itself goes the rest of the
+            segment.  Much cheaper, and less sure: its own errors are in the target.  None has the
+            teacher go to the end.
         folder: where the state of the run is kept; a run that was broken off goes on from it.
         save_every: steps between two states.
         seen: called with the trainer after every step.
@@ -82,6 +87,12 @@ def consistency(
     count("distill: save_every", save_every)
     if lora is not None:
         count("distill: lora", lora)
+    if lead is not None:
+        count("distill: lead", lead)
+        if latents is None:
+            raise OptionError(
+                "distill: lead needs latents: on its own paths the teacher is at the end"
+            )
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(
@@ -102,6 +113,7 @@ def consistency(
         backend,
         lora,
         latents,
+        lead,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fisopt import models
 from fisopt.api import optimize
-from fisopt.checked import Checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.conditions import Conditions, record
+from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
-from fisopt.distill.levels import Levels
+from fisopt.distill.lessons import Supplied, jumps, walks
 from fisopt.distill.lora import adapted
-from fisopt.distill.path import walk
+from fisopt.distill.prepare import recorded
 from fisopt.distill.student import Student
-from fisopt.distill.supply import Supply
 from fisopt.distill.trainer import Seen, Trainer, Training
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import one_of
@@ -32,34 +30,12 @@ STATE = "state.pt"
 
 
 @dataclass(frozen=True)
-class Supplied(metaclass=Checked):
-    """Where a student's steps start, and how many of its teacher's paths there are.
-
-    Attributes:
-        own: share of clips that go on from where the student came itself; the others start each
-            step on the teacher's path.
-        reuse: steps until a batch of new paths is laid.
-        kept: batches of paths that are held.
-    """
-
-    own: float = 0.8
-    reuse: int = 4
-    kept: int = 16
-
-    def __post_init__(self) -> None:
-        for name in ("reuse", "kept"):
-            count(f"Supplied: {name}", getattr(self, name))
-        if not isinstance(self.own, (int, float)) or not 0 <= self.own <= 1:
-            raise OptionError(f"Supplied: own: got {shown(self.own)}, wanted a number from 0 to 1")
-
-
-@dataclass(frozen=True)
 class Task:
     """What is to be learnt, from what.
 
     Attributes:
         pipeline: a diffusers pipeline.
-        prompts: texts.
+        prompts: texts, or the folder of what was prepared.
         steps: of the student's sampler.
         hops: the teacher's steps for one of those.
         teacher_guidance: weight of guidance in the teacher.
@@ -69,11 +45,12 @@ class Task:
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
         latents: clips to learn from, one a prompt; None for the teacher's own paths.
+        lead: hops of the teacher before the student's own jump; None for whole segments.
         lora: rank of the adapters that are trained; None trains the weights.
     """
 
     pipeline: Any
-    prompts: Sequence[str]
+    prompts: Sequence[str] | Path | str
     steps: int
     hops: int
     teacher_guidance: float
@@ -84,6 +61,7 @@ class Task:
     backend: Backend
     lora: int | None
     latents: Tensor | None
+    lead: int | None = None
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -108,10 +86,13 @@ def follow(
 ) -> Student:
     """Train a student; see `fisopt.distill.consistency`."""
     component = one_of(task.pipeline, task.component)
-    found: nn.Module = getattr(task.pipeline, component)
-    teacher: nn.Module = getattr(found, "original", found)
     _check_passes(task.passes)
-    conditions, levels = _recorded(task, component, teacher)
+    arguments, weight = dict(task.arguments), max(task.teacher_guidance, task.guidance)
+    if weight > 1:  # else what the pipeline does by itself, which may be a guidance that it embeds
+        arguments.setdefault("guidance_scale", weight)
+    conditions, levels, teacher = recorded(
+        task.pipeline, component, task.prompts, task.steps, arguments
+    )
     student: Any = copy.deepcopy(teacher).eval()
     if training.checkpoints:
         _checkpoint(student)
@@ -126,28 +107,15 @@ def follow(
     conditions = conditions.to(device)
     taught = Denoiser(teacher, levels, task.teacher_guidance, training.precision)
     learns = Denoiser(runs, levels, task.guidance, training.precision)
-    supply = Supply(
-        taught,
-        conditions,
-        task.hops,
-        training.batch,
-        reuse=supplied.reuse,
-        kept=supplied.kept,
-        seed=training.seed,
-        latents=_clips(task.latents, conditions, type(teacher).__name__),
-    )
-    own_share = supplied.own if task.latents is None else 0.0
-
-    def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
-        path = supply.draw(step, generator)
-        own = torch.rand(training.batch, generator=generator, device=device) < own_share
-        yield from walk(learns, path, conditions, own)
-
+    clips = _clips(task.latents, conditions, type(teacher).__name__)
+    if task.lead is None or clips is None:
+        losses = walks(learns, taught, conditions, clips, task.hops, training, supplied)
+    else:
+        losses = jumps(learns, taught, conditions, clips, task.hops, task.lead, training.batch)
     trainer = Trainer(learnt, losses, training)
+    trainer.runs = runs
     curve = _run(trainer, folder, save_every, seen)
-    with torch.no_grad():
-        for name, parameter in learnt.items():
-            parameter.copy_(trainer.average[name])
+    trainer.finish()
     if training.checkpoints:
         student.disable_gradient_checkpointing()
     student.requires_grad_(False)
@@ -155,19 +123,6 @@ def follow(
     adapter = "" if task.lora is None else component
     made = (student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve), adapter)
     return Student(*made)
-
-
-def _recorded(task: Task, component: str, teacher: nn.Module) -> tuple[Conditions, Levels]:
-    """What the pipeline tells its transformer, which runs as it was given meanwhile."""
-    held = getattr(task.pipeline, component)
-    arguments = dict(task.arguments)
-    if "guidance_scale" in inspect.signature(task.pipeline.__call__).parameters:
-        arguments["guidance_scale"] = max(task.teacher_guidance, task.guidance)
-    setattr(task.pipeline, component, teacher)
-    try:
-        return record(task.pipeline, teacher, task.prompts, task.steps, arguments)
-    finally:
-        setattr(task.pipeline, component, held)
 
 
 def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:

@@ -14,7 +14,8 @@ from typing import Any
 
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.following import Supplied, Task, follow, guidance_of
+from fisopt.distill.following import Task, follow, guidance_of
+from fisopt.distill.lessons import Supplied
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Training
 from fisopt.errors import OptionError
@@ -26,7 +27,7 @@ from fisopt.rewrite.pass_base import Pass
 @checked
 def sparse(
     pipeline: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Path | str,
     passes: Sequence[Pass | str] | Recipe,
     *,
     steps: int = 4,
@@ -46,7 +47,7 @@ def sparse(
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the sampler; its
             dense model is the teacher.  It is left as it was.
-        prompts: what the clips that it learns from show; no other data is needed.
+        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
         passes: passes or preset names, or a recipe.
         steps: of the sampler.
         guidance: weight of guidance in teacher and student; None for that of ``arguments``, or the

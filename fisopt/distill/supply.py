@@ -12,9 +12,7 @@ from torch import Tensor
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.path import Path, joined, noised, walked
-
-_SEED = 1 << 48
-"""Apart from the seeds of the steps."""
+from fisopt.distill.seeds import generator
 
 
 class Supply:
@@ -48,22 +46,22 @@ class Supply:
         self.latents = latents
         self.held: dict[int, Path] = {}
 
-    def draw(self, step: int, generator: torch.Generator) -> Path:
+    def draw(self, step: int, draws: torch.Generator) -> Path:
         """The paths of a step, drawn from those that it may use."""
         newest = step // self.reuse
         wanted = range(max(0, newest + 1 - self.kept), newest + 1)
         self.held = {n: self.held[n] if n in self.held else self._laid(n) for n in wanted}
         every = joined(list(self.held.values()))
         device = every.rows.device
-        chosen = torch.randperm(len(every.rows), generator=generator, device=device)
+        chosen = torch.randperm(len(every.rows), generator=draws, device=device)
         return every.take(chosen[: self.batch])
 
     def _laid(self, number: int) -> Path:
         device = self.conditions.time.device
-        generator = torch.Generator(device).manual_seed((self.seed << 32) + _SEED + number)
+        draws = generator(device, self.seed, "paths", number)
         shape, prompts = (self.batch, *self.conditions.shape), self.conditions.prompts
-        noise = torch.randn(shape, device=device, generator=generator)
-        rows = torch.randint(prompts, (self.batch,), device=device, generator=generator)
+        noise = torch.randn(shape, device=device, generator=draws)
+        rows = torch.randint(prompts, (self.batch,), device=device, generator=draws)
         if self.latents is None:
             return walked(self.teacher, noise, self.conditions, rows, self.hops)
         clips = self.latents[rows]

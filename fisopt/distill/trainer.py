@@ -1,14 +1,16 @@
 """The loop of training: AdamW, clipping, an average of the weights; resumable to the bit.
 
-All that is random in a step comes from a generator that the step's number seeds, so that what a
-run has to keep is the weights, the optimiser and the number of the step.
+All that is random in a micro-batch comes from a generator that its number and its step's seed, so
+that what a run has to keep is the weights, the optimiser and the number of the step, and that two
+processes do what one does with twice the micro-batches.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from fisopt import files
-from fisopt.checked import Checked, count, flag
+from fisopt.checked import Checked, choice, count, flag
+from fisopt.distill import ranks
+from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
+from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
-"""The losses of a step, given its number and a generator; their sum is what is lowered."""
+"""The losses of a micro-batch, given its step and a generator; their sum is what is lowered."""
 Seen = Callable[["Trainer"], object]
 
 
@@ -34,13 +39,14 @@ class Training(metaclass=Checked):
         minutes: of the whole run, those before it was resumed included; None where only steps
             end it.  A run that minutes end is not the same twice.
         batch: clips of a micro-batch.
-        accumulate: micro-batches of a step.
+        accumulate: micro-batches of a step in each process.
         rate: learning rate at its height.
         warmup: steps in which it rises.
         decay: the last share of the run, in which it falls to nothing.
         clip: the largest norm of the gradient.
         average: weight of what was in the moving average of the weights; lower at the start.
         precision: dtype of autocast, None for the weights' own.
+        optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
         checkpoints: keep the inputs of blocks alone and run them again for their gradient.
         seed: of everything that is random.
     """
@@ -55,10 +61,12 @@ class Training(metaclass=Checked):
     clip: float = 1.0
     average: float = 0.995
     precision: torch.dtype | None = None
+    optimiser: Optimiser = "adamw"
     checkpoints: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
+        choice("Training: optimiser", self.optimiser, OPTIMISERS)
         flag("Training: checkpoints", self.checkpoints)
         for name in ("batch", "accumulate"):
             count(f"Training: {name}", getattr(self, name))
@@ -88,7 +96,10 @@ class Trainer:
         loss: running mean of the loss.
         average: the moving average of the parameters, by name.
         curve: what was noted of each step.
+        runs: the module that is trained, as it runs; for what looks at it meanwhile.
     """
+
+    runs: Any = None
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], losses: Losses, training: Training
@@ -99,9 +110,7 @@ class Trainer:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), lr=training.rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
+        self.optimizer = optimiser(training.optimiser, self.parameters.values(), training.rate)
         self.average = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.minutes = training.minutes
         self.curve: list[dict[str, float]] = []
@@ -119,6 +128,25 @@ class Trainer:
             self.seconds += time.perf_counter() - began
             seen(self)
 
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the parameters have their averages as values."""
+        held = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self._take(self.average)
+        try:
+            yield
+        finally:
+            self._take(held)
+
+    def finish(self) -> None:
+        """Give the parameters their averages as values."""
+        self._take(self.average)
+
+    @torch.no_grad()
+    def _take(self, values: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(values[name])
+
     @property
     def progress(self) -> float:
         """The share of the run that is done."""
@@ -131,13 +159,16 @@ class Trainer:
     def advance(self) -> None:
         """Make one step."""
         told = self.training
-        generator = torch.Generator(self.device)
-        generator.manual_seed((told.seed << 32) + self.step)
         total = torch.zeros((), device=self.device)
-        for _ in range(told.accumulate):
-            for loss in self.losses(self.step, generator):
-                (loss / told.accumulate).backward()  # type: ignore[no-untyped-call]
-                total += loss.detach() / told.accumulate
+        whole = told.accumulate * ranks.count()
+        for index in range(told.accumulate):
+            number = ranks.own() * told.accumulate + index
+            draws = generator(self.device, told.seed, self.step, number)
+            for loss in self.losses(self.step, draws):
+                (loss / whole).backward()  # type: ignore[no-untyped-call]
+                total += loss.detach() / whole
+        if ranks.count() > 1:
+            ranks.add([total, *ranks.gradients(self.parameters.values())])
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), told.clip)
         value = float(total)
         if not math.isfinite(value) or not math.isfinite(float(norm)):
@@ -147,8 +178,7 @@ class Trainer:
                 f"{float(norm):g}; the weights are those before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = told.rate * self._rate()
+        set_rate(self.optimizer, told.rate * self._rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.step += 1
@@ -165,11 +195,13 @@ class Trainer:
         return min(1.0, rise, max(0.0, 1 - self.progress) / told.decay)
 
     def save(self, path: Path) -> None:
-        """Write all that `resume` needs.
+        """Write all that `resume` needs; of several processes the first one does.
 
         Raises:
             FileError: it cannot be written; what was there is unchanged.
         """
+        if ranks.own():
+            return
         state = {
             "parameters": {n: p.detach() for n, p in self.parameters.items()},
             "average": self.average,
@@ -199,10 +231,9 @@ class Trainer:
         if about != self._about():
             mine = {n: v for n, v in self._about().items() if about.get(n) != v}
             raise InputError(f"{path} is of another run, which has not {mine}; choose another path")
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-                self.average[name].copy_(state["average"][name])
+        self._take(state["parameters"])
+        for name, value in self.average.items():
+            value.copy_(state["average"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.loss = state["step"], state["seconds"], state["loss"]
         self.curve = state["curve"]

@@ -30,6 +30,8 @@ from fisopt.tuning.tuned import Tuned
 
 SCREENING, PRICING = 0.4, 0.7
 """Shares of the minutes after which screening and pricing end; the rest is for whole plans."""
+CHOOSING = 4
+"""Plans are chosen by so many prompts; what two or more others say of the chosen one is told."""
 ROUNDS = 6
 REPAIRS = 24
 """So many changes of a plan are tried to do without, those that hurt most."""
@@ -58,7 +60,9 @@ class Search:
     ) -> None:
         self.trials, self.goal, self.seconds = trials, goal, seconds
         self.began = perf_counter()
-        self.clips = range(len(trials.recorder.prompts))
+        prompts = len(trials.recorder.prompts)
+        self.clips = range(min(prompts, CHOOSING))
+        self.checks = range(CHOOSING, prompts) if prompts >= CHOOSING + 2 else self.clips
         self.generation = self._dense()
         self.space = self._space(kept)
         self.measured = Measured(trials, self.space, kept, 0.0, seen)
@@ -101,8 +105,10 @@ class Search:
             self.notes.append("stopped while screening: some options have no price")
         self.measured.deadline = self.began + PRICING * self.seconds
         plan = self._price()
-        self.measured.deadline = self.began + self.seconds
+        last = 2.5 * self.generation * len(self.checks) if self.checks != self.clips else 0.0
+        self.measured.deadline = self.began + max(PRICING * self.seconds, self.seconds - last)
         plan = self._verify(plan)
+        self.measured.deadline = float("inf")
         self.measured.write()
         return self._told(plan)
 
@@ -110,7 +116,7 @@ class Search:
         """Measure what the best plan uses, on one clip after another, until it stays the same."""
         plan = self._solve()
         try:
-            for clip in self.clips[:2]:
+            for clip in self.clips:
                 for _ in range(ROUNDS):
                     if not self.prices.confirm(plan, clip):
                         break
@@ -227,8 +233,7 @@ class Search:
 
     def _told(self, plan: Plan) -> Tuned:
         """What was found."""
-        known = self.measured.known(plan) or [0]
-        errors = [self.measured.error(plan, clip) for clip in known]
+        errors = [self.measured.error(plan, clip) for clip in self.checks]
         peak, prices = self.trials.peak(), self.prices.all()
         speed = self._speed_of(plan)
         error = geometric(errors) ** 0.5
@@ -246,7 +251,7 @@ class Search:
         said = {"target": str(self.goal), "steps": self.space.steps}
         figures = {"speed_up": round(speed, 3), "error": round(error, 4), "psnr": round(psnr, 2)}
         passes = self.space.passes(plan)
-        tuned = {**said, **figures, "prompts": len(self.clips)}
+        tuned = {**said, **figures, "prompts": len(self.checks)}
         recipes = {
             name: Recipe.of(self.trials.modules[name].original, passes[name], tuned=tuned)
             for name in passes

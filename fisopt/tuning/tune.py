@@ -45,7 +45,8 @@ def tune(
         pipeline: a diffusers pipeline, all transformers of which are tuned; it is left as it was.
         target: "2x", "350ms" (of all transformer calls of one clip), "error<=0.1" (relative L2
             error of the final latents) or "psnr>=28" (dB, of the final latents).
-        prompts: what to generate, two texts or more, one for each generation.
+        prompts: what to generate, two texts or more, one for each generation.  Plans are chosen
+            by the first four; of six or more the others say how good the chosen one is.
         steps: denoising steps of a generation.
         minutes: when to stop; fewer minutes price fewer blocks apart.
         seed: of the noise of the first generation; each next one adds one.

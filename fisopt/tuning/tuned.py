@@ -22,9 +22,9 @@ class Tuned:
         passes: the plan, by transformer, as `fisopt.optimize` takes it.
         recipes: the same with the model that it is for, by transformer; see `save`.
         speed_up: dense FLOPs of the transformers over those of the plan.
-        error: relative L2 error of the final latents, geometric mean over the prompts.
-        psnr: of the final latents in dB, mean over the prompts, the range of the dense latents as
-            peak.
+        error: relative L2 error of the final latents, geometric mean over the prompts: those that
+            no choice was made by, where there are two or more of them.
+        psnr: of the same in dB, mean, the range of the dense latents as peak.
         predicted: the error by the prices of its changes, times what measured plans add to these.
         prices: squared relative error of every single change that was measured, by name, by
             prompt.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,9 @@ from torch import Tensor
 from fisopt import InputError
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.jump import Jump, jumped
 from fisopt.distill.levels import Levels
+from fisopt.distill.loss import distance
 from fisopt.distill.path import joined, noised, sampled, walk, walked
 from fisopt.models.testbed import TestbedPipeline
 from tests.distill.conftest import GUIDANCE, PROMPTS, SIZE
@@ -102,6 +106,46 @@ def test_clips_under_noise_lead_where_the_teacher_does(
     torch.testing.assert_close(path.states[-1], clips)
     both = joined([path, path]).take(torch.tensor([3]))
     torch.testing.assert_close(both.end(2), path.end(2)[1:])
+
+
+class Known(Denoiser):
+    """A student that predicts zeros, and keeps where it was asked."""
+
+    def velocity(self, latents: Tensor, level: Any, given: Conditions, step: Any = None) -> Tensor:
+        self.asked = getattr(self, "asked", [])
+        self.asked.append((latents, level.sigma))
+        return torch.zeros_like(latents)
+
+
+@pytest.mark.parametrize(("hop", "lead"), [(0, 3), (1, 2), (2, 1), (2, 5)])
+def test_at_a_border_the_target_of_a_jump_is_the_teachers(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels], hop: int, lead: int
+) -> None:
+    conditions, levels = recorded
+    teacher, student = (kind(pipe.transformer, levels) for kind in (Denoiser, Known))
+    noise, rows, fine = noise_of(conditions), torch.arange(2), levels.split(3)
+    clips, jump = noise.flip(0), Jump(1, hop, lead)
+    got = jumped(student, teacher, clips, noise, conditions, rows, 3, jump)
+    assert len(student.asked) == 1  # no jump of its own
+    here, sigma = student.asked[0]
+    assert sigma == fine[3 + hop].sigma
+    there, given = here, teacher.take(conditions, rows)
+    with torch.no_grad():
+        for index in range(3 + hop, 6):
+            there = there - fine.gap(index) * teacher.velocity(there, fine[index], given)
+    target = (here - there) / (sigma - levels[2].sigma)
+    assert float(got) == pytest.approx(float(distance(torch.zeros_like(target), target).mean()))
+
+
+def test_inside_a_segment_the_student_jumps_the_rest(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    conditions, levels = recorded
+    teacher, student = (kind(pipe.transformer, levels) for kind in (Denoiser, Known))
+    noise, rows = noise_of(conditions), torch.arange(2)
+    jumped(student, teacher, noise.flip(0), noise, conditions, rows, 3, Jump(0, 0, 1))
+    fine = levels.split(3)
+    assert [sigma for _, sigma in student.asked] == [fine[1].sigma, fine[0].sigma]
 
 
 def test_prompts_are_taken_by_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -12,18 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisopt import ExportError, FrameInterleave, InputError, OptionError, Recipe
-from fisopt.distill import Student, Supplied, Training, consistency, sparse
+from fisopt import ExportError, FileError, FrameInterleave, InputError, OptionError, Recipe
+from fisopt.distill import Student, Supplied, Training, consistency, prepare, sparse
 from fisopt.distill.conditions import record
 from fisopt.distill.denoiser import Denoiser
-from fisopt.distill.path import sampled
-from fisopt.models.testbed import TestbedPipeline, build_pipeline
+from fisopt.distill.path import sampled, walk, walked
+from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
 from tests.distill.conftest import PROMPTS, SIZE
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
 SUPPLIED = Supplied(reuse=2, kept=2)
 SHORT = {"training": TRAINING, "supplied": SUPPLIED, "arguments": SIZE}
-PASSES = [FrameInterleave(2, blocks=":")]
+PASSES = [FrameInterleave(2, blocks=":", steps=":1")]
 
 
 def clips(pipe: TestbedPipeline, model: Any, steps: int, guidance: float) -> Tensor:
@@ -88,6 +89,10 @@ def test_a_sparse_student_comes_nearer(pipe: TestbedPipeline, tmp_path: Path) ->
     after = distance()
     thin.model.load_state_dict(teacher.state_dict())
     assert after < 0.9 * distance()
+    path = walked(Denoiser(teacher, levels, 2.0), noise, found, rows, 1)
+    own = torch.zeros(2, dtype=torch.bool)
+    first, rest = walk(Denoiser(thin.runs, levels, 2.0), path, found, own)
+    assert float(rest) < 1e-5 < 1e-3 < float(first)  # the passes end with the first step
 
 
 def test_resumed_equals_uninterrupted(pipe: TestbedPipeline, few: Student, tmp_path: Path) -> None:
@@ -126,8 +131,10 @@ def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> 
 
 
 def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Path) -> None:
-    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **SHORT)
-    assert made.curve[-1]["loss"] < made.curve[0]["loss"]
+    run = {**SHORT, "training": replace(TRAINING, rate=2e-2)}
+    made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, lora=4, **run)
+    losses = [point["loss"] for point in made.curve]
+    assert sum(losses[-3:]) < sum(losses[:3])
     folder = made.save(tmp_path / "lora")
     assert (folder / "pytorch_lora_weights.safetensors").stat().st_size < 2**17
     plain = copy.deepcopy(pipe.transformer)
@@ -148,11 +155,53 @@ def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None
         torch.testing.assert_close(got, want, msg=name)
 
 
+def test_what_was_prepared_needs_no_prompts(
+    pipe: TestbedPipeline, few: Student, tmp_path: Path
+) -> None:
+    arguments = {**SIZE, "guidance_scale": 2.0}
+    folder = prepare(pipe, PROMPTS, tmp_path / "data", steps=2, arguments=arguments)
+    run = {**SHORT, "arguments": {}, "teacher_steps": 8}
+    made = consistency(pipe, folder, steps=2, **run)
+    for (name, got), want in zip(made.weights.items(), few.weights.values(), strict=True):
+        assert torch.equal(got, want), name
+    with pytest.raises(InputError, match="was prepared for 2 steps, got steps=4"):
+        consistency(pipe, folder, steps=4, **run)
+    other = build_pipeline(build_transformer(num_layers=1))
+    message = r"for WanTransformer3DModel with latents \[3, 5, 32, 32\], .* differ in .*num_layers"
+    with pytest.raises(InputError, match=message):
+        consistency(other, folder, steps=2, **run)
+    (folder / "conditions.safetensors").write_bytes(b"foreign")
+    with pytest.raises(InputError, match=r"is not what fisopt\.distill\.prepare writes"):
+        consistency(pipe, folder, steps=2, **run)
+
+
+def test_a_full_disk(pipe: TestbedPipeline, tmp_path: Path, monkeypatch: Any) -> None:
+    """While the state is saved: the error says so, and the state that was there stays."""
+    run = {**SHORT, "steps": 2, "teacher_steps": 4, "folder": tmp_path, "save_every": 2}
+    real = torch.save
+
+    def full(state: dict[str, Any], path: Path) -> None:
+        if state["step"] > 4:
+            Path(path).write_bytes(b"half of it")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(state, path)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(FileError, match=r"state\.pt could not be written: No space left"):
+        consistency(pipe, PROMPTS, **run)
+    assert torch.load(tmp_path / "state.pt")["step"] == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
 def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
     latents = torch.randn(2, 3, 5, 32, 32, generator=torch.Generator().manual_seed(1)) / 4
     made = consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents, **SHORT)
     losses = [point["loss"] for point in made.curve]
     assert losses[-1] < losses[0]
+    quick = replace(TRAINING, steps=40, rate=1e-3)
+    run = {**SHORT, "training": quick, "latents": latents, "teacher_steps": 8}
+    jumps = [point["loss"] for point in consistency(pipe, PROMPTS, steps=2, lead=1, **run).curve]
+    assert sum(jumps[-10:]) < 0.95 * sum(jumps[:10])
     message = r"got latents \[2, 3, 4, 32, 32\], wanted \[2, 3, 5, 32, 32\]: .* WanTransformer3D"
     with pytest.raises(InputError, match=message):
         consistency(pipe, PROMPTS, steps=2, teacher_steps=4, latents=latents[:, :, 1:], **SHORT)
@@ -161,6 +210,11 @@ def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:
 def test_segments_that_do_not_divide(pipe: TestbedPipeline) -> None:
     with pytest.raises(OptionError, match=r"4 segments do not divide .* 50 steps; .*=48"):
         consistency(pipe, PROMPTS, steps=4, teacher_steps=50)
+
+
+def test_a_lead_without_clips(pipe: TestbedPipeline) -> None:
+    with pytest.raises(OptionError, match="lead needs latents"):
+        consistency(pipe, PROMPTS, lead=1)
 
 
 def test_no_pass(pipe: TestbedPipeline) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,11 @@ class Problem:
 
     def __init__(self, training: Training, broken: int | None = None) -> None:
         self.numbers = nn.Parameter(torch.zeros(3))
-        self.broken = broken
+        self.broken, self.noise = broken, 0.1
         self.trainer = Trainer({"numbers": self.numbers}, self.losses, training)
 
     def losses(self, step: int, generator: torch.Generator) -> Iterator[Tensor]:
-        noise = 0.1 * torch.randn(3, generator=generator)
+        noise = self.noise * torch.randn(3, generator=generator)
         for half in (0.5, 0.5):
             yield half * (self.numbers + noise - GOAL).square().mean()
         if step == self.broken:
@@ -50,9 +51,38 @@ def test_losses_fall_and_the_average_is_near() -> None:
 def test_the_sum_of_micro_batches_is_one_batch() -> None:
     """Two micro-batches of equal losses make the step that one makes."""
     one, two = Problem(training(steps=1)), Problem(training(steps=1, accumulate=2))
+    one.noise = two.noise = 0.0
     one.trainer.run()
     two.trainer.run()
     torch.testing.assert_close(one.numbers, two.numbers)
+
+
+def _part(rank: int, folder: Path) -> None:
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    problem = Problem(training(steps=5))
+    problem.trainer.run()
+    torch.save((problem.numbers.detach(), problem.trainer.loss), folder / f"{rank}.pt")
+    problem.trainer.save(folder / f"state{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    parts = [context.Process(target=_part, args=(rank, tmp_path)) for rank in range(2)]
+    for part in parts:
+        part.start()
+    for part in parts:
+        part.join(60)
+        assert part.exitcode == 0
+    alone = Problem(training(steps=5, accumulate=2))
+    alone.trainer.run()
+    for rank in range(2):
+        numbers, loss = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(numbers, alone.numbers.detach())
+        assert loss == pytest.approx(alone.trainer.loss)
+    assert (tmp_path / "state0.pt").is_file()
+    assert not (tmp_path / "state1.pt").exists()
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
@@ -68,6 +98,29 @@ def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     assert torch.equal(again.numbers, whole.numbers)
     assert torch.equal(again.trainer.average["numbers"], whole.trainer.average["numbers"])
     assert again.trainer.loss == whole.trainer.loss
+
+
+def test_eight_bits(tmp_path: Path) -> None:
+    """Large parameters only have states of 8 bits, and what is saved is taken up again."""
+    goal = torch.randn(64, 128, generator=torch.Generator().manual_seed(0))
+
+    def made(steps: int) -> Trainer:
+        weight = nn.Parameter(torch.zeros(64, 128))
+        told = training(optimiser="adamw-8bit", steps=steps, warmup=2)
+        return Trainer({"weight": weight}, lambda *_: [(weight - goal).square().mean()], told)
+
+    with torch.compiler.set_stance("force_eager"):
+        whole, begun, again = made(30), made(12), made(30)
+        whole.run()
+        state = next(iter(whole.optimizer.state.values()))
+        assert "8bit" in type(state["exp_avg"]).__name__
+        begun.run()
+        begun.save(tmp_path / "state.pt")
+        again.resume(tmp_path / "state.pt")
+        again.run()
+    assert again.step == 30
+    for part in (again, whole):
+        assert float((part.parameters["weight"] - goal).square().mean()) < 0.1
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
@@ -112,6 +165,7 @@ def test_longer_training_goes_on(tmp_path: Path) -> None:
         ({"rate": 0}, "rate: got 0, wanted a number over 0"),
         ({"minutes": float("inf")}, "minutes: got inf"),
         ({"batch": 1.5}, "batch: got 1.5"),
+        ({"optimiser": "sgd"}, "optimiser must be one of"),
         ({"lr": 1}, "has no option 'lr'"),
     ],
 )

@@ -16,6 +16,7 @@ from fisopt.errors import FisoptError
 from tests.conftest import plain_captured
 from tests.passes.test_frame_interleave_plain import Loop
 from tests.plain_dit import FORMS, Form, Layer, PlainDiT
+from tests.zoo import Case, cases
 
 KINDS = ("self_attention", "cross_attention", "feed_forward")
 
@@ -165,3 +166,19 @@ def test_refusals(form: Form, options: dict[str, Any], message: str) -> None:
     _, program = plain_captured(form)
     with pytest.raises(PreconditionError, match=message):
         FrameInterleave(**options)(program)
+
+
+@cases()
+def test_every_family_has_branches(case: Case, program: fisopt.Program) -> None:
+    inputs = case.inputs(5, 3, 4, batch=2)
+    dense = program(**inputs)[0]
+    costs = [fisopt.predicted_ratio(program, program)]
+    for feed_forward in (1, 2):
+        step = FrameInterleave(stride=1, self_attention=2, feed_forward=feed_forward, blocks=":")
+        rewritten = PassManager([step]).run(program)
+        got = rewritten(**inputs)[0]
+        assert got.shape == dense.shape
+        assert 1e-3 < float((got - dense).norm() / dense.norm()) < 0.5
+        costs.append(fisopt.predicted_ratio(program, rewritten))
+    assert costs == sorted(costs)
+    assert costs[0] < costs[1]

@@ -47,6 +47,14 @@ def run(
         Path | None,
         typer.Option(help="A file of prompts, one a line.", show_default=False),
     ] = None,
+    prepared: Annotated[
+        Path | None,
+        typer.Option(
+            help="In the place of prompts: what was recorded of them, for these --steps and this "
+            "size; recorded there if it is missing.",
+            show_default=False,
+        ),
+    ] = None,
     train_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
     batch: Annotated[int, typer.Option(min=1, help="Clips of a micro-batch.")] = 4,
     accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
@@ -68,7 +76,8 @@ def run(
     from fisopt.cli.comparing import read_prompts
     from fisopt.cli.expressions import parse_pass
     from fisopt.cli.sources import Source
-    from fisopt.distill import Trainer, Training, consistency, sparse
+    from fisopt.distill import Trainer, Training, consistency, prepare, sparse
+    from fisopt.distill.prepared import FILE
     from fisopt.errors import OptionError
     from fisopt.passes.presets import resolve
     from fisopt.recipe.recipe import Recipe
@@ -83,6 +92,13 @@ def run(
     given = [*(texts_ or ()), *(read_prompts(prompts) if prompts is not None else ())]
     texts = source.prompts(given, None if given else 64, seed=1)
     pipeline = source.load()
+    guided = {} if guidance is None else {"guidance_scale": guidance}
+    if prepared is not None and not (prepared / FILE).exists():
+        with stderr().status("recording what the prompts are to the transformer"):
+            arguments = {**source.size, **guided}
+            prepare(
+                pipeline, texts, prepared, steps=steps, arguments=arguments, component=component
+            )
     with bars(stderr()) as progress:
         task = progress.add_task("training", total=train_steps)
 
@@ -102,10 +118,10 @@ def run(
         }
         if teacher_steps is not None:
             made = consistency(
-                pipeline, texts, teacher_steps=teacher_steps, passes=chosen, **shared
+                pipeline, prepared or texts, teacher_steps=teacher_steps, passes=chosen, **shared
             )
         else:
-            made = sparse(pipeline, texts, chosen, **shared)
+            made = sparse(pipeline, prepared or texts, chosen, **shared)
     folder = made.save(out / "student", force=True)
     last = made.curve[-1]
     stdout().print(
