@@ -20,7 +20,7 @@ from fisopt.rewrite.edit.local import rewrite
 from tests.artefact.fresh import differences, keep_call, process
 from tests.artefact.models import plain
 from tests.conftest import captured
-from tests.zoo import Case, zoo
+from tests.zoo import Case, forms
 
 PASSES: dict[str, list[Pass]] = {
     "none": [],
@@ -158,13 +158,15 @@ def test_sorts_for_onnx_keep_the_order_of_equals(
     assert torch.equal(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), Order()(x))
 
 
-@pytest.mark.parametrize("case", zoo().values(), ids=zoo())
+@pytest.mark.parametrize("case", forms().values(), ids=forms())
 def test_every_family(case: Case, tmp_path: Path, exhaustive: bool) -> None:
     """In full: every family with every pass in every format; else HunyuanVideo's mask in ONNX."""
     if not exhaustive and case.name != "hunyuan_video":
         pytest.skip("--exhaustive")
     program, inputs = captured(case.name), case.inputs(5, 3, 4, batch=2)
     kinds = ["pt2 portable", "pt2 native", "onnx"] if exhaustive else ["onnx"]
+    if case.name == "wan_animate":
+        kinds.remove("onnx")  # torch.onnx has no linalg.qr, which its motion encoder runs
     for kind in kinds:
         files = []
         for name, passes in PASSES.items() if exhaustive else [("both", PASSES["both"])]:

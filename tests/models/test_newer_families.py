@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers import transformer_cosmos
+from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -158,3 +161,25 @@ def test_published_shapes_without_weights(family: str) -> None:
     program = fisopt.capture(model, models.example_inputs(model))
     sparse = PassManager([FrameInterleave(2, blocks=":")]).run(program)
     assert predicted_ratio(program, sparse) > 1.2
+
+
+def test_cosmos_pads_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published models resize a mask of padding by torchvision, here by torch."""
+
+    def resize(mask: Tensor, size: list[int], interpolation: object) -> Tensor:
+        assert interpolation == "nearest"
+        return nn.functional.interpolate(mask, size, mode="nearest")
+
+    modes = SimpleNamespace(NEAREST="nearest")
+    shim = SimpleNamespace(functional=SimpleNamespace(resize=resize), InterpolationMode=modes)
+    monkeypatch.setattr(transformer_cosmos, "transforms", shim, raising=False)
+    case = newer()["cosmos_world"]
+    config = case.family.config({**case.config, "concat_padding_mask": True, "num_layers": 2})
+    torch.manual_seed(0)
+    model = CosmosTransformer3DModel(**config).eval().requires_grad_(False)
+    size = {"height": 48, "width": 64}
+    calls = [case.family.example_inputs(config, **size, num_frames=n) for n in (17, 25)]
+    program = fisopt.capture(model, calls[0])
+    for inputs in calls:
+        assert_equal(program.at(inputs)(**inputs), run(model, inputs))
+    assert FrameInterleave(2)(program).modified
