@@ -51,11 +51,12 @@ def plot_quality(rows: list[dict[str, Any]], path: Path) -> None:
 def plot_peers(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw PSNR with its interval against speed, ours and others', one panel a number of steps."""
     steps = sorted({r["steps"] for r in rows})
-    figure, axes = plt.subplots(1, len(steps), figsize=(6 * len(steps), 4.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(steps), figsize=(8 * len(steps), 5.4), squeeze=False)
     for axis, n in zip(axes[0], steps, strict=True):
         for kind, marker, colour in (("ours", "o", "C0"), ("peer", "D", "C7")):
-            mine = [r for r in rows if (r["steps"], r["kind"]) == (n, kind) and "psnr" in r]
-            for row in mine:
+            for row in rows:
+                if (row["steps"], row["kind"]) != (n, kind) or speed(row) < 1.01:
+                    continue
                 found = mean_of(row["psnr"])
                 reach = 0.0 if found.high is None else found.high - found.mean
                 at = (speed(row), found.mean)

@@ -130,14 +130,6 @@ def peers_summary(peers: dict[str, Any]) -> list[str]:
     return [f"Quality on the testbed: {peers_note(peers)}", "", table, ""]
 
 
-def quality_summary(quality: dict[str, Any]) -> list[str]:
-    """The same of the rows without intervals."""
-    best = ("dense", "preset", "block, anchors keys, residual", "FirstBlockCache")
-    short = [r for r in quality["rows"] if r["steps"] == 4 and r["name"].startswith(best)]
-    title = f"Quality on the testbed, {quality['clips']} clips:"
-    return [title, "", tables.quality_table(short, 4), ""]
-
-
 def reduction_section(reduction: dict[str, Any]) -> list[str]:
     """Token reduction."""
     note = (
@@ -258,17 +250,11 @@ DETAIL = {
     "precision": precision_section,
 }
 H100, H200 = "nvidia-h100-80gb-hbm3", "nvidia-h200"
-SHORT: dict[str, Section] = (
-    {"testbed_peers": peers_summary}
-    if (RESULTS / "testbed_peers.json").exists()
-    else {"testbed_quality": quality_summary}
-)
-"""The quality that the README tells: with intervals where that was measured."""
 SUMMARY = {
     f"{H200}/forward": forward_section,
     f"{H100}/forward": forward_section,
     "testbed_speed": speed_section,
-    **SHORT,
+    "testbed_peers": peers_summary,
     "tune": tune_section,
     "capture": capture_section,
 }
