@@ -229,12 +229,12 @@ def tune_section(tuned: dict[str, Any]) -> list[str]:
     """Plans for a speed, and presets."""
     note = (
         f"{tuned['what']}, {max(r['clips'] for r in tuned['rows'])} clips that no search saw "
-        f"({tables.host(tuned)}). Plans were tuned on {tuned['prompts']} other prompts. PSNR is to "
-        "the dense clip, mean and 95 % interval; the error is that of the final latents, relative "
-        "L2, geometric mean over the clips, and predicted the same on the prompts of the search. "
-        "Speed-ups are ratios of FLOPs over all steps, and of CPU seconds of a clip on one thread, "
-        "both eager, in turns; all three is the checker's score."
-    )
+        f"({tables.host(tuned)}). Plans were tuned on other prompts. PSNR is to the dense clip, "
+        "mean and 95 % interval; the error is that of the final latents, relative L2, geometric "
+        "mean over the clips, and told the same on other prompts. Speed-ups are ratios of FLOPs "
+        "over all steps, and of CPU seconds of a clip on one thread, both eager, in turns; all "
+        f"three is the checker's score. {tuned.get('note', '')}"
+    ).rstrip()
     return ["### Tuned plans", "", note, "", tables.tune_table(tuned), ""]
 
 

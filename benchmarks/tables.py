@@ -230,7 +230,7 @@ def tune_table(result: Result) -> str:
     plans, times = result["plans"], result.get("times", {})
     return markdown(
         [
-            *("plan", "speed-up", "in CPU time", "PSNR dB", "SSIM", "error", "predicted"),
+            *("plan", "speed-up", "in CPU time", "PSNR dB", "SSIM", "error", "told"),
             "all three %",
         ],
         [

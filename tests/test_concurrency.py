@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fisopt
-from fisopt.concurrency import Gate
+from fisopt.concurrency import GATE, Gate
+from fisopt.rewrite.tracing.trace import as_exported
 
 SPEC = fisopt.ModelSpec(blocks=("layers.*",), grid=lambda call: (call["video"].shape[1], 1, 1))
 
@@ -133,3 +134,21 @@ def test_who_waits_to_trace_goes_before_those_who_come_to_run() -> None:
             assert not order
         first.result(60), later.result(60)
     assert order == ["tracing", "running"]
+
+
+def test_a_flag_that_another_thread_has_set_is_waited_for() -> None:
+    """Torch says of all threads that they export while one captures."""
+    inputs, tracing = {"video": torch.randn(1, 3, 4)}, Event()
+    model = Model().eval().requires_grad_(False)
+    fast = fisopt.optimize(model, [], inputs, spec=SPEC, backend="eager")
+
+    def traces() -> None:
+        with GATE.tracing(), as_exported():
+            tracing.set()
+            Event().wait(0.3)
+
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(traces)
+        tracing.wait()
+        assert torch.equal(fast(**inputs), model(**inputs))
+        held.result()

@@ -384,6 +384,11 @@ OUTSIDE = {
     "artefact/onnx_file.py": {"open"},
     "recipe/recipe.py": {"write_bytes"},
     "cli/pictures.py": {"savefig", "imwrite"},
+    "distill/lora.py": {"mkdir", "save_file"},
+    "distill/prepared.py": {"save_file"},
+    "distill/saving.py": {"save_pretrained", "write_text"},
+    "distill/trainer.py": {"save"},
+    "distill/watching.py": {"imwrite"},
 }
 """Calls that fill what `written` has made, or that write to memory."""
 WRITES = {

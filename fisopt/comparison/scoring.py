@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fisopt.errors import InputError, OptionTypeError, shown
-from fisopt.models import testbed
 
 Scorer = Callable[[np.ndarray, str], float | Mapping[str, float]]
 """Of a clip [frames, height, width, 3] in [0, 1] and its prompt: a number, or several by name."""
@@ -20,7 +19,9 @@ CHECKED = ("colour", "shape", "direction", "right")
 
 def check(clip: np.ndarray, prompt: str) -> dict[str, float]:
     """What of a testbed's clip is right, 1 or 0 each, and whether all three are."""
-    found = testbed.check_clip(clip, prompt)
+    from fisopt.models.testbed import check_clip
+
+    found = check_clip(clip, prompt)
     return {name: float(getattr(found, name)) for name in CHECKED}
 
 
@@ -28,7 +29,9 @@ def scorer_of(pipeline: Any, given: Scorer | None) -> Scorer | None:
     """The given scorer, or that of the pipeline's own."""
     if given is not None and not callable(given):
         raise OptionTypeError(f"scorer: got {shown(given)}, wanted a function of clip and prompt")
-    own = check if isinstance(pipeline, testbed.TestbedPipeline) else None
+    from fisopt.models.testbed import TestbedPipeline  # diffusers: seconds to import
+
+    own = check if isinstance(pipeline, TestbedPipeline) else None
     return own if given is None else given
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisopt.concurrency import running
 from fisopt.errors import InputError
 
 Run = Callable[[Sequence[Any], Mapping[str, Any]], Any]
@@ -28,7 +29,7 @@ def hooked(
     Raises:
         InputError: the call is being traced.
     """
-    if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
+    if _traced():
         raise InputError(
             f"an optimised {type(model).__name__} cannot be traced: it chooses what runs at "
             "every call; fisopt.export writes what runs, and fisopt.load reads it"
@@ -38,3 +39,13 @@ def hooked(
         return run(args, kwargs)
     args, kwargs = hook.pre_forward(moved, *args, **kwargs)
     return hook.post_forward(moved, run(args, kwargs))
+
+
+def _traced() -> bool:
+    """Whether this call is being traced: the flag is of all threads, and another may hold it."""
+    if torch._C._get_tracing_state() is not None:
+        return True
+    if not torch.compiler.is_exporting():
+        return False
+    with running():  # until no other thread traces
+        return torch.compiler.is_exporting()

@@ -80,7 +80,7 @@ class _Run:
         made = {id(p.tensor): faked(self.recorder, p.tensor) for p in places}
         held = [(p, made[id(p.tensor)]) for p in places]
         try:
-            with running_block(blocks_of(self.model, patterns)) as block, _as_exported():
+            with running_block(blocks_of(self.model, patterns)) as block, as_exported():
                 self.tape = Tape(block)
                 below = torch._C._AutoDispatchBelowAutograd()
                 modes = (torch.no_grad(), below, self.recorder, self.recorder.onto(self.tape))
@@ -206,7 +206,7 @@ def _alike(value: Any, other: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _as_exported() -> Iterator[None]:
+def as_exported() -> Iterator[None]:
     """Inside, a model that asks whether it is being compiled or exported is told so."""
     flags: Any = torch.compiler
     before = flags._is_compiling_flag, flags._is_exporting_flag
