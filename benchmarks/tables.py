@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fisopt.comparison.intervals import difference_of, mean_of
+from fisopt.comparison.shown import FORMS
 
 Result = dict[str, Any]
 
@@ -42,13 +43,7 @@ def quality_table(rows: list[Result], steps: int) -> str:
 
 
 PEERS = {
-    "psnr": ("PSNR dB", ".1f"),
-    "uneven": ("from frame to frame dB", ".2f"),
-    "ssim": ("SSIM", ".3f"),
-    "ms_ssim": ("MS-SSIM", ".3f"),
-    "flip": ("FLIP", ".3f"),
-    "flicker": ("flicker", ".2f"),
-    "motion": ("motion", ".2f"),
+    name: FORMS[name] for name in ("psnr", "uneven", "ssim", "ms_ssim", "flip", "flicker", "motion")
 }
 """Header and form of each figure of a clip beside the dense one."""
 

@@ -49,6 +49,11 @@ Frames = Annotated[
     int | None,
     typer.Option(min=1, help="Frames of the video (default: as published).", show_default=False),
 ]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
+]
+Seed = Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),

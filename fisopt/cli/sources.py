@@ -91,6 +91,10 @@ class Source:
             )
         return _quiet(pipeline.to(device, dtype))
 
+    def arguments(self, guidance: float | None) -> dict[str, Any]:
+        """What every call of the pipeline is given: its size, and guidance if it is said."""
+        return {**self.size, **({} if guidance is None else {"guidance_scale": guidance})}
+
     def prompts(self, given: Sequence[str], count: int | None, seed: int) -> tuple[str, ...]:
         """``count`` prompts: the given ones in turn, or else some that suit the pipeline.
 

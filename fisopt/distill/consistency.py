@@ -84,15 +84,8 @@ def consistency(
     """
     count("distill: steps", steps)
     count("distill: teacher_steps", teacher_steps)
-    count("distill: save_every", save_every)
-    if lora is not None:
-        count("distill: lora", lora)
-    if lead is not None:
-        count("distill: lead", lead)
-        if latents is None:
-            raise OptionError(
-                "distill: lead needs latents: on its own paths the teacher is at the end"
-            )
+    if lead is not None and latents is None:
+        raise OptionError("distill: lead needs latents: on its own paths the teacher is at the end")
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(
@@ -101,19 +94,19 @@ def consistency(
         )
     arguments = dict(arguments or {})
     task = Task(
-        pipeline,
-        prompts,
-        steps,
-        teacher_steps // steps,
-        guidance_of(pipeline, guidance, arguments),
-        1.0,
-        resolve(passes),
-        arguments,
-        component,
-        backend,
-        lora,
-        latents,
-        lead,
+        pipeline=pipeline,
+        prompts=prompts,
+        steps=steps,
+        hops=teacher_steps // steps,
+        teacher_guidance=guidance_of(pipeline, guidance, arguments),
+        guidance=1.0,
+        passes=resolve(passes),
+        arguments=arguments,
+        component=component,
+        backend=backend,
+        lora=lora,
+        latents=latents,
+        lead=lead,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

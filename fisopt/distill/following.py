@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fisopt import models
 from fisopt.api import optimize
+from fisopt.checked import count
 from fisopt.codegen.compile import Backend
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
@@ -60,8 +61,13 @@ class Task:
     component: str | None
     backend: Backend
     lora: int | None
-    latents: Tensor | None
+    latents: Tensor | None = None
     lead: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("lora", "lead"):
+            if (value := getattr(self, name)) is not None:
+                count(f"distill: {name}", value)
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -85,6 +91,7 @@ def follow(
     seen: Seen,
 ) -> Student:
     """Train a student; see `fisopt.distill.consistency`."""
+    count("distill: save_every", save_every)
     component = one_of(task.pipeline, task.component)
     _check_passes(task.passes)
     arguments, weight = dict(task.arguments), max(task.teacher_guidance, task.guidance)
@@ -119,10 +126,16 @@ def follow(
     if training.checkpoints:
         student.disable_gradient_checkpointing()
     student.requires_grad_(False)
-    sigmas = tuple(level.sigma for level in levels)
-    adapter = "" if task.lora is None else component
-    made = (student, runs, task.passes, task.steps, task.guidance, sigmas, tuple(curve), adapter)
-    return Student(*made)
+    return Student(
+        model=student,
+        runs=runs,
+        passes=task.passes,
+        steps=task.steps,
+        guidance=task.guidance,
+        sigmas=tuple(level.sigma for level in levels),
+        curve=tuple(curve),
+        adapter="" if task.lora is None else component,
+    )
 
 
 def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:

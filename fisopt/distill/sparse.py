@@ -72,27 +72,23 @@ def sparse(
         FileError: the state cannot be written.
     """
     count("distill: steps", steps)
-    count("distill: save_every", save_every)
-    if lora is not None:
-        count("distill: lora", lora)
     chosen = passes.passes if isinstance(passes, Recipe) else resolve(passes)
     if not chosen:
         raise OptionError("distill: sparse wants passes, got none; consistency trains a dense one")
     arguments = dict(arguments or {})
     weight = guidance_of(pipeline, guidance, arguments)
     task = Task(
-        pipeline,
-        prompts,
-        steps,
-        1,
-        weight,
-        weight,
-        chosen,
-        arguments,
-        component,
-        backend,
-        lora,
-        None,
+        pipeline=pipeline,
+        prompts=prompts,
+        steps=steps,
+        hops=1,
+        teacher_guidance=weight,
+        guidance=weight,
+        passes=chosen,
+        arguments=arguments,
+        component=component,
+        backend=backend,
+        lora=lora,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

@@ -9,17 +9,12 @@ import torch
 from diffusers.models.embeddings import get_3d_rotary_pos_embed_allegro
 from diffusers.models.transformers.transformer_allegro import AllegroTransformer3DModel
 
-from fisopt.models.family import Call, Config, Family, Published
-from fisopt.spec import Grid
-
-
-def _patch(config: Config) -> Grid:
-    return (config["patch_size_t"], config["patch_size"], config["patch_size"])
+from fisopt.models.family import Call, Config, Family, Published, square_patch
 
 
 def _rotary(config: Config, call: Call) -> tuple[Any, Any]:
     """Return tables per axis, and the position of every token along each axis."""
-    grid = [cells // patch for cells, patch in zip(call.latent, _patch(config), strict=True)]
+    grid = [cells // patch for cells, patch in zip(call.latent, square_patch(config), strict=True)]
     scale = tuple(config[f"interpolation_scale_{axis}"] for axis in "thw")
     tables = get_3d_rotary_pos_embed_allegro(
         embed_dim=config["attention_head_dim"],
@@ -50,7 +45,7 @@ FAMILY = Family(
     title="Allegro",
     transformer=AllegroTransformer3DModel,
     blocks=("transformer_blocks.*",),
-    patch=_patch,
+    patch=square_patch,
     compression=lambda config: (4, 8, 8),
     inputs=_inputs,
     causal=False,

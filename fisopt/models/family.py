@@ -88,6 +88,15 @@ class Call:
         rows = torch.arange(length) < real.clamp(min=1)[:, None]
         return rows.to(self.device, dtype)
 
+    def guidance(self, scale: float) -> Tensor:
+        """Return the scale of a distilled guidance, in thousandths, for every video."""
+        return torch.full((self.batch,), 1000 * scale, dtype=self.dtype, device=self.device)
+
+
+def square_patch(config: Config) -> Grid:
+    """Return the patch of a config with one size for rows and columns, and one for frames."""
+    return (config["patch_size_t"], config["patch_size"], config["patch_size"])
+
 
 def patch_size(config: Config) -> Grid:
     """Return the patch that a config names ``patch_size``, as (frames, height, width)."""

@@ -13,10 +13,9 @@ from diffusers.utils.peft_utils import apply_lora_scale
 from torch import Tensor, nn
 
 from fisopt.errors import InputError
-from fisopt.models.family import Call, Config, Family, Published, with_children
+from fisopt.models.family import Call, Config, Family, Published, square_patch, with_children
 
 _HISTORY = {"latents_history_4x": 16, "latents_history_2x": 2, "latents_clean": 2}
-_GUIDANCE = 9000.0  # the scale of the distilled guidance, 9, in thousandths
 
 
 class MaskedFramepack(HunyuanVideoFramepackTransformer3DModel):
@@ -94,9 +93,7 @@ def _inputs(config: Config, call: Call) -> dict[str, Any]:
         "indices_latents": own,
     }
     if config["guidance_embeds"]:
-        inputs["guidance"] = torch.full(
-            (call.batch,), _GUIDANCE, dtype=call.dtype, device=call.device
-        )
+        inputs["guidance"] = call.guidance(9)
     for (name, length), index in zip(_HISTORY.items(), past, strict=True):
         inputs[name] = call.normal(call.batch, config["in_channels"], length, height, width)
         inputs[f"indices_{name}"] = index
@@ -110,7 +107,7 @@ FAMILY = Family(
     title="HunyuanVideo Framepack",
     transformer=HunyuanVideoFramepackTransformer3DModel,
     blocks=("transformer_blocks.*", "single_transformer_blocks.*"),
-    patch=lambda config: (config["patch_size_t"], config["patch_size"], config["patch_size"]),
+    patch=square_patch,
     compression=lambda config: (4, 8, 8),
     inputs=_inputs,
     prepare=_prepare,

@@ -7,14 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_hunyuan_video import HunyuanVideoTransformer3DModel
 
-from fisopt.models.family import Call, Config, Family, Published
-from fisopt.spec import Grid
-
-_GUIDANCE = 6000.0  # the scale of the distilled guidance, 6, in thousandths
-
-
-def _patch(config: Config) -> Grid:
-    return (config["patch_size_t"], config["patch_size"], config["patch_size"])
+from fisopt.models.family import Call, Config, Family, Published, square_patch
 
 
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
@@ -27,9 +20,7 @@ def _inputs(config: Config, call: Call) -> dict[str, Any]:
         "pooled_projections": call.normal(call.batch, config["pooled_projection_dim"]),
     }
     if config["guidance_embeds"]:
-        inputs["guidance"] = torch.full(
-            (call.batch,), _GUIDANCE, dtype=call.dtype, device=call.device
-        )
+        inputs["guidance"] = call.guidance(6)
     return inputs
 
 
@@ -38,7 +29,7 @@ FAMILY = Family(
     title="HunyuanVideo",
     transformer=HunyuanVideoTransformer3DModel,
     blocks=("transformer_blocks.*", "single_transformer_blocks.*"),
-    patch=_patch,
+    patch=square_patch,
     compression=lambda config: (4, 8, 8),
     inputs=_inputs,
     published=(Published("hunyuanvideo", "HunyuanVideo", {}, 720, 1280, 129),),

@@ -12,8 +12,7 @@ from diffusers.models.transformers.transformer_hunyuan_video15 import (
 from torch import Tensor, nn
 
 from fisopt.errors import InputError
-from fisopt.models.family import Call, Config, Family, Published
-from fisopt.spec import Grid
+from fisopt.models.family import Call, Config, Family, Published, square_patch
 
 _T2V_720P = {"task_type": "t2v", "target_size": 960}
 _I2V_720P = {"task_type": "i2v", "target_size": 960}
@@ -80,7 +79,7 @@ class TensorPrologue(nn.Module):
             raise InputError("encoder_hidden_states_2 and its mask: got None, wanted tensors")
         if image_embeds is None:
             raise InputError("image_embeds: got None, wanted a tensor, of zeros for no image")
-        patches = _patch(self.config)
+        patches = square_patch(self.config)
         grid = [size // patch for size, patch in zip(hidden_states.shape[2:], patches, strict=True)]
         rotary = self.rope(hidden_states)
         temb = self.time_embed(timestep, timestep_r=timestep_r)
@@ -128,10 +127,6 @@ class TensorPrologue(nn.Module):
         return tokens, mask.gather(1, order)
 
 
-def _patch(config: Config) -> Grid:
-    return (config["patch_size_t"], config["patch_size"], config["patch_size"])
-
-
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
     text, text_2 = call.length("text", 1000), call.length("text_2", 256)
     image_embeds = call.normal(call.batch, call.length("image", 729), config["image_embed_dim"])
@@ -159,7 +154,7 @@ FAMILY = Family(
     title="HunyuanVideo 1.5",
     transformer=HunyuanVideo15Transformer3DModel,
     blocks=("transformer_blocks.*",),
-    patch=_patch,
+    patch=square_patch,
     compression=lambda config: (4, 16, 16),
     inputs=_inputs,
     prepare=TensorPrologue,

@@ -27,19 +27,30 @@ _PRO = {
 }
 
 
-def _inputs(config: Config, call: Call) -> dict[str, Any]:
-    frames, height, width = call.latent
-    channels, text = config["in_visual_dim"], call.length("text", 512)
+TEXT = 512
+"""Tokens of the text."""
+
+
+def video_inputs(config: Config, call: Call) -> dict[str, Any]:
+    """Return the video, its text, its timestep and its places."""
+    channels, text = config["in_visual_dim"], call.length("text", TEXT)
     if config["visual_cond"]:  # the latents of an image and a mask lie beside those of the video
         channels = 2 * channels + 1
     sizes = (cells // cut for cells, cut in zip(call.latent, patch_size(config), strict=True))
     return {
-        "hidden_states": call.normal(call.batch, frames, height, width, channels),
+        "hidden_states": call.normal(call.batch, *call.latent, channels),
         "encoder_hidden_states": call.normal(call.batch, text, config["in_text_dim"]),
         "pooled_projections": call.normal(call.batch, config["in_text_dim2"]),
         "timestep": call.timestep(call.dtype),
         "visual_rope_pos": [torch.arange(size, device=call.device) for size in sizes],
-        "text_rope_pos": torch.arange(text, device=call.device),
+    }
+
+
+def _inputs(config: Config, call: Call) -> dict[str, Any]:
+    _, height, width = call.latent
+    return {
+        **video_inputs(config, call),
+        "text_rope_pos": torch.arange(call.length("text", TEXT), device=call.device),
         "scale_factor": (1, 2, 2) if all(60 <= x <= 106 for x in (height, width)) else _LARGE,
         "return_dict": True,
     }

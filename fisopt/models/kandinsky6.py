@@ -8,26 +8,19 @@ import torch
 from diffusers.models.transformers.transformer_kandinsky6 import Kandinsky6Transformer3DModel
 
 from fisopt.models.family import Call, Config, Family, Published, patch_size, video_size
+from fisopt.models.kandinsky5 import TEXT, video_inputs
 
 _PRO = {"text_token_padding": True, "ca_rope": True, "cross_gates": True, "fix_modulation": True}
 
 
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
-    frames, height, width = call.latent
-    channels, text = config["in_visual_dim"], call.length("text", 512)
-    if config["visual_cond"]:  # the latents of an image and a mask lie beside those of the video
-        channels = 2 * channels + 1
-    sizes = (cells // cut for cells, cut in zip(call.latent, patch_size(config), strict=True))
+    inputs = video_inputs(config, call)
+    audio = call.length("audio", 218)
     return {
-        "hidden_states": call.normal(call.batch, frames, height, width, channels),
-        "audio_hidden_states": call.normal(
-            call.batch, call.length("audio", 218), config["in_audio_dim"]
-        ),
-        "encoder_hidden_states": call.normal(call.batch, text, config["in_text_dim"]),
-        "pooled_projections": call.normal(call.batch, config["in_text_dim2"]),
-        "timestep": call.timestep(call.dtype),
-        "visual_rope_pos": tuple(torch.arange(size, device=call.device) for size in sizes),
-        "encoder_attention_mask": call.mask(text, torch.bool),
+        **inputs,
+        "visual_rope_pos": tuple(inputs["visual_rope_pos"]),
+        "audio_hidden_states": call.normal(call.batch, audio, config["in_audio_dim"]),
+        "encoder_attention_mask": call.mask(call.length("text", TEXT), torch.bool),
     }
 
 

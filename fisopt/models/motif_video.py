@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers.models.transformers.transformer_motif_video import MotifVideoTransformer3DModel
 
-from fisopt.models.family import Call, Config, Family, Published
+from fisopt.models.family import Call, Config, Family, Published, square_patch
 
 
 def _inputs(config: Config, call: Call) -> dict[str, Any]:
@@ -24,7 +24,7 @@ FAMILY = Family(
     title="Motif-Video",
     transformer=MotifVideoTransformer3DModel,
     blocks=("transformer_blocks.*", "single_transformer_blocks.*"),
-    patch=lambda config: (config["patch_size_t"], config["patch_size"], config["patch_size"]),
+    patch=square_patch,
     compression=lambda config: (4, 8, 8),
     inputs=_inputs,
     published=(Published("motif-video", "Motif-Video", {}, 736, 1280, 121),),

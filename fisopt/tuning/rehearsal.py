@@ -73,14 +73,14 @@ class Rehearsal:
             max(space.saves(place, o) for o in options) for place, options in space.options.items()
         )
         return Rehearsal(
-            space.size,
-            plans + sum(log10(2) for _ in space.reuses),
-            generations,
-            None if isnan(minutes) else minutes,
-            sum(_peak(c.dense) for c in components),
-            tuple(_savings(components)),
-            1 / (1 - most / space.total),
-            prior_plan(space, goal.value) if goal is not None and goal.kind == "speed" else {},
+            changes=space.size,
+            plans=plans + len(space.reuses) * log10(2),
+            generations=generations,
+            minutes=None if isnan(minutes) else minutes,
+            peak=sum(_peak(c.dense) for c in components),
+            savings=tuple(_savings(components)),
+            most=1 / (1 - most / space.total),
+            plan=prior_plan(space, goal.value) if goal is not None and goal.kind == "speed" else {},
         )
 
 

@@ -257,18 +257,18 @@ class Search:
             for name in passes
         }
         return Tuned(
-            str(self.goal),
-            reached,
-            passes,
-            recipes,
-            speed,
-            error,
-            psnr,
-            (self.level * knapsack.predicted(plan)) ** 0.5,
-            self._by_name(),
-            tuple(front),
-            tuple(self._choices(plan, prices)),
-            tuple(dict.fromkeys(self.notes)),
+            target=str(self.goal),
+            reached=reached,
+            passes=passes,
+            recipes=recipes,
+            speed_up=speed,
+            error=error,
+            psnr=psnr,
+            predicted=(self.level * knapsack.predicted(plan)) ** 0.5,
+            prices=self._by_name(),
+            front=tuple(front),
+            choices=tuple(self._choices(plan, prices)),
+            notes=tuple(dict.fromkeys(self.notes)),
         )
 
     def _choices(self, plan: Plan, prices: Mapping[Change, float]) -> Iterator[Choice]:

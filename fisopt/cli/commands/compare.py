@@ -8,7 +8,17 @@ from typing import Annotated
 import typer
 
 from fisopt.cli.console import bars, stderr, stdout
-from fisopt.cli.options import Device, Dtype, Frames, Height, Pipeline, Texts, Width
+from fisopt.cli.options import (
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    Pipeline,
+    Seed,
+    Texts,
+    Width,
+)
 
 
 def run(
@@ -33,11 +43,8 @@ def run(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 4,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    guidance: Guidance = None,
+    seed: Seed = 0,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -89,7 +96,6 @@ def run(
     source = Source(model, device, dtype, height, width, frames)
     judge, beside = comparing.scorer_named(scorer), comparing.measures_named(measures or ())
     texts = source.prompts(listed, count, seed=1)
-    guided = {} if guidance is None else {"guidance_scale": guidance}
     pipeline = source.load()
     with bars(stderr()) as progress:
         found = fisopt.compare(
@@ -99,7 +105,7 @@ def run(
             steps=steps,
             seed=seed,
             backend=chosen,
-            arguments={**source.size, **guided},
+            arguments=source.arguments(guidance),
             scorer=judge,
             measures=beside,
             floors=floors,

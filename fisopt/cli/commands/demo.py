@@ -8,7 +8,10 @@ from typing import Annotated
 import typer
 
 from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Passes
+from fisopt.cli.options import (
+    Passes,
+    Seed,
+)
 
 
 def run(
@@ -30,7 +33,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    seed: Seed = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 2.0,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
     weights: Annotated[

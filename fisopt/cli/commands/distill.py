@@ -13,6 +13,7 @@ from fisopt.cli.options import (
     Device,
     Dtype,
     Frames,
+    Guidance,
     Height,
     Passes,
     Pipeline,
@@ -38,10 +39,7 @@ def run(
         ),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
-    ] = None,
+    guidance: Guidance = None,
     texts_: Texts = None,
     prompts: Annotated[
         Path | None,
@@ -92,10 +90,9 @@ def run(
     given = [*(texts_ or ()), *(read_prompts(prompts) if prompts is not None else ())]
     texts = source.prompts(given, None if given else 64, seed=1)
     pipeline = source.load()
-    guided = {} if guidance is None else {"guidance_scale": guidance}
     if prepared is not None and not (prepared / FILE).exists():
         with stderr().status("recording what the prompts are to the transformer"):
-            arguments = {**source.size, **guided}
+            arguments = source.arguments(guidance)
             prepare(
                 pipeline, texts, prepared, steps=steps, arguments=arguments, component=component
             )

@@ -14,8 +14,10 @@ from fisopt.cli.options import (
     Device,
     Dtype,
     Frames,
+    Guidance,
     Height,
     Pipeline,
+    Seed,
     Texts,
     Width,
 )
@@ -45,11 +47,8 @@ def run(
     prompts: Count = None,
     texts_: Texts = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    guidance: Guidance = None,
+    seed: Seed = 0,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -70,7 +69,6 @@ def run(
     masks = tuple(parse_mask(text) for text in candidates or [])
     source = Source(model, device, dtype, height, width, frames)
     texts = source.prompts(texts_ or (), prompts, seed=1)
-    guided = {} if guidance is None else {"guidance_scale": guidance}
     pipeline = source.load()
     with steps_bar("measuring masks, then all together", 2 * steps * len(texts)) as seen:
         found = fisopt.search_masks(
@@ -82,7 +80,7 @@ def run(
             candidates=masks,
             seed=seed,
             component=component,
-            arguments={**source.size, **guided},
+            arguments=source.arguments(guidance),
             progress=out / "search.json",
             seen=seen,
         )

@@ -13,8 +13,10 @@ from fisopt.cli.options import (
     Device,
     Dtype,
     Frames,
+    Guidance,
     Height,
     Pipeline,
+    Seed,
     Texts,
     Width,
 )
@@ -30,11 +32,8 @@ def run(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 4,
     prompts: Count = None,
     texts_: Texts = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")] = 0,
+    guidance: Guidance = None,
+    seed: Seed = 0,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -63,8 +62,7 @@ def run(
     check_minutes(minutes)
     source = Source(model, device, dtype, height, width, frames)
     texts = source.prompts(texts_ or (), prompts, seed=1)
-    guided = {} if guidance is None else {"guidance_scale": guidance}
-    arguments = {**source.size, **guided}
+    arguments = source.arguments(guidance)
     measured = out.with_suffix(".measured.json")
     for path in (out, measured):
         check_free(path, force=True, error=FileError)

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from fisopt.codegen.kernels.dense_attention import (
     attend,
-    backends,
     bias_of,
-    known_backends,
+    refuse_dense,
     refuse_operands,
 )
 from fisopt.codegen.kernels.merge import merge
@@ -37,11 +36,7 @@ def supports(
     refuse_operands(OP, query, key, value)
     if query.ndim != 4:
         raise LoweringError(f"{OP}: query is {list(query.shape)}; wanted [B, h, N, D]")
-    if scale is not None and scale <= 0:
-        raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
-    if not backends(query, mask):
-        why = [str(one.refuses(query, mask)) for one in known_backends(query)]
-        raise LoweringError(f"{OP}: no dense attention takes these operands: {'; '.join(why)}")
+    refuse_dense(OP, query, mask, scale)
 
 
 def launch(

@@ -107,6 +107,19 @@ def refuse_operands(op: str, query: Tensor, key: Tensor, value: Tensor) -> None:
             raise LoweringError(f"{op}: query is {query.dtype}; on a GPU wanted one of {DTYPES}")
 
 
+def refuse_dense(op: str, query: Tensor, mask: Tensor | None, scale: float | None) -> None:
+    """Check that a backend takes queries and a mask.
+
+    Raises:
+        LoweringError: none does, with the reason of each; or the scale is not positive.
+    """
+    if scale is not None and scale <= 0:
+        raise LoweringError(f"{op}: scale is {scale}; wanted a positive one")
+    if not backends(query, mask):
+        why = [str(one.refuses(query, mask)) for one in known_backends(query)]
+        raise LoweringError(f"{op}: no dense attention takes these operands: {'; '.join(why)}")
+
+
 def backends(query: Tensor, bias: Tensor | None) -> list[Backend]:
     """The backends of a tensor's device that take it, the best one first; it may be a fake one."""
     return [one for one in known_backends(query) if one.refuses(query, bias) is None]

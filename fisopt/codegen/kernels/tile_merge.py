@@ -16,9 +16,8 @@ from torch import Tensor
 from fisopt.codegen.kernels.cuts import cheapest
 from fisopt.codegen.kernels.dense_attention import (
     attend,
-    backends,
     bias_of,
-    known_backends,
+    refuse_dense,
     refuse_operands,
 )
 from fisopt.codegen.kernels.launching import in_four
@@ -50,11 +49,7 @@ def supports(
     if keys.shape[0] != 1:
         raise LoweringError(f"{OP}: {keys.shape[0]} heads have plans of their own; wanted one")
     refuse_operands(OP, query, key, value)
-    if scale is not None and scale <= 0:
-        raise LoweringError(f"{OP}: scale is {scale}; wanted a positive one")
-    if not backends(query, mask):
-        why = [str(one.refuses(query, mask)) for one in known_backends(query)]
-        raise LoweringError(f"{OP}: no dense attention takes these operands: {'; '.join(why)}")
+    refuse_dense(OP, query, mask, scale)
 
 
 def launch(

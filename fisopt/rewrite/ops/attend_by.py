@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops.declare import operator
-from fisopt.rewrite.ops.tile_attention import empty_result
+from fisopt.rewrite.ops.tile_attention import empty_result, fake_result
 from fisopt.rewrite.relations.contract import attention_relation
 from fisopt.rewrite.relations.table import Relation
 
@@ -80,11 +80,7 @@ def _shared(out: Tensor, value: Tensor) -> bool:
     return bool(out.untyped_storage()._cdata == value.untyped_storage()._cdata)
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    return empty_result(query, value)
-
-
-def _flops(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> float:
+def dense_flops(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> float:
     """FLOPs of the scores and of the values."""
     rows = query.shape[:-1].numel()
     return float(2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
@@ -105,10 +101,10 @@ def _example() -> tuple[Any, ...]:
 @operator(
     "fisopt::attend_by",
     implementation=_run,
-    fake=_fake,
+    fake=fake_result,
     example=_example(),
     relation=_relation,
-    flops=_flops,
+    flops=dense_flops,
     attention=True,
     opaque=True,
 )

@@ -14,19 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from fisopt.rewrite.ops.attend_by import dense_flops
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.tile_attend_masked import whole_mask
-from fisopt.rewrite.ops.tile_attention import empty_result
-
-
-def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    return empty_result(query, value)
-
-
-def _flops(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> float:
-    """FLOPs of the scores and of the values."""
-    rows = query.shape[:-1].numel()
-    return float(2 * rows * key.shape[-2] * (query.shape[-1] + value.shape[-1]))
+from fisopt.rewrite.ops.tile_attention import empty_result, fake_result
 
 
 def _example() -> tuple[Any, ...]:
@@ -37,9 +28,9 @@ def _example() -> tuple[Any, ...]:
 
 @operator(
     "fisopt::attend_masked",
-    fake=_fake,
+    fake=fake_result,
     example=_example(),
-    flops=_flops,
+    flops=dense_flops,
     counts_as="self-attention",
     opaque=True,
 )

@@ -18,11 +18,7 @@ from fisopt.rewrite.axes import Axes, axes_of
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.reduce_tokens import reduce_tokens
 from fisopt.rewrite.ops.restore_tokens import frame_axis, restore_tokens
-from fisopt.rewrite.ops.tile_attention import empty_result
-
-
-def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    return empty_result(query, value)
+from fisopt.rewrite.ops.tile_attention import empty_result, fake_result
 
 
 def _example() -> tuple[Any, ...]:
@@ -71,7 +67,7 @@ def _traffic(
 
 @operator(
     "fisopt::reduce_attend_restore",
-    fake=_fake,
+    fake=fake_result,
     example=_example(),
     axes=_axes,
     restores="value",

@@ -12,7 +12,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from fisopt.rewrite.ops.declare import operator
-from fisopt.rewrite.ops.tile_attention import empty_result, tile_attention
+from fisopt.rewrite.ops.tile_attention import (
+    empty_result,
+    fake_result,
+    kept_flops,
+    tile_attention,
+)
 
 
 def whole_mask(mask: Tensor, start: int, keys: int) -> Tensor:
@@ -37,14 +42,8 @@ def _run(
     return out
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
-    return empty_result(query, value)
-
-
-def _flops(query: Any, key: Any, value: Any, mask: Any, start: int, *rest: Any) -> float:
-    """FLOPs of the kept pairs: of the scores and of the values."""
-    heads = query.shape[:-2].numel() // rest[1].shape[0]
-    return float(2 * heads * rest[2] * (query.shape[-1] + value.shape[-1]))
+def _flops(query: Any, key: Any, value: Any, mask: Any, start: int, *plan: Any) -> float:
+    return kept_flops(query, key, value, mask, *plan)
 
 
 def _example() -> tuple[Any, ...]:
@@ -57,7 +56,7 @@ def _example() -> tuple[Any, ...]:
 @operator(
     "fisopt::tile_attend_masked",
     implementation=_run,
-    fake=_fake,
+    fake=fake_result,
     example=_example(),
     flops=_flops,
     counts_as="self-attention",

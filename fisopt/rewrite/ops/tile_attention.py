@@ -144,11 +144,14 @@ def _planned(
     return result.reshape(*query.shape[:-1], value.shape[-1])
 
 
-def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+def fake_result(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+    """The result of an attention on fake tensors, whatever else it takes."""
     return empty_result(query, value)
 
 
-def _flops(query: Any, key: Any, value: Any, mask: Any, rows: Any, keys: Any, *rest: Any) -> float:
+def kept_flops(
+    query: Any, key: Any, value: Any, mask: Any, rows: Any, keys: Any, *rest: Any
+) -> float:
     """FLOPs of the kept pairs: of the scores and of the values."""
     heads = query.shape[:-2].numel() // keys.shape[0]
     return float(2 * heads * rest[0] * (query.shape[-1] + value.shape[-1]))
@@ -172,10 +175,10 @@ def _axes(node: fx.Node) -> Axes:
     implementation=_by_group,
     planned=_planned,
     plan=("rows", "keys"),
-    fake=_fake,
+    fake=fake_result,
     example=_example(),
     axes=_axes,
-    flops=_flops,
+    flops=kept_flops,
     attention=True,
     opaque=True,
 )
