@@ -145,10 +145,15 @@ class Interleaver:
                     f"{block.path}: {attention.result.name} reads the keys of every frame: where "
                     "the frames are among them is not known"
                 )
-        if found := [n.name for n in _reductions(block) if n in cut]:
+        if found := [n.name for n in _mixers(block) if n in cut and not any(axes_of(n))]:
             note(
                 f"{block.path}: {_some(found)} made of all tokens at once, such as one scale for a "
                 "whole activation; here of the anchors alone"
+            )
+        if found := [n.name for n in _mixers(block) if n in cut and any(axes_of(n))]:
+            note(
+                f"{block.path}: {_some(found)} made of several frames, such as by a convolution "
+                "over time; here of anchors, as if they were neighbours"
             )
         for barrier in done.barriers:
             note(f"{block.path}: computed on every frame, unknown operator: {barrier}")
@@ -167,14 +172,14 @@ def _cut(block: Block, form: Form) -> Iterable[fx.Node]:
     return {n for nodes in mine for n in nodes if form.strides["self_attention"] > 1}
 
 
-def _reductions(block: Block) -> list[fx.Node]:
-    """The operators outside of attentions that make one value of all frames."""
+def _mixers(block: Block) -> list[fx.Node]:
+    """The operators outside of attentions that make a value of several frames."""
     graph = block.body.graph
     attended = {n for a in attentions(graph) for n in a.members}
     return [
         node
         for node in graph.nodes
-        if node.op == "call_function" and node not in attended and not any(axes_of(node))
+        if node.op == "call_function" and node not in attended
         if any(axes_of(operand)[dim] for operand, dim in relation(node).mixed)
     ]
 
