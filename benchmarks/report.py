@@ -22,6 +22,7 @@ from plots import plot_growth, plot_peers, plot_quality, plot_students
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 FIGURES = ROOT / "fisopt" / "passes" / "figures.json"
+PRIOR = ROOT / "fisopt" / "tuning" / "prior.json"
 MARKS = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
@@ -290,6 +291,11 @@ def preset_figures(peers: dict[str, Any]) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def prior_prices(held: dict[str, Any]) -> dict[str, Any]:
+    """What `fisopt.rehearse` plans by."""
+    return {name: held[name] for name in ("options", "first")}
+
+
 def main() -> None:
     for page, sections in PAGES.items():
         (ROOT / page).write_text(filled(ROOT / page, sections))
@@ -298,6 +304,8 @@ def main() -> None:
     if (peers := load("testbed_peers")) is not None:
         plot_peers(peers["rows"], IMAGES / "peers.png")
         FIGURES.write_text(json.dumps(preset_figures(peers), indent=1) + "\n")
+    if (held := load("prior")) is not None:
+        PRIOR.write_text(json.dumps(prior_prices(held), indent=1) + "\n")
     if (held := load(f"{H100}/distillation")) is not None:
         plot_students(held["students"], IMAGES / "distillation.png")
     if (tiles := load("tile_attention")) is not None:

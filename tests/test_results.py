@@ -40,6 +40,14 @@ def test_figures_of_presets_are_those_of_the_results(report: ModuleType) -> None
     assert made == {"few": [figure]}
 
 
+def test_prior_prices_are_those_of_the_results(report: ModuleType) -> None:
+    """Where this fails: make results."""
+    held = report.load("prior")
+    assert json.loads(report.PRIOR.read_text()) == report.prior_prices(held)
+    assert held["options"].keys() == held["first"].keys()
+    assert all(price > 0 for price in held["options"].values())
+
+
 def test_peers_are_told_with_their_intervals(report: ModuleType) -> None:
     common = {"kind": "ours", "steps": 4}
     rows = [

@@ -48,16 +48,16 @@ class Option:
         """Whether it is a stride over frames."""
         return self.stride > 1
 
-    def everywhere(self) -> Pass:
-        """The pass that runs every block so."""
+    def everywhere(self, blocks: str = ":") -> Pass:
+        """The pass that runs every block, or some, so."""
         if self.tiles:
-            return TileAttention(self.tiles)
+            return TileAttention(self.tiles, blocks=blocks)
         if not self.strided:
-            return TokenReduction(query=self.query, value=self.value)
+            return TokenReduction(query=self.query, value=self.value, blocks=blocks)
         if self.part == "block":
-            return FrameInterleave(stride=self.stride, kv=self.kv, blocks=":")
+            return FrameInterleave(stride=self.stride, kv=self.kv, blocks=blocks)
         strides: dict[str, Any] = {b: self.stride if b == self.part else 1 for b in BRANCHES}
-        return FrameInterleave(stride=1, kv=self.kv, blocks=":", **strides)
+        return FrameInterleave(stride=1, kv=self.kv, blocks=blocks, **strides)
 
 
 def options_of(part: Part, frames: int) -> tuple[Option, ...]:

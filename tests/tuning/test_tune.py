@@ -20,7 +20,7 @@ from fisopt.tuning import search
 from fisopt.tuning import space as space_module
 from fisopt.tuning.option import Option, options_of
 from fisopt.tuning.plan_choice import Knapsack
-from fisopt.tuning.prior import PRIOR
+from fisopt.tuning.prior import prior
 from fisopt.tuning.recorder import Recorder
 from fisopt.tuning.space import Component, Place, Plan, Reuse, Space
 from fisopt.tuning.trial import Trials
@@ -228,7 +228,7 @@ def test_a_rehearsal_needs_no_weights() -> None:
     assert rehearse_program(captured("wan"), steps=2, target="99x").plan == {}
     (component,) = space({0: 1}).components.values()
     options = [o for part in BLOCK for o in options_of(part, 5)]  # type: ignore[arg-type]
-    assert {str(o) for o in options if o in component.saved and not o.tiles} <= set(PRIOR)
+    assert {str(o) for o in options if o in component.saved and not o.tiles} <= set(prior().options)
 
 
 @pytest.mark.parametrize(
