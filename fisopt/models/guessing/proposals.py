@@ -27,7 +27,6 @@ _FEATURES: Mapping[str, tuple[str, ...]] = {
         "text_embed_dim",
         "caption_channels",
         "in_text_dim",
-        "text_embed_dim",
         "cross_attention_dim",
     ),
     "audio_encoder_hidden_states": ("caption_channels",),
