@@ -80,3 +80,7 @@ class RecipeError(FisoptError):
 
 class ExportError(FisoptError):
     """An artefact cannot be written, is not complete, or is not fisopt's."""
+
+
+class CheckError(FisoptError, AssertionError):
+    """What `fisopt.testing` checks of a pass does not hold."""
