@@ -22,6 +22,7 @@ import diffusers
 import numpy as np
 import torch
 from bench_step_cache import cache_dit, enable_cache_dit
+from bench_tune import path_of
 from harness import RESULTS, machine, write
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from tqdm import tqdm
@@ -36,7 +37,6 @@ from fisopt.models.testbed import load_testbed, sample_prompts
 from fisopt.page.data import DENSE
 
 PATH = RESULTS / "testbed_peers.json"
-PLANS = RESULTS / "tune.json"
 SEED = 1000
 FIGURES = ("psnr", "worst", "uneven", "ssim", "ms_ssim", "flip", "flicker", "motion")
 FAITHFUL = fisopt.FrameInterleave(stride=2, blocks=":", kv="all", scope="attention")
@@ -47,8 +47,8 @@ Kind = tuple[str, str, Any]
 def entries(steps: int) -> Iterator[Kind]:
     """Every configuration at a number of steps."""
     many = steps >= 20
-    if PLANS.exists() and not many:
-        for target, plan in json.loads(PLANS.read_text())["plans"].items():
+    if (plans := path_of(steps)).exists():
+        for target, plan in json.loads(plans.read_text())["plans"].items():
             yield f"tuned {target}", "ours", plan["recipe"]
     for name in fisopt.PRESETS:
         yield f"preset {name}", "ours", [name]
