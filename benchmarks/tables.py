@@ -72,6 +72,43 @@ def peers_table(rows: list[Result], steps: int, figures: tuple[str, ...] = tuple
     return markdown([*head, "all three %", "less dense"], body)
 
 
+def strip_table(rows: list[Result]) -> str:
+    """Settings of the testbed: measured seconds, nearness to the dense clip, checker's score."""
+    return markdown(
+        ["setting", "seconds", "speed-up", "PSNR dB", "right"],
+        [
+            [
+                r["setting"] if r["setting"] == "dense" else f"tuned for {r['setting']}",
+                f"{r['seconds']:.2f}",
+                f"{r['speed_up']:.2f}x",
+                "" if r["setting"] == "dense" else mean_of(r["psnr"]).text(".1f"),
+                f"{100 * mean_of(r['right']).mean:.0f} %",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def forward_lines(rows: list[Result], shown: tuple[str, ...]) -> list[str]:
+    """The models of which these configurations were timed, with their speed-ups over all layers."""
+    whole = {r["model"]: r for r in rows if r["configuration"] == "dense"}
+    lines = []
+    for model, dense in whole.items():
+        found = []
+        for row in rows:
+            if row["model"] != model or row["configuration"] not in shown or "ratio" not in row:
+                continue
+            few = row["layers"] < row["of_layers"]
+            if few and not (row.get("seconds_all_layers") and dense.get("seconds_all_layers")):
+                continue
+            ratio = dense["seconds_all_layers"] / row["seconds_all_layers"] if few else row["ratio"]
+            found.append(f"{ratio:.2f}x")
+        if len(found) == len(shown):
+            layers = f"{dense['layers']} of {dense['of_layers']} layers"
+            lines.append(f"{model} {', '.join(found)} ({layers})")
+    return lines
+
+
 def speed_table(result: Result) -> str:
     """Wall-clock on the testbed beside the prediction."""
     return markdown(

@@ -222,8 +222,11 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
         "speed-up predicted from FLOPs",
         "PSNR against the dense clip",
         "neither compiled",
+        "FrameInterleave(stride=3, steps='1:'); 2 steps",
     ):
         assert line in result.output
+    sheet, rows = iio.imread(tmp_path / "sheet.png"), 3 * 96
+    assert sheet.shape[0] > 2 * rows, "dense, optimised and their difference for each prompt"
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"demo.gif", "demo.mp4", "sheet.png", "demo.json", "demo.html"}
     gif = iio.imread(tmp_path / "demo.gif", index=None)

@@ -82,7 +82,7 @@ needs: pip install 'fisopt[compare]').
 \b
 Examples:
   fisopt demo
-  fisopt demo --steps 4 --pass fis-a
+  fisopt demo --steps 25 --pass many-fast
   fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
   fisopt demo --prompt "red circle moving left fast over waves" --seed 7
 

@@ -23,7 +23,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 4,
     passes: Passes = None,
     backend: Annotated[
         str | None,
