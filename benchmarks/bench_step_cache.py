@@ -43,6 +43,7 @@ class Entry:
     passes: tuple[fisopt.Pass, ...] = ()
     diffusers: float | None = None
     cache_dit: tuple[float, int, int, int, bool] | None = None
+    every: int = 0
 
 
 def entries() -> Iterator[Entry]:
@@ -74,6 +75,12 @@ def cache_dit(threshold: float, first: int, warmup: int, taylor: bool = False) -
     forecast = ", TaylorSeer" if taylor else ""
     name = f"cache-dit F{first}B0, warm-up {warmup}, {threshold}{forecast}"
     return Entry(name, cache_dit=(threshold, first, 0, warmup, taylor))
+
+
+def cache_dit_every(interval: int) -> Entry:
+    """A row of cache-dit that computes every so many steps, and forecasts the others."""
+    name = f"cache-dit F1B0, every {interval}, TaylorSeer"
+    return Entry(name, cache_dit=(1.0, 1, 0, 1, True), every=interval)
 
 
 FAITHFUL = FrameInterleave(stride=2, blocks=":", kv="all", scope="attention")
@@ -178,6 +185,9 @@ def enable_cache_dit(pipe: Any, model: Any, entry: Entry, steps: int) -> Callabl
         num_inference_steps=steps,
         enable_separate_cfg=True,
     )
+    if entry.every:
+        config.steps_computation_mask = [int(i % entry.every == 0) for i in range(steps)]
+        config.steps_computation_policy = "static"
     forecast = TaylorSeerCalibratorConfig(taylorseer_order=1) if taylor else None
     with contextlib.redirect_stdout(None):
         library.enable_cache(adapter, cache_config=config, calibrator_config=forecast)
