@@ -111,9 +111,9 @@ def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
     note = (
         f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
-        "block is dense unless the name says otherwise. Speed-ups are ratios of FLOPs over all "
-        "steps; a cache's is that of blocks run, its own bookkeeping not counted. One forward: "
-        "relative L2 error of one call at fixed latents, mean over three noise levels."
+        "block is dense unless the name says otherwise. PSNR with its 95 % interval over the "
+        "clips. Speed-ups are ratios of FLOPs. One forward: relative L2 error of one call at fixed "
+        "latents, mean over three noise levels."
     )
     lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):

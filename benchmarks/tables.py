@@ -32,8 +32,8 @@ def quality_table(rows: list[Result], steps: int) -> str:
             [
                 r["name"],
                 f"{speed(r):.2f}x",
-                "" if r["one_forward_l2"] is None else f"{r['one_forward_l2']:.3f}",
-                "" if r["name"] == "dense" else f"{r['psnr']:.1f}",
+                f"{r['one_forward_l2']:.3f}",
+                "" if r["name"] == "dense" else f"{r['psnr']:.1f} ± {r['half']:.1f}",
                 f"{r['ssim']:.3f}",
                 *(f"{r[k]:.0f}" for k in ("colour", "shape", "direction", "right")),
             ]
