@@ -24,7 +24,7 @@ BESIDE = " + "
 """Between passes of one configuration."""
 
 
-def configurations(texts: Sequence[str]) -> dict[str, Any]:
+def configurations(texts: Sequence[str], modules: Sequence[str] | None = None) -> dict[str, Any]:
     """Configurations by name: presets, passes with options, paths of recipes, "dense".
 
     Raises:
@@ -39,7 +39,7 @@ def configurations(texts: Sequence[str]) -> dict[str, Any]:
         if text == DENSE:
             found[name] = ()
         else:
-            found[name] = text if recipe else parse_passes(text.split(BESIDE))
+            found[name] = text if recipe else parse_passes(text.split(BESIDE), modules)
     return found
 
 

@@ -15,6 +15,7 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Imports,
     Passes,
     Pipeline,
     Texts,
@@ -25,6 +26,7 @@ from fisopt.cli.options import (
 def run(
     model: Pipeline,
     passes: Passes = None,
+    imports: Imports = None,
     recipe: Annotated[
         Path | None, typer.Option(help="The passes of a recipe.", show_default=False)
     ] = None,
@@ -80,17 +82,16 @@ def run(
 ) -> None:
     """Train a student of few steps, or one that has learnt to be sparse."""
     from fisopt.cli.comparing import texts_of
-    from fisopt.cli.expressions import parse_pass
+    from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
     from fisopt.distill import Supplied, Trainer, Training, consistency, prepare, sparse
     from fisopt.distill.prepared import FILE
     from fisopt.errors import OptionError
-    from fisopt.passes.presets import resolve
     from fisopt.recipe.recipe import Recipe
 
     if recipe is not None and passes:
         raise OptionError("distill: give --pass or --recipe, not both")
-    chosen = resolve([parse_pass(text) for text in passes or []])
+    chosen = parse_passes(passes or [], imports)
     if recipe is not None:
         chosen = Recipe.load(recipe).passes
     training = Training(steps=train_steps, batch=batch, accumulate=accumulate, rate=rate, seed=seed)
