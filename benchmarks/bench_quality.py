@@ -16,7 +16,6 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,20 +183,6 @@ def fixed_latents(prompts: list[str]) -> list[dict[str, Any]]:
         }
         for sigma in (0.9, 0.6, 0.3)
     ]
-
-
-@contextmanager
-def counted(model: Any) -> Iterator[list[None]]:
-    """Gather one entry for every block that runs: a cache skips some, none of another cost."""
-    calls: list[None] = []
-    handles = [
-        block.attn1.register_forward_hook(lambda *_: calls.append(None)) for block in model.blocks
-    ]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def scores(clips: np.ndarray, dense: np.ndarray, prompts: list[str]) -> dict[str, float]:

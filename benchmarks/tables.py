@@ -240,23 +240,6 @@ def masks_table(rows: list[Result]) -> str:
     )
 
 
-def caches_table(rows: list[Result]) -> str:
-    """Step caches, the fastest first."""
-    return markdown(
-        ["cache", "speed-up", "PSNR dB", "SSIM", "all three %"],
-        [
-            [
-                r["name"],
-                f"{r['flops_ratio']:.2f}x",
-                f"{r['psnr']:.1f}",
-                f"{r['ssim']:.3f}",
-                f"{r['right']:.0f}",
-            ]
-            for r in sorted(rows, key=lambda r: -r["flops_ratio"])
-        ],
-    )
-
-
 def tune_table(result: Result) -> str:
     """Tuned plans and presets on clips that no search saw, the fastest first."""
     plans, times = result["plans"], result.get("times", {})
