@@ -32,8 +32,8 @@ def quality_table(rows: list[Result], steps: int) -> str:
             [
                 r["name"],
                 f"{speed(r):.2f}x",
-                "" if r["one_forward_l2"] is None else f"{r['one_forward_l2']:.3f}",
-                "" if r["name"] == "dense" else f"{r['psnr']:.1f}",
+                f"{r['one_forward_l2']:.3f}",
+                "" if r["name"] == "dense" else f"{r['psnr']:.1f} ± {r['half']:.1f}",
                 f"{r['ssim']:.3f}",
                 *(f"{r[k]:.0f}" for k in ("colour", "shape", "direction", "right")),
             ]
@@ -236,23 +236,6 @@ def masks_table(rows: list[Result]) -> str:
                 f"{r['right']:.0f}",
             ]
             for r in rows
-        ],
-    )
-
-
-def caches_table(rows: list[Result]) -> str:
-    """Step caches, the fastest first."""
-    return markdown(
-        ["cache", "speed-up", "PSNR dB", "SSIM", "all three %"],
-        [
-            [
-                r["name"],
-                f"{r['flops_ratio']:.2f}x",
-                f"{r['psnr']:.1f}",
-                f"{r['ssim']:.3f}",
-                f"{r['right']:.0f}",
-            ]
-            for r in sorted(rows, key=lambda r: -r["flops_ratio"])
         ],
     )
 

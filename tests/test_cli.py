@@ -60,9 +60,14 @@ def test_help_needs_none_of_the_libraries_that_take_long_to_import() -> None:
     code = """
 import contextlib, io, sys
 from fisopt.cli import app
-for command in [info.name for info in app.registered_commands] + [None]:
+commands = [[c.name] for c in app.registered_commands] + [[]]
+for group in app.registered_groups:
+    inner = [[group.name, c.name] for c in group.typer_instance.registered_commands]
+    commands += [[group.name], *inner]
+assert ["distill", "train"] in commands
+for command in commands:
     with contextlib.redirect_stdout(io.StringIO()) as page:
-        app([command, "--help"] if command else ["--help"], standalone_mode=False)
+        app([*command, "--help"], standalone_mode=False)
     assert "Usage" in page.getvalue()
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """

@@ -188,7 +188,7 @@ class Prices:
         for component in self.space.components:
             runs = [r for r in self.space.reuses if r.component == component]
             known = {r: self.measured.error(Plan.of(r), 0) for r in runs if self._is_known(r)}
-            self.guessed.update(guessed(runs, known))
+            self.guessed.update(guessed(runs, known).items())
 
     def _is_known(self, change: Change) -> bool:
         return 0 in self.measured.known(Plan.of(change))

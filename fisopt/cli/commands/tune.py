@@ -103,7 +103,8 @@ def run(
         )
     written = [*made.save(out, force=True).values(), measured]
     if has_packages():
-        options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed, "costs": costs}
+        options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
+        options |= {"costs": unit}
         shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
         command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
         written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))
