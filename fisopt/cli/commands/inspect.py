@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Frames, Height, Imports, Passes, Published, Strict, Width
+from fisopt.cli.console import stdout
+from fisopt.cli.options import Frames, Height, Imports, Passes, Shapes, Strict, Width
+from fisopt.cli.stages import stages
 
 
 def run(
-    model: Published,
+    model: Shapes,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -29,12 +30,13 @@ def run(
     ] = False,
     strict: Strict = True,
 ) -> None:
-    """Capture, rewrite and cost a published model on the meta device."""
+    """Capture, rewrite and cost a model on the meta device."""
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.inspection import inspect_model, inspection_view
+    from fisopt.cli.sources import Source
 
     parsed = parse_passes(passes or [], imports)
-    video = {"height": height, "width": width, "frames": frames}
-    with stderr().status("starting") as status:
-        found = inspect_model(model, parsed, **video, steps=steps, strict=strict, status=status)
+    source = Source(model, height=height, width=width, frames=frames)
+    with stages("starting") as shown:
+        found = inspect_model(source, parsed, steps=steps, strict=strict, stages=shown)
     stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))
