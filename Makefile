@@ -72,9 +72,10 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Measure and test on
 gpu-dry: $(STAMP) ## The same on a CPU, tiny and in the interpreter, to see that all of it runs
 	OMP_NUM_THREADS=1 OUT=$(or $(OUT),out/gpu-dry) $(BIN)/python benchmarks/gpu/run.py --dry-run
 
-format: $(STAMP) ## Format the code and fix what can be fixed
+format: $(STAMP) ## Format the code and the pages, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/wrap.py
 
 clean: ## Remove what was made: .venv, out, caches
 	rm -rf $(VENV) out build dist *.egg-info

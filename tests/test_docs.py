@@ -7,6 +7,8 @@ released pipelines there are tiny ones, see `tests/standins.py`.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         for line, code in blocks:
             padded = "\n" * (line - 1) + code  # so that a traceback names the page's own line
             exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
+
+
+def test_no_line_is_long() -> None:
+    done = [sys.executable, str(ROOT / "scripts" / "wrap.py"), "--check"]
+    subprocess.run(done, check=True)
 
 
 def test_the_readme_is_short() -> None:

@@ -66,8 +66,7 @@ def page_of(found: Comparison, command: str = "") -> Page:
         tables += [_table(found, "Scores", found.scores, spread=True), *_differences(found)]
     return Page(
         title=found.title,
-        lead=f"{_run(found)}, each configuration from "
-        f"the same noise. {NOTE}",
+        lead=f"{_run(found)}, each configuration from the same noise. {NOTE}",
         command=command,
         settings={row.name: row.settings for row in found.rows if row.settings},
         tables=tuple(tables),

@@ -159,6 +159,6 @@ class Report:
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
             lines += [f"    {said}" for said in variant.failures]
-        counted = {**self.decisions, **self.notes}
-        lines += [f"  {note}: {count} times" for note, count in counted.items()]
+        often = {**self.decisions, **self.notes}
+        lines += [f"  {note}: {count} times" for note, count in often.items()]
         return "\n".join(lines)
