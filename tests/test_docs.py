@@ -84,3 +84,17 @@ def test_fences_are_closed_and_say_their_language(page: Path) -> None:
     text = page.read_text()
     assert text.count("```") == 2 * len(FENCE.findall(text))
     assert all(language for language, _ in FENCE.findall(text))
+
+
+WORN = re.compile(
+    r"\b(simply|obviously|basically|in order to|utili[sz]e|leverage[sd]?|seamless\w*|inside of"
+    r"|(?:is|are|was|were) said otherwise|is refused by name|know of each other)\b",
+    re.IGNORECASE,
+)
+"""Words that say nothing, and forms in which nobody acts: name who does it, the subject first."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_prose_names_who_acts(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text()))
+    assert not WORN.findall(prose), f"{name_of(page)}: rewrite the sentence"
