@@ -49,7 +49,9 @@ def entries(steps: int) -> Iterator[Kind]:
     if (plans := path_of(steps)).exists():
         for target, plan in json.loads(plans.read_text())["plans"].items():
             yield f"tuned {target}", "ours", plan["recipe"]
-    for name in fisopt.PRESETS:
+    own = "many-" if many else "few-"
+    presets = sorted(fisopt.PRESETS, key=lambda name: not name.startswith(own))
+    for name in presets[:3]:
         yield f"preset {name}", "ours", [name]
     for threshold in (0.1, 0.14) if many else (0.2,):
         step = fisopt.StepCache(threshold, order=1)
@@ -72,6 +74,8 @@ def entries(steps: int) -> Iterator[Kind]:
         caches += [CacheDit(every=interval) for interval in ((2, 3, 4) if many else (2,))]
         for cache in caches:
             yield cache.name, "peer", cache.method(steps)
+    for name in presets[3:]:
+        yield f"preset {name}", "ours", [name]
 
 
 class Bench:
