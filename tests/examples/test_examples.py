@@ -33,6 +33,7 @@ def loaded(path: str) -> ModuleType:
     return module
 
 
+@pytest.mark.slow  # the README's own blocks run the same in every `make test`
 @pytest.mark.parametrize(
     ("name", "options", "frames"),
     [
