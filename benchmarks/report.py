@@ -113,11 +113,12 @@ def tiles_section(tiles: dict[str, Any]) -> list[str]:
 
 def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
+    interval = any("half" in row for row in quality["rows"])
+    psnr = "PSNR with half of its 95 % interval over the clips. " if interval else ""
     note = (
         f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
-        "block is dense unless the name says otherwise. PSNR with its 95 % interval over the "
-        "clips. Speed-ups are ratios of FLOPs. One forward: relative L2 error of one call at fixed "
-        "latents, mean over three noise levels."
+        f"block is dense unless the name says otherwise. {psnr}Speed-ups are ratios of FLOPs. One "
+        "forward: relative L2 error of one call at fixed latents, mean over three noise levels."
     )
     lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):
