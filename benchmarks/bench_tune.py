@@ -180,7 +180,7 @@ class Bench:
         if target not in self.speeds:
             if self.eager.last_inputs is None:
                 return None
-            dense = self.eager.program(inputs)
+            dense = self.eager.program(self.eager.last_inputs.kwargs())
             variants = Variants.of(fisopt.PRESETS[target][1], self.steps)
             plan = plan_steps(variants, self.steps, lambda v: PassManager.of(v).run(dense))
             self.speeds[target] = None if plan.ratio is None else round(plan.ratio, 3)
