@@ -1,6 +1,6 @@
 """Presets, step caches and other libraries' methods on the testbed's clips, with intervals.
 
-    python benchmarks/bench_peers.py [--clips 24] [--steps 4 25] [--only TEXT] [--device cuda]
+    python benchmarks/bench_peers.py [--clips 24] [--steps 4 25] [--only TEXT ...] [--device cuda]
 
 Every clip alone, from the same noise for all: the clips of one batch would share a cache's
 decision.  Speed is a ratio of FLOPs over a whole clip: of fisopt that of the Programs that ran,
@@ -160,11 +160,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 25])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="rows whose name holds one of these"
+    )
     arguments = parser.parse_args()
     for steps in arguments.steps:
         bench = Bench(arguments.clips, steps, arguments.device)
-        todo = [e for e in entries(steps) if arguments.only in e[0] and bench.row(e[0]) is None]
+        wanted = (e for e in entries(steps) if any(text in e[0] for text in arguments.only))
+        todo = [e for e in wanted if bench.row(e[0]) is None]
         for name, kind, given in tqdm(todo, desc=f"{steps} steps"):
             bench.measure(name, kind, given)
 
