@@ -48,6 +48,7 @@ class SequenceParallel(Pass):
     """
 
     stage: ClassVar[Stage] = "ranks"
+    differentiable: ClassVar[bool] = False
 
     degree: int | None = None
     group: str | None = None

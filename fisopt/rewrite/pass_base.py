@@ -119,7 +119,8 @@ class Pass(metaclass=Checked):
                 "would see the part of one; apply this pass first",
                 pass_name=self.name,
             )
-        if self.stage in ("frames", "attention", "ranks") and (why := program.source.followed.why_fixed):
+        needs_axes = self.stage in ("frames", "attention", "ranks")
+        if needs_axes and (why := program.source.followed.why_fixed):
             reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
             if strict:
                 advice = "a second number is needed to tell them apart: see ModelSpec.resized"

@@ -95,8 +95,8 @@ def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, P
         first = stages.index("ranks")
         name = names[stages.index(None, first)]
         raise PreconditionError(
-            f"it stands after {names[first]}, which divides the Program among ranks and comes last; "
-            f"put it before {names[first]}",
+            f"it stands after {names[first]}, which divides the Program among ranks and comes "
+            f"last; put it before {names[first]}",
             pass_name=name,
         )
     last = [pair for stage in STAGES[2:] for pair in pairs if pair[1].stage == stage]

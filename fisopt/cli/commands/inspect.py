@@ -19,6 +19,13 @@ def run(
     steps: Annotated[
         int, typer.Option(min=1, help="Denoising steps, for passes that treat steps differently.")
     ] = 4,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help="Also predict the call on so many GPUs, such as 1,2,4,8.", show_default=False
+        ),
+    ] = None,
+    link: Annotated[str, typer.Option(help="What a GPU sends to the others.")] = "350GB/s",
     text: Annotated[bool, typer.Option("--text/--no-text", help="Print the program text.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="In the text, also print each distinct block.")
@@ -31,8 +38,13 @@ def run(
     """Capture, rewrite and cost a published model on the meta device."""
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.inspection import inspect_model, inspection_view
+    from fisopt.cli.ranks_view import bytes_a_second, counts, ranks_table
 
+    many, rate = counts(ranks) if ranks is not None else [], bytes_a_second(link)
     parsed, video = parse_passes(passes or []), {"height": height, "width": width, "frames": frames}
     with stderr().status("starting") as status:
         found = inspect_model(model, parsed, **video, steps=steps, strict=strict, status=status)
+        table = ranks_table(found.optimised, many, rate) if many else None
+    if table is not None:
+        stdout().print(table)
     stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))

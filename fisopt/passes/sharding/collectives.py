@@ -38,7 +38,7 @@ def _as_before(node: fx.Node) -> Axes:
 
 operator(
     functional.all_to_all_single.default,
-    axes=_no_axes,
+    axes=_as_before,
     sends=lambda x, takes, gives, group: _sent(x, len(takes)) / len(takes),
 )
 operator(
@@ -163,9 +163,7 @@ class Ranks:
 
     def _all_to_all(self, editor: Editing, x: fx.Node) -> fx.Node:
         each = [1] * self.count
-        x = editor.call(
-            functional.all_to_all_single.default, x, each, each, self.group, axes=()
-        )
+        x = editor.call(functional.all_to_all_single.default, x, each, each, self.group, axes=())
         return editor.call(functional.wait_tensor.default, x, axes=())
 
 
@@ -206,6 +204,4 @@ def _permute(editor: Editing, x: fx.Node, dims: Sequence[int]) -> fx.Node:
 
 def _contiguous(editor: Editing, x: fx.Node) -> fx.Node:
     """Collectives send memory as it lies."""
-    return editor.call(
-        aten.clone.default, x, memory_format=torch.contiguous_format, axes=()
-    )
+    return editor.call(aten.clone.default, x, memory_format=torch.contiguous_format, axes=())

@@ -7,6 +7,7 @@ one that follows none is given its operands whole.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,8 +21,11 @@ from fisopt.passes.sharding.shard import Shard, part, scaled
 from fisopt.rewrite.analysis.structure import attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of, set_axes
 from fisopt.rewrite.edit.editor import Editing
-from fisopt.rewrite.relations import split_dim, virtual_shape
+from fisopt.rewrite.relations import Link, split_dim, virtual_shape
 from fisopt.rewrite.views import PLACES
+
+_GATHERED = 1 / 8
+"""The share of its operands' values that an operator may get whole when others are exchanged."""
 
 
 class Divided:
@@ -152,10 +156,11 @@ class Divided:
                     if out is not None:
                         yield self._for(node, states, out)
         tokens = [n for n, s in states.items() if s is not None and s == homes[n]]
-        if exchanges and tokens and node.target not in PLACES and split_dim(node) is None:
-            if (other := self._other(node, states, tokens)) is not None:
-                yield self._for(node, states, other)
-        if tokens and exchanges:
+        moves = node.target in PLACES or split_dim(node) is not None
+        if exchanges and tokens and not moves:
+            other = self._other(node, states, tokens)
+            yield from [] if other is None else [self._for(node, states, other)]
+        if exchanges and tokens:
             self.reasons[f"{node.target} combines tokens, which are gathered for it"] = None
         yield dict.fromkeys(states)
 
@@ -169,19 +174,22 @@ class Divided:
         return wanted
 
     def _other(self, node: fx.Node, states: States, tokens: list[fx.Node]) -> Shard | None:
-        """A dimension of the result that all divided operands have whole, and can be divided."""
-        links = related(node, states).links
-        reached = [
-            {k.out for k in links if k.operand is n and k.dim != getattr(states[n], "dim", None)}
-            for n in tokens
-        ]
-        sizes, count = virtual_shape(node), self.ranks.count
-        common = set.intersection(*reached)
-        fit = [d for d in common if sizes[d] >= count]
+        """A dimension of the result to divide instead, which most of the operands follow to it."""
+        found, sizes, count = related(node, states), virtual_shape(node), self.ranks.count
+        moved = {k.out for k in found.links if k.operand in tokens and k.dim != _dim(states, k)}
+        moved -= {k.out for k in found.links if k.dim == _dim(states, k)}
+        every = sum(math.prod(virtual_shape(n)) for n in tokens)
+        known: dict[int, float] = {}
+        for d in moved:
+            reached = {k.operand for k in found.links if k.out == d}
+            whole = sum(math.prod(virtual_shape(n)) for n in tokens if n not in reached)
+            if whole <= every * _GATHERED:
+                known[d] = part(sizes[d], count) * count / sizes[d]
+        fit = [d for d in known if sizes[d] >= count]
         if fit:
-            best = min(fit, key=lambda d: (part(sizes[d], count) * count / sizes[d], -d))
+            best = min(fit, key=lambda d: (known[d], -d))
             return Shard(best, FrameAxis(sizes[best]))
-        self._refuse_few(node, max((sizes[d] for d in common), default=1))
+        self._refuse_few(node, max((sizes[d] for d in known), default=1))
         return None
 
     def _refuse_few(self, node: fx.Node, heads: int) -> None:
@@ -232,3 +240,9 @@ class Divided:
                 if out is not None:
                     return out
         return None
+
+
+def _dim(states: States, link: Link) -> int | None:
+    """The dimension of a link's operand that is divided."""
+    shard = states.get(link.operand)
+    return None if shard is None else shard.dim

@@ -113,9 +113,7 @@ class DividedProgram:
         part = self._part(str(call.target), computed, wanted)
         given = [values.get(n, s) for n, s in zip(args, part.takes, strict=True)]
         given += [self.index(axis) for axis in part.indices]
-        pieces = self.rewriter.call_block(
-            part.body, given, like=call, name=f"{call.target}_part"
-        )
+        pieces = self.rewriter.call_block(part.body, given, like=call, name=f"{call.target}_part")
         self._calls.add(call)
         self.blocks += any(part.takes)
         for reason in part.reasons:
@@ -133,13 +131,14 @@ class DividedProgram:
         if key not in self._parts:
             callee = self.rewriter.program.graph_module.get_submodule(name)
             assert isinstance(callee, fx.GraphModule)
-            part, gathered = _divide(callee, wanted, self.ranks, self.tokens, self.rewriter.pass_name)
+            how = (self.ranks, self.tokens, self.rewriter.pass_name)
+            part, gathered = _divide(callee, wanted, *how)
             again = tuple(
                 None if i in gathered and computed[i] is None else shard
                 for i, shard in enumerate(wanted)
             )
             if again != wanted:
-                part, _ = _divide(callee, again, self.ranks, self.tokens, self.rewriter.pass_name)
+                part, _ = _divide(callee, again, *how)
             self._parts[key] = part
         return self._parts[key]
 

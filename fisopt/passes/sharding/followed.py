@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from collections.abc import Iterator
 
 import torch
 from torch import fx
 
 from fisopt.passes.sharding.shard import Shard
-from fisopt.rewrite.axes import KEY, FrameAxis, axes_of, set_axes
+from fisopt.rewrite.axes import KEY, FrameAxis, set_axes
 from fisopt.rewrite.relations import Link, Relation, relation, virtual_shape
 from fisopt.rewrite.relations.table import argument
 
@@ -113,7 +112,8 @@ def _of_frames(node: fx.Node) -> Relation:
     values = node.args[:1] if node.target is GATHER else node.args[:2]
     dim = node.args[1 if node.target is GATHER else 2]
     outer, inner, before, after = node.args[-4:] if node.target is GATHER else node.args[-5:-1]
-    assert isinstance(dim, int) and isinstance(outer, int)
+    assert isinstance(dim, int)
+    assert isinstance(outer, int)
     result = Relation()
 
     def at(axis: FrameAxis, value: fx.Node) -> FrameAxis | None:

@@ -51,7 +51,7 @@ def ranks_of(degree: int | None, group: str | None, name: str) -> Ranks:
             f"{count} ranks, or leave the degree out",
             pass_name=name,
         )
-    return Ranks(count, _part_of(count, world))
+    return Ranks(count, _part_of(count, distributed.group.WORLD))
 
 
 def _world() -> str:
@@ -59,8 +59,8 @@ def _world() -> str:
 
 
 @cache
-def _part_of(count: int, world: int) -> str:
+def _part_of(count: int, world: object) -> str:
     """The group of as many neighbouring ranks that this one is in; all ranks make them at once."""
-    del world
+    del world  # of which there is another after torch.distributed is set up anew
     own, _ = distributed.new_subgroups(count)
     return str(own.group_name)
