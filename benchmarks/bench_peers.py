@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
 from importlib.util import find_spec
 from time import perf_counter
 from typing import Any
@@ -21,8 +20,9 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from bench_step_cache import cache_dit, enable_cache_dit
+from bench_tune import path_of
 from harness import RESULTS, machine, write
+from other_caches import CacheDit, of_diffusers
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
 from tqdm import tqdm
 
@@ -36,7 +36,6 @@ from fisopt.models.testbed import load_testbed, sample_prompts
 from fisopt.page.data import DENSE
 
 PATH = RESULTS / "testbed_peers.json"
-PLANS = RESULTS / "tune.json"
 SEED = 1000
 FIGURES = ("psnr", "worst", "uneven", "ssim", "ms_ssim", "flip", "flicker", "motion")
 FAITHFUL = fisopt.FrameInterleave(stride=2, blocks=":", kv="all", scope="attention")
@@ -47,19 +46,21 @@ Kind = tuple[str, str, Any]
 def entries(steps: int) -> Iterator[Kind]:
     """Every configuration at a number of steps."""
     many = steps >= 20
-    if PLANS.exists() and not many:
-        for target, plan in json.loads(PLANS.read_text())["plans"].items():
+    if (plans := path_of(steps)).exists():
+        for target, plan in json.loads(plans.read_text())["plans"].items():
             yield f"tuned {target}", "ours", plan["recipe"]
-    for name in fisopt.PRESETS:
+    own = "many-" if many else "few-"
+    presets = sorted(fisopt.PRESETS, key=lambda name: not name.startswith(own))
+    for name in presets[:3]:
         yield f"preset {name}", "ours", [name]
-    for threshold in (0.14, 0.2, 0.28) if many else (0.2,):
-        cache = fisopt.StepCache(threshold, order=1)
-        yield f"StepCache {threshold}, order 1", "ours", [cache]
-        yield f"fis-faithful + StepCache {threshold}, order 1", "ours", [FAITHFUL, cache]
-    for threshold in (0.1, 0.2, 0.4) if many else (0.2, 0.3, 0.4):
+    for threshold in (0.1, 0.14) if many else (0.2,):
+        step = fisopt.StepCache(threshold, order=1)
+        yield f"StepCache {threshold}, order 1", "ours", [step]
+        yield f"fis-faithful + StepCache {threshold}, order 1", "ours", [FAITHFUL, step]
+    for threshold in (0.1, 0.14, 0.2) if many else (0.2, 0.3, 0.4):
         first = diffusers.FirstBlockCacheConfig(threshold=threshold)
         yield f"diffusers FirstBlockCache {threshold}", "peer", of_diffusers(first)
-    for interval in (2, 3) if many else (2,):
+    for interval in (2, 3, 4) if many else (2,):
         taylor = diffusers.TaylorSeerCacheConfig(
             cache_interval=interval,
             disable_cache_before_step=2,
@@ -68,37 +69,13 @@ def entries(steps: int) -> Iterator[Kind]:
         )
         yield f"diffusers TaylorSeer, every {interval}", "peer", of_diffusers(taylor)
     if find_spec("cache_dit") is not None:
-        for threshold in (0.1, 0.2, 0.4) if many else (0.24, 0.5):
-            entry = cache_dit(threshold, 1, 4 if many else 1, taylor=many)
-            yield entry.name, "peer", of_cache_dit(entry, steps)
-
-
-def of_diffusers(config: Any) -> Callable[[Any], AbstractContextManager[None]]:
-    """A cache of diffusers as a method that `fisopt.compare` takes."""
-
-    @contextmanager
-    def method(pipe: Any) -> Iterator[None]:
-        pipe.transformer.enable_cache(config)
-        try:
-            yield
-        finally:
-            pipe.transformer.disable_cache()
-
-    return method
-
-
-def of_cache_dit(entry: Any, steps: int) -> Callable[[Any], AbstractContextManager[None]]:
-    """The same of cache-dit."""
-
-    @contextmanager
-    def method(pipe: Any) -> Iterator[None]:
-        undo = enable_cache_dit(pipe, pipe.transformer, entry, steps)
-        try:
-            yield
-        finally:
-            undo()
-
-    return method
+        thresholds = (0.1, 0.14, 0.2) if many else (0.24, 0.5)
+        caches = [CacheDit(threshold, taylor=many) for threshold in thresholds]
+        caches += [CacheDit(every=interval) for interval in ((2, 3, 4) if many else (2,))]
+        for cache in caches:
+            yield cache.name, "peer", cache.method(steps)
+    for name in presets[3:]:
+        yield f"preset {name}", "ours", [name]
 
 
 class Bench:

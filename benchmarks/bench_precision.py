@@ -13,7 +13,7 @@ import argparse
 from typing import Any
 
 import torch
-from bench_quality import Bench, Entry, scores
+from bench_quality import Bench, ratio_of, scores
 from harness import machine, write
 from tqdm import tqdm
 
@@ -39,7 +39,7 @@ def row(bench: Bench, name: str, linear: Any, steps: int) -> dict[str, Any]:
         "steps": steps,
         **scores(clips, bench.dense[steps][0], bench.prompts),
         "one_forward_l2": error,
-        "flops_ratio": bench.flops_ratio(optimised, Entry(name, PASSES[name]), steps),
+        "flops_ratio": ratio_of(optimised),
         "lowering": said,
     }
 

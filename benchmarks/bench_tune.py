@@ -1,6 +1,6 @@
 """Plans for a speed on the testbed, and how they do on clips that no search saw.
 
-    python benchmarks/bench_tune.py [--targets 2x 2.5x] [--presets few-fast] [--minutes 15]
+    python benchmarks/bench_tune.py [--steps 25] [--targets 2x 2.5x] [--presets few-fast]
 
 Each target is tuned for on twelve prompts; the plans then run on others, from other noise: PSNR to
 the dense clip with a 95 % interval, and the checker's score.  Measurements, plans and clips are
@@ -27,26 +27,34 @@ from fisopt.cli.schedule import plan_steps
 from fisopt.models.testbed import check_clip, load_testbed, sample_prompts, to_frames
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.variants import Variants
+from fisopt.tuning.costs import StageTimes
 from fisopt.tuning.quality import compare
 
-PATH = RESULTS / "tune.json"
-STEPS = 4
+FEW, MANY = 4, 25
+TARGETS = {FEW: ["2x", "1.5x", "2.5x", "3x"], MANY: ["3x", "2x", "4x", "5x"]}
 PROMPTS = [str(p) for p in (*sample_prompts(4, seed=1), *sample_prompts(8, seed=2))]
+
+
+def path_of(steps: int) -> Path:
+    """Where the plans of a number of steps are."""
+    return RESULTS / ("tune.json" if steps == FEW else f"tune_{steps}.json")
 
 
 class Bench:
     """The testbed, what was tuned and what was measured."""
 
-    def __init__(self, clips: int, minutes: float, kept: Path) -> None:
+    def __init__(self, steps: int, clips: int, minutes: float, kept: Path) -> None:
+        self.steps, self.path = steps, path_of(steps)
         self.pipe = load_testbed()
         self.pipe.set_progress_bar_config(disable=True)
         self.minutes, self.kept = minutes, kept
-        self.prompts = [str(p) for p in sample_prompts(clips, seed=11)]
-        held: dict[str, Any] = json.loads(PATH.read_text()) if PATH.exists() else {}
+        self.prompts = held_out(clips)
+        held: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.plans: dict[str, Any] = held.get("plans", {})
         self.scores: dict[str, list[dict[str, Any]]] = held.get("scores", {})
         self.times: dict[str, Any] = held.get("times", {})
         self.speeds: dict[str, float | None] = {}
+        self.stages: dict[str, float] = {}
         self.dense: list[tuple[np.ndarray, torch.Tensor]] = []
         self.eager = fisopt.optimize(self.pipe.transformer, [], backend="eager")
 
@@ -59,7 +67,7 @@ class Bench:
             self.pipe,
             target,
             PROMPTS,
-            steps=STEPS,
+            steps=self.steps,
             minutes=self.minutes,
             progress=self.kept,
         )
@@ -100,8 +108,11 @@ class Bench:
             self.save()
 
     def time(self, target: str, rounds: int = 3) -> None:
-        """CPU seconds of a clip on one thread, dense and under a plan, in turns; both eager."""
-        if target in self.times:
+        """CPU seconds of a clip on one thread, dense and under a plan, in turns; both eager.
+
+        Beside them what FLOPs promise, and what the times of the plan's stages promise.
+        """
+        if "stages" in self.times.get(target, {}):
             return
         fast = fisopt.optimize(self.eager, recipe=self.plans[target]["recipe"], backend="eager")
         seconds: dict[str, list[float]] = {"dense": [], "plan": []}
@@ -119,8 +130,16 @@ class Bench:
             "seconds": {name: round(statistics.median(s), 3) for name, s in seconds.items()},
             "speed_up": round(ratio, 3),
             "reached": round(ratio / predicted, 3),
+            "stages": round(self.promised(fast), 3),
         }
         self.save()
+
+    def promised(self, fast: Any) -> float:
+        """Dense seconds over those of a plan, as the sum of its stages, each timed alone."""
+        costs, inputs = StageTimes("eager", self.stages), fast.last_inputs.kwargs()
+        steps = [fast.program(inputs, fisopt.Step(i, self.steps)) for i in range(self.steps)]
+        dense = self.eager.program(self.eager.last_inputs.kwargs())
+        return self.steps * costs.whole(dense) / sum(map(costs.whole, steps))
 
     def clip(self, module: Any, index: int) -> tuple[np.ndarray, torch.Tensor]:
         """One clip [frames, height, width, 3] and its latents, from fixed noise."""
@@ -138,7 +157,7 @@ class Bench:
         generator = torch.Generator().manual_seed(1000 + index)
         latents: torch.Tensor = self.pipe(
             self.prompts[index],
-            num_inference_steps=STEPS,
+            num_inference_steps=self.steps,
             generator=generator,
             output_type="latent",
         ).frames
@@ -152,8 +171,8 @@ class Bench:
             if self.eager.last_inputs is None:
                 return None
             dense = self.eager.program(self.eager.last_inputs.kwargs())
-            variants = Variants.of(fisopt.PRESETS[target][1], STEPS)
-            plan = plan_steps(variants, STEPS, lambda v: PassManager.of(v).run(dense))
+            variants = Variants.of(fisopt.PRESETS[target][1], self.steps)
+            plan = plan_steps(variants, self.steps, lambda v: PassManager.of(v).run(dense))
             self.speeds[target] = None if plan.ratio is None else round(plan.ratio, 3)
         return self.speeds[target]
 
@@ -164,10 +183,10 @@ class Bench:
             row = {"target": target, "speed_up": self.speed(target), **summary(scores)}
             rows.append(row)
         write(
-            PATH.stem,
+            self.path.stem,
             {
                 "machine": machine(),
-                "what": "bundled testbed, guidance 2.0, 4 Euler steps, float32",
+                "what": f"bundled testbed, guidance 2.0, {self.steps} Euler steps, float32",
                 "prompts": len(PROMPTS),
                 "rows": rows,
                 "plans": self.plans,
@@ -175,6 +194,13 @@ class Bench:
                 "times": self.times,
             },
         )
+
+
+def held_out(count: int) -> list[str]:
+    """So many prompts that no search saw, no two alike."""
+    first = [str(p) for p in sample_prompts(24, seed=11)]
+    more = (str(p) for p in sample_prompts(4 * count, seed=12))
+    return [*dict.fromkeys([*first, *(p for p in more if p not in PROMPTS)])][:count]
 
 
 def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -194,16 +220,18 @@ def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--targets", nargs="+", default=["2x", "1.5x", "2.5x", "3x"])
+    parser.add_argument("--steps", type=int, default=FEW)
+    parser.add_argument("--targets", nargs="+")
     parser.add_argument("--presets", nargs="*", default=list(fisopt.PRESETS))
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--clips", type=int, default=24)
-    parser.add_argument("--kept", type=Path, default=Path("out/tune.measured.json"))
+    parser.add_argument("--kept", type=Path, default=Path("out/tune.{}.measured.json"))
     arguments = parser.parse_args()
-    arguments.kept.parent.mkdir(parents=True, exist_ok=True)
+    steps, kept = arguments.steps, Path(str(arguments.kept).format(arguments.steps))
+    kept.parent.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
-    bench = Bench(arguments.clips, arguments.minutes, arguments.kept)
-    for target in arguments.targets:
+    bench = Bench(steps, arguments.clips, arguments.minutes, kept)
+    for target in arguments.targets or TARGETS[steps]:
         bench.tune(target)
         bench.run(target)
         bench.time(target)

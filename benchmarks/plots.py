@@ -18,8 +18,6 @@ KINDS = {
     "block, all keys, residual": ("o", "C1"),
     "attention, anchors keys, residual": ("s", "C2"),
     "attention, all keys, residual": ("s", "C3"),
-    "preset": ("*", "k"),
-    "FirstBlockCache": ("D", "C7"),
 }
 
 
@@ -36,7 +34,7 @@ def plot_quality(rows: list[dict[str, Any]], path: Path) -> None:
                 [min(r["psnr"], 45) for r in mine],
                 marker=marker,
                 color=colour,
-                linestyle="none" if kind == "preset" else "-",
+                linestyle="-",
                 linewidth=0.8,
                 label=kind,
             )

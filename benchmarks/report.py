@@ -26,6 +26,10 @@ PRIOR = ROOT / "fisopt" / "tuning" / "prior.json"
 MARKS = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
 
 
+FEW = 8
+"""Steps up to which nothing is worth reusing by threshold."""
+CACHES = re.compile("Cache|cache-dit|TaylorSeer|many-|tuned")
+"""The rows of bench_peers.py that reuse steps."""
 Section = Callable[[dict[str, Any]], list[str]]
 """Lines of markdown of one result file."""
 
@@ -66,6 +70,24 @@ def forward_section(forward: dict[str, Any]) -> list[str]:
     return [note, "", tables.forward_table(forward["rows"]), ""]
 
 
+def strip_summary(strip: dict[str, Any]) -> list[str]:
+    """The settings whose clips stand at the head of the README."""
+    note = (
+        f"{len(strip['rows'][0]['psnr'])} clips of the bundled testbed that no search saw, "
+        f"{strip['what']}; CPU seconds of a whole clip on one thread ({tables.host(strip)}). PSNR "
+        "is to the dense clip, with its 95 % interval. A checker reads colour, shape and direction "
+        "from the pixels: right is the share of clips in which all three are as asked."
+    )
+    return [note, "", tables.strip_table(strip["rows"]), ""]
+
+
+def forward_summary(forward: dict[str, Any]) -> list[str]:
+    """Speed-ups of published models on a GPU, in one line."""
+    told = ", ".join(tables.forward_lines(forward["rows"], ("stride 2", "stride 3")))
+    where = forward["machine"]["device"]
+    return [f"- {where}, one call of random weights at strides 2 and 3: {told}"]
+
+
 def students_section(held: dict[str, Any]) -> list[str]:
     """Students of the testbed."""
     students = held["students"]
@@ -93,9 +115,9 @@ def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
     note = (
         f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
-        "block is dense unless the name says otherwise. Speed-ups are ratios of FLOPs over all "
-        "steps; a cache's is that of blocks run, its own bookkeeping not counted. One forward: "
-        "relative L2 error of one call at fixed latents, mean over three noise levels."
+        "block is dense unless the name says otherwise. PSNR with its 95 % interval over the "
+        "clips. Speed-ups are ratios of FLOPs. One forward: relative L2 error of one call at fixed "
+        "latents, mean over three noise levels."
     )
     lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):
@@ -122,13 +144,6 @@ def peers_section(peers: dict[str, Any]) -> list[str]:
     for steps in sorted({r["steps"] for r in peers["rows"]}):
         lines += [tables.peers_table(peers["rows"], steps), ""]
     return lines
-
-
-def peers_summary(peers: dict[str, Any]) -> list[str]:
-    """The same at few steps, with the figures that a reader of the README looks for."""
-    steps = min(r["steps"] for r in peers["rows"])
-    table = tables.peers_table(peers["rows"], steps, ("psnr", "ssim", "flip", "motion"))
-    return [f"Quality on the testbed: {peers_note(peers)}", "", table, ""]
 
 
 def reduction_section(reduction: dict[str, Any]) -> list[str]:
@@ -193,16 +208,14 @@ def precision_section(precision: dict[str, Any]) -> list[str]:
     return ["### Linears in FP8", "", note, "", table, ""]
 
 
-def caches_section(caches: dict[str, Any]) -> list[str]:
-    """Step caches, alone and with frame strides."""
-    note = (
-        f"{caches['what']}, {caches['steps']} steps, {caches['clips']} clips "
-        f"({tables.host(caches)}). "
-        "Speed-ups are ratios of FLOPs over all steps: of fisopt of the Programs that ran, of "
-        "FirstBlockCache (diffusers) and cache-dit of the blocks that ran. PSNR and SSIM are to "
-        "the dense clips, all three is the checker's score."
-    )
-    return [note, "", tables.caches_table(caches["rows"]), ""]
+def caches_section(peers: dict[str, Any]) -> list[str]:
+    """Step caches of many steps, ours and others'."""
+    rows = [r for r in peers["rows"] if r["steps"] > FEW]
+    caches = [r for r in rows if r["name"] == "dense" or CACHES.search(r["name"])]
+    lines = []
+    for steps in sorted({r["steps"] for r in caches}):
+        lines += [tables.peers_table(caches, steps, ("psnr", "ssim", "motion")), ""]
+    return [peers_note(peers), "", *lines]
 
 
 def capture_section(capture: dict[str, Any]) -> list[str]:
@@ -252,21 +265,25 @@ DETAIL = {
 }
 H100, H200 = "nvidia-h100-80gb-hbm3", "nvidia-h200"
 SUMMARY = {
+    "strip": strip_summary,
+    f"{H200}/forward": forward_summary,
+    f"{H100}/forward": forward_summary,
+}
+SPEED = {
     f"{H200}/forward": forward_section,
     f"{H100}/forward": forward_section,
     "testbed_speed": speed_section,
-    "testbed_peers": peers_summary,
-    "tune": tune_section,
     "capture": capture_section,
 }
 
 
 PAGES = {
     "docs/quality.md": DETAIL,
+    "docs/results.md": SPEED,
     "README.md": SUMMARY,
     "docs/passes/token_reduction.md": {"matching": published_section},
     "docs/writing_a_kernel.md": {"aot": aot_section},
-    "docs/passes/step_cache.md": {"step_cache": caches_section},
+    "docs/passes/step_cache.md": {"testbed_peers": caches_section},
     "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
     "docs/tuning.md": {"tune": tune_section},

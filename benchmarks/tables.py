@@ -32,8 +32,8 @@ def quality_table(rows: list[Result], steps: int) -> str:
             [
                 r["name"],
                 f"{speed(r):.2f}x",
-                "" if r["one_forward_l2"] is None else f"{r['one_forward_l2']:.3f}",
-                "" if r["name"] == "dense" else f"{r['psnr']:.1f}",
+                f"{r['one_forward_l2']:.3f}",
+                "" if r["name"] == "dense" else f"{r['psnr']:.1f} ± {r['half']:.1f}",
                 f"{r['ssim']:.3f}",
                 *(f"{r[k]:.0f}" for k in ("colour", "shape", "direction", "right")),
             ]
@@ -70,6 +70,43 @@ def peers_table(rows: list[Result], steps: int, figures: tuple[str, ...] = tuple
         )
     head = [f"{steps} steps", "speed-up", *(PEERS[name][0] for name in figures)]
     return markdown([*head, "all three %", "less dense"], body)
+
+
+def strip_table(rows: list[Result]) -> str:
+    """Settings of the testbed: measured seconds, nearness to the dense clip, checker's score."""
+    return markdown(
+        ["setting", "seconds", "speed-up", "PSNR dB", "right"],
+        [
+            [
+                r["setting"] if r["setting"] == "dense" else f"tuned for {r['setting']}",
+                f"{r['seconds']:.2f}",
+                f"{r['speed_up']:.2f}x",
+                "" if r["setting"] == "dense" else mean_of(r["psnr"]).text(".1f"),
+                f"{100 * mean_of(r['right']).mean:.0f} %",
+            ]
+            for r in rows
+        ],
+    )
+
+
+def forward_lines(rows: list[Result], shown: tuple[str, ...]) -> list[str]:
+    """The models of which these configurations were timed, with their speed-ups over all layers."""
+    whole = {r["model"]: r for r in rows if r["configuration"] == "dense"}
+    lines = []
+    for model, dense in whole.items():
+        found = []
+        for row in rows:
+            if row["model"] != model or row["configuration"] not in shown or "ratio" not in row:
+                continue
+            few = row["layers"] < row["of_layers"]
+            if few and not (row.get("seconds_all_layers") and dense.get("seconds_all_layers")):
+                continue
+            ratio = dense["seconds_all_layers"] / row["seconds_all_layers"] if few else row["ratio"]
+            found.append(f"{ratio:.2f}x")
+        if len(found) == len(shown):
+            layers = f"{dense['layers']} of {dense['of_layers']} layers"
+            lines.append(f"{model} {', '.join(found)} ({layers})")
+    return lines
 
 
 def speed_table(result: Result) -> str:
@@ -199,23 +236,6 @@ def masks_table(rows: list[Result]) -> str:
                 f"{r['right']:.0f}",
             ]
             for r in rows
-        ],
-    )
-
-
-def caches_table(rows: list[Result]) -> str:
-    """Step caches, the fastest first."""
-    return markdown(
-        ["cache", "speed-up", "PSNR dB", "SSIM", "all three %"],
-        [
-            [
-                r["name"],
-                f"{r['flops_ratio']:.2f}x",
-                f"{r['psnr']:.1f}",
-                f"{r['ssim']:.3f}",
-                f"{r['right']:.0f}",
-            ]
-            for r in sorted(rows, key=lambda r: -r["flops_ratio"])
         ],
     )
 

@@ -36,28 +36,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import fisopt
-from fisopt import FrameInterleave, files
+from fisopt import files
 from fisopt.distill.conditions import Conditions, record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.levels import Levels
 from fisopt.distill.path import Path, sampled, walk, walked
 from fisopt.distill.trainer import Trainer, Training
 from fisopt.models.testbed import all_prompts, check_clip, load_testbed, sample_prompts, to_frames
+from fisopt.recipe.recipe import Recipe
+from fisopt.rewrite.pass_base import Pass
 
 GUIDANCE = 2.0
 HELD_OUT, HELD_OUT_SEED, FIRST_NOISE = 24, 77, 5000
 CHUNK = 128
 ATTRIBUTES = ("colour", "shape", "direction", "right")
 
-_FIRST = FrameInterleave(4, blocks="0", scope="attention", kv="all")
-SPARSE: dict[str, tuple[FrameInterleave, ...]] = {
-    "dense": (),
-    "2x": (_FIRST, FrameInterleave(2, blocks="1:8"), FrameInterleave(2, blocks="8:", kv="all")),
-    "2x, all keys": (_FIRST, FrameInterleave(3, blocks="1:", kv="all")),
-    "2.5x": (_FIRST, FrameInterleave(2, blocks="1:8"), FrameInterleave(3, blocks="8:")),
-    "3x": (_FIRST, FrameInterleave(2, blocks="1:3"), FrameInterleave(3, blocks="3:")),
-}
-"""The first block has every frame's own noise to take in, so only its attention is sparse."""
+PLANS = File(__file__).parents[1] / "benchmarks" / "results" / "tune.json"
+"""What `fisopt.tune` found for speeds of the testbed at 4 guided steps."""
 
 
 @dataclass(frozen=True)
@@ -66,32 +61,27 @@ class Role:
 
     Attributes:
         steps: of its sampler.
-        passes: a key of SPARSE.
+        plan: the speed that its passes were tuned for; empty for a dense one.
         guided: whether it still runs both branches.
         paths: the teacher's paths that it follows.
-        start: the student whose weights it starts from; None for the shipped ones.
+        start: steps of the student in the package that it starts from; None for the testbed.
         window: when it trains in a run of all, as shares of the minutes.
     """
 
     steps: int
-    passes: str
+    plan: str
     guided: bool
     paths: str
-    start: str | None
+    start: int | None
     window: tuple[float, float]
 
 
 STUDENTS = {
-    "a4": Role(4, "dense", False, "paths48", None, (0.0, 0.53)),
-    "a2": Role(2, "dense", False, "paths48", None, (0.0, 0.53)),
-    "b2": Role(4, "2x", True, "paths4", None, (0.33, 1.0)),
-    "b2k": Role(4, "2x, all keys", True, "paths4", None, (0.33, 1.0)),
+    "a4": Role(4, "", False, "paths48", None, (0.0, 0.53)),
+    "a2": Role(2, "", False, "paths48", None, (0.0, 0.53)),
     "b25": Role(4, "2.5x", True, "paths4", None, (0.33, 1.0)),
     "b3": Role(4, "3x", True, "paths4", None, (0.33, 1.0)),
-    "c25": Role(4, "2.5x", False, "paths48", "a4", (0.53, 1.0)),
-    "c3": Role(4, "3x", False, "paths48", "a4", (0.53, 1.0)),
 }
-USUAL = [name for name in STUDENTS if name != "b2k"]
 PATHS = {"paths48": 12, "paths4": 1}
 """The teacher's steps between two of the four borders."""
 LAYING = {"paths48": (0.0, 0.25), "paths4": (0.2, 0.33)}
@@ -125,16 +115,16 @@ class Lab:
         held = sample_prompts(HELD_OUT, seed=HELD_OUT_SEED)
         self.held = held[: args.clips]
         rest = [p for p in all_prompts() if p not in held]
-        prompts = [str(p) for p in [*self.held, *rest]]
+        prompts = [str(p) for p in [*held, *rest]]
         with torch.no_grad():
             found, _ = record(self.pipe, self.teacher, prompts, 1, batch=60)
         self.teacher.to(self.device)
         self.conditions: Conditions = found.to(self.device)
-        self.first, self.prompts = len(self.held), len(prompts)
-        self.rows = torch.arange(self.first, device=self.device)
+        self.first, self.prompts = len(held), len(prompts)
+        self.rows = torch.arange(len(self.held), device=self.device)
         noises = [
             torch.randn(found.shape, generator=torch.Generator().manual_seed(FIRST_NOISE + i))
-            for i in range(self.first)
+            for i in range(len(self.held))
         ]
         self.noise = torch.stack(noises).to(self.device)
 
@@ -201,13 +191,21 @@ def frechet(one: Tensor, other: Tensor) -> float:
 class Judge:
     """Figures of held-out clips, beside those of the dense model."""
 
-    def __init__(self, lab: Lab, reference_steps: int) -> None:
-        self.lab = lab
-        fine = lab.dense(lab.levels("paths4", reference_steps), GUIDANCE)
-        self.best = lab.clips(fine)
-        self.four = lab.clips(lab.dense(lab.levels("paths4", 4), GUIDANCE))
-        self.seen = features(lab, self.best)
+    def __init__(self, lab: Lab, reference_steps: int, folder: File) -> None:
+        self.lab, self.folder = lab, folder
         self.reference_steps = reference_steps
+        self.best, self.four = self.clips(reference_steps), self.clips(4)
+        self.seen = features(lab, self.best)
+
+    def clips(self, steps: int, kind: str = "paths4") -> Tensor:
+        """The dense model's clips under guidance, made once for all students."""
+        lab = self.lab
+        file = self.folder / f"clips-{kind}-{steps}-{len(lab.held)}.safetensors"
+        if not file.exists():
+            made = lab.clips(lab.dense(lab.levels(kind, steps), GUIDANCE))
+            with files.written(file, force=True) as beside:
+                save_file({"clips": made}, beside)
+        return load_file(file)["clips"].to(lab.device)
 
     def near(self, clips: Tensor) -> dict[str, float]:
         """The two distances alone."""
@@ -227,12 +225,11 @@ class Judge:
 
     def baselines(self) -> dict[str, dict[str, float]]:
         """The dense model: many steps, and few."""
-        lab, made = self.lab, {}
+        made = {}
         made[f"dense, {self.reference_steps} steps, guided"] = self.all(self.best)
         made["dense, 4 steps, guided"] = self.all(self.four)
         for steps in (4, 2):
-            even = lab.clips(lab.dense(lab.levels("paths48", steps), GUIDANCE))
-            made[f"dense, {steps} even steps, guided"] = self.all(even)
+            made[f"dense, {steps} even steps, guided"] = self.all(self.clips(steps, "paths48"))
         return made
 
 
@@ -299,19 +296,12 @@ class Bank:
         return Path(self.states[:, chosen], self.rows[chosen])
 
 
-def take_over(student: nn.Module, file: File, deadline: float) -> None:
-    """Load what another student has learnt, as soon as it is there."""
-    while not file.exists():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"{file} is not there: train that student first")
-        time.sleep(0.5)
-    student.load_state_dict(load_file(file))
-
-
-def flops_ratio(fast: Any, steps: int) -> float:
-    """FLOPs of the dense model over those of the student, in one call."""
-    densities = [v.density for v in fast.report.variants]
-    return round(1 / densities[-1], 3) if densities else 1.0
+def planned(plan: str) -> tuple[tuple[Pass, ...], float]:
+    """The passes of a plan that was tuned, and dense FLOPs over its own."""
+    if not plan:
+        return (), 1.0
+    said = json.loads(PLANS.read_text())["plans"][plan]
+    return Recipe.from_plain(said["recipe"], str(PLANS)).passes, said["speed_up"]
 
 
 class Run:
@@ -323,10 +313,10 @@ class Run:
         self.levels = lab.levels(role.paths, role.steps)
         self.guidance = GUIDANCE if role.guided else 1.0
         self.student: nn.Module = copy.deepcopy(lab.teacher)
-        passes = SPARSE[role.passes]
+        self.passes, self.speed_up = planned(role.plan)
         self.plain: Any = self.student
-        if passes:
-            self.plain = fisopt.optimize(self.student, passes, backend="eager")
+        if self.passes:
+            self.plain = fisopt.optimize(self.student, self.passes, backend="eager")
         self.trained = Denoiser(self.plain, self.levels, self.guidance, lab.precision)
         self.judged = Denoiser(self.plain, self.levels, self.guidance)
         self.state = args.out / name / "state.pt"
@@ -337,27 +327,23 @@ class Run:
 
     def train(self) -> None:
         """Train, with figures before, during and after."""
-        judge = Judge(self.lab, self.args.reference_steps)
-        self.facts = {"student": self.name, **vars(self.role), "passes": self.passes()}
+        judge = Judge(self.lab, self.args.reference_steps, self.args.out)
+        self.facts = {"student": self.name, **vars(self.role), "flops_ratio": self.speed_up}
+        self.facts["passes"] = [repr(p) for p in self.passes]
         self.facts["sigmas"] = [round(level.sigma, 4) for level in self.levels]
         self.facts["baselines"] = judge.baselines()
-        self.facts["untrained"] = judge.all(self.lab.clips(self.judged))
-        self.warm_up()
-        if self.role.start is not None:
-            until = self.args.until or time.monotonic() + 60 * self.args.minutes
-            halfway = (time.monotonic() + until) / 2
-            take_over(self.student, self.args.out / f"{self.role.start}.safetensors", halfway)
         self.facts["before"] = judge.all(self.lab.clips(self.judged))
-        ratio = 1.0 if self.plain is self.student else flops_ratio(self.plain, self.role.steps)
-        self.facts["flops_ratio"] = ratio
-        borders = slice(None, None, 4 // self.role.steps)
+        self.warm_up()
         self.write()
+        borders = slice(None, None, 4 // self.role.steps)
         if (deadline := deadline_of(self.args)) > time.monotonic():
             bank = Bank(self.args.out / self.role.paths, self.lab.device, borders, self.args.most)
             patience = time.monotonic() + 0.6 * (deadline - time.monotonic())
             if not bank.wait(self.args.least, patience):
                 raise SystemExit(f"no paths in {bank.place}: run --student {self.role.paths} first")
             self.loop(judge, bank, max(deadline - time.monotonic(), 1.0))
+        elif (made := self.file("safetensors")).exists():
+            self.student.load_state_dict(load_file(made))
         self.facts["after"] = judge.all(self.lab.clips(self.judged))
         self.write()
         print(json.dumps({k: self.facts[k] for k in ("student", "before", "after")}), flush=True)
@@ -389,10 +375,9 @@ class Run:
 
     def tuned(self, backend: Any, precision: torch.dtype | None) -> Denoiser:
         """What is trained."""
-        passes, module = SPARSE[self.role.passes], self.student
-        runs = module
-        if passes or backend != "eager":
-            runs = fisopt.optimize(module, passes, backend=backend)
+        runs = self.plain
+        if backend != "eager":
+            runs = fisopt.optimize(self.student, self.passes, backend=backend)
         return Denoiser(runs, self.levels, self.guidance, precision)
 
     def probe(self) -> None:
@@ -403,10 +388,6 @@ class Run:
         self.trained.at(noise, 0, given).square().mean().backward()
         self.student.zero_grad()
 
-    def passes(self) -> list[str]:
-        """What makes it sparse, in words."""
-        return [repr(p) for p in SPARSE[self.role.passes]]
-
     def loop(self, judge: Judge, bank: Bank, seconds: float) -> None:
         """The training itself; the model is left with the averaged weights."""
         args, lab = self.args, self.lab
@@ -416,7 +397,8 @@ class Run:
                 bank.look()
             path = bank.draw(training.batch, generator)
             chance = torch.rand(training.batch, generator=generator, device=lab.device)
-            yield from walk(self.trained, path, lab.conditions, chance < args.own)
+            own = chance < args.own
+            yield from walk(self.trained, path, lab.conditions, own, through=args.through)
 
         training = Training(
             steps=None,
@@ -464,9 +446,10 @@ class Run:
         """Add a point to the curve, of the averaged weights."""
         with trainer.averaged():
             near = judge.near(self.lab.clips(self.judged))
+        follows = "to_4" if self.role.guided else "to_50"
         walks = trainer.step * trainer.training.batch
         point = {"seconds": round(trainer.seconds, 1), "step": trainer.step, "clips": walks}
-        self.curve.append({**point, "loss": round(trainer.loss, 5), **near})
+        self.curve.append({**point, "loss": round(trainer.loss, 5), follows: near[follows]})
         print(self.name, json.dumps(self.curve[-1]), flush=True)
         self.write()
 
@@ -540,7 +523,7 @@ def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add: Callable[..., Any] = parser.add_argument
     add("--student", choices=[*PATHS, *STUDENTS, "all"], default="all")
-    add("--only", nargs="+", choices=STUDENTS, default=USUAL, help="of all, these")
+    add("--only", nargs="+", choices=STUDENTS, default=list(STUDENTS), help="of all, these")
     add("--minutes", type=float, default=6.0, help="how long it may take; of all together")
     add("--device", default=device, help="cpu or cuda (found: %(default)s)")
     add("--out", type=File, default=File("runs/students"))
@@ -551,6 +534,7 @@ def parse_args(given: Sequence[str] | None = None) -> argparse.Namespace:
     add("--decay", type=float, default=0.7, help="last share, with falling rate")
     add("--average", type=float, default=0.99)
     add("--own", type=float, default=0.8, help="share of clips that walk on their own states")
+    add("--through", action="store_true", help="gradients pass between steps")
     add("--marks", type=int, default=8, help="points of the curve")
     add("--least", type=int, default=768 if device == "cuda" else 8, help="paths to start with")
     add("--most", type=int, default=4096, help="paths of a kind")

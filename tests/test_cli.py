@@ -60,9 +60,14 @@ def test_help_needs_none_of_the_libraries_that_take_long_to_import() -> None:
     code = """
 import contextlib, io, sys
 from fisopt.cli import app
-for command in [info.name for info in app.registered_commands] + [None]:
+commands = [[c.name] for c in app.registered_commands] + [[]]
+for group in app.registered_groups:
+    inner = [[group.name, c.name] for c in group.typer_instance.registered_commands]
+    commands += [[group.name], *inner]
+assert ["distill", "train"] in commands
+for command in commands:
     with contextlib.redirect_stdout(io.StringIO()) as page:
-        app([command, "--help"] if command else ["--help"], standalone_mode=False)
+        app([*command, "--help"], standalone_mode=False)
     assert "Usage" in page.getvalue()
 print(*sorted({name.partition(".")[0] for name in sys.modules}))
 """
@@ -222,8 +227,11 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
         "speed-up predicted from FLOPs",
         "PSNR against the dense clip",
         "neither compiled",
+        "FrameInterleave(stride=3, steps='1:'); 2 steps",
     ):
         assert line in result.output
+    sheet, rows = iio.imread(tmp_path / "sheet.png"), 3 * 96
+    assert sheet.shape[0] > 2 * rows, "dense, optimised and their difference for each prompt"
     made = {path.name for path in tmp_path.iterdir()}
     assert made == {"demo.gif", "demo.mp4", "sheet.png", "demo.json", "demo.html"}
     gif = iio.imread(tmp_path / "demo.gif", index=None)

@@ -52,10 +52,38 @@ def test_few_steps(weights: Path, tmp_path: Path) -> None:
 
 def test_a_sparse_adapter(weights: Path, tmp_path: Path) -> None:
     options = ("--pass", "FrameInterleave(stride=2, blocks=':')", "--prompt", PROMPT, "--lora", "2")
-    result = distill(weights, tmp_path, *options, "--guidance", "1", "--train-steps", "1")
+    result = distill(
+        weights, tmp_path, *options, "--guidance", "1", "--train-steps", "1", "--through"
+    )
     assert result.exit_code == 0, result.output
     assert (tmp_path / "student" / "pytorch_lora_weights.safetensors").is_file()
     assert Recipe.load(tmp_path / "student" / "recipe.yaml").passes
+
+
+def test_prepare_needs_no_text_encoder_later(weights: Path, tmp_path: Path) -> None:
+    """What it records is what training would: the same student comes out."""
+    few = ("--teacher-steps", "4", "--guidance", "2", "--train-steps", "1")
+    assert distill(weights, tmp_path / "a", *few, "--prompt", PROMPT).exit_code == 0
+    options = ["--prompt", PROMPT, "--steps", "2", "--frames", "5", "--guidance", "2"]
+    data = str(tmp_path / "data")
+    result = CliRunner().invoke(
+        app, ["distill", "prepare", str(weights), *options, "--out", data], env={"TERM": "dumb"}
+    )
+    assert result.exit_code == 0, result.output
+    assert f"wrote {data}, 1 prompts" in " ".join(result.output.split())
+    assert distill(weights, tmp_path / "b", *few, "--prepared", data).exit_code == 0
+    said = [(tmp_path / n / "student" / "distilled.json").read_text() for n in "ab"]
+    assert json.loads(said[0])["trained"]["loss"] == json.loads(said[1])["trained"]["loss"]
+
+
+def test_what_is_left_out_is_train() -> None:
+    run = CliRunner().invoke
+    env = {"COLUMNS": "160", "TERM": "dumb"}
+    assert "prepare" in run(app, ["distill", "--help"], env=env).output
+    assert run(app, ["distill", "train", "--help"], env=env).output.count("--teacher-steps") > 0
+    missing = run(app, ["distill", "--steps", "4"], env=env)
+    assert missing.exit_code == 2
+    assert "fisopt distill train [OPTIONS]" in missing.output
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
 import fisopt
@@ -53,10 +56,48 @@ def test_the_short_form_reads_back(name: str) -> None:
         ("FrameInterleave(stride=2", "cannot read pass"),
         ("", "cannot read pass ''"),
         ("[1, 2]", "neither a name nor a call"),
-        ("os.system('ls')", "cannot read pass"),
+        ("os.system('ls')", "unknown pass or preset 'os.system'"),
         ("Pass()", "unknown pass or preset 'Pass'"),
     ],
 )
 def test_what_cannot_be_read_is_said(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_passes([text])
+
+
+MINE = """
+from dataclasses import dataclass
+from fisopt import BlockPass, Rewriter
+
+@dataclass(frozen=True)
+class Weaken(BlockPass):
+    factor: float = 0.5
+    def run(self, rewriter: Rewriter) -> None:
+        rewriter.note("nothing")
+
+def number() -> int:
+    return 1
+"""
+
+
+def test_passes_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mypasses.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    modules = ["mypasses"]
+    (made, other) = parse_passes(["mypasses.Weaken(factor=0.25, blocks=':2')", "fis-a"], modules)
+    assert repr(made) == "Weaken(blocks=':2', steps=':', factor=0.25)"
+    assert other == fisopt.FrameInterleave(stride=2, blocks="2:-2")
+    for text, message in (
+        ("mypasses.Weakn()", "mypasses has no pass Weakn; did you mean Weaken"),
+        ("mypasses.Weaken(factr=1)", "did you mean factor"),
+        ("mypasses.number()", "number makes 1, wanted a fisopt.Pass"),
+        ("other.Weaken()", "a pass of your own needs --import other"),
+    ):
+        with pytest.raises(fisopt.OptionError, match=message):
+            parse_passes([text], modules)
+    with pytest.raises(fisopt.OptionError, match="--import: cannot import 'nothing_like_it'"):
+        parse_passes([], ["nothing_like_it"])
+    with pytest.raises(fisopt.OptionError, match="os has no pass system"):
+        parse_passes(["os.system('ls')"], ["os"])
+    sys.modules.pop("mypasses")

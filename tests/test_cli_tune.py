@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import fisopt
 from fisopt.cli import app
 from fisopt.cli.sources import Source
+from fisopt.tuning import component as component_module
 from fisopt.tuning import search
-from fisopt.tuning import space as space_module
 from fisopt.tuning.option import Option
 from tests.denoiser import Denoiser
 
@@ -30,7 +30,7 @@ def pipeline(monkeypatch: pytest.MonkeyPatch) -> Denoiser:
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "REPAIRS", 1)
     monkeypatch.setattr(
-        space_module, "options_of", lambda part, _: few if part == "self_attention" else ()
+        component_module, "options_of", lambda part, _: few if part == "self_attention" else ()
     )
     return made
 

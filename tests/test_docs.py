@@ -1,6 +1,7 @@
 """Every python block of README and docs runs, file by file, in order, in one namespace.
 
-``torch.compile`` is forced to run eagerly, so that the blocks can show the defaults.
+``torch.compile`` is forced to run eagerly, so that the blocks can show the defaults; in the place of
+released pipelines there are tiny ones, see `tests/standins.py`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from fisopt.models.testbed.pipeline import WEIGHTS
+from tests.standins import stand_in
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -44,12 +46,17 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
         if torch.cuda.is_available():
             pytest.skip("this process runs kernels on the GPU and cannot interpret them")
     monkeypatch.chdir(tmp_path)
+    stand_in(monkeypatch)
     namespace: dict[str, Any] = {"__name__": "__docs__"}
     torch.manual_seed(0)
     with torch.compiler.set_stance("force_eager"):
         for line, code in blocks:
             padded = "\n" * (line - 1) + code  # so that a traceback names the page's own line
             exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 700
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -10,6 +10,7 @@ import typer
 
 from fisopt.cli import help as texts
 from fisopt.cli.console import guarded, stdout
+from fisopt.cli.first import FirstByDefault
 from fisopt.versions import FISOPT
 
 app = typer.Typer(
@@ -30,9 +31,22 @@ TALKATIVE = (
 COMMANDS = (
     "models choose inspect codegen demo compare calibrate search tune distill export sign verify"
 )
-for name in COMMANDS.split():
-    module = import_module(f"fisopt.cli.commands.{name}")
-    app.command(name, help=getattr(texts, name.upper()))(guarded(module.run))
+GROUPS = {"distill": "train prepare"}
+"""Commands of commands; the first one may be left out."""
+
+
+def _add(place: typer.Typer, names: str) -> None:
+    for name in names.split():
+        if name in GROUPS:
+            inner = typer.Typer(cls=FirstByDefault, no_args_is_help=True)
+            _add(inner, GROUPS[name])
+            place.add_typer(inner, name=name, help=getattr(texts, name.upper()))
+        else:
+            module = import_module(f"fisopt.cli.commands.{name}")
+            place.command(name, help=getattr(texts, name.upper()))(guarded(module.run))
+
+
+_add(app, COMMANDS)
 
 
 def _version(wanted: bool) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fisopt.checked import choice
 from fisopt.cli.expressions import parse_passes
+from fisopt.cli.sources import Source
 from fisopt.comparison.configurations import RECIPES
 from fisopt.comparison.fetched import clip_scorer, lpips
 from fisopt.comparison.result import Comparison
@@ -23,7 +24,7 @@ BESIDE = " + "
 """Between passes of one configuration."""
 
 
-def configurations(texts: Sequence[str]) -> dict[str, Any]:
+def configurations(texts: Sequence[str], modules: Sequence[str] | None = None) -> dict[str, Any]:
     """Configurations by name: presets, passes with options, paths of recipes, "dense".
 
     Raises:
@@ -38,7 +39,7 @@ def configurations(texts: Sequence[str]) -> dict[str, Any]:
         if text == DENSE:
             found[name] = ()
         else:
-            found[name] = text if recipe else parse_passes(text.split(BESIDE))
+            found[name] = text if recipe else parse_passes(text.split(BESIDE), modules)
     return found
 
 
@@ -56,6 +57,12 @@ def read_prompts(path: Path) -> list[str]:
     if not found:
         raise InputError(f"--prompts: {path} holds no prompt; wanted one a line")
     return found
+
+
+def texts_of(source: Source, given: Sequence[str] | None, file: Path | None) -> tuple[str, ...]:
+    """The prompts to train with: the given ones and those of a file, or 64 that suit a pipeline."""
+    texts = [*(given or ()), *(read_prompts(file) if file is not None else ())]
+    return source.prompts(texts, None if texts else 64, seed=1)
 
 
 def scorer_named(text: str | None) -> Scorer | None:

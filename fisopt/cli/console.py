@@ -30,13 +30,13 @@ def stderr() -> Console:
 
 
 @contextmanager
-def bars(console: Console) -> Iterator[Progress]:
-    """Progress bars that count denoising steps."""
+def bars(console: Console, of: str = "steps") -> Iterator[Progress]:
+    """Progress bars that count denoising steps, or something else."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("steps"),
+        TextColumn(of),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as progress:

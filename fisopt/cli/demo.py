@@ -18,12 +18,13 @@ from rich.text import Text
 from fisopt.cli.catalog import short
 from fisopt.cli.comparing import progress_of, repeated
 from fisopt.cli.console import bars
-from fisopt.cli.pictures import Pair, write_json, write_pictures
+from fisopt.cli.pictures import Caption, Pair, write_json, write_pictures
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
 from fisopt.comparison.compare import compare
 from fisopt.comparison.likeness import MOST, Likeness
 from fisopt.comparison.result import Comparison, Row
 from fisopt.comparison.scoring import check
+from fisopt.counted import counted
 from fisopt.errors import FileError, OptionError
 from fisopt.files import check_free
 from fisopt.models import testbed
@@ -41,7 +42,7 @@ PROMPTS = (
     "magenta square moving left slow over clouds",
     "cyan triangle moving right fast over waves",
 )
-PASS = "fis-balanced"
+PASS = "few-balanced"
 OURS = "optimised"
 STEADY = 1.3
 """Times of clips that cost the same differ by no more on a quiet machine."""
@@ -115,7 +116,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
         out.print(Text(doubt, style="yellow"), soft_wrap=True)
     out.print(Text(found.row(OURS).report, style="dim"), soft_wrap=True)
     with err.status("writing pictures"):
-        written = _pictures(settings, dense, clips, f"{figures['speed_up']:.2f}x")
+        written = _pictures(settings, dense, clips, figures["speed_up"])
         written.append(write_json(figures, settings.out / "demo.json"))
         written += _page(settings, found, err)
     for path in written:
@@ -167,12 +168,21 @@ def _similar(found: Likeness | None) -> Similarity:
     return Similarity(math.inf if found.psnr >= MOST else found.psnr, found.ssim)
 
 
-def _pictures(settings: Settings, dense: list[Clip], clips: list[Clip], caption: str) -> list[Path]:
+def _pictures(
+    settings: Settings, dense: list[Clip], clips: list[Clip], speed_up: float
+) -> list[Path]:
     pairs = [
         Pair(prompt, a.frames, b.frames, a.check.right, b.check.right)
         for prompt, a, b in zip(settings.prompts, dense, clips, strict=True)
     ]
+    caption = Caption(_said(settings), f"{speed_up:.2f}x")
     return write_pictures(pairs, settings.out, caption)
+
+
+def _said(settings: Settings) -> str:
+    """What was run, in a line."""
+    passes = ", ".join(short(each) for each in settings.passes) or "no passes"
+    return f"{passes}; {counted(settings.steps, 'step')}"
 
 
 def _page(settings: Settings, found: Comparison, err: Console) -> list[Path]:
@@ -244,9 +254,8 @@ def _figures(
 def _clip_table(
     settings: Settings, dense: list[Clip], clips: list[Clip], similar: list[Similarity]
 ) -> Table:
-    table = Table(
-        title="Clips: seconds, and what of 3 the checker finds right", title_justify="left"
-    )
+    title = f"{_said(settings)}\nClips: seconds, and what of 3 the checker finds right"
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("prompt")
     for header in ("dense", "ours", "PSNR", "SSIM", "dense", "ours"):
         table.add_column(header, justify="right", no_wrap=True)
@@ -286,8 +295,9 @@ def doubtful(figures: dict[str, Any]) -> str | None:
 def _summary(figures: dict[str, Any]) -> Table:
     compiled = "both compiled" if figures["backend"] == "inductor" else "neither compiled"
     title = (
-        f"{', '.join(figures['passes'])}\n{len(figures['prompts'])} clips, {figures['steps']} "
-        f"steps, CPU with {figures['threads']} threads, {compiled}"
+        f"{', '.join(figures['passes'])}\n{counted(len(figures['prompts']), 'clip')}, "
+        f"{counted(figures['steps'], 'step')}, CPU with {counted(figures['threads'], 'thread')}, "
+        f"{compiled}"
     )
     table = Table(title=title, title_justify="left", header_style="bold")
     table.add_column("")

@@ -1,9 +1,11 @@
-"""Passes and masks as text: a name, or a call with literal options; nothing is run."""
+"""Passes and masks as text: a name, or a call with literal options; nothing else is run."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,17 +22,40 @@ _NO_EXPRESSION = (SyntaxError, ValueError, TypeError, RecursionError, MemoryErro
 """What `ast` raises for a text that is no expression, or no literal."""
 
 
-def parse_passes(texts: Sequence[str]) -> tuple[Pass, ...]:
+def parse_passes(texts: Sequence[str], modules: Sequence[str] | None = None) -> tuple[Pass, ...]:
     """Turn pass expressions into passes, in order.
+
+    Args:
+        texts: presets, and passes with options.
+        modules: modules of the user whose passes may be named, as ``module.Pass``.
 
     Raises:
         OptionError: a name or an option is not known (the nearest are given), an option is not a
-            literal, or its value is refused by the pass.
+            literal, its value is refused by the pass, or a module cannot be imported.
     """
-    return resolve([parse_pass(text) for text in texts])
+    import_modules(modules or ())
+    return resolve([parse_pass(text, modules or ()) for text in texts])
 
 
-def parse_pass(text: str) -> Pass | str:
+def import_modules(names: Sequence[str]) -> None:
+    """Import modules of the user, from the working directory too.
+
+    Raises:
+        OptionError: one cannot be imported.
+    """
+    if names and "" not in sys.path:
+        sys.path.insert(0, "")
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise OptionError(
+                f"--import: cannot import {shown(name)}: {error}; wanted a module of the working "
+                "directory or of PYTHONPATH"
+            ) from error
+
+
+def parse_pass(text: str, modules: Sequence[str] = ()) -> Pass | str:
     """Turn one expression into a pass, or a preset's name."""
     text = text.strip()
     if text in PRESETS or text in RENAMED:
@@ -44,13 +69,38 @@ def parse_pass(text: str) -> Pass | str:
     name = _name(expression)
     if name is None:
         raise _unreadable(text, "it is neither a name nor a call")
-    if name not in MAKERS:
-        raise OptionError(unknown(name))
+    maker = _maker(name, modules)
     call = expression if isinstance(expression, ast.Call) else ast.Call(expression, [], [])
     try:
-        return MAKERS[name](**_options(MAKERS[name], call))
+        made = maker(**_options(maker, call))
     except FisoptError as error:
         raise OptionError(f"cannot read pass {shown(text)}: {error}") from error
+    if not isinstance(made, Pass):
+        raise OptionError(f"{name} makes {shown(made)}, wanted a fisopt.Pass")
+    return made
+
+
+def _maker(name: str, modules: Sequence[str]) -> Callable[..., Any]:
+    """What makes the pass of a name."""
+    if name in MAKERS:
+        return MAKERS[name]
+    module, _, attribute = name.rpartition(".")
+    if module not in modules:
+        hint = f"; a pass of your own needs --import {module}" if module else ""
+        raise OptionError(unknown(name) + hint)
+    found: Any = getattr(sys.modules[module], attribute, None)
+    if not (_is_pass(found) or (inspect.isfunction(found) and found.__module__ == module)):
+        known = [n for n, x in vars(sys.modules[module]).items() if _is_pass(x)]
+        raise OptionError(
+            f"{module} has no pass {attribute}; {did_you_mean(attribute, known)}"
+            f"Its passes are {', '.join(known) or 'none'}"
+        )
+    maker: Callable[..., Any] = found
+    return maker
+
+
+def _is_pass(thing: Any) -> bool:
+    return isinstance(thing, type) and issubclass(thing, Pass) and not inspect.isabstract(thing)
 
 
 def parse_mask(text: str) -> FrameMask:
@@ -125,6 +175,9 @@ def _name(expression: ast.expr) -> str | None:
         expression = expression.func
     if isinstance(expression, ast.Name):
         return expression.id
+    if isinstance(expression, ast.Attribute):
+        owner = _name(expression.value)
+        return f"{owner}.{expression.attr}" if owner else None
     is_word = all(
         isinstance(node, (ast.BinOp, ast.Sub, ast.Name, ast.Constant, ast.Load))
         for node in ast.walk(expression)

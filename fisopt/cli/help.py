@@ -16,6 +16,7 @@ Examples:
   fisopt calibrate testbed --target-ratio 0.8    a schedule for TokenReduction
   fisopt search testbed --threshold 0.05         masks for TileAttention
   fisopt tune testbed --target 2x                passes for a speed
+  fisopt distill testbed -p fis-fast             weights used to passes
   fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
@@ -82,7 +83,7 @@ needs: pip install 'fisopt[compare]').
 \b
 Examples:
   fisopt demo
-  fisopt demo --steps 4 --pass fis-a
+  fisopt demo --steps 25 --pass many-fast
   fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
   fisopt demo --prompt "red circle moving left fast over waves" --seed 7
 
@@ -168,6 +169,32 @@ Examples:
 """
 
 DISTILL = """Train a student of a pipeline: of few steps, or one that has learnt to be sparse.
+
+[cyan]fisopt distill MODEL[/cyan] is short for [cyan]fisopt distill train MODEL[/cyan].
+
+\b
+Examples:
+  fisopt distill testbed --teacher-steps 48 --steps 4 --prompts prompts.txt
+  fisopt distill testbed --pass fis-fast --steps 4 --train-steps 2000
+  fisopt distill prepare testbed --prompts prompts.txt --steps 4
+  fisopt distill train --help                    all that can be said
+"""
+
+PREPARE = """Record what a pipeline tells its transformer for some prompts.
+
+Text encoders run here, once for each prompt, and never again: training from
+--prepared needs the transformer alone.  Say the --steps, the size and the
+--guidance that the student will be trained with; without guidance one branch
+is recorded.
+
+\b
+Examples:
+  fisopt distill prepare testbed --prompts prompts.txt --steps 4
+  fisopt distill prepare ./Wan2.2-TI2V-5B-Diffusers --frames 81 --out data
+  fisopt distill ./Wan2.2-TI2V-5B-Diffusers --pass fis-a --prepared data
+"""
+
+TRAIN = """Train a student of few steps, or one that has learnt to be sparse.
 
 With --teacher-steps the student does in each of its few --steps what its
 teacher does in many, guidance folded in, so that it runs without guidance.

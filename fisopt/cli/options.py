@@ -18,6 +18,16 @@ Passes = Annotated[
         show_default=False,
     ),
 ]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="A module with passes of your own, which are then named MODULE.Pass(...); it is "
+        "imported, which runs it; repeatable.",
+        show_default=False,
+    ),
+]
 Published = Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")]
 Pipeline = Annotated[
     str,

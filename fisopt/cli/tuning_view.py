@@ -14,7 +14,9 @@ def tuned_table(made: Tuned) -> Table:
     """The plan, with what it reaches on the prompts that it was made for."""
     title = f"target {made.target}" + ("" if made.reached else ", out of reach: the nearest")
     table = Table(title=title, title_justify="left", show_header=False)
-    table.add_row("speed-up of the transformers, by FLOPs", f"{made.speed_up:.2f}x")
+    table.add_row(made.speed, f"{made.speed_up:.2f}x")
+    if made.seconds is not None:
+        table.add_row("of all their calls in one clip", f"{1000 * made.seconds:.0f} ms")
     table.add_row("error of the final latents", f"{made.error:.4f} relative L2")
     table.add_row("the same by the prices of its changes", f"{made.predicted:.4f}")
     table.add_row("PSNR of the final latents", f"{made.psnr:.1f} dB")

@@ -6,7 +6,7 @@ text encoders, image conditions and sizes are those of a generation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -25,6 +25,7 @@ LATENTS, TIME = "hidden_states", "timestep"
 ROUNDED = 0.01
 """A pipeline that rounds the time to its dtype tells it up to this share."""
 Row = dict[str, Any]
+Recorded = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def record(
     steps: int,
     arguments: Mapping[str, Any] | None = None,
     batch: int = 1,
+    seen: Recorded = lambda _: None,
 ) -> tuple[Conditions, Levels]:
     """Run a pipeline for some prompts without its transformer.
 
@@ -105,6 +107,7 @@ def record(
         steps: of its sampler.
         arguments: more arguments of every call.
         batch: prompts of one call, for a pipeline that takes lists.
+        seen: called after every call with the number of prompts so far.
 
     Returns:
         What the transformer is told, and the levels of the sampler.
@@ -124,6 +127,7 @@ def record(
             given |= {"num_inference_steps": steps, "output_type": "latent"}
             pipeline(**fitted(pipeline, given))
             found.append(_read(noted, len(some), steps, pipeline.scheduler))
+            seen(first + len(some))
     return _stacked(found), levels_of(pipeline.scheduler)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fisopt.checked import Checked, count
+from fisopt.checked import Checked, count, flag
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.jump import Jump, jumped
@@ -27,13 +27,18 @@ class Supplied(metaclass=Checked):
             step on the teacher's path.
         reuse: steps until a batch of new paths is laid.
         kept: batches of paths that are held.
+        through: whether gradients pass between steps, so that an early step also learns what later
+            ones make of its errors.  Steps then start where the student came itself (``own=1``),
+            and all of them are in memory at once.
     """
 
     own: float = 0.8
     reuse: int = 4
     kept: int = 16
+    through: bool = False
 
     def __post_init__(self) -> None:
+        flag("Supplied: through", self.through)
         for name in ("reuse", "kept"):
             count(f"Supplied: {name}", getattr(self, name))
         if not isinstance(self.own, (int, float)) or not 0 <= self.own <= 1:
@@ -65,7 +70,7 @@ def walks(
     def losses(step: int, draws: torch.Generator) -> Iterator[Tensor]:
         path = supply.draw(step, draws)
         own = torch.rand(training.batch, generator=draws, device=draws.device) < share
-        yield from walk(student, path, conditions, own)
+        yield from walk(student, path, conditions, own, supplied.through)
 
     return losses
 

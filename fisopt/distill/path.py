@@ -113,28 +113,40 @@ def _hopped(
     return latents
 
 
-def walk(student: Denoiser, path: Path, conditions: Conditions, own: Tensor) -> Iterator[Tensor]:
-    """The losses of a student along a path, one a step; gradients do not pass between steps.
+def walk(
+    student: Denoiser, path: Path, conditions: Conditions, own: Tensor, through: bool = False
+) -> Iterator[Tensor]:
+    """The losses of a student along a path.
 
     Args:
         student: its levels are the borders.
         path: of its teacher.
         conditions: of all prompts.
         own: for each clip whether the student goes on from where it came itself (bool).
+        through: whether gradients pass between steps, so that a step also learns what later ones
+            make of its errors; all steps are then held in memory at once.
 
     Yields:
-        The mean distance from the target, times the share of the way that the step goes.
+        The mean distance from the target, times the share of the way that the step goes; step by
+        step, or their sum if gradients pass.
     """
     given, levels = student.take(conditions, path.rows), student.levels
     mine, there = own.view(-1, *[1] * (path.states.ndim - 2)), path.states[0].float()
-    whole = levels[0].sigma - levels[-1].sigma
+    whole, held = levels[0].sigma - levels[-1].sigma, []
     for step in range(levels.steps):
         gap = levels.gap(step)
         start = torch.where(mine, there, path.states[step].float())
         velocity = student.at(start, step, given)
         target = (start - path.end(step).float()) / gap
-        yield distance(velocity, target).mean() * (gap / whole)
-        there = start - gap * velocity.detach()
+        loss = distance(velocity, target).mean() * (gap / whole)
+        there = start - gap * velocity
+        if through:
+            held.append(loss)
+        else:
+            yield loss
+            there = there.detach()
+    if through:
+        yield torch.stack(held).sum()
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import nn
 
 from fisopt.checked import checked, count, path_of
 from fisopt.distill import prepared
-from fisopt.distill.conditions import Conditions, record
+from fisopt.distill.conditions import Conditions, Recorded, record
 from fisopt.distill.levels import Levels
 from fisopt.pipelines import one_of
 
@@ -25,6 +25,7 @@ def prepare(
     arguments: Mapping[str, Any] | None = None,
     component: str | None = None,
     batch: int = 1,
+    seen: Recorded = lambda _: None,
 ) -> Path:
     """Write what a pipeline tells its transformer for some prompts: text embeddings, sizes, levels.
 
@@ -40,6 +41,7 @@ def prepare(
             guidance, without which one branch alone is recorded.
         component: of a pipeline with two transformers, the one to train.
         batch: prompts of one call, for a pipeline that takes lists.
+        seen: called after every call with the number of prompts so far.
 
     Returns:
         The folder.
@@ -52,7 +54,7 @@ def prepare(
     count("distill: batch", batch)
     place, component = path_of("distill: folder", folder), one_of(pipeline, component)
     conditions, levels, teacher = recorded(
-        pipeline, component, prompts, steps, arguments or {}, batch
+        pipeline, component, prompts, steps, arguments or {}, batch, seen
     )
     prepared.write(place, teacher, conditions, levels)
     return place
@@ -65,6 +67,7 @@ def recorded(
     steps: int,
     arguments: Mapping[str, Any],
     batch: int = 1,
+    seen: Recorded = lambda _: None,
 ) -> tuple[Conditions, Levels, nn.Module]:
     """What a pipeline tells its transformer, run or read, and the transformer as it was given."""
     held: nn.Module = getattr(pipeline, component)
@@ -73,6 +76,6 @@ def recorded(
         return *prepared.read(Path(prompts), teacher, steps), teacher
     setattr(pipeline, component, teacher)
     try:
-        return *record(pipeline, teacher, prompts, steps, arguments, batch), teacher
+        return *record(pipeline, teacher, prompts, steps, arguments, batch, seen), teacher
     finally:
         setattr(pipeline, component, held)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from time import perf_counter
 
 import torch
+
+from fisopt.overview.fastest import fastest
 
 SIZES = {"cpu": 512, "cuda": 8192}
 """Rows and columns of the product that is timed."""
@@ -29,17 +30,7 @@ def _rate(device: torch.device, dtype: torch.dtype, threads: int) -> float | Non
     with torch.no_grad():
         try:
             a = torch.ones(size, size, device=device, dtype=dtype)
-            seconds = min(_seconds(a) for _ in range(TRIES))
+            seconds = fastest(lambda: torch.mm(a, a), device, least=TRIES)
         except RuntimeError:  # the device does not multiply this type, or has no memory left
             return None
     return 2 * size**3 / seconds
-
-
-def _seconds(a: torch.Tensor) -> float:
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    start = perf_counter()
-    torch.mm(a, a)
-    if a.is_cuda:
-        torch.cuda.synchronize(a.device)
-    return perf_counter() - start

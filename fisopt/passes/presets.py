@@ -56,15 +56,16 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
         (FrameInterleave(stride=2, rotate="steps"),),
     ),
     "many-faithful": (
-        "many steps: those that change little reuse what the blocks have added",
-        (StepCache(threshold=0.1, order=1),),
+        "many steps: every 2nd forecasts what its blocks would add",
+        (StepCache(steps="1::2", order=1, blocks=":"),),
+    ),
+    "many-balanced": (
+        "many steps: two of three forecast what their blocks would add",
+        (StepCache(steps="1::3,2::3", order=1, blocks=":"),),
     ),
     "many-fast": (
-        "many steps: as many-faithful, and the steps that run are as fis-faithful",
-        (
-            FrameInterleave(stride=2, blocks=":", kv="all", scope="attention"),
-            StepCache(threshold=0.1, order=1),
-        ),
+        "many steps: three of four forecast what their blocks would add",
+        (StepCache(steps="1::4,2::4,3::4", order=1, blocks=":"),),
     ),
 }
 RENAMED = {"fis-b": "fis-paper-b"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -47,12 +47,8 @@ class SameRanks:
         """
         if program.group is None or not _several(program.group[0]):
             return
-        clip, key = self._clip(), (self._branch(), id(program))
-        if clip is None or getattr(self._local, "clip", None) is not clip:
-            self._local.clip, self._local.seen = clip, set()
-        if key in self._local.seen:
+        if not self._is_new((self._branch(), variant, inputs.key())):
             return
-        self._local.seen.add(key)
         facts = {
             "passes": str([p for p in variant.passes if p.stage != "ranks"]),
             "kernels": self._kernels,
@@ -61,6 +57,15 @@ class SameRanks:
         }
         with together(program.group):
             compare(facts, program.group[0])
+
+    def _is_new(self, call: Hashable) -> bool:
+        """Whether such a call is the first of its clip; of all, where nothing tells clips apart."""
+        local, clip = self._local, self._clip()
+        if not hasattr(local, "seen") or (clip is not None and clip is not local.clip):
+            local.clip, local.seen = clip, set()
+        new = call not in local.seen
+        local.seen.add(call)
+        return new
 
     @cached_property
     def _weights(self) -> str:

@@ -1,26 +1,26 @@
 """Plan choice: the plan of least error for a saving, or of largest saving for an error.
 
 Squared errors of single changes add up: a knapsack in which every place takes one of its options or
-stays dense (multiple choice), and a group of steps may reuse some of them.
+stays dense (multiple choice), and runs of steps reuse what the step before them has added.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from fisopt.tuning.option import Option
-from fisopt.tuning.space import Change, Place, Plan, Reuse, Space
+from fisopt.tuning.space import Change, Place, Plan, Space
 
 Prices = Mapping[Change, float]
 """Squared relative error of the final latents for one change alone."""
 SECONDS = 20.0
 """The solver is good long before it has proved that it is."""
-Mode = tuple[str, tuple[int, ...], Reuse | None]
+Mode = tuple[str, tuple[int, ...], int]
+"""A group of steps of a transformer, and how many of them are computed."""
 
 
 class Knapsack:
@@ -33,47 +33,53 @@ class Knapsack:
 
     def __init__(self, space: Space, prices: Prices) -> None:
         self.space = space
-        reuses = [r for r in space.reuses if r in prices]
-        groups = [(c.name, group) for c in space.components.values() for group in c.groups]
-        self.modes: list[Mode] = [(*g, None) for g in groups]
-        self.modes += [(r.component, r.group, r) for r in reuses]
+        self.reuses = [r for r in space.reuses if r in prices]
+        self.groups = [(c.name, group) for c in space.components.values() for group in c.groups]
+        reusing = {(r.component, s) for r in self.reuses for s in r.steps}
+        self.modes: list[Mode] = []
+        for name, group in self.groups:
+            least = sum((name, s) not in reusing for s in group)
+            self.modes += [(name, group, k) for k in range(least, len(group) + 1)]
         self.picks: list[tuple[Place, Option, int]] = []
-        saved = [0.0 if r is None else space.reuse_saves(r) for _, _, r in self.modes]
-        error = [0.0 if r is None else prices[r] for _, _, r in self.modes]
-        for m, (name, group, reuse) in enumerate(self.modes):
-            computed = 1 - (len(reuse.steps) / len(group) if reuse is not None else 0)
-            for place, options in space.options.items():
-                if (place.component, place.steps) != (name, group) or not computed:
-                    continue
-                for option in options:
+        saved = [space.reuse_saves(r) for r in self.reuses] + [0.0] * len(self.modes)
+        error = [prices[r] for r in self.reuses] + [0.0] * len(self.modes)
+        offered: dict[tuple[str, tuple[int, ...]], list[Place]] = {}
+        for place in space.options:
+            offered.setdefault((place.component, place.steps), []).append(place)
+        for m, (name, group, computed) in enumerate(self.modes):
+            for place in offered.get((name, group), ()) if computed else ():
+                for option in space.options[place]:
                     if (place, option) in prices:
                         self.picks.append((place, option, m))
-                        saved.append(space.saves(place, option) * computed)
-                        error.append(prices[place, option] * computed)
+                        saved.append(space.saves(place, option) * computed / len(group))
+                        error.append(prices[place, option])  # steps that reuse it have it too
         self.saved, self.error = np.array(saved) / space.total, np.array(error)
         self.rows: list[list[tuple[int, float]]] = []
         self.bounds: list[tuple[float, float]] = []
-        self._constrain(groups)
+        self._constrain()
 
-    def _constrain(self, groups: list[tuple[str, tuple[int, ...]]]) -> None:
-        by_group: dict[tuple[str, tuple[int, ...]], list[int]] = {g: [] for g in groups}
+    def _constrain(self) -> None:
+        runs: dict[tuple[str, int | None], list[int]] = {}
+        for i, reuse in enumerate(self.reuses):  # a computed step between two runs
+            for step in (*reuse.steps, reuse.then):
+                runs.setdefault((reuse.component, step), []).append(i)
+        for members in runs.values():
+            self._row([(i, 1.0) for i in members], 0, 1)
+        first, by_group = len(self.reuses), dict[tuple[str, tuple[int, ...]], list[int]]()
         for m, (name, group, _) in enumerate(self.modes):
-            by_group[name, group].append(m)
-        for members in by_group.values():  # one mode for each group
-            self._row([(m, 1.0) for m in members], 1, 1)
-        whole = {g: [m for m in ms if self._whole(m)] for g, ms in by_group.items()}
-        for one, two in pairwise(groups):  # what is reused is at most one group old
-            if one[0] == two[0] and whole[one] and whole[two]:
-                self._row([(m, 1.0) for m in (*whole[one], *whole[two])], 0, 1)
+            by_group.setdefault((name, group), []).append(m)
+        for (name, group), members in by_group.items():
+            self._row([(first + m, 1.0) for m in members], 1, 1)
+            counted = [(first + m, float(self.modes[m][2])) for m in members]
+            for i, reuse in enumerate(self.reuses):
+                if reuse.component == name and (both := len({*group} & {*reuse.steps})):
+                    counted.append((i, float(both)))
+            self._row(counted, len(group), len(group))
         places: dict[tuple[Place, int], list[int]] = {}
         for i, (place, _, m) in enumerate(self.picks):
-            places.setdefault((place, m), []).append(len(self.modes) + i)
+            places.setdefault((place, m), []).append(first + len(self.modes) + i)
         for (_, m), members in places.items():  # one option for each place, in the mode that is on
-            self._row([*((i, 1.0) for i in members), (m, -1.0)], -np.inf, 0)
-
-    def _whole(self, mode: int) -> bool:
-        _, group, reuse = self.modes[mode]
-        return reuse is not None and reuse.steps == group
+            self._row([*((i, 1.0) for i in members), (first + m, -1.0)], -np.inf, 0)
 
     def _row(self, entries: list[tuple[int, float]], low: float, high: float) -> None:
         self.rows.append(entries)
@@ -102,11 +108,11 @@ class Knapsack:
         return float(self._chosen(plan) @ self.error)
 
     def _chosen(self, plan: Plan) -> np.ndarray:
-        on = {m for m, (_, _, r) in enumerate(self.modes) if r in plan.reuses}
-        busy = {self.modes[m][:2] for m in on}
-        on |= {m for m, mode in enumerate(self.modes) if mode[2] is None and mode[:2] not in busy}
-        picks = [m in on and plan.options.get(p) == o for p, o, m in self.picks]
-        return np.array([m in on for m in range(len(self.modes))] + picks, dtype=np.float64)
+        runs = [reuse in plan.reuses for reuse in self.reuses]
+        reused = {name: self.space.reused(name, plan) for name in self.space.components}
+        on = [k == len({*group} - reused[name]) for name, group, k in self.modes]
+        picks = [on[m] and plan.options.get(p) == o for p, o, m in self.picks]
+        return np.array([*runs, *on, *picks], dtype=np.float64)
 
     def _solve(self, objective: np.ndarray, bound: tuple[np.ndarray, float, float]) -> Plan | None:
         entries = [(r, i, v) for r, row in enumerate(self.rows) for i, v in row]
@@ -128,8 +134,7 @@ class Knapsack:
         if solved.x is None:
             return None
         chosen = solved.x > 0.5
-        reuses = tuple(
-            r for (_, _, r), y in zip(self.modes, chosen, strict=False) if y and r is not None
-        )
-        picked = zip(self.picks, chosen[len(self.modes) :], strict=True)
+        runs, picks = chosen[: len(self.reuses)], chosen[len(chosen) - len(self.picks) :]
+        reuses = tuple(r for r, on in zip(self.reuses, runs, strict=True) if on)
+        picked = zip(self.picks, picks, strict=True)
         return Plan({place: option for (place, option, _), on in picked if on}, reuses)

@@ -19,7 +19,8 @@ from typing import Any, get_args
 
 from fisopt.tuning.option import Option, Part
 from fisopt.tuning.progress import Progress
-from fisopt.tuning.space import Change, Place, Plan, Reuse, Space
+from fisopt.tuning.reuse import Reuse, guessed, screened
+from fisopt.tuning.space import Change, Place, Plan, Space
 from fisopt.tuning.trial import Trials
 
 Steps = tuple[int, ...]
@@ -122,7 +123,7 @@ class Prices:
         columns: dict[Column, float] = {}
         rows: dict[Row, float] = {}
         try:
-            for reuse in self.space.reuses:
+            for reuse in screened(self.space.reuses):
                 self.measured.error(Plan.of(reuse), 0)
             for rank, column in self._columns():
                 if rank and not rows:
@@ -184,6 +185,13 @@ class Prices:
                 total = sum(s for s in shares if s is not None)
                 if total > 0:
                     self.guessed[place, option] = column * mine / total
+        for component in self.space.components:
+            runs = [r for r in self.space.reuses if r.component == component]
+            known = {r: self.measured.error(Plan.of(r), 0) for r in runs if self._is_known(r)}
+            self.guessed.update(guessed(runs, known).items())
+
+    def _is_known(self, change: Change) -> bool:
+        return 0 in self.measured.known(Plan.of(change))
 
     def all(self) -> dict[Change, float]:
         """Every price that is known or guessed, times what its group was found to add."""
@@ -199,7 +207,7 @@ class Prices:
 
     def _factor(self, change: Change) -> float:
         if isinstance(change, Reuse):
-            return 1.0
+            return self.factors.get((change.component, ()), 1.0)
         return self.factors.get((change[0].component, change[0].steps), 1.0)
 
     def mean(self, plan: Plan, clips: Iterable[int]) -> float:

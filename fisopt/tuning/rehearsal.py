@@ -11,9 +11,10 @@ import torch
 from fisopt.overview.rate import rate
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
+from fisopt.tuning.component import Component
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.prior import prior_plan
-from fisopt.tuning.space import Component, Space, screening
+from fisopt.tuning.space import Space, screening
 
 
 @dataclass(frozen=True)

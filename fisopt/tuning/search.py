@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import exp, log
 from statistics import fmean
 from time import perf_counter
@@ -12,13 +12,14 @@ from typing import Any
 from fisopt.errors import OptionError
 from fisopt.page.data import Choice
 from fisopt.recipe.recipe import Recipe
+from fisopt.tuning.component import Component
+from fisopt.tuning.costs import Costs, Unit, costs_of
 from fisopt.tuning.goal import Goal, psnr_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.space import (
     Change,
-    Component,
     Plan,
     Space,
     most_bands,
@@ -46,6 +47,7 @@ class Search:
         trials: runs the pipeline, whose transformers are ready.
         goal: what to reach.
         kept: what is measured.
+        unit: of what things cost.
         seconds: how long it may take.
         seen: called with the number of measurements.
     """
@@ -55,10 +57,11 @@ class Search:
         trials: Trials,
         goal: Goal,
         kept: Progress,
+        unit: Unit,
         seconds: float,
         seen: Callable[[int], object] | None,
     ) -> None:
-        self.trials, self.goal, self.seconds = trials, goal, seconds
+        self.trials, self.goal, self.unit, self.seconds = trials, goal, unit, seconds
         self.began = perf_counter()
         prompts = len(trials.recorder.prompts)
         self.clips = range(min(prompts, CHOOSING))
@@ -78,7 +81,9 @@ class Search:
 
     def _space(self, kept: Progress) -> Space:
         """The space, its blocks in as many bands as there is time to price."""
-        components = components_of(self.trials, self.trials.clips[0])
+        timed = kept.model.setdefault("seconds", {})
+        costs = costs_of(self.unit, timed)
+        components = components_of(self.trials, self.trials.clips[0], costs)
         steps, most = self.trials.recorder.steps, most_bands(components)
         left = self.began + SCREENING * self.seconds - perf_counter()
         if left < 2 * self.generation:
@@ -146,7 +151,7 @@ class Search:
     def speed(self) -> float:
         """The speed-up that is asked for."""
         if self.goal.kind == "ms":
-            return max(1.0, 1000 * self.trials.clips[1].busy / self.goal.value)
+            return max(1.0, 1000 * self.space.total / self.goal.value)
         return self.goal.value
 
     def error(self, plan: Plan) -> float:
@@ -198,12 +203,19 @@ class Search:
                 found = self.prices.mean(part, self.clips[:2])
                 key = component.name, group
                 summed = sum(prices[change] for change in options.items())
-                before = self.prices.factors.get(key, 1.0)
-                self.prices.factors[key] = before * min(4.0, max(0.25, found / summed))
+                self._correct(key, found / summed)
+            runs = tuple(r for r in plan.reuses if r.component == component.name)
+            if len(runs) > 1:
+                found = self.prices.mean(Plan({}, runs), self.clips[:2])
+                self._correct((component.name, ()), found / sum(prices[r] for r in runs))
         total = self.prices.all()
         if plan.changes:
             summed = sum(total[change] for change in plan.changes)
             self.level = self.error(plan) / summed
+
+    def _correct(self, key: tuple[str, tuple[int, ...]], ratio: float) -> None:
+        before = self.prices.factors.get(key, 1.0)
+        self.prices.factors[key] = before * min(4.0, max(0.25, ratio))
 
     def _better(self, plan: Plan, error: float, best: Plan, least: float) -> bool:
         if not self.goal.bounds_error:
@@ -248,7 +260,9 @@ class Search:
             point = knapsack.least_error(1 - 1 / s)
             if point is not None:
                 front.append((s, round((self.level * knapsack.predicted(point)) ** 0.5, 4)))
-        said = {"target": str(self.goal), "steps": self.space.steps}
+        said: dict[str, Any] = {"target": str(self.goal), "steps": self.space.steps}
+        if self.unit != "flops":
+            said["costs"] = self.unit
         figures = {"speed_up": round(speed, 3), "error": round(error, 4), "psnr": round(psnr, 2)}
         passes = self.space.passes(plan)
         tuned = {**said, **figures, "prompts": len(self.checks)}
@@ -262,6 +276,8 @@ class Search:
             passes=passes,
             recipes=recipes,
             speed_up=speed,
+            costs=self.unit,
+            seconds=None if self.unit == "flops" else self.space.cost(plan),
             error=error,
             psnr=psnr,
             predicted=(self.level * knapsack.predicted(plan)) ** 0.5,
@@ -273,14 +289,15 @@ class Search:
 
     def _choices(self, plan: Plan, prices: Mapping[Change, float]) -> Iterator[Choice]:
         """What runs in every branch of every block, or is reused."""
-        reused = {(r.component, r.group): r for r in plan.reuses}
         for place in self.space.options:
             option = plan.options.get(place)
-            reuse = reused.get((place.component, place.steps))
             price = prices.get((place, option)) if option is not None else None
             said = str(option).removeprefix(f"{place.part} ") if option is not None else "dense"
-            if reuse is not None and option is None:
-                said, price = "reused", prices.get(reuse)
+            reused = sorted(self.space.reused(place.component, plan) & {*place.steps})
+            if len(reused) == len(place.steps):
+                said, price = "reused", self._reuse_price(place.component, reused, plan, prices)
+            elif reused:
+                said += f", reused at {said_numbers(reused)}"
             for block in place.blocks:
                 yield Choice(
                     block,
@@ -291,6 +308,13 @@ class Search:
                     configuration=str(self.goal),
                     transformer=place.component,
                 )
+
+    def _reuse_price(
+        self, name: str, steps: Sequence[int], plan: Plan, prices: Mapping[Change, float]
+    ) -> float:
+        """Of the runs that some steps are of."""
+        runs = [r for r in plan.reuses if r.component == name and {*r.steps} & {*steps}]
+        return sum(prices[run] for run in runs)
 
     def _note(self, knapsack: Knapsack, reached: bool) -> None:
         alone, unknown = self.prices.not_tried()
@@ -322,9 +346,9 @@ def geometric(values: Iterable[float]) -> float:
     return exp(fmean(log(max(value, 1e-12)) for value in values))
 
 
-def components_of(trials: Trials, clip: Clip) -> list[Component]:
-    """The transformers that run in a clip, with their calls."""
+def components_of(trials: Trials, clip: Clip, costs: Costs) -> list[Component]:
+    """The transformers that run in a clip, with their calls and what these cost."""
     calls: dict[str, Counter[int]] = {}
     for line in clip.lines:
         calls.setdefault(line.component, Counter())[line.step] += 1
-    return [Component(name, trials.program(name), mine) for name, mine in calls.items()]
+    return [Component(name, trials.program(name), mine, costs) for name, mine in calls.items()]

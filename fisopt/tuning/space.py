@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.interleaving.form import BRANCHES
-from fisopt.passes.step_cache import StepCache
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
-from fisopt.rewrite.cost import graph_cost, program_cost
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.pass_manager import PassManager
-from fisopt.rewrite.program import Program
 from fisopt.rewrite.variants import Variant, Variants
-from fisopt.tuning.option import Option, Part, options_of
-
-GROUPS = 8
-"""A run of at most so many steps is planned step by step; a longer one in `MANY` groups."""
-MANY = 5
+from fisopt.tuning.component import Component
+from fisopt.tuning.option import Option, Part
+from fisopt.tuning.reuse import Reuse, cache_of, reuses_of, screened
 
 
 @dataclass(frozen=True)
@@ -46,24 +39,6 @@ class Place:
         return f"{self.component} steps {steps} blocks {blocks} {self.part}"
 
 
-@dataclass(frozen=True)
-class Reuse:
-    """Steps of a group that take what an earlier step has added, see `StepCache`.
-
-    Attributes:
-        component: the transformer.
-        group: the steps of the group.
-        steps: those that reuse.
-    """
-
-    component: str
-    group: tuple[int, ...]
-    steps: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.component} steps {said_numbers(self.steps)} reuse"
-
-
 Change = tuple[Place, Option] | Reuse
 """A single change of the dense pipeline."""
 
@@ -74,7 +49,7 @@ class Plan:
 
     Attributes:
         options: by place; a place that is not named is dense.
-        reuses: groups in which steps reuse.
+        reuses: runs of steps that reuse.
     """
 
     options: Mapping[Place, Option] = field(default_factory=dict)
@@ -89,51 +64,6 @@ class Plan:
     def changes(self) -> list[Change]:
         """What is not dense."""
         return [*self.options.items(), *self.reuses]
-
-
-@dataclass
-class Component:
-    """A transformer, and what may be changed in it.
-
-    Attributes:
-        name: in the pipeline.
-        dense: its Program.
-        calls: of the transformer, by step of the generation.
-        parts: of every block.
-        saved: by option, the FLOPs that each block saves in one call; where it does not apply, 0.
-    """
-
-    name: str
-    dense: Program
-    calls: Counter[int]
-    parts: list[tuple[Part, ...]] = field(init=False)
-    saved: dict[Option, list[float]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.parts = [_parts(block) for block in self.dense.blocks]
-        frames = self.dense.layout.frames
-        before = [graph_cost(b.body.graph).work for b in self.dense.blocks]
-        for part in dict.fromkeys(part for parts in self.parts for part in parts):
-            for option in options_of(part, frames):
-                program = PassManager([option.everywhere()], strict=False).run(self.dense)
-                after = [graph_cost(b.body.graph).work for b in program.blocks]
-                saved = [max(0.0, b - a) for b, a in zip(before, after, strict=True)]
-                self.saved[option] = [
-                    s if part in parts else 0.0 for s, parts in zip(saved, self.parts, strict=True)
-                ]
-        self.blocks = sum(before)
-        self.total = program_cost(self.dense).work
-
-    @property
-    def groups(self) -> list[tuple[int, ...]]:
-        """Its steps, in groups that are planned together."""
-        steps = sorted(self.calls)
-        return _cut(steps, len(steps) if len(steps) <= GROUPS else MANY)
-
-    def bands(self, count: int) -> list[tuple[int, ...]]:
-        """Its blocks in at most so many bands beside the first block."""
-        first, *rest = range(len(self.parts))
-        return [(first,), *_cut(rest, min(count, len(rest)))]
 
 
 class Space:
@@ -153,8 +83,9 @@ class Space:
         self.reuses: list[Reuse] = []
         self._costs: dict[tuple[str, Variant], float] = {}
         for component in components:
+            if component.reuse:
+                self.reuses += reuses_of(component.name, sorted(component.calls))
             for group in component.groups:
-                self.reuses += _reuses(component.name, group)
                 for blocks in component.bands(bands):
                     self._offer(component, group, blocks)
 
@@ -167,15 +98,15 @@ class Space:
                 self.options[place] = found
 
     def saves(self, place: Place, option: Option) -> float:
-        """FLOPs of a generation that an option saves at a place."""
+        """What of a generation an option saves at a place."""
         component = self.components[place.component]
         each = sum(component.saved[option][b] for b in place.blocks)
         return each * sum(component.calls[s] for s in place.steps)
 
     def reuse_saves(self, reuse: Reuse) -> float:
-        """FLOPs of a generation that steps save which reuse."""
+        """What of a generation steps save which reuse."""
         component = self.components[reuse.component]
-        return component.blocks * sum(component.calls[s] for s in reuse.steps)
+        return component.reuse * sum(component.calls[s] for s in reuse.steps)
 
     @property
     def size(self) -> int:
@@ -223,13 +154,18 @@ class Space:
             else:
                 yield TokenReduction(option.query, option.value, blocks=blocks, steps=steps)
 
+    def reused(self, name: str, plan: Plan) -> set[int]:
+        """The steps of a transformer that reuse."""
+        return {s for r in plan.reuses if r.component == name for s in r.steps}
+
     def _cache(self, name: str, plan: Plan) -> Iterator[Pass]:
-        steps = [s for r in plan.reuses if r.component == name for s in r.steps]
-        if steps:
-            yield StepCache(steps=sorted(steps), blocks=":")
+        if steps := self.reused(name, plan):
+            yield cache_of(sorted(steps), len(self.components[name].calls))
 
     def cost(self, plan: Plan) -> float:
-        """FLOPs of a generation under a plan, counted in its Programs."""
+        """What a generation costs under a plan: its Programs, or dense less what is saved."""
+        if not all(c.costs.exact for c in self.components.values()):
+            return self.total - self._saved(plan)
         total = 0.0
         for name, passes in self.passes(plan).items():
             component = self.components[name]
@@ -238,9 +174,17 @@ class Space:
                 key = name, variants.at(Step(step, self.steps))
                 if key not in self._costs:
                     program = PassManager.of(key[1], strict=False).run(component.dense)
-                    self._costs[key] = program_cost(program).work
+                    self._costs[key] = component.costs.whole(program)
                 total += self._costs[key] * calls
         return total
+
+    def _saved(self, plan: Plan) -> float:
+        found = sum(map(self.reuse_saves, plan.reuses))
+        reused = {name: self.reused(name, plan) for name in self.components}
+        for place, option in plan.options.items():
+            computed = len({*place.steps} - reused[place.component]) / len(place.steps)
+            found += computed * self.saves(place, option)
+        return found
 
 
 def most_bands(components: Sequence[Component]) -> int:
@@ -253,26 +197,8 @@ def screening(space: Space) -> float:
     columns = {(p.component, p.steps, o) for p, options in space.options.items() for o in options}
     rows = {(place.component, place.blocks, place.part) for place in space.options}
     early = [1 - steps[0] / space.steps for _, steps, _ in columns]
-    return sum(early) + len(rows) * max(early, default=0.0) + len(space.reuses)
-
-
-def _parts(block: Any) -> tuple[Part, ...]:
-    kinds = dict.fromkeys(branch.kind for branch in block.branches)
-    return tuple(kinds) or ("block",)
-
-
-def _reuses(name: str, group: tuple[int, ...]) -> Iterator[Reuse]:
-    """Ways to reuse in a group; the first step of all never does."""
-    ways = {group, group[1::2], group[1:], tuple(s for i, s in enumerate(group) if i % 3)}
-    for steps in sorted(ways, key=len):
-        if steps and steps[0] > 0:
-            yield Reuse(name, group, steps)
-
-
-def _cut(items: Sequence[int], count: int) -> list[tuple[int, ...]]:
-    """Items in so many runs of about one length."""
-    ends = [round(i * len(items) / count) for i in range(count + 1)]
-    return [tuple(items[a:b]) for a, b in pairwise(ends) if b > a]
+    late = [1 - reuse.steps[0] / space.steps for reuse in screened(space.reuses)]
+    return sum(early) + len(rows) * max(early, default=0.0) + sum(late)
 
 
 def _one(values: Sequence[Any]) -> Any:

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from fisopt.checked import checked
+from fisopt.checked import checked, choice
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import transformers_of
 from fisopt.rewrite.program import Program
+from fisopt.tuning.component import Component
+from fisopt.tuning.costs import UNITS, FlopCosts, Unit
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.recorder import Generate, Recorder
 from fisopt.tuning.rehearsal import Rehearsal
 from fisopt.tuning.search import Search, components_of
-from fisopt.tuning.space import Component, Space, most_bands
+from fisopt.tuning.space import Space, most_bands
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tuned import Tuned
 
@@ -32,6 +34,7 @@ def tune(
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
     generate: Generate | None = None,
+    costs: Unit | None = None,
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
 ) -> Tuned:
@@ -45,7 +48,8 @@ def tune(
         pipeline: a diffusers pipeline, all transformers of which are tuned; it is left as it was.
             One of no known family is optimised with its ``spec`` before, by `fisopt.optimize`.
         target: "2x", "350ms" (of all transformer calls of one clip), "error<=0.1" (relative L2
-            error of the final latents) or "psnr>=28" (dB, of the final latents).
+            error of the final latents) or "psnr>=28" (dB, of the final latents).  What a speed is a
+            ratio of, ``costs`` says.
         prompts: what to generate, two texts or more, one for each generation.  Plans are chosen
             by the first four; of six or more the others say how good the chosen one is.
         steps: denoising steps of a generation.
@@ -54,6 +58,9 @@ def tune(
         arguments: more arguments of every call of the pipeline, such as its size; JSON values.
         generate: runs the pipeline for the prompt of a number and returns the final latents, where
             a call with prompt, steps, generator and arguments is not enough.
+        costs: "flops" by the cost model; "inductor" or "eager", by seconds on the pipeline's
+            device, for which every stage (a block under an option) that differs is compiled by this
+            backend and timed once.  None: FLOPs, but of a target in milliseconds "inductor".
         progress: a file for what is measured; a run that was cut short goes on from it, and another
             target measures little again.
         seen: called with the number of measurements so far.
@@ -68,6 +75,7 @@ def tune(
     """
     goal = Goal.of(target)
     check_minutes(minutes)
+    unit = unit_for(costs, goal)
     if isinstance(prompts, (list, tuple)) and len(prompts) < 2:
         raise InputError(
             f"tune: got {len(prompts)} prompts, wanted two or more: one to choose by, others to "
@@ -79,7 +87,7 @@ def tune(
     kept = Progress(progress, about, damage)
     trials = Trials(recorder)
     with trials.ready():
-        return Search(trials, goal, kept, 60.0 * minutes, seen).run()
+        return Search(trials, goal, kept, unit, 60.0 * minutes, seen).run()
 
 
 def rehearse(
@@ -111,7 +119,7 @@ def rehearse(
     recorder = _recorder(pipeline, prompts, steps, 0, arguments, generate)
     trials = Trials(recorder)
     with trials.ready():
-        components = components_of(trials, trials.pretend(0))
+        components = components_of(trials, trials.pretend(0), FlopCosts())
         return Rehearsal.of(Space(components, steps, most_bands(components)), goal)
 
 
@@ -157,10 +165,28 @@ def check_minutes(minutes: object) -> None:
         raise OptionError(f"minutes must be a number above 0, got {shown(minutes)}")
 
 
+def unit_for(costs: object, goal: Goal) -> Unit:
+    """The unit of costs for a target: the one that is given, else the one that fits.
+
+    Raises:
+        OptionError: it is none, or a target in milliseconds is to be reached by FLOPs.
+    """
+    if costs is None:
+        return "inductor" if goal.kind == "ms" else "flops"
+    choice("costs", costs, UNITS)
+    if goal.kind == "ms" and costs == "flops":
+        raise OptionError(
+            f"target {goal} is a time and costs='flops' has none; pass costs='inductor' or "
+            "costs='eager', the backend that the plan will run with"
+        )
+    return cast("Unit", costs)
+
+
 def damage(model: Any, prompts: Mapping[str, Any]) -> str:
     """What of some progress is not as it is kept, in words; empty if nothing is."""
-    bands = model.get("bands", 1)
-    fine = type(bands) is int and bands > 0
+    bands, seconds = model.get("bands", 1), model.get("seconds", {})
+    fine = type(bands) is int and bands > 0 and isinstance(seconds, dict)
+    fine = fine and all(isinstance(s, (int, float)) and s > 0 for s in seconds.values())
     errors = [e for found in prompts.values() for e in found.values()]
     if not fine or not all(isinstance(e, (int, float)) and e >= 0 for e in errors):
         return "wanted errors that are numbers of at least 0"

@@ -10,6 +10,7 @@ from typing import Any
 from fisopt.page.data import Choice
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
+from fisopt.tuning.costs import Unit
 
 
 @dataclass(frozen=True)
@@ -21,10 +22,13 @@ class Tuned:
         reached: whether the plan reaches it.
         passes: the plan, by transformer, as `fisopt.optimize` takes it.
         recipes: the same with the model that it is for, by transformer; see `save`.
-        speed_up: dense FLOPs of the transformers over those of the plan.
+        speed_up: what the dense transformers cost over what those of the plan cost.
         error: relative L2 error of the final latents, geometric mean over the prompts: those that
             no choice was made by, where there are two or more of them.
         psnr: of the same in dB, mean, the range of the dense latents as peak.
+        costs: the unit of cost, see `fisopt.tune`.
+        seconds: of all transformer calls of a clip under the plan, by the times of their stages;
+            None where costs are FLOPs.
         predicted: the error by the prices of its changes, times what measured plans add to these.
         prices: squared relative error of every single change that was measured, by name, by
             prompt.
@@ -41,6 +45,8 @@ class Tuned:
     error: float
     psnr: float
     predicted: float
+    costs: Unit = "flops"
+    seconds: float | None = None
     prices: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False)
     front: tuple[tuple[float, float], ...] = ()
     choices: tuple[Choice, ...] = field(default=(), repr=False)
@@ -64,6 +70,12 @@ class Tuned:
             )
             for name, recipe in self.recipes.items()
         }
+
+    @property
+    def speed(self) -> str:
+        """The speed-up, in words."""
+        by = "FLOPs" if self.seconds is None else f"the times of stages, {self.costs}"
+        return f"speed-up of the transformers, by {by}"
 
     def said(self) -> dict[str, Any]:
         """The figures, as plain values."""

@@ -20,7 +20,7 @@ def page_of(tuned: Tuned, pipeline: Any, command: str = "") -> Page:
     ]
     points.append(Point(f"target {tuned.target}", tuned.speed_up, tuned.psnr))
     rows = (
-        ("speed-up of the transformers, by FLOPs", f"{tuned.speed_up:.2f}x"),
+        (tuned.speed, f"{tuned.speed_up:.2f}x"),
         ("error of the final latents", f"{tuned.error:.4f}"),
         ("PSNR of the final latents", f"{tuned.psnr:.1f} dB"),
         ("error by prices", f"{tuned.predicted:.4f}"),
@@ -34,7 +34,7 @@ def page_of(tuned: Tuned, pipeline: Any, command: str = "") -> Page:
         command=command,
         settings=settings,
         tables=(Table("What the plan reaches", ("", ""), rows),),
-        front=Front(tuple(points), "PSNR of the final latents, dB", "speed-up by FLOPs"),
+        front=Front(tuple(points), "PSNR of the final latents, dB", tuned.speed),
         choices=tuned.choices,
         environment=environment(pipeline),
         notes=tuned.notes,

@@ -1,53 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-import torch
-from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, WanPipeline
 
 import fisopt
+from tests.standins import wan22
 from tests.zoo import zoo
-
-
-def pipeline() -> Any:
-    """One of Wan 2.2 A14B's form: two transformers take turns by noise level."""
-    model = zoo()["wan"].model
-    channels, width = model.config.in_channels, model.config.text_dim
-    torch.manual_seed(0)
-    vae = AutoencoderKLWan(
-        base_dim=4,
-        z_dim=channels,
-        dim_mult=[1, 1, 1, 1],
-        num_res_blocks=1,
-        latents_mean=[0.0] * channels,
-        latents_std=[1.0] * channels,
-    )
-    made: Any = WanPipeline(
-        tokenizer=None,
-        text_encoder=None,
-        vae=vae.eval(),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-        transformer=model,
-        transformer_2=model,
-        boundary_ratio=0.8,
-    )
-    made.set_progress_bar_config(disable=True)
-
-    def encode_prompt(prompt: Any, **_: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        texts = [prompt] if isinstance(prompt, str) else prompt
-        noise = [torch.Generator().manual_seed(len(text)) for text in texts]
-        found = torch.stack([torch.randn(12, width, generator=each) for each in noise])
-        return found, torch.zeros_like(found)
-
-    made.encode_prompt = encode_prompt
-    return made
 
 
 @pytest.mark.xdist_group("wan")
 @pytest.mark.usefixtures("captured_once")
 def test_each_transformer_has_its_own_passes() -> None:
-    pipe = pipeline()
+    model = zoo()["wan"].model
+    pipe = wan22(model, model)
     every = {"transformer": ["fis-faithful"], "transformer_2": [fisopt.FrameInterleave(stride=2)]}
     found = fisopt.compare(
         pipe,
@@ -81,4 +45,4 @@ def test_each_transformer_has_its_own_passes() -> None:
         if choice.configuration == "late" and choice.choice != "dense"
     }
     assert changed == {"transformer_2"}
-    assert pipe.transformer is pipe.transformer_2 is zoo()["wan"].model
+    assert pipe.transformer is pipe.transformer_2 is model

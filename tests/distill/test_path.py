@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -89,6 +90,45 @@ def test_targets_lead_to_the_teachers_borders(
     ideal = Ideal(pipe.transformer, levels)
     own = torch.tensor([True, False])
     assert sum(float(loss) for loss in walk(ideal, path, conditions, own)) < 1e-5
+
+
+def test_gradients_through_the_steps_are_those_of_the_sampler(
+    pipe: TestbedPipeline, recorded: tuple[Conditions, Levels]
+) -> None:
+    """Of its distances from the teacher's states; from the teacher's states none pass."""
+    conditions, levels = recorded
+    teacher, rows = Denoiser(pipe.transformer, levels, GUIDANCE), torch.arange(2)
+    path = walked(teacher, noise_of(conditions), conditions, rows, 1)
+    model = copy.deepcopy(pipe.transformer).requires_grad_(True)
+    with torch.no_grad():
+        model.proj_out.weight.mul_(1.1)
+    student, weights = Denoiser(model, levels, GUIDANCE), list(model.parameters())
+    own = torch.ones(2, dtype=torch.bool)
+
+    def gradients(*losses: Tensor) -> list[Tensor]:
+        held = torch.autograd.grad(sum(losses), weights, allow_unused=True)
+        return [g for g in held if g is not None]
+
+    there, given, far = path.states[0], student.take(conditions, rows), []
+    for step in range(STEPS):
+        there = there - levels.gap(step) * student.at(there, step, given)
+        far.append((there - path.states[step + 1]).square().flatten(1).mean(1).sqrt().mean())
+    (loss,) = walk(student, path, conditions, own, through=True)
+    whole = levels[0].sigma - levels[-1].sigma
+    want = float(torch.stack(far).sum().detach()) / whole
+    assert float(loss.detach()) == pytest.approx(want, rel=1e-2)
+    got = gradients(loss)
+    for one, other in zip(got, gradients(*far), strict=True):
+        torch.testing.assert_close(
+            one * whole, other, rtol=1e-2, atol=1e-2 * float(other.abs().max())
+        )
+    cut = gradients(*walk(student, path, conditions, own))
+    assert float((cut[0] - got[0]).norm()) > 0.05 * float(got[0].norm())
+    near = gradients(*walk(student, path, conditions, ~own))
+    for one, other in zip(
+        near, gradients(*walk(student, path, conditions, ~own, True)), strict=True
+    ):
+        torch.testing.assert_close(one, other)
 
 
 def test_clips_under_noise_lead_where_the_teacher_does(

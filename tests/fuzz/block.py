@@ -76,7 +76,7 @@ class Block(nn.Module):
         if self.form.text == "tuned":
             text = text + self.tune_out(self.plain(self.tune, text, h, None))
         if self.form.text in ("cross", "tuned"):
-            h = h + self.cross_out(self.plain(self.cross, self.norms[4](h), text, mask))
+            h = self.crossed(h, text, mask)
         if self.mlp is not None:
             h = self.add(h, self.fed(self.before(1, h, shift2, scale2), size, length), gate2, 1)
         if self.form.text == "streams":
@@ -84,6 +84,10 @@ class Block(nn.Module):
         if hint is not None:
             hint = self.hints[1](hint) if self.form.hint == "projected" else hint + self.hints[1](h)
         return self.leave(self.written(h, length), x, text, hint)
+
+    def crossed(self, h: Tensor, text: Any, mask: Any) -> Tensor:
+        """The stream and what attention to the text adds to it."""
+        return h + self.cross_out(self.plain(self.cross, self.norms[4](h), text, mask))
 
     # sequences
 

@@ -25,6 +25,7 @@ from tests.passes.dense_reduction import Attend, Options
 from tests.tiles import explicit
 
 Grid = tuple[int, int, int]
+BRANCHES = ("self_attention", "cross_attention", "feed_forward")
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,18 @@ class Place:
         return self.joined(first, filled, last)
 
 
+def tokens_of(form: Form, kind: str, shape: Shape) -> Place:
+    """Where the frames are in the tokens that run through a block."""
+    if form.folded:
+        return Place(1) if kind == "time" else Place(0, outer=shape.batch)
+    front, behind = (shape.text if form.text == where else 0 for where in ("front", "behind"))
+    return Place(1, 1, shape.height * shape.width, front, behind)
+
+
 def places(form: Form, kind: str, shape: Shape) -> dict[str, tuple[Place, ...]]:
     """Where the frames are in the arguments of a block; arguments without are left out."""
     inner = shape.height * shape.width
     front = shape.text if form.text == "front" else 0
-    behind = shape.text if form.text == "behind" else 0
     if form.folded:
         if kind == "time":
             found = {"x": (Place(1),), "rope": (Place(0),)}
@@ -97,7 +105,7 @@ def places(form: Form, kind: str, shape: Shape) -> dict[str, tuple[Place, ...]]:
         rows = (Place(0, outer=shape.batch),)
         return dict.fromkeys(("x", "text", "emb", "mask"), rows)
     x = {"grid": Place(1), "frames": Place(1), "channels": Place(2)}.get(form.hidden)
-    tokens = Place(1, 1, inner, front, behind)
+    tokens = tokens_of(form, kind, shape)
     found = {"x": (x or tokens,), "skip": (x or tokens,), "rope": (Place(0, 1, inner),)}
     if form.modulation in ("frame", "token", "all"):
         found["emb"] = (Place(1) if form.modulation == "frame" else tokens,)
@@ -132,7 +140,7 @@ class Oracle:
         self.tiles = next((p for p in passes if isinstance(p, TileAttention)), None)
         self.reduction = next((p for p in passes if isinstance(p, TokenReduction)), None)
         self.count = 0
-        if shape.frames <= 2 or (self.interleave and self.interleave.stride == 1):
+        if shape.frames <= 2:
             self.interleave = None
         if shape.frames == 2:
             self.reduction = None
@@ -152,41 +160,86 @@ class Oracle:
             "x", "text", "emb", "rope", "mask", "size", "length", "skip", "hint", "cache"
         )  # fmt: skip
         forward, made = block.forward, block.tables
+        adds = {"add": block.add, "crossed": block.crossed}
 
         def run(*args: Any, **kwargs: Any) -> Any:
             index, self.count = self.count, self.count + 1
             given = dict(zip(names, args, strict=False)) | kwargs
-            kept = self.kept(index)
+            each = {branch: self.kept(index, branch) for branch in BRANCHES}
+            kept, apart = each["self_attention"], len(self.strides(index)) > 1
             inner = self.interleave is not None and self.interleave.scope == "attention"
-            block.attention.core = self.core(block, index, kept)
-            if kept is None or inner:
+            block.attention.core = self.core(block, index, kept, apart)
+            block.add, block.crossed = adds["add"], adds["crossed"]
+            if apart:
+                self.add_apart(block, each)
+            if kept is None or inner or apart:
                 return forward(**given)
-            return self.sparse(block, forward, made, given, kept)
+            return self.sparse(block, index, forward, made, given, kept)
 
         block.forward = run
 
-    def kept(self, index: int) -> list[int] | None:
-        """The frames of a sparse block, None of a dense one."""
-        if self.interleave is None:
+    def stride(self, index: int, branch: str) -> int:
+        """Of a branch of a block."""
+        named = getattr(self.interleave, branch)
+        if named is None:
+            named = self.interleave.stride if self.interleave is not None else 1
+        return int(named[index]) if isinstance(named, tuple) else int(named)
+
+    def strides(self, index: int) -> set[int]:
+        """Those of all branches of a block."""
+        if self.interleave is None or index not in self.chosen():
+            return {1}
+        return {self.stride(index, branch) for branch in BRANCHES}
+
+    def chosen(self) -> range:
+        """The blocks that may be sparse."""
+        assert self.interleave is not None
+        return range(self.form.layers)[slice_of(self.interleave.blocks)]
+
+    def kept(self, index: int, branch: str) -> list[int] | None:
+        """The frames on which a branch of a block is computed, None if that is every one."""
+        if self.interleave is None or index not in self.chosen():
             return None
-        number = list(range(self.form.layers))
-        chosen = number[slice_of(self.interleave.blocks)]
-        if index not in chosen:
-            return None
-        n, frames = self.interleave.stride, self.shape.frames
-        residue = chosen.index(index) % n
+        n, frames = self.stride(index, branch), self.shape.frames
+        residue = self.chosen().index(index) % n
         kept = [f for f in range(frames) if f % n == residue or f in (0, frames - 1)]
         return kept if len(kept) < frames else None
 
+    def add_apart(self, block: Block, each: dict[str, list[int] | None]) -> None:
+        """Have what each branch of a block adds interpolated between its own frames."""
+        adds, crossed, frames = block.add, block.crossed, self.shape.frames
+        place, own = tokens_of(self.form, block.kind, self.shape), self.interleave
+        assert own is not None
+
+        def spread(kept: list[int] | None, made: Any, h: Tensor, *rest: Any) -> Tensor:
+            if kept is None:
+                return made(h, *rest)  # type: ignore[no-any-return]
+            after = place.take(made(h.clone(), *rest), kept, frames)
+            return place.spread(h, after, kept, frames, own.fill)
+
+        def add(h: Tensor, y: Tensor, gate: Tensor | None, branch: int) -> Tensor:
+            kept = each["feed_forward" if branch else "self_attention"]
+            whole = spread(kept, adds, h, y, gate, branch)
+            return h.copy_(whole) if self.form.writes == "stream" else whole
+
+        block.add = add
+        block.crossed = lambda *given: spread(each["cross_attention"], crossed, *given)
+
     def sparse(
-        self, block: Block, forward: Callable[..., Any], made: Any, given: Any, kept: list[int]
+        self,
+        block: Block,
+        index: int,
+        forward: Callable[..., Any],
+        made: Any,
+        given: Any,
+        kept: list[int],
     ) -> Any:
         """A block on some frames, the others filled in."""
         assert self.interleave is not None
         frames, whole = self.shape.frames, given["x"]
         given = given | {"x": whole.clone()}  # the block may write into it, before it adds more
         found = places(self.form, block.kind, self.shape)
-        if self.exact(block):
+        if self.exact(index):
             result = forward(**given)
             cut, written = (
                 found["x"][0].take(t, kept, frames) for t in (self.video(result), given["x"])
@@ -211,7 +264,7 @@ class Oracle:
         video = place.spread(whole, cut, kept, frames, fill if added else "state")
         if self.form.hint != "none":
             hint, before = self.model.parts(result, None, None)[2], given["hint"]
-            if self.exact(block):
+            if self.exact(index):
                 hint = place.take(hint, kept, frames)
             added = self.form.hint == "added"
             hint = place.spread(before, hint, kept, frames, fill if added else "state")
@@ -223,10 +276,11 @@ class Oracle:
             whole.copy_(after)
         return self.with_video(result, video)
 
-    def exact(self, block: Block) -> bool:
+    def exact(self, index: int) -> bool:
         """Whether the kept frames are what they are in the dense block."""
         assert self.interleave is not None
-        return self.interleave.kv == "all"
+        kv = self.interleave.kv
+        return (kv if isinstance(kv, str) else kv[index]) == "all"
 
     def added(self, given: Any) -> bool:
         """Whether a block adds to what it is given, or to a norm of that, and does no more."""
@@ -281,8 +335,8 @@ class Oracle:
         keys = replace(place, before=PAST) if form.cache else place
         return Seen(place, keys, True, frames, (frames, s.height, s.width))
 
-    def core(self, block: Block, index: int, kept: list[int] | None) -> Any:
-        """The self-attention of one block."""
+    def core(self, block: Block, index: int, kept: list[int] | None, apart: bool) -> Any:
+        """The self-attention of one block, whose branches may be computed on other frames each."""
         own, frames = self.interleave, self.shape.frames
         few = kept or list(range(frames))
 
@@ -290,12 +344,12 @@ class Oracle:
             given = (q, k, v, mask)
             if own is None or kept is None:
                 return self.inner(block, index, frames, frames, *given)
-            if own.scope == "block" and own.kv == "anchors":
+            if own.scope == "block" and not apart and not self.exact(index):
                 return self.inner(block, index, len(few), len(few), *given)
-            if own.scope == "block" and self.read_whole():
+            if own.scope == "block" and not apart and self.read_whole():
                 return self.inner(block, index, frames, frames, *given)
             seen = self.seen(block, frames)
-            narrow = own.kv == "anchors" or not seen.mixes
+            narrow = not self.exact(index) or not seen.mixes
             q = seen.place.take(q, few, frames)
             if narrow:
                 k, v = (seen.keys.take(t, few, frames) for t in (k, v))

@@ -113,12 +113,33 @@ def draw_passes(source: random.Random, form: Form, shape: Shape) -> Passes:
 
 def draw_interleave(source: random.Random, form: Form, shape: Shape) -> Pass:
     """Frame-interleaved sparsity with random options."""
+    if source.random() < 0.3:
+        return draw_branches(source, form)
     return FrameInterleave(
         stride=source.choice([2, 2, 3, min(4, max(shape.frames, 2))]),
         blocks=f"{source.choice(['', '0', '1', '-1'])}:{source.choice(['', '', form.layers])}",
         fill=source.choice(["residual", "residual", "state", "carry"]),
         kv=source.choice(["anchors", "anchors", "all"]),
         scope=source.choice(["block", "block", "attention"]),
+    )
+
+
+def draw_branches(source: random.Random, form: Form) -> Pass:
+    """Frame-interleaved sparsity with random strides of some branches, for all blocks or each."""
+
+    def strides() -> Any:
+        if source.random() < 0.6:
+            return source.choice([1, 2, 2, 3])
+        return [source.choice([1, 2, 3]) for _ in range(form.layers)]
+
+    kv = [source.choice(["anchors", "all"]) for _ in range(form.layers)]
+    branches = source.sample(["self_attention", "cross_attention", "feed_forward"], k=2)
+    return FrameInterleave(
+        stride=source.choice([1, 1, 2]),
+        blocks=f"{source.choice(['', '1'])}:",
+        fill=source.choice(["residual", "residual", "carry"]),
+        kv=source.choice([kv[0], kv]),  # type: ignore[arg-type]
+        **{branch: strides() for branch in branches},
     )
 
 

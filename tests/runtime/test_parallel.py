@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fisopt
+from fisopt.runtime.same_ranks import together
 from tests.runtime.parallel_worker import clip
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +58,16 @@ def same_clip(folder: Path, ranks: int) -> None:
         got = torch.load(folder / f"clip_{rank}.pt")
         assert (got - want).square().mean().log10() * -10 >= 60
         assert not torch.equal(want, torch.zeros_like(want))
+
+
+def test_a_lost_rank_is_named() -> None:
+    with (
+        pytest.raises(fisopt.RankError, match="the other ranks of its 4 in vain"),
+        together(("0", 4)),
+    ):
+        raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:31337")
+    with pytest.raises(RuntimeError, match="shapes do not match"), together(("0", 4)):
+        raise RuntimeError("shapes do not match")
 
 
 def test_two_processes(tmp_path: Path, one_testbed: None) -> None:

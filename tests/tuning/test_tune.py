@@ -16,13 +16,15 @@ import torch
 import fisopt
 from fisopt import InputError, OptionError
 from fisopt.errors import FisoptError
+from fisopt.tuning import component as component_module
 from fisopt.tuning import search
-from fisopt.tuning import space as space_module
+from fisopt.tuning.component import Component
 from fisopt.tuning.option import Option, options_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.prior import prior
 from fisopt.tuning.recorder import Recorder
-from fisopt.tuning.space import Component, Place, Plan, Reuse, Space
+from fisopt.tuning.reuse import Reuse
+from fisopt.tuning.space import Place, Plan, Space
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tune import rehearse_program
 from tests.conftest import captured
@@ -40,7 +42,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
         "self_attention": (Option("self_attention", 2), Option("self_attention", 2, "anchors")),
         "feed_forward": (Option("feed_forward", 2),),
     }
-    monkeypatch.setattr(space_module, "options_of", lambda part, _: kept.get(part, ()))
+    monkeypatch.setattr(component_module, "options_of", lambda part, _: kept.get(part, ()))
     monkeypatch.setattr(search, "ROUNDS", 1)
     monkeypatch.setattr(search, "REPAIRS", 2)
 
@@ -109,7 +111,7 @@ def test_what_is_saved_is_what_programs_save() -> None:
     (frames,) = made.passes(plan)["transformer"]
     assert isinstance(frames, fisopt.FrameInterleave)
     assert (frames.steps, frames.rotate, frames.self_attention) == ("1", "steps", 2)
-    reuse = Reuse("transformer", (1,), (1,))
+    reuse = Reuse("transformer", (1,))
     assert reuse in made.reuses
     passes = made.passes(Plan({}, (reuse,)))["transformer"]
     assert passes == [fisopt.StepCache(steps=[1], blocks=":")]
@@ -130,23 +132,42 @@ def test_a_plan_says_each_block() -> None:
     assert (frames.cross_attention, frames.feed_forward) == (1, 1)
 
 
-def test_the_plan_is_the_best_one() -> None:
+def brute_force(made: Space, options: list[Place]) -> list[Plan]:
+    """Every plan of a space that is small enough to write down."""
+    (steps,) = (sorted(c.calls) for c in made.components.values())
+    plans = []
+    for reused in itertools.product([False, True], repeat=len(steps) - 1):
+        flags = [False, *reused]
+        runs, start = [], 0
+        for step in [*steps, None]:
+            if step is None or not flags[step]:
+                runs += [] if step is not None and step == start else [tuple(steps[start:step])]
+                start = len(steps) if step is None else step + 1
+        chosen = tuple(r for r in made.reuses if r.steps in runs)
+        if sum(len(r.steps) for r in chosen) != sum(flags):
+            continue  # a run that is longer than any that is offered
+        free = [p for p in options if not all(flags[s] for s in p.steps)]
+        for picks in itertools.product(*[[None, *made.options[p]] for p in free]):
+            kept = {p: o for p, o in zip(free, picks, strict=True) if o is not None}
+            plans.append(Plan(kept, chosen))
+    return plans
+
+
+@pytest.mark.parametrize(("steps", "group"), [(2, 1), (5, 2)])
+def test_the_plan_is_the_best_one(steps: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against every plan of a space that is small enough to write down."""
-    made = space({0: 1, 1: 1})
+    monkeypatch.setattr(component_module, "GROUPS", 0)
+    monkeypatch.setattr(component_module, "MANY", steps // group)
+    made = space(dict.fromkeys(range(steps), 1))
     generator = torch.Generator().manual_seed(0)
     kept = [p for p in made.options if p.part == "self_attention"]
     made.options = {p: made.options[p][:2] for p in kept}
     changes: list[Any] = [(p, o) for p, options in made.options.items() for o in options]
     prices = {c: float(torch.rand((), generator=generator)) for c in (*changes, *made.reuses)}
     knapsack = Knapsack(made, prices)
-    ways = [[None, *options] for options in made.options.values()]
-    plans = []
-    for picks in itertools.product(*ways):
-        options = {p: o for p, o in zip(made.options, picks, strict=True) if o is not None}
-        plans.append(Plan(options))
-        if not any(p.steps == (1,) for p in options):
-            plans.append(Plan(options, tuple(made.reuses)))
-    for saved in (0.05, 0.2, 0.3, 0.5):
+    plans = brute_force(made, kept)
+    assert len({len(p.reuses) for p in plans}) > 1
+    for saved in (0.05, 0.2, 0.3, 0.5, 0.9):
         fit = [p for p in plans if knapsack.saving(p) >= saved]
         found = knapsack.least_error(saved)
         if not fit:

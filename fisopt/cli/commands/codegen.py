@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Frames, Height, Passes, Published, Strict, Width
+from fisopt.cli.options import Frames, Height, Imports, Passes, Published, Strict, Width
 
 
 def run(
     model: Published,
     passes: Passes = None,
+    imports: Imports = None,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -25,7 +26,8 @@ def run(
     from fisopt.cli.emission import emission, emission_view
     from fisopt.cli.expressions import parse_passes
 
-    parsed, video = parse_passes(passes or []), {"height": height, "width": width, "frames": frames}
+    parsed = parse_passes(passes or [], imports)
+    video = {"height": height, "width": width, "frames": frames}
     with stderr().status("starting") as status:
         found = emission(model, parsed, **video, strict=strict, status=status)
     stdout().print(emission_view(found, source=source))

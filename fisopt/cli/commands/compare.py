@@ -14,6 +14,7 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Imports,
     Pipeline,
     Seed,
     Texts,
@@ -42,6 +43,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    imports: Imports = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 4,
     guidance: Guidance = None,
     seed: Seed = 0,
@@ -91,7 +93,7 @@ def run(
     check_installed()
     check_free(out / "compare.html", force=True, error=FileError)
     given = configs or ["fis-balanced"]
-    wanted, chosen = comparing.configurations(given), choose_backend(backend)
+    wanted, chosen = comparing.configurations(given, imports), choose_backend(backend)
     listed = [*(comparing.read_prompts(prompts) if prompts else ()), *(texts_ or ())]
     source = Source(model, device, dtype, height, width, frames)
     judge, beside = comparing.scorer_named(scorer), comparing.measures_named(measures or ())
@@ -116,6 +118,7 @@ def run(
         "prompt": texts_,
         "count": count,
         "config": given,
+        "import": imports,
         "steps": steps,
         "guidance": guidance,
         "seed": seed,

@@ -9,6 +9,7 @@ import typer
 
 from fisopt.cli.console import stderr, stdout
 from fisopt.cli.options import (
+    Imports,
     Passes,
     Seed,
 )
@@ -23,8 +24,9 @@ def run(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 4,
     passes: Passes = None,
+    imports: Imports = None,
     backend: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +50,7 @@ def run(
     settings = demo.Settings(
         tuple(prompts or demo.PROMPTS),
         steps,
-        parse_passes(passes or [demo.PASS]),
+        parse_passes(passes or [demo.PASS], imports),
         demo.choose_backend(backend),
         seed,
         guidance,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Device, Dtype, Frames, Height, Passes, Strict, Width
+from fisopt.cli.options import Device, Dtype, Frames, Height, Imports, Passes, Strict, Width
 
 if TYPE_CHECKING:
     from fisopt.artefact.manifest import Format
@@ -24,6 +24,7 @@ def run(
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The file or the folder to write.")],
     passes: Passes = None,
+    imports: Imports = None,
     recipe: Annotated[
         Path | None,
         typer.Option(help="A recipe in the place of passes.", show_default=False),
@@ -63,7 +64,7 @@ def run(
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
 
-    parsed, kind = parse_passes(passes or []), cast("Format", form)
+    parsed, kind = parse_passes(passes or [], imports), cast("Format", form)
     check_target(out, kind, portable, force=force)
     with stderr().status(f"loading {model}") as status:
         source = Source(model, device, dtype, height, width, frames)

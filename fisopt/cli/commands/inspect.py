@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Frames, Height, Passes, Published, Strict, Width
+from fisopt.cli.options import Frames, Height, Imports, Passes, Published, Strict, Width
 
 
 def run(
@@ -16,6 +16,7 @@ def run(
     width: Width = None,
     frames: Frames = None,
     passes: Passes = None,
+    imports: Imports = None,
     steps: Annotated[
         int, typer.Option(min=1, help="Denoising steps, for passes that treat steps differently.")
     ] = 4,
@@ -41,7 +42,8 @@ def run(
     from fisopt.cli.ranks_view import bytes_a_second, counts, ranks_table
 
     many, rate = counts(ranks) if ranks is not None else [], bytes_a_second(link)
-    parsed, video = parse_passes(passes or []), {"height": height, "width": width, "frames": frames}
+    parsed = parse_passes(passes or [], imports)
+    video = {"height": height, "width": width, "frames": frames}
     with stderr().status("starting") as status:
         found = inspect_model(model, parsed, **video, steps=steps, strict=strict, status=status)
         table = ranks_table(found.optimised, many, rate) if many else None

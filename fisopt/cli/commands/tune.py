@@ -34,6 +34,13 @@ def run(
     texts_: Texts = None,
     guidance: Guidance = None,
     seed: Seed = 0,
+    costs: Annotated[
+        str | None,
+        typer.Option(
+            help="What a speed is a ratio of: flops, or inductor or eager, for which each stage is "
+            "timed once by that backend. Default: flops, of a target in ms inductor."
+        ),
+    ] = None,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -55,10 +62,10 @@ def run(
     from fisopt.files import check_free
     from fisopt.page.write import has_packages, write_page
     from fisopt.tuning.goal import Goal
-    from fisopt.tuning.tune import check_minutes, rehearse_program
+    from fisopt.tuning.tune import check_minutes, rehearse_program, unit_for
     from fisopt.tuning.tuned_page import page_of
 
-    Goal.of(target)  # refused before a large model is loaded
+    unit = unit_for(costs, Goal.of(target))  # refused before a large model is loaded
     check_minutes(minutes)
     source = Source(model, device, dtype, height, width, frames)
     texts = source.prompts(texts_ or (), prompts, seed=1)
@@ -90,12 +97,14 @@ def run(
             minutes=minutes,
             seed=seed,
             arguments=arguments,
+            costs=unit,
             progress=measured,
             seen=seen,
         )
     written = [*made.save(out, force=True).values(), measured]
     if has_packages():
         options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
+        options |= {"costs": unit}
         shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
         command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
         written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))

@@ -1,4 +1,4 @@
-"""``fisopt distill``."""
+"""``fisopt distill train``, which ``fisopt distill`` is short for."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Imports,
     Passes,
     Pipeline,
     Texts,
@@ -25,6 +26,7 @@ from fisopt.cli.options import (
 def run(
     model: Pipeline,
     passes: Passes = None,
+    imports: Imports = None,
     recipe: Annotated[
         Path | None, typer.Option(help="The passes of a recipe.", show_default=False)
     ] = None,
@@ -48,8 +50,8 @@ def run(
     prepared: Annotated[
         Path | None,
         typer.Option(
-            help="In the place of prompts: what was recorded of them, for these --steps and this "
-            "size; recorded there if it is missing.",
+            help="In the place of prompts: the folder that `fisopt distill prepare` wrote, for "
+            "these --steps and this size; written now if it is missing.",
             show_default=False,
         ),
     ] = None,
@@ -61,6 +63,14 @@ def run(
         int | None,
         typer.Option(min=1, help="Train adapters of this rank (peft).", show_default=False),
     ] = None,
+    through: Annotated[
+        bool,
+        typer.Option(
+            "--through",
+            help="Gradients pass between the steps of the sampler, all in memory at once: nearer "
+            "to the teacher's clips.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Of noise and prompts.")] = 0,
     height: Height = None,
     width: Width = None,
@@ -71,24 +81,22 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for the state and the student.")] = Path("out"),
 ) -> None:
     """Train a student of few steps, or one that has learnt to be sparse."""
-    from fisopt.cli.comparing import read_prompts
-    from fisopt.cli.expressions import parse_pass
+    from fisopt.cli.comparing import texts_of
+    from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
-    from fisopt.distill import Trainer, Training, consistency, prepare, sparse
+    from fisopt.distill import Supplied, Trainer, Training, consistency, prepare, sparse
     from fisopt.distill.prepared import FILE
     from fisopt.errors import OptionError
-    from fisopt.passes.presets import resolve
     from fisopt.recipe.recipe import Recipe
 
     if recipe is not None and passes:
         raise OptionError("distill: give --pass or --recipe, not both")
-    chosen = resolve([parse_pass(text) for text in passes or []])
+    chosen = parse_passes(passes or [], imports)
     if recipe is not None:
         chosen = Recipe.load(recipe).passes
     training = Training(steps=train_steps, batch=batch, accumulate=accumulate, rate=rate, seed=seed)
     source = Source(model, device, dtype, height, width, frames)
-    given = [*(texts_ or ()), *(read_prompts(prompts) if prompts is not None else ())]
-    texts = source.prompts(given, None if given else 64, seed=1)
+    texts = texts_of(source, texts_, prompts)
     pipeline = source.load()
     if prepared is not None and not (prepared / FILE).exists():
         with stderr().status("recording what the prompts are to the transformer"):
@@ -107,6 +115,7 @@ def run(
             "steps": steps,
             "guidance": guidance,
             "training": training,
+            "supplied": Supplied(own=1.0, through=True) if through else Supplied(),
             "arguments": source.size,
             "component": component,
             "lora": lora,

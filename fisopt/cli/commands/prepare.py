@@ -1,0 +1,64 @@
+"""``fisopt distill prepare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fisopt.cli.console import bars, stderr, stdout
+from fisopt.cli.options import (
+    Component,
+    Device,
+    Dtype,
+    Frames,
+    Guidance,
+    Height,
+    Pipeline,
+    Texts,
+    Width,
+)
+
+
+def run(
+    model: Pipeline,
+    texts_: Texts = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file of prompts, one a line.", show_default=False),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
+    guidance: Guidance = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Prompts of a call, for a pipeline that takes lists.")
+    ] = 1,
+    height: Height = None,
+    width: Width = None,
+    frames: Frames = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    component: Component = None,
+    out: Annotated[Path, typer.Option(help="Folder for what is recorded.")] = Path("prepared"),
+) -> None:
+    """Record what a pipeline tells its transformer, so that training needs no text encoder."""
+    from fisopt.cli.comparing import texts_of
+    from fisopt.cli.sources import Source
+    from fisopt.distill import prepare
+
+    source = Source(model, device, dtype, height, width, frames)
+    texts = texts_of(source, texts_, prompts)
+    pipeline = source.load()
+    with bars(stderr(), "prompts") as progress:
+        task = progress.add_task("recording", total=len(texts))
+        folder = prepare(
+            pipeline,
+            texts,
+            out,
+            steps=steps,
+            arguments=source.arguments(guidance),
+            component=component,
+            batch=batch,
+            seen=lambda done: progress.update(task, completed=done),
+        )
+    stdout().print(f"wrote {folder}, {len(texts)} prompts", markup=False)

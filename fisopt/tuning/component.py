@@ -1,0 +1,81 @@
+"""A transformer as what may be changed in it: its branches, its steps, and what options save."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from fisopt.rewrite.pass_manager import PassManager
+from fisopt.rewrite.program import Program
+from fisopt.tuning.costs import Costs, FlopCosts
+from fisopt.tuning.option import Option, Part, options_of
+from fisopt.tuning.reuse import cache_of
+
+GROUPS = 8
+"""A run of at most so many steps is planned step by step; a longer one in `MANY` groups."""
+MANY = 5
+LEAST = 0.005
+"""An option that saves a smaller share of a block is left out there."""
+
+
+@dataclass
+class Component:
+    """A transformer, and what may be changed in it.
+
+    Attributes:
+        name: in the pipeline.
+        dense: its Program.
+        calls: of the transformer, by step of the generation.
+        parts: of every block.
+        costs: in what unit it is costed.
+        saved: by option, what each block saves in one call; where it does not apply, 0.
+        total: what one call costs.
+        reuse: what one call saves that takes what its blocks add from an earlier one.
+    """
+
+    name: str
+    dense: Program
+    calls: Counter[int]
+    costs: Costs = field(default_factory=FlopCosts)
+    parts: list[tuple[Part, ...]] = field(init=False)
+    saved: dict[Option, list[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.parts = [_parts(block) for block in self.dense.blocks]
+        frames = self.dense.layout.frames
+        before = self.costs.blocks(self.dense)
+        for part in dict.fromkeys(part for parts in self.parts for part in parts):
+            for option in options_of(part, frames):
+                program = PassManager([option.everywhere()], strict=False).run(self.dense)
+                each = zip(before, self.costs.blocks(program), self.parts, strict=True)
+                self.saved[option] = [
+                    b - a if part in parts and b - a > LEAST * b else 0.0 for b, a, parts in each
+                ]
+        self.total = self.costs.whole(self.dense)
+        cached = PassManager([cache_of([1], len(self.calls))], strict=False).run(self.dense)
+        self.reuse = max(0.0, self.total - self.costs.whole(cached))
+
+    @property
+    def groups(self) -> list[tuple[int, ...]]:
+        """Its steps, in groups that are planned together."""
+        steps = sorted(self.calls)
+        return _cut(steps, len(steps) if len(steps) <= GROUPS else MANY)
+
+    def bands(self, count: int) -> list[tuple[int, ...]]:
+        """Its blocks in at most so many bands beside the first block."""
+        first, *rest = range(len(self.parts))
+        return [(first,), *_cut(rest, min(count, len(rest)))]
+
+
+def _parts(block: Any) -> tuple[Part, ...]:
+    kinds = dict.fromkeys(branch.kind for branch in block.branches)
+    return tuple(kinds) or ("block",)
+
+
+def _cut(items: Sequence[int], count: int) -> list[tuple[int, ...]]:
+    """Items in so many runs of about one length."""
+    ends = [round(i * len(items) / count) for i in range(count + 1)]
+    return [tuple(items[a:b]) for a, b in pairwise(ends) if b > a]
