@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fisopt.errors import RankError
+from fisopt.passes.sharding.group import process_group
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant
@@ -85,7 +86,7 @@ def compare(facts: Mapping[str, str], group: str) -> None:
     Raises:
         RankError: two ranks differ; on every rank of the group.
     """
-    known = distributed.distributed_c10d._resolve_process_group(group)
+    known = process_group(group)
     every: list[Any] = [None] * distributed.get_world_size(known)
     distributed.all_gather_object(every, dict(facts), group=known)
     for rank, other in enumerate(every):
@@ -123,7 +124,7 @@ def _several(group: str) -> bool:
     """Whether ranks are processes, and not simulated."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return False
-    known = distributed.distributed_c10d._resolve_process_group(group)
+    known = process_group(group)
     return distributed.get_backend(known) != "fake"
 
 
@@ -131,5 +132,5 @@ def _digest(x: Tensor) -> str:
     """A digest of all values."""
     plain = x.detach()
     plain = torch.view_as_real(plain) if plain.is_complex() else plain
-    values = plain.reshape(-1).contiguous().cpu().view(torch.uint8).numpy()
-    return f"{zlib.crc32(values.tobytes(), x.numel()):08x} {list(x.shape)}"
+    values = torch.empty(plain.numel(), dtype=plain.dtype).copy_(plain.reshape(-1))
+    return f"{zlib.crc32(values.view(torch.uint8).numpy().tobytes()):08x} {list(x.shape)}"

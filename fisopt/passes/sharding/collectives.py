@@ -124,8 +124,13 @@ class Ranks:
         ranks, a, b = self.count, old.axis, new.axis
         held, every = part(b.frames, ranks), ranks * part(a.frames, ranks)
         sizes: dict[Hashable, int] = dict(enumerate(_sizes(x)))
-        cut = {"a1": a.outer, "a2": every // ranks, "a3": a.inner, "ranks": ranks}
-        named = {**sizes, **cut, "b1": b.outer, "b2": held, "b3": b.inner}
+        cut: dict[Hashable, int] = {
+            "a1": a.outer,
+            "a2": every // ranks,
+            "a3": a.inner,
+            "ranks": ranks,
+        }
+        named: dict[Hashable, int] = {**sizes, **cut, "b1": b.outer, "b2": held, "b3": b.inner}
 
         def order(old_dim: list[Hashable], new_dim: list[Hashable]) -> list[Hashable]:
             by_dim: dict[Hashable, list[Hashable]] = {old.dim: old_dim, new.dim: new_dim}

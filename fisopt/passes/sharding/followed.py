@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import fx
@@ -40,8 +41,8 @@ def _divided(states: States) -> Iterator[None]:
     try:
         for node, shard in states.items():
             sizes = virtual_shape(node)
-            axes = [shard.axis if shard and d == shard.dim else None for d in range(len(sizes))]
-            set_axes(node, tuple(axes))
+            dims = range(len(sizes))
+            set_axes(node, tuple(shard.axis if shard and d == shard.dim else None for d in dims))
         yield
     finally:
         for node, axes in held.items():
@@ -109,11 +110,9 @@ def _is_beside(node: fx.Node, link: Link) -> bool:
 
 def _of_frames(node: fx.Node) -> Relation:
     """Gathering and filling frames leaves the place of a token in its frame."""
-    values = node.args[:1] if node.target is GATHER else node.args[:2]
-    dim = node.args[1 if node.target is GATHER else 2]
-    outer, inner, before, after = node.args[-4:] if node.target is GATHER else node.args[-5:-1]
-    assert isinstance(dim, int)
-    assert isinstance(outer, int)
+    gathers, args = node.target is GATHER, list[Any](node.args)
+    values, dim = (args[:1], args[1]) if gathers else (args[:2], args[2])
+    outer, inner, before, after = args[-4:] if gathers else args[-5:-1]
     result = Relation()
 
     def at(axis: FrameAxis, value: fx.Node) -> FrameAxis | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 from torch import distributed
 
@@ -34,7 +35,7 @@ def ranks_of(degree: int | None, group: str | None, name: str) -> Ranks:
                 pass_name=name,
             )
         return Ranks(degree, group or UNBOUND)
-    known = distributed.distributed_c10d._resolve_process_group(group or _world())
+    known = process_group(group or _world())
     world = distributed.get_world_size(known)
     count = degree or world
     if world % count:
@@ -54,6 +55,13 @@ def ranks_of(degree: int | None, group: str | None, name: str) -> Ranks:
     return Ranks(count, _part_of(count, distributed.group.WORLD))
 
 
+def process_group(name: str) -> distributed.ProcessGroup:
+    """The process group of a name."""
+    resolve: Any = vars(distributed.distributed_c10d)["_resolve_process_group"]
+    found: distributed.ProcessGroup = resolve(name)
+    return found
+
+
 def _world() -> str:
     return str(distributed.group.WORLD.group_name)  # type: ignore[union-attr]
 
@@ -62,5 +70,5 @@ def _world() -> str:
 def _part_of(count: int, world: object) -> str:
     """The group of as many neighbouring ranks that this one is in; all ranks make them at once."""
     del world  # of which there is another after torch.distributed is set up anew
-    own, _ = distributed.new_subgroups(count)
+    own, _ = distributed.new_subgroups(count)  # type: ignore[no-untyped-call]
     return str(own.group_name)

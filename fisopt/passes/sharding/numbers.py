@@ -32,7 +32,7 @@ def arguments(node: fx.Node, followed: Followed, ranks: int) -> tuple[Any, ...] 
             args[1] = [*sizes[: out.dim], out.local(ranks).size, *sizes[out.dim + 1 :]]
     elif node.target is aten.unflatten.int and out is not None:
         dim = wrap(argument(node, 1, "dim"), len(shape(operand_of(node, 0))))
-        inner: Any = list(args[2])
+        inner = list[Any](args[2])  # type: ignore[arg-type]
         if 0 <= out.dim - dim < len(inner):
             inner[out.dim - dim] = out.local(ranks).size
         args[2] = inner
@@ -69,7 +69,7 @@ def _by_position(node: fx.Node, followed: Followed, ranks: int) -> tuple[Any, ..
     return node.args
 
 
-def _slice(node: fx.Node, operand: fx.Node, shard: Shard, ranks: int) -> tuple[Any, ...]:
+def _slice(node: fx.Node, operand: fx.Node, shard: Shard, ranks: int) -> tuple[Any, ...] | None:
     """A slice of text, or of all that is divided and perhaps text."""
     rank = len(shape(operand))
     dim = wrap(argument(node, 1, "dim", 0), rank)
@@ -94,7 +94,7 @@ def _slice(node: fx.Node, operand: fx.Node, shard: Shard, ranks: int) -> tuple[A
 
 def _split(node: fx.Node, shard: Shard, ranks: int) -> tuple[Any, ...] | None:
     """A split by lengths, where one of the pieces has all that is divided."""
-    lengths: Any = list(node.args[1])  # type: ignore[call-overload]
+    lengths = list[Any](node.args[1])  # type: ignore[arg-type]
     start, axis = 0, shard.axis
     for i, length in enumerate(lengths):
         if start <= axis.before and start + length >= axis.before + axis.video:
