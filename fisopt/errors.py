@@ -74,6 +74,10 @@ class ScheduleError(FisoptError):
     """The denoising step, its count or the branch could not be told, or a schedule is unfit."""
 
 
+class RankError(FisoptError, RuntimeError):
+    """Ranks that share a clip do not run the same thing, or one of them is gone."""
+
+
 class RecipeError(FisoptError):
     """A recipe cannot be written, cannot be read, or is for another model."""
 

@@ -21,6 +21,13 @@ def run(
     steps: Annotated[
         int, typer.Option(min=1, help="Denoising steps, for passes that treat steps differently.")
     ] = 4,
+    ranks: Annotated[
+        str | None,
+        typer.Option(
+            help="Also predict the call on so many GPUs, such as 1,2,4,8.", show_default=False
+        ),
+    ] = None,
+    link: Annotated[str, typer.Option(help="What a GPU sends to the others.")] = "350GB/s",
     text: Annotated[bool, typer.Option("--text/--no-text", help="Print the program text.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="In the text, also print each distinct block.")
@@ -33,10 +40,15 @@ def run(
     """Capture, rewrite and cost a model on the meta device."""
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.inspection import inspect_model, inspection_view
+    from fisopt.cli.ranks_view import bytes_a_second, counts, ranks_table
     from fisopt.cli.sources import Source
 
+    many, rate = counts(ranks) if ranks is not None else [], bytes_a_second(link)
     parsed = parse_passes(passes or [], imports)
     source = Source(model, height=height, width=width, frames=frames)
     with stages("starting") as shown:
         found = inspect_model(source, parsed, steps=steps, strict=strict, stages=shown)
+        table = ranks_table(found.optimised, many, rate) if many else None
+    if table is not None:
+        stdout().print(table)
     stdout().print(inspection_view(found, text=text, blocks=blocks, full=full))

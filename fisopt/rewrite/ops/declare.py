@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
         opaque: whether it stays one call when a graph is compiled.
         flops: the FLOPs of a call, from its operands.
         traffic: the bytes that a call moves, from its operands, where that is what it takes.
+        sends: the bytes that a rank sends to others in a call, from its operands.
         counts_as: the class of the cost model that they belong to; attentions are told apart.
         gradient: ``recompute`` runs the implementation again and differentiates it; ``zero`` is for
             results that do not change with the operands, such as indices; ``missing`` is an error
@@ -74,6 +75,7 @@ class Options(TypedDict, total=False):
     opaque: bool
     flops: Callable[..., float]
     traffic: Callable[..., float]
+    sends: Callable[..., float]
     counts_as: CostClass
     gradient: Gradient
 
