@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from rich.console import Group, RenderableType
 from rich.status import Status
 from rich.table import Table
@@ -65,12 +66,13 @@ def inspect_model(
     steps: int,
     strict: bool,
     status: Status,
+    dtype: torch.dtype = torch.float32,
 ) -> Inspection:
     """Capture a published model on the meta device and rewrite it."""
     began = [time.perf_counter()]
     status.update(f"building {name} on the meta device")
-    model = models.build(name)
-    inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
+    model = models.build(name, dtype=dtype)
+    inputs = models.example_inputs(name, height, width, frames, dtype=dtype)
     known = models.published().get(name.lower(), models.find_family(name).published[0])
     video = (height or known.height, width or known.width, frames or known.num_frames)
     size = size_of(model, *video)

@@ -23,7 +23,8 @@ def run(
     ranks: Annotated[
         str | None,
         typer.Option(
-            help="Also predict the call on so many GPUs, such as 1,2,4,8.", show_default=False
+            help="Also predict the call, in bfloat16, on so many GPUs, such as 1,2,4,8.",
+            show_default=False,
         ),
     ] = None,
     link: Annotated[str, typer.Option(help="What a GPU sends to the others.")] = "350GB/s",
@@ -37,15 +38,20 @@ def run(
     strict: Strict = True,
 ) -> None:
     """Capture, rewrite and cost a published model on the meta device."""
+    import torch
+
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.inspection import inspect_model, inspection_view
     from fisopt.cli.ranks_view import bytes_a_second, counts, ranks_table
 
     many, rate = counts(ranks) if ranks is not None else [], bytes_a_second(link)
     parsed = parse_passes(passes or [], imports)
+    dtype = torch.bfloat16 if many else torch.float32  # what is sent is of two bytes, as on GPUs
     video = {"height": height, "width": width, "frames": frames}
     with stderr().status("starting") as status:
-        found = inspect_model(model, parsed, **video, steps=steps, strict=strict, status=status)
+        found = inspect_model(
+            model, parsed, **video, steps=steps, strict=strict, status=status, dtype=dtype
+        )
         table = ranks_table(found.optimised, many, rate) if many else None
     if table is not None:
         stdout().print(table)
