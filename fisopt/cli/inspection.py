@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -57,12 +58,18 @@ class Inspection:
 
 
 def inspect_model(
-    source: Source, passes: Sequence[Pass], *, steps: int, strict: bool, stages: Stages
+    source: Source,
+    passes: Sequence[Pass],
+    *,
+    steps: int,
+    strict: bool,
+    stages: Stages,
+    dtype: torch.dtype = torch.float32,
 ) -> Inspection:
     """Capture a model on the meta device and rewrite it."""
     began = [time.perf_counter()]
     stages.update(f"building {source.model} on the meta device")
-    held = shapes_of(source)
+    held = shapes_of(source, dtype=dtype)
     size = held.size
     began.append(time.perf_counter())
     stages.update(f"capturing {source.model}: {size.layers} layers, {size.tokens:,} tokens")

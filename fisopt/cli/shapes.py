@@ -40,20 +40,25 @@ class Shapes:
     size: Size
 
 
-def shapes_of(source: Source, component: str = "transformer") -> Shapes:
+def shapes_of(
+    source: Source, component: str = "transformer", dtype: torch.dtype = torch.float32
+) -> Shapes:
     """Build a model on the meta device.
 
     Args:
         source: a published name, "testbed", or a pipeline: its folder or its repository; and the
             size of the video.
         component: which transformer of a pipeline.
+        dtype: of its weights and inputs.
 
     Raises:
         InputError: nothing has this name, or no adapter knows the class of the transformer.
     """
     if source.is_published:
-        model = models.build(source.model)
-        inputs = models.example_inputs(source.model, **cast("dict[str, Any]", source.size))
+        model = models.build(source.model, dtype=dtype)
+        inputs = models.example_inputs(
+            source.model, dtype=dtype, **cast("dict[str, Any]", source.size)
+        )
         family = models.find_family(source.model)
         known = models.published().get(source.model.lower(), family.published[0])
         video = (
@@ -63,7 +68,7 @@ def shapes_of(source: Source, component: str = "transformer") -> Shapes:
         )
         title = f"{known.title}, {video[2]} frames of {video[0]} x {video[1]} pixels"
         return Shapes(title, model, inputs, size_of(model, inputs))
-    model = _of_pipeline(source, component)
+    model = _of_pipeline(source, component).to(dtype)
     inputs = call_of(model, source)
     size = size_of(model, inputs)
     title = f"{component} of {source.model}, a {type(model).__name__}"

@@ -45,7 +45,7 @@ class Case:
 
     def model_for(self, frames: int) -> nn.Module:
         """The model that takes this many latent frames; one and the same where all are taken."""
-        if self.frames_key is None:
+        if self.frames_key is None or self.config.get(self.frames_key) == frames:
             return self.model
         return _build(self.family, {**self.config, self.frames_key: frames})
 

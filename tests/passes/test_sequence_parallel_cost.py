@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+import torch
 
 import fisopt
 from fisopt import FrameInterleave, OptionError, Program, models
@@ -18,8 +19,9 @@ LINK = 350e9
 @cache
 def published() -> Program:
     """Wan2.2-A14B at 720p, 81 frames: from shapes alone."""
-    model = models.build("wan2.2-a14b")
-    return fisopt.capture(model, models.example_inputs("wan2.2-a14b"))
+    name, dtype = "wan2.2-a14b", torch.bfloat16
+    model = models.build(name, dtype=dtype)
+    return fisopt.capture(model, models.example_inputs(name, dtype=dtype))
 
 
 def test_bytes_by_hand(wan: Program) -> None:
@@ -61,7 +63,7 @@ def test_counts() -> None:
 @pytest.mark.parametrize("ranks", [4, 8])
 @pytest.mark.parametrize("stride", [2, 3, 4])
 def test_every_rank_has_its_share_of_every_residue(stride: int, ranks: int) -> None:
-    """Frames lie on all ranks, so no block that computes some of them loads one rank more."""
+    """All ranks run one graph, whichever frames it is of; text beside the video is on each."""
     program = rewritten(published(), [FrameInterleave(stride=stride)])
     parts = fisopt.PassManager([fisopt.SequenceParallel(degree=ranks)]).run(program)
     seen = set()
@@ -69,7 +71,7 @@ def test_every_rank_has_its_share_of_every_residue(stride: int, ranks: int) -> N
         if block.body not in seen:
             seen.add(block.body)
             whole, own = graph_cost(block.body.graph).total, graph_cost(part.body.graph).total
-            assert own * ranks == pytest.approx(whole, rel=0.01)
+            assert own * ranks == pytest.approx(whole, rel=0.02)
 
 
 @pytest.mark.slow

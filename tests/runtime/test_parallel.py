@@ -70,6 +70,7 @@ def test_a_lost_rank_is_named() -> None:
         raise RuntimeError("shapes do not match")
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path: Path, one_testbed: None) -> None:
     assert start(tmp_path, "eager") == ["", ""]
     same_clip(tmp_path, 2)

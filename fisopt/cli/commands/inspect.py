@@ -24,7 +24,8 @@ def run(
     ranks: Annotated[
         str | None,
         typer.Option(
-            help="Also predict the call on so many GPUs, such as 1,2,4,8.", show_default=False
+            help="Also predict the call, in bfloat16, on so many GPUs, such as 1,2,4,8.",
+            show_default=False,
         ),
     ] = None,
     link: Annotated[str, typer.Option(help="What a GPU sends to the others.")] = "350GB/s",
@@ -38,6 +39,8 @@ def run(
     strict: Strict = True,
 ) -> None:
     """Capture, rewrite and cost a model on the meta device."""
+    import torch
+
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.inspection import inspect_model, inspection_view
     from fisopt.cli.ranks_view import bytes_a_second, counts, ranks_table
@@ -45,9 +48,10 @@ def run(
 
     many, rate = counts(ranks) if ranks is not None else [], bytes_a_second(link)
     parsed = parse_passes(passes or [], imports)
+    dtype = torch.bfloat16 if many else torch.float32  # what is sent is of two bytes, as on GPUs
     source = Source(model, height=height, width=width, frames=frames)
     with stages("starting") as shown:
-        found = inspect_model(source, parsed, steps=steps, strict=strict, stages=shown)
+        found = inspect_model(source, parsed, steps=steps, strict=strict, stages=shown, dtype=dtype)
         table = ranks_table(found.optimised, many, rate) if many else None
     if table is not None:
         stdout().print(table)
