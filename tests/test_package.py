@@ -75,10 +75,10 @@ def test_wheel_and_sdist_run_in_an_environment_of_their_own(tmp_path: Path) -> N
     venv.create(tmp_path / "env", with_pip=True)
     python = str(tmp_path / "env" / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
-    subprocess.run(pip, check=True)
+    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    subprocess.run(pip, check=True, env=clean)
     here = next(path for path in sys.path if path.endswith("site-packages"))
     (lib,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     (lib / "dependencies.pth").write_text(f"{here}\n")
-    clean = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     subprocess.run([python, "-c", RUN], check=True, cwd=tmp_path, env=clean)
     subprocess.run([str(tmp_path / "env" / "bin" / "fisopt"), "--version"], check=True, env=clean)
