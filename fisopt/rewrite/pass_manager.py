@@ -86,7 +86,7 @@ def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, P
     after which blocks are no longer there to be counted, follows all of them.
     """
     pairs = list(zip(names, passes, strict=True))
-    last = [pair for pair in pairs if pair[1].stage == "steps"]
-    pairs = [pair for pair in pairs if pair[1].stage != "steps"]
+    last = [pair for stage in STAGES[2:] for pair in pairs if pair[1].stage == stage]
+    pairs = [pair for pair in pairs if pair not in last]
     ordered = iter([pair for stage in STAGES for pair in pairs if pair[1].stage == stage])
     return [*(pair if pair[1].stage is None else next(ordered) for pair in pairs), *last]
