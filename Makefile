@@ -14,7 +14,7 @@ KILLS ?= 500
 FILES ?= 5000
 
 .DEFAULT_GOAL := help
-.PHONY: help install browser results demo test test-all lint style types units crash fuzz hostile soak gpu gpu-dry format clean
+.PHONY: help install browser docs results demo test test-all lint style types units crash fuzz hostile soak gpu gpu-dry format clean
 
 help: ## Show what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ browser: $(STAMP) ## A headless Chromium, which the tests of pages need: Debian'
 
 demo: $(STAMP) ## Generate clips dense and optimised, side by side, into out/
 	$(BIN)/fisopt demo --out out
+
+docs: $(STAMP) ## Build the documentation site into out/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 results: $(STAMP) ## Write every table and picture of README and docs from benchmarks/results
 	$(BIN)/python benchmarks/report.py
@@ -69,9 +72,10 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(STAMP)) ## Measure and test on
 gpu-dry: $(STAMP) ## The same on a CPU, tiny and in the interpreter, to see that all of it runs
 	OMP_NUM_THREADS=1 OUT=$(or $(OUT),out/gpu-dry) $(BIN)/python benchmarks/gpu/run.py --dry-run
 
-format: $(STAMP) ## Format the code and fix what can be fixed
+format: $(STAMP) ## Format the code and the pages, and fix what can be fixed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/python scripts/wrap.py
 
 clean: ## Remove what was made: .venv, out, caches
 	rm -rf $(VENV) out build dist *.egg-info

@@ -1,6 +1,6 @@
 """Presets, step caches and other libraries' methods on the testbed's clips, with intervals.
 
-    python benchmarks/bench_peers.py [--clips 24] [--steps 4 25] [--only TEXT] [--device cuda]
+    python benchmarks/bench_peers.py [--clips 24] [--steps 4 25] [--only TEXT ...] [--device cuda]
 
 Every clip alone, from the same noise for all: the clips of one batch would share a cache's
 decision.  Speed is a ratio of FLOPs over a whole clip: of fisopt that of the Programs that ran,
@@ -49,7 +49,9 @@ def entries(steps: int) -> Iterator[Kind]:
     if (plans := path_of(steps)).exists():
         for target, plan in json.loads(plans.read_text())["plans"].items():
             yield f"tuned {target}", "ours", plan["recipe"]
-    for name in fisopt.PRESETS:
+    own = "many-" if many else "few-"
+    presets = sorted(fisopt.PRESETS, key=lambda name: not name.startswith(own))
+    for name in presets[:3]:
         yield f"preset {name}", "ours", [name]
     for threshold in (0.1, 0.14) if many else (0.2,):
         step = fisopt.StepCache(threshold, order=1)
@@ -72,6 +74,8 @@ def entries(steps: int) -> Iterator[Kind]:
         caches += [CacheDit(every=interval) for interval in ((2, 3, 4) if many else (2,))]
         for cache in caches:
             yield cache.name, "peer", cache.method(steps)
+    for name in presets[3:]:
+        yield f"preset {name}", "ours", [name]
 
 
 class Bench:
@@ -156,11 +160,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 25])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="rows whose name holds this text")
+    parser.add_argument(
+        "--only", nargs="+", default=[""], help="rows whose name holds one of these"
+    )
     arguments = parser.parse_args()
     for steps in arguments.steps:
         bench = Bench(arguments.clips, steps, arguments.device)
-        todo = [e for e in entries(steps) if arguments.only in e[0] and bench.row(e[0]) is None]
+        wanted = (e for e in entries(steps) if any(text in e[0] for text in arguments.only))
+        todo = [e for e in wanted if bench.row(e[0]) is None]
         for name, kind, given in tqdm(todo, desc=f"{steps} steps"):
             bench.measure(name, kind, given)
 

@@ -31,6 +31,7 @@ from fisopt.tuning.costs import StageTimes
 from fisopt.tuning.quality import compare
 
 FEW, MANY = 4, 25
+BACKENDS: tuple[Any, ...] = ("eager", "inductor")
 TARGETS = {FEW: ["2x", "1.5x", "2.5x", "3x"], MANY: ["3x", "2x", "4x", "5x"]}
 PROMPTS = [str(p) for p in (*sample_prompts(4, seed=1), *sample_prompts(8, seed=2))]
 
@@ -48,11 +49,14 @@ class Bench:
         self.pipe = load_testbed()
         self.pipe.set_progress_bar_config(disable=True)
         self.minutes, self.kept = minutes, kept
-        self.prompts = [str(p) for p in sample_prompts(clips, seed=11)]
+        self.prompts = held_out(clips)
         held: dict[str, Any] = json.loads(self.path.read_text()) if self.path.exists() else {}
         self.plans: dict[str, Any] = held.get("plans", {})
         self.scores: dict[str, list[dict[str, Any]]] = held.get("scores", {})
-        self.times: dict[str, Any] = held.get("times", {})
+        self.times: dict[str, Any] = {
+            target: known for target, known in held.get("times", {}).items() if "eager" in known
+        }
+        self.note = {name: held[name] for name in ("note",) if name in held}
         self.speeds: dict[str, float | None] = {}
         self.stages: dict[str, float] = {}
         self.dense: list[tuple[np.ndarray, torch.Tensor]] = []
@@ -107,38 +111,44 @@ class Bench:
             )
             self.save()
 
-    def time(self, target: str, rounds: int = 3) -> None:
-        """CPU seconds of a clip on one thread, dense and under a plan, in turns; both eager.
+    def time(self, target: str) -> None:
+        """CPU seconds of a clip on one thread, dense and under a plan: eager, then compiled.
 
         Beside them what FLOPs promise, and what the times of the plan's stages promise.
         """
-        if "stages" in self.times.get(target, {}):
-            return
-        fast = fisopt.optimize(self.eager, recipe=self.plans[target]["recipe"], backend="eager")
+        known = self.times.setdefault(target, {})
+        recipe = self.plans[target]["recipe"]
+        for backend in (b for b in BACKENDS if b not in known):
+            dense = fisopt.optimize(self.eager, [], backend=backend)
+            fast = fisopt.optimize(self.eager, recipe=recipe, backend=backend)
+            known[backend] = self.compared(dense, fast, self.plans[target]["speed_up"])
+            if backend == "eager":
+                known[backend]["stages"] = round(self.promised(fast), 3)
+            self.save()
+
+    def compared(self, dense: Any, fast: Any, predicted: float, rounds: int = 3) -> dict[str, Any]:
+        """Seconds of both, in turns, and their ratio beside the one that FLOPs predict."""
         seconds: dict[str, list[float]] = {"dense": [], "plan": []}
-        for turn in range(rounds + 1):  # the first captures and rewrites
-            for name, module in (("dense", self.eager), ("plan", fast)):
+        for turn in range(rounds + 1):  # the first captures, rewrites and compiles
+            for name, module in (("dense", dense), ("plan", fast)):
                 began = process_time()
                 self.run_once(module, turn)
                 if turn:
                     seconds[name].append(process_time() - began)
-        ratio = statistics.median(
-            a / b for a, b in zip(seconds["dense"], seconds["plan"], strict=True)
-        )
-        predicted = self.plans[target]["speed_up"]
-        self.times[target] = {
-            "seconds": {name: round(statistics.median(s), 3) for name, s in seconds.items()},
+        pairs = zip(seconds["dense"], seconds["plan"], strict=True)
+        ratio = statistics.median(a / b for a, b in pairs)
+        medians = {name: round(statistics.median(s), 3) for name, s in seconds.items()}
+        return {
+            "seconds": medians,
             "speed_up": round(ratio, 3),
             "reached": round(ratio / predicted, 3),
-            "stages": round(self.promised(fast), 3),
         }
-        self.save()
 
     def promised(self, fast: Any) -> float:
         """Dense seconds over those of a plan, as the sum of its stages, each timed alone."""
         costs, inputs = StageTimes("eager", self.stages), fast.last_inputs.kwargs()
         steps = [fast.program(inputs, fisopt.Step(i, self.steps)) for i in range(self.steps)]
-        dense = self.eager.program(self.eager.last_inputs.kwargs())
+        dense = self.eager.program(inputs)
         return self.steps * costs.whole(dense) / sum(map(costs.whole, steps))
 
     def clip(self, module: Any, index: int) -> tuple[np.ndarray, torch.Tensor]:
@@ -187,6 +197,8 @@ class Bench:
             {
                 "machine": machine(),
                 "what": f"bundled testbed, guidance 2.0, {self.steps} Euler steps, float32",
+                "steps": self.steps,
+                **self.note,
                 "prompts": len(PROMPTS),
                 "rows": rows,
                 "plans": self.plans,
@@ -194,6 +206,13 @@ class Bench:
                 "times": self.times,
             },
         )
+
+
+def held_out(count: int) -> list[str]:
+    """So many prompts that no search saw, no two alike."""
+    first = [str(p) for p in sample_prompts(24, seed=11)]
+    more = (str(p) for p in sample_prompts(4 * count, seed=12))
+    return [*dict.fromkeys([*first, *(p for p in more if p not in PROMPTS)])][:count]
 
 
 def summary(scores: list[dict[str, Any]]) -> dict[str, Any]:

@@ -113,11 +113,12 @@ def tiles_section(tiles: dict[str, Any]) -> list[str]:
 
 def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
+    interval = any("half" in row for row in quality["rows"])
+    psnr = "PSNR with half of its 95 % interval over the clips. " if interval else ""
     note = (
         f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
-        "block is dense unless the name says otherwise. PSNR with its 95 % interval over the "
-        "clips. Speed-ups are ratios of FLOPs. One forward: relative L2 error of one call at fixed "
-        "latents, mean over three noise levels."
+        f"block is dense unless the name says otherwise. {psnr}Speed-ups are ratios of FLOPs. One "
+        "forward: relative L2 error of one call at fixed latents, mean over three noise levels."
     )
     lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):
@@ -246,14 +247,17 @@ def tune_section(tuned: dict[str, Any]) -> list[str]:
         f"({tables.host(tuned)}). Plans were tuned on other prompts. PSNR is to the dense clip, "
         "mean and 95 % interval; the error is that of the final latents, relative L2, geometric "
         "mean over the clips, and told the same on other prompts. Speed-ups are ratios of FLOPs "
-        "over all steps, and of CPU seconds of a clip on one thread, both eager, in turns; all "
-        f"three is the checker's score. {tuned.get('note', '')}"
+        "over all steps; eager and compiled, of CPU seconds of a clip on one thread, both in "
+        "turns, with their share of the ratio of FLOPs; all three is the checker's score. "
+        f"{tuned.get('note', '')}"
     ).rstrip()
-    return ["### Tuned plans", "", note, "", tables.tune_table(tuned), ""]
+    title = f"### Tuned plans of {tuned['steps']} steps"
+    return [title, "", note, "", tables.tune_table(tuned), ""]
 
 
 DETAIL = {
     "tune": tune_section,
+    "tune_25": tune_section,
     "testbed_speed": speed_section,
     "testbed_peers": peers_section,
     "testbed_quality": quality_section,
@@ -286,7 +290,7 @@ PAGES = {
     "docs/passes/step_cache.md": {"testbed_peers": caches_section},
     "docs/passes/tile_attention.md": {f"{H200}/tile_attention": tiles_section},
     "docs/export.md": {"export": export_section},
-    "docs/tuning.md": {"tune": tune_section},
+    "docs/tuning.md": {"tune": tune_section, "tune_25": tune_section},
     "docs/distillation.md": {f"{H100}/distillation": students_section},
 }
 

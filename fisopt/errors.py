@@ -74,9 +74,17 @@ class ScheduleError(FisoptError):
     """The denoising step, its count or the branch could not be told, or a schedule is unfit."""
 
 
+class RankError(FisoptError, RuntimeError):
+    """Ranks that share a clip do not run the same thing, or one of them is gone."""
+
+
 class RecipeError(FisoptError):
     """A recipe cannot be written, cannot be read, or is for another model."""
 
 
 class ExportError(FisoptError):
     """An artefact cannot be written, is not complete, or is not fisopt's."""
+
+
+class CheckError(FisoptError, AssertionError):
+    """What `fisopt.testing` checks of a pass does not hold."""

@@ -21,6 +21,7 @@ from fisopt.errors import (
     PassError,
     PostconditionError,
     PreconditionError,
+    RankError,
     RecipeError,
     ScheduleError,
     VerifyError,
@@ -30,6 +31,7 @@ from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.presets import PRESETS
 from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
 from fisopt.passes.reduction.schedule import Schedule
+from fisopt.passes.sequence_parallel import SequenceParallel
 from fisopt.passes.step_cache import StepCache
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.tiling.mask_table import MaskTable
@@ -98,6 +100,7 @@ __all__ = [
     "PreconditionError",
     "Program",
     "RadialDecay",
+    "RankError",
     "Recipe",
     "RecipeError",
     "Rehearsal",
@@ -106,6 +109,7 @@ __all__ = [
     "RulePass",
     "Schedule",
     "ScheduleError",
+    "SequenceParallel",
     "SlidingWindow",
     "Step",
     "StepCache",

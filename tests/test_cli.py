@@ -19,11 +19,12 @@ from typer.testing import CliRunner
 
 import fisopt
 from fisopt import models
-from fisopt.cli import app
+from fisopt.cli import app, doctor
 from fisopt.cli import help as texts
 from fisopt.cli.catalog import models_table, short
 from fisopt.cli.demo import choose_backend, doubtful, has_compiler
 from fisopt.cli.inspection import excerpt, ranges
+from fisopt.cli.stages import stages
 from fisopt.models import testbed
 
 
@@ -85,6 +86,39 @@ def test_no_arguments_shows_the_help() -> None:
 
 def test_version() -> None:
     assert fisopt_command("--version").output == f"fisopt {fisopt.__version__}\n"
+
+
+def test_doctor_says_what_is_missing_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "OPTIONAL", {"torch": "nothing", "not-there": "flying: pip it"})
+    monkeypatch.setattr(doctor, "has_compiler", lambda: False)
+    result = fisopt_command("doctor")
+    assert result.exit_code == 0, result.output
+    rows = {line.split()[0]: line for line in result.output.splitlines() if line.strip()}
+    assert torch.__version__ in rows["torch"]
+    assert "flying: pip it" in rows["not-there"]
+    assert "nothing" not in rows["torch"]
+    assert "install g++" in rows["C++"]
+
+
+def test_shells_complete() -> None:
+    env = {**os.environ, "_FISOPT_COMPLETE": "complete_bash", "COMP_WORDS": "fisopt ver"}
+    done = subprocess.run(
+        [sys.executable, "-m", "fisopt"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**env, "COMP_CWORD": "1"},
+    )
+    assert "verify" in done.stdout, done.stderr
+
+
+def test_stages_are_told_to_a_pipe_and_short_ones_are_not() -> None:
+    console = Console(file=io.StringIO(), force_terminal=False)
+    with stages("quick", console) as shown:
+        shown.update("slow")
+        shown._began -= 5
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.fullmatch(r"slow: \d+\.\d s\n", said)
 
 
 def test_python_m_fisopt() -> None:

@@ -33,7 +33,7 @@ def test_writes_schedule_tables_and_heat_map(
     monkeypatch.setattr(Source, "load", lambda _: pipeline)
     out = tmp_path / "new" / "s.yaml"
     result = invoke(
-        *("some", "--prompts", "2", "--steps", "2", "--target-ratio", "0.7", "--stride", "2,1,2"),
+        *("some", "--prompts", "2", "--steps", "2", "--keep", "0.7", "--stride", "2,1,2"),
         *("--prompt", "one", "--prompt", "two", "--seed", "3", "--out", str(out)),
     )
     assert result.exit_code == 0, result.output
@@ -55,10 +55,10 @@ def test_writes_schedule_tables_and_heat_map(
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("nothing", "--target-ratio", "0.5"), "'nothing' is no pipeline"),
-        (("testbed", "--target-ratio", "0.5", "--height", "64"), "unexpected keyword argument"),
+        (("nothing", "--keep", "0.5"), "'nothing' is no pipeline"),
+        (("testbed", "--keep", "0.5", "--height", "64"), "unexpected keyword argument"),
         (("testbed",), "wanted a target ratio or a target error, one of the two"),
-        (("testbed", "--target-ratio", "0.5", "--stride", "2,2"), "three ints like 2,2,2"),
+        (("testbed", "--keep", "0.5", "--stride", "2,2"), "three ints like 2,2,2"),
     ],
 )
 def test_refusals(args: tuple[str, ...], message: str) -> None:

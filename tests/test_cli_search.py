@@ -39,11 +39,11 @@ def search(weights: Path, out: Path, *more: str, steps: int = 1, prompts: int = 
     for i in range(prompts):
         options += ["--prompt", PROMPT.replace("red", ("red", "green", "blue")[i])]
     arguments = ["search", str(weights), *options, *more]
-    return CliRunner().invoke(app, arguments, env={"COLUMNS": "160", "TERM": "dumb"})
+    return CliRunner().invoke(app, arguments, env={"COLUMNS": "80", "TERM": "dumb"})
 
 
 def test_writes_a_table_that_the_pass_takes(weights: Path, tmp_path: Path) -> None:
-    result = search(weights, tmp_path, "--target-ratio", "1.2")
+    result = search(weights, tmp_path, "--speed", "1.2")
     assert result.exit_code == 0, result.output
     table = MaskTable.load(tmp_path / "masks.json")
     assert [path for path, _ in table.items()] == ["blocks.0", "blocks.1"]
@@ -87,7 +87,7 @@ def test_goes_on_where_it_stopped(
     assert list(held["prompts"]) == ["0"]
     assert search(weights, tmp_path, "--threshold", "0.5").exit_code == 0
     assert sum(measured) == 2, "the first prompt was measured once, and once the second"
-    assert search(weights, tmp_path, "--target-ratio", "1.1").exit_code == 0
+    assert search(weights, tmp_path, "--speed", "1.1").exit_code == 0
     assert sum(measured) == 2, "another way to choose measures nothing"
     again = search(weights, tmp_path, "--threshold", "0.5", "--candidate", "2")
     assert again.exit_code == 2
@@ -105,18 +105,20 @@ def test_threshold_bounds_every_block(weights: Path, tmp_path: Path) -> None:
     masks = {mask for _, mask in MaskTable.load(tmp_path / "masks.json").items()}
     assert masks == {TileMask(1)}
     assert "TileMask(k=1)" in result.output
+    head = next(line for line in result.output.splitlines() if "next sparser" in line)
+    assert head.split() == ["block", "mask", "kept", "error", "next", "sparser"]
     assert "predicted speed-up" in result.output
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give either --threshold or --target-ratio"),
-        (("--threshold", "1", "--target-ratio", "2"), "give either"),
+        ((), "give either threshold or target_ratio (--threshold, --speed)"),
+        (("--threshold", "1", "--speed", "2"), "give either"),
         (("--threshold", "0"), "threshold must be more than 0, got 0.0"),
         (("--threshold", "-1"), "threshold must be more than 0, got -1.0"),
-        (("--target-ratio", "0.5"), "target ratio must be more than 1, got 0.5"),
-        (("--target-ratio", "99"), "out of reach"),
+        (("--speed", "0.5"), "target ratio must be more than 1, got 0.5"),
+        (("--speed", "99"), "out of reach"),
         (("--threshold", "1", "--candidate", "17"), "k=17 is more than the 16 frames"),
         (("--threshold", "1", "--candidate", "Tiles(2)"), "cannot read mask 'Tiles(2)'"),
         (("--threshold", "1", "--candidate", "0"), "k must be an int of at least 1"),

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from fisopt import InputError
+from fisopt.cli.shapes import shapes_of
 from fisopt.cli.sources import PROMPTS, Source
 from fisopt.models import testbed
+from tests.zoo import zoo
 
 
 def test_the_testbed_on_a_device_in_a_dtype() -> None:
@@ -53,3 +55,21 @@ def test_prompts(tmp_path: Path) -> None:
 def test_only_a_size_that_is_given_is_passed_on() -> None:
     assert Source("testbed").size == {}
     assert Source("testbed", height=480, frames=81).size == {"height": 480, "num_frames": 81}
+
+
+def test_shapes_of_what_has_weights(tmp_path: Path) -> None:
+    held = shapes_of(Source("testbed"))
+    assert held.size.grid == (16, 8, 8)
+    assert held.size.layers == 12
+    assert all(p.is_meta for p in held.model.parameters())
+    assert held.title == "transformer of testbed, a WanTransformer3DModel"
+    tiny = zoo()["ltx"]
+    (tmp_path / "model_index.json").write_text('{"_class_name": "LTXPipeline"}')
+    tiny.model.save_config(tmp_path / "transformer")  # type: ignore[operator]
+    found = shapes_of(Source(str(tmp_path), height=64, width=96, frames=17))
+    assert found.size.layers == len(tiny.blocks_of(tiny.model))
+    (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "UNet"}')
+    with pytest.raises(InputError, match="its transformer is a 'UNet', and no adapter knows it"):
+        shapes_of(Source(str(tmp_path)))
+    with pytest.raises(InputError, match="unknown model 'nothing'; the nearest names are"):
+        shapes_of(Source("nothing"))

@@ -7,6 +7,8 @@ released pipelines there are tiny ones, see `tests/standins.py`.
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,12 @@ from fisopt.models.testbed.pipeline import WEIGHTS
 from tests.standins import stand_in
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
@@ -55,6 +62,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
             exec(compile(padded, str(page), "exec", dont_inherit=True), namespace)
 
 
+def test_no_line_is_long() -> None:
+    done = [sys.executable, str(ROOT / "scripts" / "wrap.py"), "--check"]
+    subprocess.run(done, check=True)
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 700
 
@@ -72,3 +84,17 @@ def test_fences_are_closed_and_say_their_language(page: Path) -> None:
     text = page.read_text()
     assert text.count("```") == 2 * len(FENCE.findall(text))
     assert all(language for language, _ in FENCE.findall(text))
+
+
+WORN = re.compile(
+    r"\b(simply|obviously|basically|in order to|utili[sz]e|leverage[sd]?|seamless\w*|inside of"
+    r"|(?:is|are|was|were) said otherwise|is refused by name|know of each other)\b",
+    re.IGNORECASE,
+)
+"""Words that say nothing, and forms in which nobody acts: name who does it, the subject first."""
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_prose_names_who_acts(page: Path) -> None:
+    prose = re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text()))
+    assert not WORN.findall(prose), f"{name_of(page)}: rewrite the sentence"

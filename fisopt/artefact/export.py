@@ -206,6 +206,11 @@ def _check_module(optimized: Any) -> None:
             else "pass what fisopt.optimize returned"
         )
         raise ExportError(f"export: got a {type(optimized).__name__}; {hint}")
+    if divides := [p.name for p in optimized.passes if p.stage == "ranks"]:
+        raise ExportError(
+            f"export: {divides[0]} divides the model among ranks, whose group no file holds yet; "
+            "export without it"
+        )
 
 
 def _inputs(optimized: OptimizedModule, example_inputs: Mapping[str, Any] | None) -> Inputs:

@@ -17,19 +17,21 @@ app = typer.Typer(
     name="fisopt",
     no_args_is_help=True,
     rich_markup_mode="rich",
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
 TALKATIVE = (
     "torchao",
+    "transformers",
+    "diffusers",
     "bitsandbytes.backends.cpu.ops",
     "diffusers.quantizers.torchao.torchao_quantizer",
     "torch.utils._pytree",
 )
 """What diffusers imports wherever it is installed, and warns of kernels that no command uses."""
 COMMANDS = (
-    "models choose inspect codegen demo compare calibrate search tune distill export sign verify"
+    "doctor models choose inspect codegen demo compare calibrate search tune distill export sign "
+    "verify"
 )
 GROUPS = {"distill": "train prepare"}
 """Commands of commands; the first one may be left out."""

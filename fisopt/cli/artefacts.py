@@ -11,6 +11,7 @@ from fisopt import models
 from fisopt.artefact.loader import Artefact
 from fisopt.artefact.manifest import Format, Manifest
 from fisopt.cli.sources import Source
+from fisopt.counted import counted
 from fisopt.errors import InputError
 from fisopt.models.testbed.model import null_embeddings, with_coordinates
 from fisopt.models.testbed.scenes import FRAMES, SIZE
@@ -27,7 +28,7 @@ def load(source: Source, component: str, form: Format) -> tuple[nn.Module, dict[
     Raises:
         InputError: it is neither, or its weights are not there for this format.
     """
-    if source.model.lower() in models.published():
+    if source.is_published:
         if form != "text":
             raise InputError(
                 f"export: {source.model!r} is known by its shapes alone; of a published name there "
@@ -38,11 +39,11 @@ def load(source: Source, component: str, form: Format) -> tuple[nn.Module, dict[
     model = getattr(pipeline := source.load(), component, None)
     if not isinstance(model, nn.Module):
         raise InputError(f"{source.model}, a {type(pipeline).__name__}, has no {component}")
-    return model, _call(model, source)
+    return model, call_of(model, source)
 
 
-def _call(model: nn.Module, source: Source) -> dict[str, Any]:
-    """One forward call of a pipeline's model."""
+def call_of(model: nn.Module, source: Source) -> dict[str, Any]:
+    """The arguments of one forward call of a pipeline's model."""
     size: dict[str, Any] = {**source.size}
     if not source.is_testbed:
         return models.example_inputs(model, **size)
@@ -76,7 +77,7 @@ def lines(held: Artefact) -> list[str]:
     parts = sum(len(v.parts) for v in manifest.variants) + len(manifest.beside)
     passes = ", ".join(str(p["name"]) for p in manifest.recipe["passes"]) or "no passes"
     code = "native code" if manifest.format == "aoti" else "data"
-    first = f"{held.path}: {parts} parts of {manifest.format} as written, {code}"
+    first = f"{held.path}: {counted(parts, 'part')} of {manifest.format} as written, {code}"
     signed = [] if held.signed is None else [f"signed with the key: {held.signed}"]
     more = [f"{manifest.model['class']}, {passes}", *signed, *summary(manifest)]
     return [first, *(f"  {line}" for line in more)]

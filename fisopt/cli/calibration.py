@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from rich.table import Table
 
+from fisopt.counted import counted
 from fisopt.passes.reduction.features import FEATURES
 from fisopt.tuning.calibrate import Calibration
 
@@ -34,7 +35,8 @@ def summary(made: Calibration, cache_steps: int) -> Table:
     """What the schedule costs and what it does to the output."""
     schedule, measured = made.schedule, made.schedule.measured
     grid = "x".join(map(str, measured.grid or ()))
-    title = f"{measured.model}, {grid} tokens, {schedule.steps} steps, {measured.prompts} prompts"
+    run = f"{counted(schedule.steps, 'step')}, {counted(measured.prompts, 'prompt')}"
+    title = f"{measured.model}, {grid} tokens, {run}"
     table = Table(title=title, title_justify="left", show_header=False)
     table.add_row("chosen for", measured.target)
     for feature in FEATURES:

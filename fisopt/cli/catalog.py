@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -45,10 +46,9 @@ class Size:
         return frames * rows * columns
 
 
-def size_of(model: nn.Module, height: int, width: int, frames: int) -> Size:
-    """Measure a model of a known family, on the meta device, for a video in pixels."""
+def size_of(model: nn.Module, inputs: Mapping[str, Any]) -> Size:
+    """Measure a model of a known family, on the meta device, for the arguments of a call."""
     spec = models.spec_of(model)
-    inputs = models.example_inputs(model, height=height, width=width, num_frames=frames)
     layers = sum(matches(path, spec.blocks) for path, _ in model.named_modules())
     return Size(spec.grid_of(inputs), layers, sum(p.numel() for p in model.parameters()))
 

@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 import fisopt
-from fisopt import models
 from fisopt.cli.schedule import plan_steps
+from fisopt.cli.shapes import shapes_of
+from fisopt.cli.sources import Source
 from fisopt.errors import FisoptError
 from fisopt.passes.figures import Figure, figure_of
 from fisopt.passes.presets import PAPER, PRESETS
@@ -37,21 +38,12 @@ class Priced:
     why: str = ""
 
 
-def price_presets(
-    name: str,
-    steps: int,
-    *,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    seen: Callable[[str], object],
-) -> list[Priced]:
-    """Every preset for a published model, which is captured from its shapes alone."""
-    seen(f"building {name} on the meta device")
-    model = models.build(name)
-    inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
-    seen(f"capturing {name}")
-    dense = fisopt.capture(model, inputs)
+def price_presets(source: Source, steps: int, *, seen: Callable[[str], object]) -> list[Priced]:
+    """Every preset for a model, which is captured from its shapes alone."""
+    seen(f"building {source.model} on the meta device")
+    held = shapes_of(source)
+    seen(f"capturing {source.model}")
+    dense = fisopt.capture(held.model, held.inputs)
     found = []
     for preset in PRESETS:
         seen(f"pricing {preset}")

@@ -90,10 +90,10 @@ def measures_named(texts: Sequence[str]) -> dict[str, Measure]:
     return {MEASURES[text][0]: MEASURES[text][1]() for text in texts}
 
 
-def written(found: Comparison, out: Path, command: str) -> list[Path]:
-    """Write the page and the figures."""
-    page = found.save_page(out / "compare.html", command)
-    return [page, write(out / "compare.json", found.to_json() + "\n")]
+def written(found: Comparison, page: Path, command: str) -> list[Path]:
+    """Write the page and, beside it, the figures."""
+    saved = found.save_page(page, command)
+    return [saved, write(page.with_suffix(".json"), found.to_json() + "\n")]
 
 
 def repeated(command: str, model: str, options: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from fisopt.cli.options import Traceback
+from fisopt.cli.stages import told
 from fisopt.errors import FisoptError
 
 BAD_INPUT = 2
@@ -39,7 +40,7 @@ def bars(console: Console, of: str = "steps") -> Iterator[Progress]:
         TextColumn(of),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console) as progress:
+    with Progress(*columns, console=console) as progress, told(progress):
         yield progress
 
 
@@ -55,7 +56,7 @@ def steps_bar(doing: str, total: int) -> Iterator[Callable[[int], None]]:
 def counting_bar(doing: str) -> Iterator[Callable[[int], None]]:
     """A count on stderr of what has no known end; what is yielded takes it."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed} done"))
-    with Progress(*columns, TimeElapsedColumn(), console=stderr()) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=stderr()) as progress, told(progress):
         task = progress.add_task(doing, total=None)
         yield lambda done: progress.update(task, completed=done)
 

@@ -19,6 +19,7 @@ from fisopt.cli.catalog import short
 from fisopt.cli.comparing import progress_of, repeated
 from fisopt.cli.console import bars
 from fisopt.cli.pictures import Caption, Pair, write_json, write_pictures
+from fisopt.cli.stages import stages
 from fisopt.codegen.compile import BACKENDS, Backend, has_compiler
 from fisopt.comparison.compare import compare
 from fisopt.comparison.likeness import MOST, Likeness
@@ -115,7 +116,7 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     if doubt := doubtful(figures):
         out.print(Text(doubt, style="yellow"), soft_wrap=True)
     out.print(Text(found.row(OURS).report, style="dim"), soft_wrap=True)
-    with err.status("writing pictures"):
+    with stages("writing pictures", err):
         written = _pictures(settings, dense, clips, figures["speed_up"])
         written.append(write_json(figures, settings.out / "demo.json"))
         written += _page(settings, found, err)

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 
 from rich.console import Group, RenderableType
 from rich.rule import Rule
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 from torch import fx
 
 import fisopt
-from fisopt import models
 from fisopt.cli.inspection import ranges
+from fisopt.cli.shapes import shapes_of
+from fisopt.cli.sources import Source
+from fisopt.cli.stages import Stages
 from fisopt.codegen.emit.expression import RefusalError
 from fisopt.codegen.emit.kernel import Kernel, emit
 from fisopt.codegen.emit.region import find_regions
@@ -40,23 +41,13 @@ class Emission:
     refused: Counter[str] = field(default_factory=Counter)
 
 
-def emission(
-    name: str,
-    passes: Sequence[Pass],
-    *,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    strict: bool,
-    status: Status,
-) -> Emission:
-    """Capture a published model on the meta device, rewrite it and emit its kernels."""
-    status.update(f"building {name} on the meta device")
-    model = models.build(name)
-    inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
-    status.update(f"capturing {name}")
-    program = fisopt.capture(model, inputs)
-    status.update("rewriting and emitting")
+def emission(source: Source, passes: Sequence[Pass], *, strict: bool, stages: Stages) -> Emission:
+    """Capture a model on the meta device, rewrite it and emit its kernels."""
+    stages.update(f"building {source.model} on the meta device")
+    held = shapes_of(source)
+    stages.update(f"capturing {source.model}")
+    program = fisopt.capture(held.model, held.inputs)
+    stages.update("rewriting and emitting")
     return emit_program(PassManager(passes, strict=strict).run(program))
 
 

@@ -7,19 +7,31 @@ APP = """Make video diffusion transformers faster by rewriting their graphs, wit
 \b
 Examples:
   fisopt demo                           clips, dense and optimised, in out/
+  fisopt doctor                         what is installed, and what is missing
   fisopt models                         which models and presets are known
   fisopt choose wan2.2-a14b --speed 2   which preset to take, without weights
   fisopt inspect wan2.2-a14b            what a model costs, without weights
   fisopt inspect wan2.2-a14b -p fis-a   ... and what a preset makes of it
   fisopt codegen wan2.2-a14b -p fis-a   the kernels that are emitted for it
   fisopt compare testbed -c fis-a -c fis-fast    time and quality of several
-  fisopt calibrate testbed --target-ratio 0.8    a schedule for TokenReduction
+  fisopt calibrate testbed --keep 0.8            a schedule for TokenReduction
   fisopt search testbed --threshold 0.05         masks for TileAttention
   fisopt tune testbed --target 2x                passes for a speed
   fisopt distill testbed -p fis-fast             weights used to passes
   fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
+[cyan]fisopt --install-completion[/cyan] completes commands and options in your shell.
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
+"""
+
+DOCTOR = """Say what is installed here, what is missing, and what that is for.
+
+Versions, devices, attentions of packages, the C++ compiler, caches, the
+testbed's weights, and the packages that single commands need.
+
+\b
+Example:
+  fisopt doctor
 """
 
 MODELS = """List the model families, their published models with shapes and sizes, and the presets.
@@ -43,14 +55,15 @@ Examples:
   fisopt choose hunyuanvideo-1.5 --speed 1.5 --steps 25
 """
 
-INSPECT = """Show what a published model computes and what passes make of it; no weights are needed.
+INSPECT = """Show what a model computes and what passes make of it; no weights are needed.
 
-The model is built from shapes alone, captured as a graph of blocks,
-rewritten, verified and costed; that takes one to four minutes and about a
-GB.
+The model, a published one or that of a pipeline, is built from its shapes
+alone, captured as a graph of blocks, rewritten, verified and costed.  For a
+published one that takes one to four minutes and about a GB.
 
 \b
 Examples:
+  fisopt inspect testbed
   fisopt inspect wan2.2-ti2v-5b
   fisopt inspect wan2.2-a14b --frames 41 --height 480 --width 832
   fisopt inspect hunyuanvideo-1.5 --pass fis-a --no-text
@@ -125,9 +138,9 @@ from there.
 
 \b
 Examples:
-  fisopt calibrate testbed --target-ratio 0.8
+  fisopt calibrate testbed --keep 0.8
   fisopt calibrate testbed --prompts 8 --steps 4 --target-error 0.05
-  fisopt calibrate ./CogVideoX-2b --steps 50 --target-ratio 0.8
+  fisopt calibrate ./CogVideoX-2b --steps 50 --keep 0.8
   fisopt demo --pass 'TokenReduction(schedule="out/schedule.yaml")'
 """
 
@@ -137,7 +150,7 @@ Each block runs dense and under every candidate mask, at every step of some
 clips.  Chosen are the sparsest masks within an error (--threshold, the
 relative L2 distance that they move the video that a block returns; the r of
 the paper, Efficient-vDiT, is on another scale), or the best ones for a cost
-(--target-ratio).  Then all are checked together.  A search that was stopped
+(--speed).  Then all are checked together.  A search that was stopped
 goes on from there.  Writes masks.json, which TileAttention takes as its
 table, and pictures of the masks, of the attention under them and of the
 density by layer (PNG).
@@ -145,7 +158,7 @@ density by layer (PNG).
 \b
 Examples:
   fisopt search testbed --threshold 0.05
-  fisopt search testbed --target-ratio 1.1 --steps 25 --out masks
+  fisopt search testbed --speed 1.1 --steps 25 --out masks
   fisopt search testbed --threshold 0.2 --candidate 'SlidingWindow(radius=2)'
   fisopt search ./Wan2.2-TI2V-5B-Diffusers --threshold 0.05 --frames 81
   fisopt demo --pass 'TileAttention(table="out/masks.json")'

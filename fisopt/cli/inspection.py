@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from rich.console import Group, RenderableType
-from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
 import fisopt
-from fisopt import models
-from fisopt.cli.catalog import Size, short, size_of
+from fisopt.cli.catalog import Size, short
 from fisopt.cli.schedule import Plan, plan_steps
+from fisopt.cli.shapes import shapes_of
+from fisopt.cli.sources import Source
+from fisopt.cli.stages import Stages
 from fisopt.rewrite.block import repeated_blocks
 from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, not_predicted, program_cost
 from fisopt.rewrite.pass_base import Pass
@@ -56,29 +57,18 @@ class Inspection:
 
 
 def inspect_model(
-    name: str,
-    passes: Sequence[Pass],
-    *,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    steps: int,
-    strict: bool,
-    status: Status,
+    source: Source, passes: Sequence[Pass], *, steps: int, strict: bool, stages: Stages
 ) -> Inspection:
-    """Capture a published model on the meta device and rewrite it."""
+    """Capture a model on the meta device and rewrite it."""
     began = [time.perf_counter()]
-    status.update(f"building {name} on the meta device")
-    model = models.build(name)
-    inputs = models.example_inputs(name, height=height, width=width, num_frames=frames)
-    known = models.published().get(name.lower(), models.find_family(name).published[0])
-    video = (height or known.height, width or known.width, frames or known.num_frames)
-    size = size_of(model, *video)
+    stages.update(f"building {source.model} on the meta device")
+    held = shapes_of(source)
+    size = held.size
     began.append(time.perf_counter())
-    status.update(f"capturing {name}: {size.layers} layers, {size.tokens:,} tokens")
-    dense = fisopt.capture(model, inputs)
+    stages.update(f"capturing {source.model}: {size.layers} layers, {size.tokens:,} tokens")
+    dense = fisopt.capture(held.model, held.inputs)
     began.append(time.perf_counter())
-    status.update("rewriting")
+    stages.update("rewriting")
     variants = Variants.of(passes, steps)
     manager = PassManager.of(variants.fullest, strict=strict)
     optimised = manager.run(dense)
@@ -90,12 +80,9 @@ def inspect_model(
 
     plan = plan_steps(variants, steps, rewrite)
     began.append(time.perf_counter())
-    stages = dict(zip(STAGES, (b - a for a, b in pairwise(began)), strict=True))
-    height_, width_, frames_ = video
-    title = f"{known.title}, {frames_} frames of {height_} x {width_} pixels"
-    return Inspection(
-        title, size, tuple(passes), dense, optimised, tuple(manager.applied), plan, stages
-    )
+    took = dict(zip(STAGES, (b - a for a, b in pairwise(began)), strict=True))
+    applied = tuple(manager.applied)
+    return Inspection(held.title, size, tuple(passes), dense, optimised, applied, plan, took)
 
 
 def inspection_view(found: Inspection, *, text: bool, blocks: bool, full: bool) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -28,7 +29,13 @@ Imports = Annotated[
         show_default=False,
     ),
 ]
-Published = Annotated[str, typer.Argument(help="A name that `fisopt models` lists.")]
+Shapes = Annotated[
+    str,
+    typer.Argument(
+        help="A name that `fisopt models` lists, testbed, or a diffusers pipeline: its folder or "
+        "its repository; no weights are read."
+    ),
+]
 Pipeline = Annotated[
     str,
     typer.Argument(help="testbed, or a diffusers pipeline: its folder or its repository."),
@@ -75,6 +82,14 @@ Dtype = Annotated[
         show_default=False,
     ),
 ]
+Out = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Where to write: a folder, or the path of the main file by its ending.",
+    ),
+]
 Component = Annotated[
     str | None,
     typer.Option(
@@ -94,3 +109,8 @@ Strict = Annotated[
         "reported.",
     ),
 ]
+
+
+def main_file(out: Path, name: str) -> Path:
+    """The main file that a command writes: ``out`` if it ends as one, else one in that folder."""
+    return out if out.suffix == Path(name).suffix else out / name

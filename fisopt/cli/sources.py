@@ -69,6 +69,17 @@ class Source:
         named = held.get("_class_name") if isinstance(held, dict) else None
         return bool(named == testbed.TestbedPipeline.__name__)
 
+    @property
+    def is_published(self) -> bool:
+        """Whether it is known by its shapes: a published name, or a family's."""
+        name = self.model.lower()
+        return name in models.published() or name in models.families()
+
+    @property
+    def is_pipeline(self) -> bool:
+        """Whether it is the folder of a pipeline, or may be a repository."""
+        return (Path(self.model) / "model_index.json").is_file() or self._may_be_repository()
+
     def load(self) -> Any:
         """Load the pipeline, without progress bars of its own, and move it to its device.
 
@@ -78,11 +89,11 @@ class Source:
         device, dtype = self._place()
         if self.is_testbed:
             pipeline: Any = testbed.load_testbed(None if self.model == TESTBED else self.model)
-        elif (Path(self.model) / "model_index.json").is_file() or self._may_be_repository():
+        elif self.is_pipeline:
             loaded = cast("Any", DiffusionPipeline).from_pretrained
-            return _quiet(loaded(self.model, torch_dtype=dtype).to(device))
+            return _quiet(loaded(self.model, dtype=dtype).to(device))
         else:
-            known = self.model.lower() in models.published()
+            known = self.is_published
             raise InputError(
                 f"{self.model!r} is "
                 + ("known by its shapes alone" if known else "no pipeline")

@@ -66,28 +66,54 @@ def compile_program(
         options, said = with_told(options, model)
         chosen += said
     if backend == "eager":
-        staged = options.rounds or options.attends or placement is not None
+        asks = options.rounds or options.attends or placement is not None
         module = (
-            lowered(program, options, chosen, placement) if staged else program.copy().graph_module
+            lowered(program, options, chosen, placement) if asks else program.copy().graph_module
         )
         return _bound(module, model, training)
+    module = staged(program, compiled, chosen, options, training=training, placement=placement)
+    return _bound(module, model, training)
+
+
+def staged(
+    program: Program,
+    compiled: MutableMapping[Hashable, Runnable] | None,
+    choices: list[Choice],
+    options: KernelOptions,
+    *,
+    training: bool = False,
+    placement: Placement | None = None,
+) -> fx.GraphModule:
+    """A lowered Program whose stages Inductor compiles when they are first called.
+
+    Args:
+        program: what to compile.
+        compiled: stages that are used again and added to.
+        choices: takes what was chosen.
+        options: which kernels are asked for.
+        training: leave out what has no gradient.
+        placement: the device that it runs on while its weights stay on the host.
+
+    Raises:
+        LoweringError: there is no compiler; see `lowered`.
+    """
     if not torch.cuda.is_available() and not has_compiler():
         raise LoweringError(
             "backend='inductor' needs a C++ compiler and Python's headers on a CPU and found "
             "none; install them (gcc and python3-dev) or pass backend='eager'"
         )
-    module = lowered(program, options, chosen, placement, split=not training)
+    module = lowered(program, options, choices, placement, split=not training)
     known = {} if compiled is None else compiled
     for name, callee in list(module.named_children()):
         if isinstance(callee, fx.GraphModule):
-            chosen += choose_operators(callee, KERNELS, takers)
+            choices += choose_operators(callee, KERNELS, takers)
             emits = not (training or holds_fp8(callee))  # it would cut norms off their rounding
-            callee = choose_stage(callee, chosen) if emits else callee
+            callee = choose_stage(callee, choices) if emits else callee
             key = structure(callee.graph) if not _holds_tensors(callee) else object()
             if (stage := known.get(key)) is None:  # held here: the caller may hold it weakly
                 stage = known[key] = torch.compile(callee, fullgraph=True, dynamic=False)
             setattr(module, name, stage)
-    return _bound(module, model, training)
+    return module
 
 
 def _bound(module: fx.GraphModule, model: nn.Module, training: bool) -> Runnable:

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from fisopt.comparison.intervals import Interval
 from fisopt.comparison.result import Comparison, Row
+from fisopt.counted import counted
 from fisopt.page.data import DENSE, Front, Page, Point, Table
 
 FORMS = {
@@ -41,7 +42,7 @@ NOTE = (
 
 def rich_tables(found: Comparison) -> RenderableType:
     """Show a comparison in a terminal."""
-    title = f"{found.title}: {len(found.rows[0].clips)} clips, {found.steps} steps"
+    title = f"{found.title}: {_run(found)}"
     first, second = (
         _table(found, said, figures, spread=not index)
         for index, (said, figures) in enumerate(zip((title, ""), TERMINAL, strict=True))
@@ -52,6 +53,12 @@ def rich_tables(found: Comparison) -> RenderableType:
     return Group(*tables, Text(NOTE, style="dim"), *lines)
 
 
+def _run(found: Comparison) -> str:
+    """How many clips of how many steps."""
+    clips = len(found.rows[0].clips)
+    return f"{counted(clips, 'clip')}, {counted(found.steps, 'step')}"
+
+
 def page_of(found: Comparison, command: str = "") -> Page:
     """A comparison as a page."""
     tables = [_table(found, title, names, spread=True) for title, names in ON_A_PAGE.items()]
@@ -59,8 +66,7 @@ def page_of(found: Comparison, command: str = "") -> Page:
         tables += [_table(found, "Scores", found.scores, spread=True), *_differences(found)]
     return Page(
         title=found.title,
-        lead=f"{len(found.rows[0].clips)} clips of {found.steps} steps, each configuration from "
-        f"the same noise. {NOTE}",
+        lead=f"{_run(found)}, each configuration from the same noise. {NOTE}",
         command=command,
         settings={row.name: row.settings for row in found.rows if row.settings},
         tables=tuple(tables),

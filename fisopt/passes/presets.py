@@ -10,13 +10,15 @@ from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.reduction.published_reductions import published_reduction
+from fisopt.passes.sequence_parallel import SequenceParallel
 from fisopt.passes.step_cache import StepCache
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass
 
 PASSES: dict[str, type[Pass]] = {
-    cls.__name__: cls for cls in (FrameInterleave, TokenReduction, TileAttention, StepCache)
+    cls.__name__: cls
+    for cls in (FrameInterleave, TokenReduction, TileAttention, StepCache, SequenceParallel)
 }
 """The passes that text can name."""
 MAKERS: Mapping[str, Callable[..., Pass]] = {**PASSES, "published_reduction": published_reduction}

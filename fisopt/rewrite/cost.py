@@ -9,7 +9,7 @@ meta device is costed from its graph alone.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
@@ -47,6 +47,7 @@ class Cost:
         flops: FLOPs by operator class, see `CLASSES`.
         bytes: bytes read and written by unfused operators.
         traffic: bytes that operators move which take their time by that.
+        sent: bytes that a rank sends to others.
         unknown: operators of other libraries whose cost is not declared, and their calls; of them
             bytes are counted alone.
     """
@@ -54,6 +55,7 @@ class Cost:
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
     bytes: float = 0.0
     traffic: float = 0.0
+    sent: float = 0.0
     unknown: Counter[str] = field(default_factory=Counter)
 
     @property
@@ -77,6 +79,7 @@ class Cost:
             self.flops[name] += flops
         self.bytes += other.bytes
         self.traffic += other.traffic
+        self.sent += other.sent
         self.unknown += other.unknown
 
 
@@ -118,6 +121,7 @@ def graph_cost(graph: fx.Graph) -> Cost:
             continue
         cost.bytes += sum(map(_bytes, [node, *node.all_input_nodes]))
         cost.traffic += traffic(node)
+        cost.sent += sent(node)
         flops = contraction_flops(node)
         if flops is None and _is_unknown(node):
             cost.unknown[str(node.target._schema.name)] += 1
@@ -187,9 +191,17 @@ def contraction_flops(node: fx.Node) -> float | None:
 def traffic(node: fx.Node) -> float:
     """Bytes that an operator moves which takes its time by that, 0 for every other node."""
     made = declared(node.target)
-    if made is None or made.traffic is None:
-        return 0.0
-    return float(made.traffic(*_operands(node), **node.kwargs))
+    return _bytes_by(node, made.traffic if made is not None else None)
+
+
+def sent(node: fx.Node) -> float:
+    """Bytes that an operator sends to other ranks."""
+    made = declared(node.target)
+    return _bytes_by(node, made.sends if made is not None else None)
+
+
+def _bytes_by(node: fx.Node, count: Callable[..., float] | None) -> float:
+    return 0.0 if count is None else float(count(*_operands(node), **node.kwargs))
 
 
 def _operands(node: fx.Node) -> list[Any]:

@@ -14,8 +14,8 @@ from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, from_the_end
 
-Stage = Literal["frames", "attention", "steps", "outputs"]
-STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs")
+Stage = Literal["frames", "attention", "steps", "outputs", "ranks"]
+STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "ranks")
 """What a pass decides, in the order in which it must be decided."""
 
 
@@ -86,8 +86,9 @@ class Pass(metaclass=Checked):
 
     Attributes:
         stage: what the pass decides, where its place among other passes follows from it: the
-            frames that a block computes come before the tokens that its attention sees, then
-            which blocks a step computes at all, and last what is returned of them.
+            frames that a block computes come before the tokens that its attention sees, then come
+            which blocks a step computes at all and what is returned of them, and what each rank
+            computes of it comes last.
         differentiable: whether a Program can be trained through after it; False is an error then.
     """
 
@@ -113,7 +114,14 @@ class Pass(metaclass=Checked):
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
         check_program(program)
-        if self.stage in ("frames", "attention") and (why := program.source.followed.why_fixed):
+        if program.group is not None:
+            raise PreconditionError(
+                f"the Program is divided among {program.group[1]} ranks, and what comes after that "
+                "would see the part of one; apply this pass first",
+                pass_name=self.name,
+            )
+        needs_axes = self.stage in ("frames", "attention", "ranks")
+        if needs_axes and (why := program.source.followed.why_fixed):
             reason = f"the model is captured at {program.layout.frames} latent frames alone: {why}"
             if strict:
                 advice = "a second number is needed to tell them apart: see ModelSpec.resized"

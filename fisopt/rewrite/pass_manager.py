@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fisopt.checked import Checked
 from fisopt.concurrency import tracing
-from fisopt.errors import OptionTypeError, PassError, shown
+from fisopt.errors import OptionTypeError, PassError, PreconditionError, shown
 from fisopt.rewrite.pass_base import STAGES, Pass, PassResult
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.variants import Variant, names_of
@@ -28,7 +28,7 @@ class PassManager(metaclass=Checked):
 
     Attributes:
         passes: the passes; they run in this order, those of an earlier stage first, a step cache
-            last.
+            and what divides the Program among ranks last.
         strict: a pass that cannot be applied everywhere is an error.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
@@ -83,9 +83,22 @@ def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, P
     """Order passes by stage, so that any order in the list means the same.
 
     Passes of one stage keep their order, and a pass without a stage keeps its place; a step cache,
-    after which blocks are no longer there to be counted, follows all of them.
+    after which blocks are no longer there to be counted, follows all of them, and what divides the
+    Program among ranks follows that.
+
+    Raises:
+        PreconditionError: a pass that keeps its place stands after one that must be last.
     """
     pairs = list(zip(names, passes, strict=True))
+    stages = [each.stage for _, each in pairs]
+    if "ranks" in stages and None in stages[stages.index("ranks") :]:
+        first = stages.index("ranks")
+        name = names[stages.index(None, first)]
+        raise PreconditionError(
+            f"it stands after {names[first]}, which divides the Program among ranks and comes "
+            f"last; put it before {names[first]}",
+            pass_name=name,
+        )
     last = [pair for stage in STAGES[2:] for pair in pairs if pair[1].stage == stage]
     pairs = [pair for pair in pairs if pair not in last]
     ordered = iter([pair for stage in STAGES for pair in pairs if pair[1].stage == stage])

@@ -65,6 +65,7 @@ class Program:
         unfinished: the pass that has ended it before the model's end, to decide how the call goes
             on; what it stores is for the rest of the same call.
         resumed: whether it is the rest of such a call.
+        group: the ranks that run it together, by the name of their group and their number.
     """
 
     graph_module: fx.GraphModule
@@ -78,6 +79,7 @@ class Program:
     gauges: tuple[str, ...] = ()
     unfinished: str = ""
     resumed: bool = False
+    group: tuple[str, int] | None = None
 
     @property
     def graph(self) -> fx.Graph:

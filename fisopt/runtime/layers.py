@@ -16,7 +16,7 @@ NEEDLESS = 'is not needed: backend="inductor" compiles each distinct block once'
 
 
 ADVICE = {
-    "enable_parallelism": NEVER,
+    "enable_parallelism": f"{NEVER}: fisopt.SequenceParallel() among the passes does the same",
     "enable_group_offload": f"hooks layers, which a captured graph does not call; {OFFLOAD}",
     **dict.fromkeys(("compile", "compile_repeated_blocks"), NEEDLESS),
 }

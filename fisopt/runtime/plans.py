@@ -33,6 +33,7 @@ from fisopt.runtime.generation import Generation
 from fisopt.runtime.on_host import check_on_host, device_of, on_host
 from fisopt.runtime.report import Made, Report
 from fisopt.runtime.same_adapters import SameAdapters
+from fisopt.runtime.same_ranks import SameRanks, together
 from fisopt.runtime.settings import Settings
 
 
@@ -71,7 +72,8 @@ class Plan:
         training = asks_for_gradients(self.program.source.model, values)
         compiled = self.trained() if training else self.compiled
         given = (x.detach() if x.requires_grad and not training else x for x in values)
-        with torch.set_grad_enabled(training), without_casts(values), self._among(training):
+        gradients, group = torch.set_grad_enabled(training), self.program.group
+        with gradients, without_casts(values), self._among(training), together(group):
             result = compiled(*map(_plain, given))
         self.ran.add(training)
         return result
@@ -120,6 +122,8 @@ class Plans:
     ) -> None:
         self._captures, self._settings = captures, settings
         self._adapters = SameAdapters(captures.model, generation.clip)
+        branch, kernels = (lambda: generation.branch), str(settings.kernels)
+        self._ranks = SameRanks(captures.model, generation.clip, branch, kernels)
         self._report, self._lock = report, RLock()
         self._held: Lru[Any, Plan] = Lru(settings.cache_size, self._dropped)
         self._compiled: WeakValueDictionary[Any, Any] = WeakValueDictionary()
@@ -138,6 +142,7 @@ class Plans:
                     plan = self._held[key] = self._make(inputs, variant, key)
                     self._report.variants.append(plan.made)
                     self.measured |= plan.numbers
+        self._ranks.check(plan.program, inputs, variant)
         return plan
 
     def rewritten(self, inputs: Inputs, variant: Variant) -> Program:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.placement import Held
+from fisopt.counted import counted
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.cost import not_predicted, program_cost
 from fisopt.rewrite.ops.attend_by import failures
@@ -135,7 +136,8 @@ class Report:
             count = self._times[line]
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
-            lines.append(f"  {self.dropped} variants made room for newer ones (cache_size)")
+            dropped = counted(self.dropped, "variant")
+            lines.append(f"  {dropped} made room for newer ones (cache_size)")
         if self.weights.total:
             lines.append(f"  offload: {self.weights}")
         if not self.variants:
@@ -147,7 +149,8 @@ class Report:
                 f"  {variant.layout} tokens, {' + '.join(variant.passes) or 'dense'}: "
                 f"density {variant.density:.3f} (sparsity {1 - variant.density:.3f}) of the FLOPs, "
                 f"{'a part of a call' if variant.part else predicted}, "
-                f"{variant.stages or 'no'} graphs compiled"
+                + (counted(variant.stages, "graph") if variant.stages else "no graphs")
+                + " compiled"
             )
             lines += [f"    {variant.unknown}"] if variant.unknown else []
             lines += [f"    capture: {note}" for note in variant.notes]
@@ -156,6 +159,6 @@ class Report:
                 lines += [f"    {applied.name}: not applied to {s}" for s in applied.result.skipped]
             lines += [f"    lowering: {choice}" for choice in variant.choices]
             lines += [f"    {said}" for said in variant.failures]
-        counted = {**self.decisions, **self.notes}
-        lines += [f"  {note}: {count} times" for note, count in counted.items()]
+        often = {**self.decisions, **self.notes}
+        lines += [f"  {note}: {count} times" for note, count in often.items()]
         return "\n".join(lines)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from fisopt.api import optimize
+from fisopt.errors import CheckError
 from fisopt.rewrite.pass_base import Pass, PassResult, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.text import format_graph
@@ -33,13 +34,13 @@ def assert_program(program: Program, text: str, *, blocks: bool = True) -> None:
         blocks: whether the graphs of blocks are in the text.
 
     Raises:
-        AssertionError: they differ; the message is a unified diff.
+        CheckError: they differ; the message is a unified diff.
     """
     wanted = textwrap.dedent(text).strip().splitlines()
     found = format_graph(program, blocks=blocks).strip().splitlines()
     if found != wanted:
         lines = difflib.unified_diff(wanted, found, "wanted", "found", lineterm="")
-        raise AssertionError("the program is another\n" + "\n".join(lines))
+        raise CheckError("the program is another\n" + "\n".join(lines))
 
 
 def check_contract(program: Program, passes: Sequence[Pass]) -> tuple[PassResult, ...]:
@@ -57,7 +58,7 @@ def check_contract(program: Program, passes: Sequence[Pass]) -> tuple[PassResult
         What each pass made.
 
     Raises:
-        AssertionError: one of these does not hold; the message names it and the pass.
+        CheckError: one of these does not hold; the message names it and the pass.
     """
     first, again = (_applied(program, passes) for _ in range(2))
     for pass_, result, other in zip(passes, first, again, strict=True):
@@ -112,7 +113,7 @@ def check_pass(
         What the pass made of each model, by name.
 
     Raises:
-        AssertionError: the contract does not hold, the pass is dense at this step, or the result is
+        CheckError: the contract does not hold, the pass is dense at this step, or the result is
             not the oracle's; the message names the model.
         FisoptError: the pass cannot be applied to a model.
     """
@@ -157,4 +158,4 @@ def _text(program: Program) -> str:
 
 def _hold(fine: bool, pass_: Pass, otherwise: str) -> None:
     if not fine:
-        raise AssertionError(f"{pass_!r}: {otherwise}")
+        raise CheckError(f"{pass_!r}: {otherwise}")

@@ -60,7 +60,7 @@ class Target(metaclass=Checked):
         if not number or not 0 < given[0] < 1:
             raise InputError(
                 "calibrate: wanted a target ratio or a target error, one of the two "
-                "(--target-ratio, --target-error), in (0, 1); "
+                "(--keep, --target-error), in (0, 1); "
                 f"got ratio {shown(self.ratio)} and error {shown(self.error)}"
             )
 

@@ -12,6 +12,7 @@ from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.tuning.costs import Costs, FlopCosts
 from fisopt.tuning.option import Option, Part, options_of
+from fisopt.tuning.reuse import cache_of
 
 GROUPS = 8
 """A run of at most so many steps is planned step by step; a longer one in `MANY` groups."""
@@ -31,8 +32,8 @@ class Component:
         parts: of every block.
         costs: in what unit it is costed.
         saved: by option, what each block saves in one call; where it does not apply, 0.
-        blocks: what all blocks cost in one call.
         total: what one call costs.
+        reuse: what one call saves that takes what its blocks add from an earlier one.
     """
 
     name: str
@@ -53,8 +54,9 @@ class Component:
                 self.saved[option] = [
                     b - a if part in parts and b - a > LEAST * b else 0.0 for b, a, parts in each
                 ]
-        self.blocks = sum(before)
         self.total = self.costs.whole(self.dense)
+        cached = PassManager([cache_of([1], len(self.calls))], strict=False).run(self.dense)
+        self.reuse = max(0.0, self.total - self.costs.whole(cached))
 
     @property
     def groups(self) -> list[tuple[int, ...]]:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterator, MutableMapping
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, fx
 
-from fisopt.codegen.compile import Backend, lowered
+from fisopt.codegen.compile import Backend, lowered, staged
 from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.told_attention import with_told
 from fisopt.errors import InputError
 from fisopt.overview.fastest import fastest
 from fisopt.rewrite.cost import graph_cost, program_cost
@@ -21,7 +22,7 @@ from fisopt.rewrite.tracing.weights import place_of
 Unit = Literal["flops", "inductor", "eager"]
 """FLOPs, or seconds of stages that this backend runs."""
 UNITS: tuple[Unit, ...] = get_args(Unit)
-WARM, LEAST, SECONDS = 2, 5, 0.1
+WARM, LEAST, SECONDS = 2, 7, 0.3
 """A stage runs so often before it is timed; then so often at least, and for so long."""
 
 
@@ -79,28 +80,25 @@ class StageTimes:
         return sum(seconds for _, seconds in self._stages(program))
 
     def _stages(self, program: Program) -> Iterator[tuple[str, float]]:
-        options = KernelOptions()
-        module = lowered(program, options, [], split=self.backend == "inductor")
+        options, choices = with_told(KernelOptions(), program.source.model)
+        if self.backend == "eager":
+            module = lowered(program, options, choices)
+        else:
+            module = staged(program, {}, choices, options)
         for call in module.graph.nodes:
             if call.op == "call_module":
                 yield str(call.meta[REGION]), self._seconds(program, module, call)
 
     def _seconds(self, program: Program, module: fx.GraphModule, call: fx.Node) -> float:
         stage = module.get_submodule(str(call.target))
-        assert isinstance(stage, fx.GraphModule)
-        name = f"{self.backend} {_kind(stage.graph)}"
+        device = _device(call)
+        graph: Any = getattr(stage, "_orig_mod", stage).graph  # of a compiled one
+        name = f"{self.backend} {_named(device)} {_kind(graph)}"
         if name not in self.known:
             values = [_value(program, module, node) for node in call.args]
-            run: Any = stage
-            if self.backend == "inductor":
-                run = torch.compile(stage, fullgraph=True, dynamic=False)
             with torch.no_grad():
                 self.known[name] = fastest(
-                    lambda: run(*values),
-                    _device(values),
-                    warm=WARM,
-                    least=LEAST,
-                    seconds=SECONDS,
+                    lambda: stage(*values), device, warm=WARM, least=LEAST, seconds=SECONDS
                 )
         return self.known[name]
 
@@ -149,6 +147,14 @@ def _random(fake: Any) -> Any:
     return torch.zeros(shape, **made)
 
 
-def _device(values: Sequence[Any]) -> torch.device:
-    found = (x.device for x in values if isinstance(x, Tensor) and x.device.type != "cpu")
+def _named(device: torch.device) -> str:
+    """What times on a device depend on: of a GPU its name, else how many threads there are."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.get_num_threads()}"
+
+
+def _device(call: fx.Node) -> torch.device:
+    fakes = [node.meta["val"] for node in call.all_input_nodes]
+    found = (x.device for x in fakes if isinstance(x, Tensor) and x.device.type != "cpu")
     return next(found, torch.device("cpu"))

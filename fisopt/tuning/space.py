@@ -83,7 +83,8 @@ class Space:
         self.reuses: list[Reuse] = []
         self._costs: dict[tuple[str, Variant], float] = {}
         for component in components:
-            self.reuses += reuses_of(component.name, sorted(component.calls))
+            if component.reuse:
+                self.reuses += reuses_of(component.name, sorted(component.calls))
             for group in component.groups:
                 for blocks in component.bands(bands):
                     self._offer(component, group, blocks)
@@ -105,7 +106,7 @@ class Space:
     def reuse_saves(self, reuse: Reuse) -> float:
         """What of a generation steps save which reuse."""
         component = self.components[reuse.component]
-        return component.blocks * sum(component.calls[s] for s in reuse.steps)
+        return component.reuse * sum(component.calls[s] for s in reuse.steps)
 
     @property
     def size(self) -> int:

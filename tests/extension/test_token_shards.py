@@ -11,8 +11,6 @@ import fisopt
 from tests import plain_dit
 
 RANKS, F, N, PART, aten, comm = 2, 5, 3, [2, 2, 15, 8], torch.ops.aten, torch.ops._c10d_functional
-for op in (comm.all_to_all_single, comm.wait_tensor):
-    fisopt.operator(op.default, axes=lambda node: fisopt.axes_of(node.args[0]))
 
 
 def exchange(edit: Any, x: fx.Node, part: list[int], at: int, to: int, whole: list[int]) -> fx.Node:

@@ -17,6 +17,7 @@ from fisopt import (
     Program,
     Rule,
     RulePass,
+    SequenceParallel,
     StepCache,
     TileAttention,
     TokenReduction,
@@ -41,6 +42,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "StepCache": (StepCache(0.1, order=1),),
     "all": (FrameInterleave(), TileAttention(1, blocks="1:"), StepCache(steps="1::2")),
     "RulePass": (RulePass((SWAP,)),),
+    "SequenceParallel": (FrameInterleave(), SequenceParallel(degree=2)),
     "nothing to do": (FrameInterleave(stride=1),),
 }
 every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
@@ -48,7 +50,9 @@ every_pass = pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
 
 def fitted(passes: tuple[Pass, ...]) -> tuple[Pass, ...]:
     """The passes with a range of blocks that a model of four blocks has."""
-    return tuple(replace(p, blocks="1:-1") if p.blocks == "2:-2" else p for p in passes)
+    return tuple(
+        replace(p, blocks="1:-1") if getattr(p, "blocks", "") == "2:-2" else p for p in passes
+    )
 
 
 def test_every_public_pass_is_here() -> None:

@@ -15,9 +15,11 @@ from fisopt.cli.options import (
     Dtype,
     Frames,
     Height,
+    Out,
     Pipeline,
     Texts,
     Width,
+    main_file,
 )
 
 
@@ -28,13 +30,15 @@ def run(
     target_ratio: Annotated[
         float | None,
         typer.Option(
-            help="Mean cost of a visual attention, as a share of the dense one; below 1.",
+            "--keep",
+            "--target-ratio",
+            help="Share of the cost of a visual attention to keep on the mean; below 1.",
             show_default=False,
         ),
     ] = None,
     target_error: Annotated[
         float | None,
-        typer.Option(help="Relative L2 error of one forward call.", show_default=False),
+        typer.Option(help="Instead: relative L2 error of one forward call.", show_default=False),
     ] = None,
     texts_: Texts = None,
     stride: Annotated[
@@ -51,7 +55,7 @@ def run(
     device: Device = None,
     dtype: Dtype = None,
     component: Component = None,
-    out: Annotated[Path, typer.Option(help="The schedule file.")] = Path("out/schedule.yaml"),
+    out: Out = Path("out"),
 ) -> None:
     """Measure redundancy and write a schedule of token reduction."""
     import fisopt
@@ -66,6 +70,7 @@ def run(
     from fisopt.passes.reduction.reduced_block import Search
     from fisopt.tuning.calibrate import Target
 
+    out = main_file(out, "schedule.yaml")
     source, cells = Source(model, device, dtype, height, width, frames), parse_stride(stride)
     texts = source.prompts(texts_ or (), prompts, seed)
     choice("calibrate: search", search, get_args(Search))

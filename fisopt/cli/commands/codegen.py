@@ -6,12 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Frames, Height, Imports, Passes, Published, Strict, Width
+from fisopt.cli.console import stdout
+from fisopt.cli.options import Frames, Height, Imports, Passes, Shapes, Strict, Width
+from fisopt.cli.stages import stages
 
 
 def run(
-    model: Published,
+    model: Shapes,
     passes: Passes = None,
     imports: Imports = None,
     height: Height = None,
@@ -22,12 +23,13 @@ def run(
     ] = True,
     strict: Strict = True,
 ) -> None:
-    """Print the Triton kernels that are emitted for a published model."""
+    """Print the Triton kernels that are emitted for a model."""
     from fisopt.cli.emission import emission, emission_view
     from fisopt.cli.expressions import parse_passes
+    from fisopt.cli.sources import Source
 
     parsed = parse_passes(passes or [], imports)
-    video = {"height": height, "width": width, "frames": frames}
-    with stderr().status("starting") as status:
-        found = emission(model, parsed, **video, strict=strict, status=status)
+    shapes = Source(model, height=height, width=width, frames=frames)
+    with stages("starting") as shown:
+        found = emission(shapes, parsed, strict=strict, stages=shown)
     stdout().print(emission_view(found, source=source))

@@ -15,10 +15,12 @@ from fisopt.cli.options import (
     Guidance,
     Height,
     Imports,
+    Out,
     Pipeline,
     Seed,
     Texts,
     Width,
+    main_file,
 )
 
 
@@ -79,7 +81,7 @@ def run(
     frames: Frames = None,
     device: Device = None,
     dtype: Dtype = None,
-    out: Annotated[Path, typer.Option(help="Folder for the page and the figures.")] = Path("out"),
+    out: Out = Path("out"),
 ) -> None:
     """Compare configurations on the same noise."""
     import fisopt
@@ -91,7 +93,8 @@ def run(
     from fisopt.page.write import check_installed
 
     check_installed()
-    check_free(out / "compare.html", force=True, error=FileError)
+    page = main_file(out, "compare.html")
+    check_free(page, force=True, error=FileError)
     given = configs or ["fis-balanced"]
     wanted, chosen = comparing.configurations(given, imports), choose_backend(backend)
     listed = [*(comparing.read_prompts(prompts) if prompts else ()), *(texts_ or ())]
@@ -133,5 +136,5 @@ def run(
         "dtype": dtype,
     }
     stdout().print(found)
-    for path in comparing.written(found, out, comparing.repeated("compare", model, options)):
+    for path in comparing.written(found, page, comparing.repeated("compare", model, options)):
         stdout().print(f"wrote {path}", markup=False, soft_wrap=True)

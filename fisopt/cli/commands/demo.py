@@ -10,6 +10,7 @@ import typer
 from fisopt.cli.console import stderr, stdout
 from fisopt.cli.options import (
     Imports,
+    Out,
     Passes,
     Seed,
 )
@@ -37,7 +38,7 @@ def run(
     ] = None,
     seed: Seed = 0,
     guidance: Annotated[float, typer.Option(help="Classifier-free guidance; 1 is none.")] = 2.0,
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("out"),
+    out: Out = Path("out"),
     weights: Annotated[
         Path | None,
         typer.Option(help="Another trained testbed, a folder written by save_pretrained."),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from fisopt.cli.console import stderr, stdout
-from fisopt.cli.options import Device, Dtype, Frames, Height, Imports, Passes, Strict, Width
+from fisopt.cli.console import stdout
+from fisopt.cli.options import Device, Dtype, Frames, Height, Imports, Out, Passes, Strict, Width
+from fisopt.cli.stages import stages
 
 if TYPE_CHECKING:
     from fisopt.artefact.manifest import Format
@@ -22,7 +23,7 @@ def run(
             "published name."
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="The file or the folder to write.")],
+    out: Out,
     passes: Passes = None,
     imports: Imports = None,
     recipe: Annotated[
@@ -66,7 +67,7 @@ def run(
 
     parsed, kind = parse_passes(passes or [], imports), cast("Format", form)
     check_target(out, kind, portable, force=force)
-    with stderr().status(f"loading {model}") as status:
+    with stages(f"loading {model}") as status:
         source = Source(model, device, dtype, height, width, frames)
         transformer, inputs = artefacts.load(source, component, kind)
         status.update("capturing and rewriting")

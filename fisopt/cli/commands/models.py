@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fisopt.cli.console import stderr, stdout
+from fisopt.cli.console import stdout
+from fisopt.cli.stages import stages
 
 
 def run() -> None:
@@ -11,11 +12,10 @@ def run() -> None:
     from fisopt.cli.catalog import models_table, size_of
 
     rows = []
-    with stderr().status("reading the adapters") as status:
+    with stages("reading the adapters") as status:
         for family in models.families().values():
             for model in family.published:
                 status.update(f"measuring {model.name}")
-                built = models.build(model.name)
-                size = size_of(built, model.height, model.width, model.num_frames)
+                size = size_of(models.build(model.name), models.example_inputs(model.name))
                 rows.append((family, model, size))
     stdout().print(models_table(rows))

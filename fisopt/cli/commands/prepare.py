@@ -15,6 +15,7 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Out,
     Pipeline,
     Texts,
     Width,
@@ -39,11 +40,12 @@ def run(
     device: Device = None,
     dtype: Dtype = None,
     component: Component = None,
-    out: Annotated[Path, typer.Option(help="Folder for what is recorded.")] = Path("prepared"),
+    out: Out = Path("prepared"),
 ) -> None:
     """Record what a pipeline tells its transformer, so that training needs no text encoder."""
     from fisopt.cli.comparing import texts_of
     from fisopt.cli.sources import Source
+    from fisopt.counted import counted
     from fisopt.distill import prepare
 
     source = Source(model, device, dtype, height, width, frames)
@@ -61,4 +63,4 @@ def run(
             batch=batch,
             seen=lambda done: progress.update(task, completed=done),
         )
-    stdout().print(f"wrote {folder}, {len(texts)} prompts", markup=False)
+    stdout().print(f"wrote {folder}, {counted(len(texts), 'prompt')}", markup=False)

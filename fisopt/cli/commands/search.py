@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.console import stderr, stdout, steps_bar
+from fisopt.cli.console import stdout, steps_bar
 from fisopt.cli.options import (
     Component,
     Count,
@@ -16,11 +16,14 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Out,
     Pipeline,
     Seed,
     Texts,
     Width,
+    main_file,
 )
+from fisopt.cli.stages import stages
 
 
 def run(
@@ -33,7 +36,11 @@ def run(
     ] = None,
     target_ratio: Annotated[
         float | None,
-        typer.Option(help="Instead: how many times cheaper, in FLOPs; 1 or more."),
+        typer.Option(
+            "--speed",
+            "--target-ratio",
+            help="Instead: how many times cheaper, in FLOPs; more than 1.",
+        ),
     ] = None,
     candidates: Annotated[
         list[str] | None,
@@ -55,7 +62,7 @@ def run(
     device: Device = None,
     dtype: Dtype = None,
     component: Component = None,
-    out: Annotated[Path, typer.Option(help="Folder for the table and the pictures.")] = Path("out"),
+    out: Out = Path("out"),
 ) -> None:
     """Search masks for TileAttention, layer by layer."""
     import fisopt
@@ -65,6 +72,8 @@ def run(
     from fisopt.cli.sources import Source
     from fisopt.tuning.mask_search import check_bound
 
+    table = main_file(out, "masks.json")
+    out = table.parent
     check_bound(threshold, target_ratio)  # refused before a large model is loaded
     masks = tuple(parse_mask(text) for text in candidates or [])
     source = Source(model, device, dtype, height, width, frames)
@@ -91,8 +100,8 @@ def run(
         f"model's result by {said['joint_error_mean']:.3f} on the mean, "
         f"{said['joint_error_max']:.3f} at most"
     ]
-    written = [found.table.save(out / "masks.json")]
-    with stderr().status("writing pictures"):
+    written = [found.table.save(table)]
+    with stages("writing pictures"):
         written += write_mask_pictures(found.table, found.frames, found.maps, out)
     for line in [*lines, *(f"wrote {path}" for path in written)]:
         stdout().print(line, markup=False)

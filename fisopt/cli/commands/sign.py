@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from fisopt.cli.console import stderr, stdout
+from fisopt.cli.console import stdout
+from fisopt.cli.stages import stages
 
 PASSWORD = "FISOPT_KEY_PASSWORD"
 """The variable of the environment that holds the password; without it the command asks."""
@@ -27,6 +28,6 @@ def run(
     if is_encrypted(key) and (password := os.environ.get(PASSWORD)) is None:
         password = typer.prompt("password of the key", hide_input=True, err=True)
     for path in paths:
-        with stderr().status(f"signing {path}"):
+        with stages(f"signing {path}"):
             made = sign(path, key, password)
         stdout().print(Text(f"{path}: signed in {made}"), soft_wrap=True)

@@ -16,11 +16,13 @@ from fisopt.cli.options import (
     Guidance,
     Height,
     Imports,
+    Out,
     Passes,
     Pipeline,
     Texts,
     Width,
 )
+from fisopt.cli.stages import stages
 
 
 def run(
@@ -78,7 +80,7 @@ def run(
     device: Device = None,
     dtype: Dtype = None,
     component: Component = None,
-    out: Annotated[Path, typer.Option(help="Folder for the state and the student.")] = Path("out"),
+    out: Out = Path("out"),
 ) -> None:
     """Train a student of few steps, or one that has learnt to be sparse."""
     from fisopt.cli.comparing import texts_of
@@ -99,7 +101,7 @@ def run(
     texts = texts_of(source, texts_, prompts)
     pipeline = source.load()
     if prepared is not None and not (prepared / FILE).exists():
-        with stderr().status("recording what the prompts are to the transformer"):
+        with stages("recording what the prompts are to the transformer"):
             arguments = source.arguments(guidance)
             prepare(
                 pipeline, texts, prepared, steps=steps, arguments=arguments, component=component

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fisopt.cli.console import counting_bar, stderr, stdout
+from fisopt.cli.console import counting_bar, stdout
 from fisopt.cli.options import (
     Count,
     Device,
@@ -15,11 +15,14 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Out,
     Pipeline,
     Seed,
     Texts,
     Width,
+    main_file,
 )
+from fisopt.cli.stages import stages
 
 
 def run(
@@ -50,7 +53,7 @@ def run(
         bool,
         typer.Option("--dry-run", help="Say how large the search is, and run nothing."),
     ] = False,
-    out: Annotated[Path, typer.Option(help="The recipe.")] = Path("out/recipe.yaml"),
+    out: Out = Path("out"),
 ) -> None:
     """Choose passes by a target."""
     import fisopt
@@ -70,11 +73,12 @@ def run(
     source = Source(model, device, dtype, height, width, frames)
     texts = source.prompts(texts_ or (), prompts, seed=1)
     arguments = source.arguments(guidance)
+    out = main_file(out, "recipe.yaml")
     measured = out.with_suffix(".measured.json")
     for path in (out, measured):
         check_free(path, force=True, error=FileError)
     if dry_run and model.lower() in models.published():
-        with stderr().status("capturing"):
+        with stages("capturing"):
             inputs = models.example_inputs(model, height=height, width=width, num_frames=frames)
             program = fisopt.capture(models.build(model), inputs)
             found = rehearse_program(program, steps=steps, target=target)
@@ -82,7 +86,7 @@ def run(
         return
     pipeline = source.load()
     if dry_run:
-        with stderr().status("capturing"):
+        with stages("capturing"):
             found = fisopt.rehearse(
                 pipeline, texts, steps=steps, target=target, arguments=arguments
             )

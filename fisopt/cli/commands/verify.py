@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from fisopt.cli.console import stderr, stdout
+from fisopt.cli.stages import stages
 from fisopt.errors import FisoptError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def run(
     whole = True
     for path in paths:
         try:
-            with stderr().status(f"reading {path}"):
+            with stages(f"reading {path}"):
                 held = examined(path, trust=cast("Trust", trust), public_key=public_key)
         except FisoptError as error:
             whole = False

@@ -24,8 +24,8 @@ GROUP = "fisopt.group"
 """Arguments of a block with one of these are on one subset; all that have none are too."""
 
 
-class Editor(ABC):
-    """Edit the graph of a Program, or that of one of its blocks.
+class Editing:
+    """Edit a graph with frame axes.
 
     Attributes:
         graph: the graph being edited.
@@ -95,6 +95,7 @@ class Editor(ABC):
             self.evaluate(node)
         except Exception as error:
             given = [str(tuple(n.meta["val"].shape)) for n in node.all_input_nodes]
+            self.graph.erase_node(node)
             raise PassError(
                 f"{target} does not take {', '.join(given) or 'its arguments'}: "
                 f"{type(error).__name__}: {error}",
@@ -163,41 +164,6 @@ class Editor(ABC):
                 axes[link.out] = link.convert(axis)
         return tuple(axes)
 
-    @abstractmethod
-    def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
-        """Read a constant tensor here.
-
-        Args:
-            name: of the constant; equal names with equal values are one buffer of the Program.
-            value: the tensor.
-            argument: inside a block, what to call the argument by which it enters; blocks that
-                differ in constants alone share one graph.
-        """
-
-    @abstractmethod
-    def load(
-        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
-    ) -> fx.Node:
-        """Take a tensor that an earlier step of the same pass stored under a name."""
-
-    @abstractmethod
-    def store(self, name: str, node: fx.Node) -> None:
-        """Return a tensor for a later step of the same pass to load.
-
-        Raises:
-            PassError: the pass stores one under this name already.
-        """
-
-    @abstractmethod
-    def measure(self, name: str, node: fx.Node) -> None:
-        """Return a measurement: a tensor that is not finite stops the run by this name.
-
-        One of a single number is there for `Pass.at` to read at the branch's next steps.
-
-        Raises:
-            PassError: the pass measures something by this name already, or the node is complex.
-        """
-
     def argument(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> fx.Node:
@@ -254,3 +220,42 @@ class Editor(ABC):
         self.graph.eliminate_dead_code(
             lambda node: node.op in ("placeholder", "output") or mutates(node)
         )
+
+
+class Editor(Editing, ABC):
+    """Edit the graph of a Program, or that of one of its blocks."""
+
+    @abstractmethod
+    def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
+        """Read a constant tensor here.
+
+        Args:
+            name: of the constant; equal names with equal values are one buffer of the Program.
+            value: the tensor.
+            argument: inside a block, what to call the argument by which it enters; blocks that
+                differ in constants alone share one graph.
+        """
+
+    @abstractmethod
+    def load(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> fx.Node:
+        """Take a tensor that an earlier step of the same pass stored under a name."""
+
+    @abstractmethod
+    def store(self, name: str, node: fx.Node) -> None:
+        """Return a tensor for a later step of the same pass to load.
+
+        Raises:
+            PassError: the pass stores one under this name already.
+        """
+
+    @abstractmethod
+    def measure(self, name: str, node: fx.Node) -> None:
+        """Return a measurement: a tensor that is not finite stops the run by this name.
+
+        One of a single number is there for `Pass.at` to read at the branch's next steps.
+
+        Raises:
+            PassError: the pass measures something by this name already, or the node is complex.
+        """

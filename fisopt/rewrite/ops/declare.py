@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
         opaque: whether it stays one call when a graph is compiled.
         flops: the FLOPs of a call, from its operands.
         traffic: the bytes that a call moves, from its operands, where that is what it takes.
+        sends: the bytes that a rank sends to others in a call, from its operands.
         counts_as: the class of the cost model that they belong to; attentions are told apart.
         backward: the gradients of some operands, where ``recompute`` would hold too much: it takes
             their numbers, the gradients of the results, and the operands.
@@ -76,6 +77,7 @@ class Options(TypedDict, total=False):
     opaque: bool
     flops: Callable[..., float]
     traffic: Callable[..., float]
+    sends: Callable[..., float]
     counts_as: CostClass
     backward: Callable[..., list[Tensor]]
     gradient: Gradient

@@ -194,6 +194,7 @@ def _traffic(x: Any, destinations: Any, corner: Any, grid: Any, stride: Any, *re
         0,
     ),
     axes=everywhere.no_axes,
+    relation=everywhere.by_itself,
     flops=_flops,
     traffic=_traffic,
     counts_as="matching",

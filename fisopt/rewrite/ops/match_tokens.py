@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes
 from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.relations.table import Relation, argument, barrier, operand_of, shape
 
 LEVELS = 10
 """Steps of the profile: entry j is what dropping j/10 of the tokens loses."""
@@ -152,6 +153,19 @@ def no_axes(node: fx.Node) -> Axes:
     return ()
 
 
+def by_itself(node: fx.Node) -> Relation:
+    """Relation of a match: each leading index for itself, but for a profile, which is of all."""
+    profile = len(node.target._schema.arguments) - 1  # type: ignore[union-attr]
+    if argument(node, profile, "profile", False):
+        return barrier(node)
+    x, destinations = operand_of(node, 0), operand_of(node, 1)
+    rank = len(shape(x))
+    result = Relation(mixed=[(x, rank - 2), (x, rank - 1), (destinations, 0)], kept={rank - 2})
+    for d in range(rank - 2):
+        result.link(x, d, d)
+    return result
+
+
 def _flops(
     x: Any, destinations: Any, keep: int, before: int, after: int, profile: bool = False
 ) -> float:
@@ -171,6 +185,7 @@ def _traffic(x: Any, *rest: Any) -> float:
     fake=fake,
     example=(torch.eye(3, device="cpu"), torch.tensor([0], device="cpu"), 1, 0, 0),
     axes=no_axes,
+    relation=by_itself,
     flops=_flops,
     traffic=_traffic,
     counts_as="matching",

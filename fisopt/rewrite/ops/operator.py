@@ -47,6 +47,7 @@ class Operator:
     opaque: bool = False
     flops: Callable[..., float] | None = None
     traffic: Callable[..., float] | None = None
+    sends: Callable[..., float] | None = None
     counts_as: CostClass = "other"
     gradient: Gradient = "recompute"
     definition: CustomOpDef | None = None

@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, axes_of
 from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.relations.table import Relation, shape
 
 
 def along(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -32,6 +33,27 @@ def _axes(node: fx.Node) -> Axes:
     return tuple(None if d == dim else axis for d, axis in enumerate(axes_of(x)))
 
 
+def by_lead(x: fx.Node, indices: list[fx.Node], dim: int) -> Relation:
+    """Entries along a dimension are read by indices, each leading index for itself."""
+    result = Relation(mixed=[(x, dim)])
+    for d in range(len(shape(x))):
+        if d != dim:
+            result.link(x, d, d)
+    for index in indices:
+        lead = len(shape(index)) - 1
+        result.mixed.append((index, lead))
+        for d in range(lead):
+            result.link(index, d, d)
+    return result
+
+
+def _relation(node: fx.Node) -> Relation:
+    x, *rest = (n for n in node.args[:3] if isinstance(n, fx.Node))
+    dim = node.args[3]
+    assert isinstance(dim, int)
+    return by_lead(x, rest, dim)
+
+
 def _traffic(x: Any, kept: Any, origin: Any, dim: int) -> float:
     """Every row that stays is read and written; for a mean all are read, and added to sums."""
     rows = x.numel() // x.shape[dim] * kept.shape[-1]
@@ -42,7 +64,7 @@ def _traffic(x: Any, kept: Any, origin: Any, dim: int) -> float:
     return float(moved + x.numel() * (x.element_size() + 2 * wide) + 2 * rows * wide)
 
 
-@operator("fisopt::reduce_tokens", axes=_axes, selects="x", traffic=_traffic)
+@operator("fisopt::reduce_tokens", axes=_axes, relation=_relation, selects="x", traffic=_traffic)
 def reduce_tokens(x: Tensor, kept: Tensor, origin: Tensor | None, dim: int) -> Tensor:
     """Reduce in plain torch.
 

@@ -8,7 +8,8 @@ from torch import Tensor, fx
 
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of
 from fisopt.rewrite.ops.declare import operator
-from fisopt.rewrite.ops.reduce_tokens import along
+from fisopt.rewrite.ops.reduce_tokens import along, by_lead
+from fisopt.rewrite.relations.table import Relation
 
 
 def frame_axis(origin: fx.Node, frames: int, before: int, after: int) -> FrameAxis | None:
@@ -31,12 +32,20 @@ def _axes(node: fx.Node) -> Axes:
     return tuple(axis if d == dim else a for d, a in enumerate(axes_of(y)))
 
 
+def _relation(node: fx.Node) -> Relation:
+    y, origin, dim = node.args[:3]
+    assert isinstance(y, fx.Node)
+    assert isinstance(origin, fx.Node)
+    assert isinstance(dim, int)
+    return by_lead(y, [origin], dim)
+
+
 def _traffic(y: Any, origin: Any, dim: int, *rest: Any) -> float:
     """Every row of the result is read and written."""
     return float(2 * y.numel() // y.shape[dim] * origin.shape[-1] * y.element_size())
 
 
-@operator("fisopt::restore_tokens", axes=_axes, restores="y", traffic=_traffic)
+@operator("fisopt::restore_tokens", axes=_axes, relation=_relation, restores="y", traffic=_traffic)
 def restore_tokens(
     y: Tensor, origin: Tensor, dim: int, frames: int, before: int, after: int
 ) -> Tensor:

@@ -20,6 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from fisopt.rewrite.axes import Axes, axes_of
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.tile_groups import attended, gradients, grouped, in_four, runs_of
+from fisopt.rewrite.relations.contract import attention_relation
+from fisopt.rewrite.relations.table import Relation, shape
 
 
 def empty_result(query: Tensor, value: Tensor) -> Tensor:
@@ -129,6 +131,15 @@ def _axes(node: fx.Node) -> Axes:
     return axes_of(query)
 
 
+def _relation(node: fx.Node) -> Relation:
+    """Of an attention in which a query's number says what it sees; heads may have own tiles."""
+    result, keys = attention_relation(node, whole=True), node.args[5]
+    assert isinstance(keys, fx.Node)
+    if shape(keys)[0] > 1:
+        result.link(keys, 0, len(shape(node)) - 3)
+    return result
+
+
 @operator(
     "fisopt::tile_attention",
     implementation=_by_group,
@@ -138,6 +149,7 @@ def _axes(node: fx.Node) -> Axes:
     fake=fake_result,
     example=_example(),
     axes=_axes,
+    relation=_relation,
     flops=kept_flops,
     attention=True,
     opaque=True,

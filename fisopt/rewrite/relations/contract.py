@@ -271,7 +271,10 @@ def attention_relation(node: fx.Node, *, whole: bool) -> Relation:
     result = Relation()
     for operand in (query, key, value):
         for d in range(rank - 2):
-            if shape(operand)[d] == shape(node)[d]:
+            if any(shape(n)[d] not in (1, shape(node)[d]) for n in (query, key, value)):
+                result.mixed.append((operand, d))  # several heads of the queries share one
+                result.kept.add(d)
+            elif shape(operand)[d] == shape(node)[d]:
                 result.link(operand, d, d)
         result.mixed.append((operand, rank - 1 if operand is not value else rank - 2))
     if whole:

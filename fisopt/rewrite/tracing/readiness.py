@@ -65,7 +65,8 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
             raise InputError(
                 f"{where} runs under hooks ({'; '.join(hooks)}), which do not reach a captured "
                 "graph; remove them first (disable_cache() for a step cache, in the place of which "
-                "StepCache goes among the passes; remove_all_hooks() of a pipeline that offloads): "
+                "StepCache goes among the passes, as SequenceParallel does in that of parallelism; "
+                "remove_all_hooks() of a pipeline that offloads): "
                 "the two cannot be combined"
             )
         if foreign := foreign_forward(module):

@@ -1,0 +1,1 @@
+"""Sharding: what becomes of a Program whose values are divided among ranks."""

@@ -1,0 +1,138 @@
+"""The examples run; released pipelines are tiny ones of the same classes, see `tests/standins.py`."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+import fisopt
+from fisopt.models import testbed
+from tests.standins import stand_in
+
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
+
+
+def loaded(path: str) -> ModuleType:
+    """An example as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, EXAMPLES / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow  # the README's own blocks run the same in every `make test`
+@pytest.mark.parametrize(
+    ("name", "options", "frames"),
+    [
+        ("wan22_lightning.py", ["--preset", "few-faithful"], 17),
+        ("hunyuanvideo15.py", ["--image", "any.png", "--steps", "2"], 5),
+    ],
+)
+def test_released_models(
+    name: str, options: list[str], frames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    with torch.compiler.set_stance("force_eager"):
+        loaded(name).main([*options, "--out", str(tmp_path / "clip.mp4")])
+    assert len(iio.imread(tmp_path / "clip.mp4", plugin="pyav")) == frames
+
+
+def test_a_model_of_one_s_own(capsys: pytest.CaptureFixture[str]) -> None:
+    loaded("own_model.py").main()
+    said = capsys.readouterr().out
+    assert "stride 2" in said
+    assert "6 of 6" not in said, "the first block is dense"
+    assert "5 of 6 blocks sparse" in said
+
+
+@pytest.mark.xdist_group("wan")
+def test_a_pass_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES / "own_pass"))
+    module = loaded("own_pass/test_mypasses.py")
+    module.test_it_does_what_hooks_do()
+    module.test_a_model_without_cross_attention_is_refused()
+
+
+@pytest.fixture
+def client() -> Any:
+    """The service over HTTP, with an untrained testbed of two layers."""
+    pytest.importorskip("fastapi")
+    httpx = pytest.importorskip("httpx")
+    assert httpx
+    from fastapi.testclient import TestClient
+
+    module = loaded("serve/service.py")
+    pipe = testbed.build_pipeline(testbed.build_transformer(num_layers=2))
+    service = module.Service(pipe, ["few-fast"], buckets=(4, 8), steps=1, backend="eager")
+    with TestClient(module.application(service)) as made:
+        yield made
+
+
+def test_a_service_over_http(client: Any, tmp_path: Path) -> None:
+    assert client.get("/health").json() == {"ready": True}
+    prompt = "red circle moving left fast over waves"
+    for frames in (3, 8):
+        answer = client.post("/clips", json={"prompt": prompt, "frames": frames})
+        assert answer.status_code == 200
+        assert len(iio.imread(answer.content, extension=".mp4", plugin="pyav")) == frames
+    for wrong, message in (({"frames": 9}, "largest bucket"), ({"prompt": "a dog"}, "prompt")):
+        answer = client.post("/clips", json={"prompt": prompt, "frames": 4, **wrong})
+        assert answer.status_code == 422
+        assert message in answer.text
+    said = client.get("/metrics").text
+    assert 'fisopt_clips_total{bucket="4"} 1\n' in said
+    assert 'fisopt_clips_total{bucket="8"} 1\n' in said
+    model = testbed.build_transformer(num_layers=2)
+    fisopt.Recipe.of(model, [fisopt.FrameInterleave(stride=4)]).save(tmp_path / "recipe.yaml")
+    answer = client.post("/recipe", params={"path": str(tmp_path / "recipe.yaml")})
+    assert answer.status_code == 200, answer.text
+    assert "fisopt_reloads_total 1\n" in client.get("/metrics").text
+    answer = client.post("/recipe", params={"path": str(tmp_path / "nothing.yaml")})
+    assert answer.status_code == 422
+    answer = client.post("/clips", json={"prompt": prompt, "frames": 4})
+    assert answer.status_code == 200
+
+
+@pytest.mark.slow
+def test_tuning_and_comparing(tmp_path: Path) -> None:
+    given = ["--minutes", "0.2", "--prompts", "2", "--clips", "1", "--steps", "2"]
+    loaded("tune_and_compare.py").main([*given, "--out", str(tmp_path)])
+    assert (tmp_path / "recipe.yaml").exists()
+    assert (tmp_path / "compare.html").exists()
+
+
+@pytest.mark.slow
+def test_the_notebook(tmp_path: Path) -> None:
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
+    )
+    client.execute()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (shutil.which("cmake") and shutil.which("g++")), reason="no C++ tools")
+def test_loading_from_cpp(tmp_path: Path) -> None:
+    prefix = f"-DCMAKE_PREFIX_PATH={torch.utils.cmake_prefix_path}"
+    source = str(EXAMPLES / "export_cpp")
+    for command in (
+        ["cmake", "-S", source, "-B", str(tmp_path), prefix],
+        ["cmake", "--build", str(tmp_path)],
+        [sys.executable, f"{source}/export.py", "--out", str(tmp_path)],
+        [str(tmp_path / "main"), str(tmp_path / "model.pt2"), str(tmp_path / "call.pt")],
+    ):
+        subprocess.run(command, check=True, cwd=ROOT)

@@ -1,0 +1,104 @@
+"""Processes that make a clip together over gloo: equal to one, and errors that say what is wrong."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import fisopt
+from fisopt.runtime.same_ranks import together
+from tests.runtime.parallel_worker import clip
+
+ROOT = Path(__file__).parents[2]
+LONGEST = 600
+"""Seconds until processes that do not end are a failure."""
+
+
+def start(folder: Path, kind: str, ranks: int = 2) -> list[str]:
+    """Run the processes to their end; returns what each was told."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    module = "tests.runtime.parallel_worker"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", module, str(folder), kind],
+            env={**os.environ, **shared, **paths, "RANK": str(rank)},
+            cwd=ROOT,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        ends = [process.communicate(timeout=LONGEST)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    said = [folder / f"said_{rank}.txt" for rank in range(ranks)]
+    for process, error, path in zip(processes, ends, said, strict=True):
+        assert path.exists() or process.returncode == 9, error[-2000:]
+    return [path.read_text() if path.exists() else "killed" for path in said]
+
+
+def same_clip(folder: Path, ranks: int) -> None:
+    """Every process has made the clip that one alone makes: 60 dB and more."""
+    pipe = fisopt.models.testbed.load_testbed()
+    fisopt.optimize(pipe, passes=[fisopt.FrameInterleave(stride=2)], backend="eager")
+    want = clip(pipe)
+    for rank in range(ranks):
+        got = torch.load(folder / f"clip_{rank}.pt")
+        assert (got - want).square().mean().log10() * -10 >= 60
+        assert not torch.equal(want, torch.zeros_like(want))
+
+
+def test_a_lost_rank_is_named() -> None:
+    with (
+        pytest.raises(fisopt.RankError, match="the other ranks of its 4 in vain"),
+        together(("0", 4)),
+    ):
+        raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:31337")
+    with pytest.raises(RuntimeError, match="shapes do not match"), together(("0", 4)):
+        raise RuntimeError("shapes do not match")
+
+
+def test_two_processes(tmp_path: Path, one_testbed: None) -> None:
+    assert start(tmp_path, "eager") == ["", ""]
+    same_clip(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_two_processes_compiled(tmp_path: Path, one_testbed: None) -> None:
+    assert start(tmp_path, "inductor") == ["", ""]
+    same_clip(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_four_processes_make_two_clips(tmp_path: Path, one_testbed: None) -> None:
+    assert start(tmp_path, "degree", 4) == [""] * 4
+    same_clip(tmp_path, 4)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends(tmp_path: Path) -> None:
+    first, other = start(tmp_path, "killed")
+    assert other == "killed"
+    assert "rank 0 waited for the other ranks of its 2 in vain" in first
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "differs"), [("prompts", "input 'encoder_hidden_states'"), ("passes", "passes")]
+)
+def test_processes_that_differ(kind: str, differs: str, tmp_path: Path) -> None:
+    for said in start(tmp_path, kind):
+        assert f"do not run the same: {differs} is" in said
+        assert "on rank 1 and" in said
