@@ -24,7 +24,9 @@ from fisopt.cli import help as texts
 from fisopt.cli.catalog import models_table, short
 from fisopt.cli.demo import choose_backend, doubtful, has_compiler
 from fisopt.cli.inspection import excerpt, ranges
+from fisopt.cli.options import main_file
 from fisopt.cli.stages import stages
+from fisopt.counted import counted
 from fisopt.models import testbed
 
 
@@ -119,6 +121,17 @@ def test_stages_are_told_to_a_pipe_and_short_ones_are_not() -> None:
         shown._began -= 5
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.fullmatch(r"slow: \d+\.\d s\n", said)
+
+
+def test_out_is_a_folder_or_the_main_file() -> None:
+    assert main_file(Path("out"), "recipe.yaml") == Path("out/recipe.yaml")
+    assert main_file(Path("mine/fast.yaml"), "recipe.yaml") == Path("mine/fast.yaml")
+    assert main_file(Path("v1.5"), "masks.json") == Path("v1.5/masks.json")
+
+
+def test_numbers_and_nouns_agree() -> None:
+    said = [counted(n, noun) for n, noun in ((1, "step"), (0, "clip"), (2, "branch"))]
+    assert said == ["1 step", "0 clips", "2 branches"]
 
 
 def test_python_m_fisopt() -> None:
