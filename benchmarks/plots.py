@@ -76,6 +76,8 @@ def plot_students(students: dict[str, Any], path: Path) -> None:
     }
     for name, student in students.items():
         axis, key, _ = guided[student["guided"]]
+        if not student["curve"]:
+            continue
         curve = [{"clips": 0, **student["before"]}, *student["curve"]]
         axis.plot([p["clips"] for p in curve], [p[key] for p in curve], "o-", label=name)
     for axis, key, what in guided.values():

@@ -369,9 +369,10 @@ def students_table(students: dict[str, Result]) -> str:
     for name, student in students.items():
         calls = student["steps"] * (2 if student["guided"] else 1)
         what = f"{student['steps']} steps, {'guided' if student['guided'] else 'guidance learnt'}"
-        for when in ("before", "after"):
+        rows = {"before": "before", "after": "after"}
+        for when, said in (rows if student["curve"] else {"before": "not trained"}).items():
             flops = f"{student['flops_ratio']:.2f}x"
-            body.append(line(f"{name} ({what}), {when}", calls, flops, student[when]))
+            body.append(line(f"{name} ({what}), {said}", calls, flops, student[when]))
     return markdown(["clips of", *head, *(f"{k} %" for k in shown), "Fréchet", "motion"], body)
 
 

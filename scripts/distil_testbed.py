@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path as File
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -53,6 +53,8 @@ ATTRIBUTES = ("colour", "shape", "direction", "right")
 
 PLANS = File(__file__).parents[1] / "benchmarks" / "results" / "tune.json"
 """What `fisopt.tune` found for speeds of the testbed at 4 guided steps."""
+TUNING = 12.0
+"""Minutes for a plan of a student of few steps."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Role:
     plan: str
     guided: bool
     paths: str
-    start: int | None
+    start: Literal[2, 4] | None
     window: tuple[float, float]
 
 
@@ -81,6 +83,7 @@ STUDENTS = {
     "a2": Role(2, "", False, "paths48", None, (0.0, 0.53)),
     "b25": Role(4, "2.5x", True, "paths4", None, (0.33, 1.0)),
     "b3": Role(4, "3x", True, "paths4", None, (0.33, 1.0)),
+    "c2": Role(2, "1.3x", False, "paths48", 2, (0.53, 1.0)),
 }
 PATHS = {"paths48": 12, "paths4": 1}
 """The teacher's steps between two of the four borders."""
@@ -289,19 +292,40 @@ class Bank:
             self.count = end
             self.known.add(file.name)
 
-    def draw(self, count: int, generator: torch.Generator) -> Path:
-        """Some of them."""
-        several = {"generator": generator, "device": self.device}
-        chosen = torch.randint(self.count, (count,), **several)
-        return Path(self.states[:, chosen], self.rows[chosen])
+    def draw(self, count: int, step: int) -> Path:
+        """Those of a step: every path once, in an order drawn anew each time round.
+
+        A student that sees few paths often learns them by heart.
+        """
+        first, chosen = step * count, []
+        for place in range(first, first + count):
+            turn = torch.Generator().manual_seed(place // self.count)
+            chosen.append(torch.randperm(self.count, generator=turn)[place % self.count])
+        rows = torch.stack(chosen).to(self.device)
+        return Path(self.states[:, rows], self.rows[rows])
 
 
-def planned(plan: str) -> tuple[tuple[Pass, ...], float]:
-    """The passes of a plan that was tuned, and dense FLOPs over its own."""
-    if not plan:
+def planned(role: Role, folder: File) -> tuple[tuple[Pass, ...], float]:
+    """The passes of a plan that was tuned, and dense FLOPs over its own.
+
+    Those of a student of few steps are tuned now, unless they were.
+    """
+    if not role.plan:
         return (), 1.0
-    said = json.loads(PLANS.read_text())["plans"][plan]
-    return Recipe.from_plain(said["recipe"], str(PLANS)).passes, said["speed_up"]
+    if role.start is None:
+        said = json.loads(PLANS.read_text())["plans"][role.plan]
+        return Recipe.from_plain(said["recipe"], str(PLANS)).passes, said["speed_up"]
+    file = folder / f"plan{role.start}-{role.plan}.json"
+    if not file.exists():
+        pipe = load_testbed(student=role.start)
+        pipe.set_progress_bar_config(disable=True)
+        prompts = [str(p) for p in (*sample_prompts(4, seed=1), *sample_prompts(8, seed=2))]
+        said = {"steps": role.steps, "arguments": {"guidance_scale": 1.0}, "minutes": TUNING}
+        made = fisopt.tune(pipe, role.plan, prompts, **said)
+        held = {**made.said(), "recipe": made.recipes["transformer"].plain(), "notes": made.notes}
+        files.write(file, json.dumps(held, indent=1))
+    said = json.loads(file.read_text())
+    return Recipe.from_plain(said["recipe"], str(file)).passes, said["speed_up"]
 
 
 class Run:
@@ -312,8 +336,9 @@ class Run:
         role = self.role
         self.levels = lab.levels(role.paths, role.steps)
         self.guidance = GUIDANCE if role.guided else 1.0
-        self.student: nn.Module = copy.deepcopy(lab.teacher)
-        self.passes, self.speed_up = planned(role.plan)
+        begins = lab.teacher if role.start is None else load_testbed(student=role.start).transformer
+        self.student: nn.Module = copy.deepcopy(begins).to(lab.device).requires_grad_(False).eval()
+        self.passes, self.speed_up = planned(role, args.out)
         self.plain: Any = self.student
         if self.passes:
             self.plain = fisopt.optimize(self.student, self.passes, backend="eager")
@@ -395,7 +420,7 @@ class Run:
         def losses(step: int, generator: torch.Generator) -> Iterator[Tensor]:
             if step % 25 == 0:
                 bank.look()
-            path = bank.draw(training.batch, generator)
+            path = bank.draw(training.batch, step)
             chance = torch.rand(training.batch, generator=generator, device=lab.device)
             own = chance < args.own
             yield from walk(self.trained, path, lab.conditions, own, through=args.through)

@@ -70,7 +70,7 @@ def test_prepare_needs_no_text_encoder_later(weights: Path, tmp_path: Path) -> N
         app, ["distill", "prepare", str(weights), *options, "--out", data], env={"TERM": "dumb"}
     )
     assert result.exit_code == 0, result.output
-    assert f"wrote {data}, 1 prompts" in " ".join(result.output.split())
+    assert f"wrote {data}, 1 prompt" in " ".join(result.output.split())
     assert distill(weights, tmp_path / "b", *few, "--prepared", data).exit_code == 0
     said = [(tmp_path / n / "student" / "distilled.json").read_text() for n in "ab"]
     assert json.loads(said[0])["trained"]["loss"] == json.loads(said[1])["trained"]["loss"]

@@ -20,7 +20,12 @@ class Denoiser:
         levels: of its sampler, which say what it predicts.
         guidance: weight of classifier-free guidance; 1 runs the conditional branch alone.
         precision: dtype of autocast, None for the weights' own.
+
+    Attributes:
+        beside: what the newest call adds to the loss, None for nothing.
     """
+
+    beside: Tensor | None = None
 
     def __init__(
         self,

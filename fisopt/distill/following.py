@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from fisopt import models
 from fisopt.api import optimize
 from fisopt.checked import count
 from fisopt.codegen.compile import Backend
+from fisopt.distill.block_outputs import BlockOutputs
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
+from fisopt.distill.features import Compared
 from fisopt.distill.lessons import Supplied, jumps, walks
 from fisopt.distill.lora import adapted
 from fisopt.distill.prepare import recorded
@@ -48,6 +51,7 @@ class Task:
         latents: clips to learn from, one a prompt; None for the teacher's own paths.
         lead: hops of the teacher before the student's own jump; None for whole segments.
         lora: rank of the adapters that are trained; None trains the weights.
+        features: weight of the distance between what blocks return; 0 compares none.
     """
 
     pipeline: Any
@@ -63,11 +67,16 @@ class Task:
     lora: int | None
     latents: Tensor | None = None
     lead: int | None = None
+    features: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("lora", "lead"):
             if (value := getattr(self, name)) is not None:
                 count(f"distill: {name}", value)
+        if not isinstance(self.features, (int, float)) or not 0 <= self.features < math.inf:
+            raise OptionError(
+                f"distill: features: got {shown(self.features)}, wanted a weight of 0 or more"
+            )
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -114,6 +123,8 @@ def follow(
     conditions = conditions.to(device)
     taught = Denoiser(teacher, levels, task.teacher_guidance, training.precision)
     learns = Denoiser(runs, levels, task.guidance, training.precision)
+    if task.features:
+        learns = _compared(task, teacher, student, learns)
     clips = _clips(task.latents, conditions, type(teacher).__name__)
     if task.lead is None or clips is None:
         losses = walks(learns, taught, conditions, clips, task.hops, training, supplied)
@@ -136,6 +147,14 @@ def follow(
         curve=tuple(curve),
         adapter="" if task.lora is None else component,
     )
+
+
+def _compared(task: Task, teacher: Any, student: Any, learns: Denoiser) -> Denoiser:
+    """The student with its blocks beside those of the dense model."""
+    by = learns.levels, task.guidance, learns.precision
+    dense = optimize(teacher, [BlockOutputs()], backend=task.backend)
+    runs = optimize(student, [*task.passes, BlockOutputs()], backend=task.backend)
+    return Compared(Denoiser(runs, *by), Denoiser(dense, *by), task.features)
 
 
 def _clips(latents: Tensor | None, conditions: Conditions, model: str) -> Tensor | None:

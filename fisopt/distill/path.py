@@ -127,8 +127,8 @@ def walk(
             make of its errors; all steps are then held in memory at once.
 
     Yields:
-        The mean distance from the target, times the share of the way that the step goes; step by
-        step, or their sum if gradients pass.
+        The mean distance from the target, and what the student adds, times the share of the way
+        that the step goes; step by step, or their sum if gradients pass.
     """
     given, levels = student.take(conditions, path.rows), student.levels
     mine, there = own.view(-1, *[1] * (path.states.ndim - 2)), path.states[0].float()
@@ -138,7 +138,8 @@ def walk(
         start = torch.where(mine, there, path.states[step].float())
         velocity = student.at(start, step, given)
         target = (start - path.end(step).float()) / gap
-        loss = distance(velocity, target).mean() * (gap / whole)
+        loss = distance(velocity, target).mean()
+        loss = (loss if student.beside is None else loss + student.beside) * (gap / whole)
         there = start - gap * velocity
         if through:
             held.append(loss)

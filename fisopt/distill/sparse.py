@@ -38,6 +38,7 @@ def sparse(
     component: str | None = None,
     backend: Backend = "eager",
     lora: int | None = None,
+    features: float = 0.0,
     folder: Path | str | None = None,
     save_every: int = 100,
     seen: Seen = lambda _: None,
@@ -58,6 +59,9 @@ def sparse(
         component: of a pipeline with two transformers, the one to train.
         backend: what runs the student.
         lora: rank of adapters to train in the place of the weights (peft).
+        features: weight, beside the loss of the output, of the relative distance between what each
+            block returns and what the dense model's returns in the same call; 0 compares none.
+            Blocks on some frames are compared there.
         folder: where the state of the run is kept.
         save_every: steps between two states.
         seen: called with the trainer after every step.
@@ -89,6 +93,7 @@ def sparse(
         component=component,
         backend=backend,
         lora=lora,
+        features=features,
     )
     kept = None if folder is None else Path(folder)
     return follow(task, training, supplied, kept, save_every, seen)

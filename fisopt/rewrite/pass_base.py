@@ -14,8 +14,8 @@ from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, from_the_end
 
-Stage = Literal["frames", "attention", "steps", "ranks"]
-STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "ranks")
+Stage = Literal["frames", "attention", "steps", "outputs", "ranks"]
+STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "ranks")
 """What a pass decides, in the order in which it must be decided."""
 
 
@@ -86,8 +86,9 @@ class Pass(metaclass=Checked):
 
     Attributes:
         stage: what the pass decides, where its place among other passes follows from it: the
-            frames that a block computes come before the tokens that its attention sees, then comes
-            which blocks a step computes at all, and what each rank computes of it comes last.
+            frames that a block computes come before the tokens that its attention sees, then come
+            which blocks a step computes at all and what is returned of them, and what each rank
+            computes of it comes last.
         differentiable: whether a Program can be trained through after it; False is an error then.
     """
 

@@ -112,5 +112,5 @@ class ForwardCall:
         gauges = {name: value.detach() for name, value in returned.gauges.items()}
         measured = numbers(gauges, lambda: self.generation.place(self.inputs.kwargs()))
         for watcher in self.watchers if gauges else ():
-            watcher(gauges)
+            watcher(returned.gauges)
         return returned, measured

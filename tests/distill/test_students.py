@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from fisopt import ExportError, FileError, FrameInterleave, InputError, OptionError, Recipe
-from fisopt.distill import Student, Supplied, Training, consistency, prepare, sparse
+from fisopt.distill import Student, Supplied, Training, consistency, prepare, prepared, sparse
 from fisopt.distill.conditions import record
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.path import sampled, walk, walked
+from fisopt.distill.prepared import FILE
 from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
 from tests.distill.conftest import PROMPTS, SIZE
 
@@ -191,6 +192,27 @@ def test_a_full_disk(pipe: TestbedPipeline, tmp_path: Path, monkeypatch: Any) ->
         consistency(pipe, PROMPTS, **run)
     assert torch.load(tmp_path / "state.pt")["step"] == 4
     assert [path.name for path in tmp_path.iterdir()] == ["state.pt"]
+
+
+def test_a_full_disk_under_what_is_made(
+    pipe: TestbedPipeline, few: Student, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Under a student, and under what is prepared: what was there before is there still."""
+    folder, data = few.save(tmp_path / "few"), tmp_path / "data"
+    prepare(pipe, PROMPTS, data, steps=2, arguments=SIZE)
+    before = [path.read_bytes() for path in (folder / "README.md", data / FILE)]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(few.model), "save_pretrained", full)
+    monkeypatch.setattr(prepared, "save_file", full)
+    with pytest.raises(ExportError, match="few could not be written: No space left"):
+        few.save(folder, force=True)
+    with pytest.raises(FileError, match=r"conditions\.safetensors could not be written: No space"):
+        prepare(pipe, PROMPTS, data, steps=2, arguments=SIZE)
+    assert [path.read_bytes() for path in (folder / "README.md", data / FILE)] == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "few"]
 
 
 def test_clips_to_learn_from(pipe: TestbedPipeline) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator, debug_launcher
 from torch import Tensor, nn
 
 from fisopt import InputError, OptionError
@@ -83,6 +84,22 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert loss == pytest.approx(alone.trainer.loss)
     assert (tmp_path / "state0.pt").is_file()
     assert not (tmp_path / "state1.pt").exists()
+
+
+def _launched(folder: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    problem = Problem(training(steps=5))
+    problem.trainer.run()
+    torch.save(problem.numbers.detach(), folder / f"{accelerator.process_index}.pt")
+
+
+def test_accelerate_opens_the_group(tmp_path: Path) -> None:
+    """Under its launcher two processes are known, and each does its share."""
+    debug_launcher(_launched, (tmp_path,), num_processes=2)
+    alone = Problem(training(steps=5, accumulate=2))
+    alone.trainer.run()
+    for rank in range(2):
+        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), alone.numbers.detach())
 
 
 def test_resumed_equals_uninterrupted(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from fisopt.codegen.kernels.pieces import Cut, Piece, Range, Segment
 from fisopt.codegen.kernels.plan_cache import once_a_plan
 from fisopt.errors import LoweringError
 from fisopt.rewrite.ops import tile_attention as contract
+from fisopt.rewrite.ops.tile_groups import take
 
 OP = "fisopt::tile_attention"
 
@@ -161,8 +162,8 @@ class _Operands:
         query = _side_by_side(self.query, piece.queries)
         seen = self.mask if piece.sees(self.hidden) else None
         if seen is not None:
-            seen = seen if seen.shape[2] == 1 else contract.take(seen, 2, piece.queries)
-            seen = contract.take(seen, 3, piece.keys)
+            seen = seen if seen.shape[2] == 1 else take(seen, 2, piece.queries)
+            seen = take(seen, 3, piece.keys)
         out, lse = attend(query, *self.gather(piece.keys), bias_of(seen, query), self.scale)
         return list(zip(out.split(1), lse.split(1), strict=True))
 
@@ -192,7 +193,7 @@ class _Operands:
 
 def _side_by_side(x: Tensor, ranges: tuple[Range, ...]) -> Tensor:
     """Ranges of the tokens of x [B, h, N, D]; a copy has its memory in the order [B, N, h, D]."""
-    return contract.take(x.transpose(1, 2), 1, ranges).transpose(1, 2)
+    return take(x.transpose(1, 2), 1, ranges).transpose(1, 2)
 
 
 def _windows(x: Tensor, count: int, *dims: tuple[Range, int]) -> Tensor:

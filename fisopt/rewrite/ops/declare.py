@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypedDict, Unpack, get_args, overload
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload
 
@@ -55,6 +55,8 @@ class Options(TypedDict, total=False):
         traffic: the bytes that a call moves, from its operands, where that is what it takes.
         sends: the bytes that a rank sends to others in a call, from its operands.
         counts_as: the class of the cost model that they belong to; attentions are told apart.
+        backward: the gradients of some operands, where ``recompute`` would hold too much: it takes
+            their numbers, the gradients of the results, and the operands.
         gradient: ``recompute`` runs the implementation again and differentiates it; ``zero`` is for
             results that do not change with the operands, such as indices; ``missing`` is an error
             when a Program is trained.  Integer operands never have one.
@@ -77,6 +79,7 @@ class Options(TypedDict, total=False):
     traffic: Callable[..., float]
     sends: Callable[..., float]
     counts_as: CostClass
+    backward: Callable[..., list[Tensor]]
     gradient: Gradient
 
 
@@ -119,7 +122,7 @@ def operator(target: str | OpOverload, **options: Unpack[Options]) -> Any:
         definition = _define(target, reference, implementation, options)
         new: OpOverload = definition._opoverload
         made = Operator(new, reference, implementation, definition=definition, **traits)
-        add_gradient(definition, made.implementation, made.gradient)
+        add_gradient(definition, made.implementation, made.gradient, options.get("backward"))
         return _register(made, options)
 
     return declare
@@ -230,7 +233,7 @@ def _traits(target: object, names: list[str], options: Options) -> dict[str, Any
     held: dict[str, Any] = {
         key: value
         for key, value in options.items()
-        if key not in ("fake", "example", "implementation", "tags", "relation")
+        if key not in ("fake", "example", "implementation", "tags", "relation", "backward")
     }
     for key in ("plan", "moves"):
         if key in held:

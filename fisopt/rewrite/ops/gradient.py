@@ -14,11 +14,26 @@ from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 from torch.utils import _pytree as pytree
 
+Backward = Callable[..., list[Tensor]]
+"""Takes the numbers of operands, the gradients of the results, and the operands."""
 
-def add_gradient(definition: CustomOpDef, implementation: Callable[..., Any], kind: str) -> None:
-    """Give an operator its gradient; ``kind`` is the option ``gradient`` of its declaration."""
+
+def add_gradient(
+    definition: CustomOpDef,
+    implementation: Callable[..., Any],
+    kind: str,
+    own: Backward | None = None,
+) -> None:
+    """Give an operator its gradient.
+
+    Args:
+        definition: of the operator.
+        implementation: what it runs.
+        kind: the option ``gradient`` of its declaration.
+        own: the option ``backward``; None to differentiate the implementation.
+    """
     if kind == "recompute":
-        backward = _backward_of(definition, implementation)
+        backward = _backward_of(definition, own or _differentiated(implementation))
 
         def recomputed(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
             saved = iter(ctx.saved_tensors)
@@ -53,10 +68,8 @@ def _differs(x: Tensor) -> bool:
     return x.is_floating_point() or x.is_complex()
 
 
-def _backward_of(definition: CustomOpDef, implementation: Callable[..., Any]) -> CustomOpDef:
-    """The operator that computes the gradients of some operands from those of the results."""
-    schema = definition._opoverload._schema
-    operands = str(schema).partition("(")[2].rpartition(") ->")[0]
+def _differentiated(implementation: Callable[..., Any]) -> Backward:
+    """Run an implementation again and differentiate it."""
 
     def backward(needed: Sequence[int], grads: Sequence[Tensor], *args: Any) -> list[Tensor]:
         def run(*wanted: Tensor) -> tuple[Tensor, ...]:
@@ -66,6 +79,14 @@ def _backward_of(definition: CustomOpDef, implementation: Callable[..., Any]) ->
 
         _, pull = torch.func.vjp(run, *(args[i] for i in needed))  # type: ignore[misc]
         return [x.clone(memory_format=torch.contiguous_format) for x in pull(tuple(grads))]
+
+    return backward
+
+
+def _backward_of(definition: CustomOpDef, backward: Backward) -> CustomOpDef:
+    """The operator that computes the gradients of some operands from those of the results."""
+    schema = definition._opoverload._schema
+    operands = str(schema).partition("(")[2].rpartition(") ->")[0]
 
     def fake(needed: Sequence[int], grads: Sequence[Tensor], *args: Any) -> list[Tensor]:
         return [torch.empty_like(args[i], memory_format=torch.contiguous_format) for i in needed]

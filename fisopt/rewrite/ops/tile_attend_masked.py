@@ -5,6 +5,7 @@ It is to `tile_attention` what `attend_masked` is to dense attention.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import pad
 
 from fisopt.rewrite.ops.declare import operator
 from fisopt.rewrite.ops.tile_attention import (
+    by_group_backward,
     empty_result,
     fake_result,
     kept_flops,
@@ -42,6 +44,20 @@ def _run(
     return out
 
 
+def _backward(
+    needed: Sequence[int],
+    grads: Sequence[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    start: int,
+    *plan: Any,
+) -> list[Tensor]:
+    whole = whole_mask(mask, start, key.shape[-2])
+    return by_group_backward(needed, grads, query, key, value, whole, *plan)
+
+
 def _flops(query: Any, key: Any, value: Any, mask: Any, start: int, *plan: Any) -> float:
     return kept_flops(query, key, value, mask, *plan)
 
@@ -56,6 +72,7 @@ def _example() -> tuple[Any, ...]:
 @operator(
     "fisopt::tile_attend_masked",
     implementation=_run,
+    backward=_backward,
     fake=fake_result,
     example=_example(),
     flops=_flops,

@@ -10,7 +10,7 @@ Source: the pattern is Efficient-vDiT's, arXiv:2502.06155.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from fisopt.rewrite.axes import Axes, axes_of
 from fisopt.rewrite.ops.declare import operator
+from fisopt.rewrite.ops.tile_groups import attended, gradients, grouped, in_four, runs_of
 from fisopt.rewrite.relations.contract import attention_relation
 from fisopt.rewrite.relations.table import Relation, shape
 
@@ -28,77 +29,6 @@ def empty_result(query: Tensor, value: Tensor) -> Tensor:
     *batch, heads, tokens, _ = (1,) * max(3 - query.ndim, 0) + tuple(query.shape)
     room = query.new_empty(*batch, tokens, heads, value.shape[-1]).transpose(-3, -2)
     return room if query.ndim > 2 else room[0]
-
-
-def _grouped(query: Tensor, key: Tensor) -> bool:
-    """Whether several heads of the queries share one of the keys."""
-    return query.ndim > 2 and query.shape[-3] != key.shape[-3]
-
-
-def _in_four(x: Tensor) -> Tensor:
-    """The same with four dimensions at least, as the fused attentions want it."""
-    return x[(None,) * max(4 - x.ndim, 0)]
-
-
-def _head(x: Tensor, head: int, query: Tensor) -> Tensor:
-    """The part of a tensor with as many heads as the queries, or fewer, that a head works on."""
-    return x.narrow(-3, head * x.shape[-3] // query.shape[-3], 1)
-
-
-def _merged(
-    starts: list[int], groups: list[list[list[int]]]
-) -> list[tuple[int, int, list[list[int]]]]:
-    """(start, end, key ranges) of each run of neighbouring groups that read the same keys."""
-    result: list[tuple[int, int, list[list[int]]]] = []
-    for start, end, padded in zip(starts[:-1], starts[1:], groups, strict=True):
-        ranges = [r for r in padded if r[1] > r[0]]
-        if result and result[-1][2] == ranges:
-            start = result.pop()[0]
-        result.append((start, end, ranges))
-    return result
-
-
-def take(x: Tensor, dim: int, ranges: Iterable[Sequence[int]]) -> Tensor:
-    """Some ranges of a dimension side by side; a dimension of one entry is left to broadcast."""
-    if x.shape[dim] == 1:
-        return x
-    pieces = [x.narrow(dim, start, end - start) for start, end in ranges]
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
-
-
-def _rows(mask: Tensor, start: int, end: int) -> Tensor:
-    return mask if mask.shape[-2] == 1 else mask[..., start:end, :]
-
-
-def _parts(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    rows: list[int],
-    keys: list[list[list[list[int]]]],
-    scale: float | None,
-) -> Iterator[tuple[int | None, int, int, Tensor]]:
-    """(head, start, end, result) of each run of queries that read the same keys.
-
-    The head is None where all heads read alike; tensors have four dimensions at least.
-    """
-    q, k, v = (_in_four(x) for x in (query, key, value))
-    bias = None if mask is None else _in_four(mask)
-    for h, groups in enumerate(keys):
-        head = None if len(keys) == 1 else h
-        parts = [q, k, v] if head is None else [_head(x, h, q) for x in (q, k, v)]
-        seen = bias if bias is None or head is None else _head(bias, h, q)
-        for start, end, ranges in _merged(rows, groups):
-            part = scaled_dot_product_attention(
-                parts[0][..., start:end, :],
-                take(parts[1], -2, ranges),
-                take(parts[2], -2, ranges),
-                None if seen is None else take(_rows(seen, start, end), -1, ranges),
-                scale=scale,
-                enable_gqa=_grouped(parts[0], parts[1]),
-            )
-            yield head, start, end, part
 
 
 def _by_group(
@@ -111,20 +41,48 @@ def _by_group(
     pairs: int,
     scale: float | None,
 ) -> Tensor:
-    """See `tile_attention`; ``pairs``, the plan's count of kept pairs, is for the cost model.
+    """See `tile_attention`; ``pairs``, the plan's count of kept pairs, is for the cost model."""
+    del pairs
+    result, operands = empty_result(query, value), in_four(query, key, value, mask)
+    (out,) = in_four(result)
+    assert out is not None
+    for run in runs_of(out.shape[-3], rows.tolist(), keys.tolist()):
+        run.own(out)[..., run.start : run.end, :] = attended(run.seen(operands), scale)
+    return result
 
-    One fused dense attention a group, on its key ranges laid side by side: copying them costs
-    little beside what is computed on them, and no partial results are merged.
+
+def by_group_backward(
+    needed: Sequence[int],
+    grads: Sequence[Tensor],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    rows: Tensor,
+    keys: Tensor,
+    pairs: int,
+    scale: float | None,
+) -> list[Tensor]:
+    """The gradients of the operands ``needed``: those of one group's fused attention at a time.
+
+    The copies of two groups are never held at once, and sums over groups are taken in float32.
     """
     del pairs
-    result = empty_result(query, value)
-    out = _in_four(result)
-    for head, start, end, part in _parts(
-        query, key, value, mask, rows.tolist(), keys.tolist(), scale
-    ):
-        room = out if head is None else out.narrow(-3, head, 1)
-        room[..., start:end, :] = part
-    return result
+    given, (grad,) = (query, key, value, mask), in_four(*grads)
+    assert grad is not None
+    wanted = [x for i in needed if (x := given[i]) is not None]
+    sums = [x.new_zeros(x.shape, dtype=max(x.dtype, torch.float32, key=_bits)) for x in wanted]
+    operands = in_four(*given)
+    for run in runs_of(grad.shape[-3], rows.tolist(), keys.tolist()):
+        parts = gradients(run, operands, needed, grad, scale)
+        for place, total, part in zip(needed, in_four(*sums), parts, strict=True):
+            assert total is not None
+            run.add(place, total, part)
+    return [total.to(x.dtype) for total, x in zip(sums, wanted, strict=True)]
+
+
+def _bits(dtype: torch.dtype) -> int:
+    return dtype.itemsize
 
 
 def _planned(
@@ -139,10 +97,11 @@ def _planned(
 ) -> Tensor:
     """The operator where the plan is known beforehand: a graph with no N x N tensor in it."""
     del pairs
-    heads: dict[int | None, list[Tensor]] = {}
-    for head, _, _, part in _parts(query, key, value, mask, rows, keys, scale):
-        heads.setdefault(head, []).append(part)
-    result = torch.cat([torch.cat(parts, -2) for parts in heads.values()], -3)
+    operands, heads = in_four(query, key, value, mask), query.shape[-3] if query.ndim > 2 else 1
+    parts: dict[int | None, list[Tensor]] = {}
+    for run in runs_of(heads, rows, keys):
+        parts.setdefault(run.head, []).append(attended(run.seen(operands), scale))
+    result = torch.cat([torch.cat(own, -2) for own in parts.values()], -3)
     return result.reshape(*query.shape[:-1], value.shape[-1])
 
 
@@ -184,6 +143,7 @@ def _relation(node: fx.Node) -> Relation:
 @operator(
     "fisopt::tile_attention",
     implementation=_by_group,
+    backward=by_group_backward,
     planned=_planned,
     plan=("rows", "keys"),
     fake=fake_result,
@@ -225,5 +185,5 @@ def tile_attention(
     else:
         allowed = torch.where(kept, mask, float("-inf"))
     return scaled_dot_product_attention(
-        query, key, value, allowed, scale=scale, enable_gqa=_grouped(query, key)
+        query, key, value, allowed, scale=scale, enable_gqa=grouped(query, key)
     )
