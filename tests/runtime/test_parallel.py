@@ -20,33 +20,39 @@ LONGEST = 600
 """Seconds until processes that do not end are a failure."""
 
 
-def start(folder: Path, kind: str, ranks: int = 2) -> list[str]:
-    """Run the processes to their end; returns what each was told."""
+def ran(module: str, arguments: list[str], ranks: int) -> list[tuple[int, str, str]]:
+    """The exit status of some processes, and what they print and report."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    module = "tests.runtime.parallel_worker"
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", module, str(folder), kind],
+            [sys.executable, "-m", f"tests.runtime.{module}", *arguments],
             env={**os.environ, **shared, **paths, "RANK": str(rank)},
             cwd=ROOT,
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(ranks)
     ]
     try:
-        ends = [process.communicate(timeout=LONGEST)[1] for process in processes]
+        said = [process.communicate(timeout=LONGEST) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    said = [folder / f"said_{rank}.txt" for rank in range(ranks)]
-    for process, error, path in zip(processes, ends, said, strict=True):
-        assert path.exists() or process.returncode == 9, error[-2000:]
-    return [path.read_text() if path.exists() else "killed" for path in said]
+    return [(p.returncode, *each) for p, each in zip(processes, said, strict=True)]
+
+
+def start(folder: Path, kind: str, ranks: int = 2) -> list[str]:
+    """Let processes make a clip; returns what each was told."""
+    ends = ran("parallel_worker", [str(folder), kind], ranks)
+    told = [folder / f"said_{rank}.txt" for rank in range(ranks)]
+    for path, (status, _, error) in zip(told, ends, strict=True):
+        assert path.exists() or status == 9, error[-2000:]
+    return [path.read_text() if path.exists() else "killed" for path in told]
 
 
 def same_clip(folder: Path, ranks: int) -> None:
@@ -68,6 +74,18 @@ def test_a_lost_rank_is_named() -> None:
         raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:31337")
     with pytest.raises(RuntimeError, match="shapes do not match"), together(("0", 4)):
         raise RuntimeError("shapes do not match")
+
+
+def test_a_process_that_ends_is_told_to_the_other() -> None:
+    (_, said, error), (status, _, _) = ran("rank_pair", ["lost"], 2)
+    assert status == 9
+    assert said.startswith("rank 0 waited for the other ranks of its 2 in vain"), error[-2000:]
+
+
+def test_processes_of_other_weights_are_told() -> None:
+    for _, said, error in ran("rank_pair", ["differ"], 2):
+        wanted = "do not run the same: weights is 11 on rank 1 and 00 on rank 0"
+        assert wanted in said, error[-2000:]
 
 
 @pytest.mark.slow
