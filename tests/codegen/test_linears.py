@@ -176,7 +176,11 @@ class Still:
         return output
 
 
-@pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
+ALONE = {name: p for name, p in PASSES.items() if name != "SequenceParallel"}
+"""A rank of several has nobody to exchange with here."""
+
+
+@pytest.mark.parametrize("passes", ALONE.values(), ids=ALONE)
 def test_passes_compose(wan: Program, passes: tuple[fisopt.Pass, ...]) -> None:
     program = PassManager(fitted(passes)).run(wan)
     choices: list[Choice] = []
@@ -189,8 +193,11 @@ def test_passes_compose(wan: Program, passes: tuple[fisopt.Pass, ...]) -> None:
             torch.cat([x.flatten() for x in f(*values)]) for f in (run, program.graph_module)
         )
     assert "simulated fp8 in" in str(choices)
-    assert "fp8 in 0 of" not in str(choices)
-    assert 1e-4 <= float((got - want).norm() / want.norm()) <= 0.1
+    reused = not program.blocks  # by a step that has no linears of its own
+    assert ("fp8 in 0 of" in str(choices)) == reused
+    error = float((got - want).norm() / want.norm())
+    assert error <= 0.1
+    assert reused or error >= 1e-4
 
 
 def test_a_device_without_fp8_is_an_error() -> None:
