@@ -81,17 +81,19 @@ def number() -> int:
 
 
 def test_passes_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "mypasses.py").write_text(MINE)
+    (tmp_path / "passes_of_mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    modules = ["mypasses"]
-    (made, other) = parse_passes(["mypasses.Weaken(factor=0.25, blocks=':2')", "fis-a"], modules)
+    modules = ["passes_of_mine"]
+    (made, other) = parse_passes(
+        ["passes_of_mine.Weaken(factor=0.25, blocks=':2')", "fis-a"], modules
+    )
     assert repr(made) == "Weaken(blocks=':2', steps=':', factor=0.25)"
     assert other == fisopt.FrameInterleave(stride=2, blocks="2:-2")
     for text, message in (
-        ("mypasses.Weakn()", "mypasses has no pass Weakn; did you mean Weaken"),
-        ("mypasses.Weaken(factr=1)", "did you mean factor"),
-        ("mypasses.number()", "number makes 1, wanted a fisopt.Pass"),
+        ("passes_of_mine.Weakn()", "passes_of_mine has no pass Weakn; did you mean Weaken"),
+        ("passes_of_mine.Weaken(factr=1)", "did you mean factor"),
+        ("passes_of_mine.number()", "number makes 1, wanted a fisopt.Pass"),
         ("other.Weaken()", "a pass of your own needs --import other"),
     ):
         with pytest.raises(fisopt.OptionError, match=message):
@@ -100,4 +102,4 @@ def test_passes_of_one_s_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         parse_passes([], ["nothing_like_it"])
     with pytest.raises(fisopt.OptionError, match="os has no pass system"):
         parse_passes(["os.system('ls')"], ["os"])
-    sys.modules.pop("mypasses")
+    sys.modules.pop("passes_of_mine")
