@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from math import exp, log
 from statistics import fmean
 from time import perf_counter
 from typing import Any
 
 from fisopt.errors import OptionError
-from fisopt.page.data import Choice
 from fisopt.recipe.recipe import Recipe
+from fisopt.tuning.chosen import choices_of
 from fisopt.tuning.component import Component
 from fisopt.tuning.costs import Costs, Unit, costs_of
 from fisopt.tuning.goal import Goal, psnr_of
@@ -19,11 +19,9 @@ from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.space import (
-    Change,
     Plan,
     Space,
     most_bands,
-    said_numbers,
     screening,
 )
 from fisopt.tuning.trial import Clip, Trials
@@ -283,38 +281,9 @@ class Search:
             predicted=(self.level * knapsack.predicted(plan)) ** 0.5,
             prices=self._by_name(),
             front=tuple(front),
-            choices=tuple(self._choices(plan, prices)),
+            choices=tuple(choices_of(self.space, plan, prices, str(self.goal))),
             notes=tuple(dict.fromkeys(self.notes)),
         )
-
-    def _choices(self, plan: Plan, prices: Mapping[Change, float]) -> Iterator[Choice]:
-        """What runs in every branch of every block, or is reused."""
-        for place in self.space.options:
-            option = plan.options.get(place)
-            price = prices.get((place, option)) if option is not None else None
-            said = str(option).removeprefix(f"{place.part} ") if option is not None else "dense"
-            reused = sorted(self.space.reused(place.component, plan) & {*place.steps})
-            if len(reused) == len(place.steps):
-                said, price = "reused", self._reuse_price(place.component, reused, plan, prices)
-            elif reused:
-                said += f", reused at {said_numbers(reused)}"
-            for block in place.blocks:
-                yield Choice(
-                    block,
-                    place.part.replace("_", "-"),
-                    said_numbers(place.steps),
-                    said,
-                    price=None if price is None else price**0.5,
-                    configuration=str(self.goal),
-                    transformer=place.component,
-                )
-
-    def _reuse_price(
-        self, name: str, steps: Sequence[int], plan: Plan, prices: Mapping[Change, float]
-    ) -> float:
-        """Of the runs that some steps are of."""
-        runs = [r for r in plan.reuses if r.component == name and {*r.steps} & {*steps}]
-        return sum(prices[run] for run in runs)
 
     def _note(self, knapsack: Knapsack, reached: bool) -> None:
         alone, unknown = self.prices.not_tried()

@@ -57,13 +57,11 @@ class Clip:
         lines: its calls, in order.
         latents: what it ended in.
         seconds: how long it took.
-        busy: seconds of it in the transformers.
     """
 
     lines: list[Line] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
-    busy: float = 0.0
 
 
 class Script:
@@ -131,13 +129,9 @@ class Rehearsed(OptimizedModule):
         return inputs, self._generation.step(inputs.kwargs())
 
     def _record(self, args: Sequence[Any], kwargs: Mapping[str, Any], *, pretend: bool) -> Any:
-        began = perf_counter()
         inputs, step = self._enter(args, kwargs)
         output = self._zeros(inputs) if pretend else super()._run(args, kwargs)
         kept = pytree.tree_map(_kept, output)
-        if any(x.is_cuda for x in tensors(kept)):
-            torch.cuda.synchronize()
-        self._script.clip.busy += perf_counter() - began
         self._script.clip.lines.append(Line(self._component, step.index, kept))
         return output
 
@@ -204,6 +198,8 @@ class Trials:
             self.script.record()
             began = perf_counter()
             latents = self._latents(index)
+            if any(x.is_cuda for x in latents):
+                torch.cuda.synchronize()
             clip = self.script.clip
             clip.seconds, clip.latents = perf_counter() - began, latents
             if not clip.lines:
