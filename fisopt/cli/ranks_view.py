@@ -10,12 +10,10 @@ from rich.table import Table
 
 from fisopt.errors import OptionError, shown
 from fisopt.passes.sequence_parallel import SequenceParallel
-from fisopt.rewrite.cost import Cost, graph_cost, program_cost
+from fisopt.rewrite.cost import FLOPS_A_SECOND, Cost, called_cost, program_cost
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 
-RATE = 600e12
-"""FLOPs a second of a GPU, as the cost model takes an H100 to have."""
 _UNITS = {"MB/s": 1e6, "GB/s": 1e9, "TB/s": 1e12}
 
 
@@ -37,12 +35,12 @@ class Shared:
 
     def seconds(self, link: float) -> float:
         """Seconds of a call, if nothing overlaps, at so many bytes a second between ranks."""
-        return self.call.work / RATE + self.call.sent / link
+        return self.call.work / FLOPS_A_SECOND + self.call.sent / link
 
     def block_seconds(self, link: float) -> tuple[float, float]:
         """Seconds that a block computes and exchanges, in the mean."""
         each = 1 / max(1, self.count)
-        return self.blocks.work / RATE * each, self.blocks.sent / link * each
+        return self.blocks.work / FLOPS_A_SECOND * each, self.blocks.sent / link * each
 
     def efficiency(self, alone: Shared, link: float) -> float:
         """The speed-up over one rank, for each rank."""
@@ -52,12 +50,7 @@ class Shared:
 def shared(program: Program, ranks: int) -> Shared:
     """Cost of a Program on some ranks."""
     divided = PassManager([SequenceParallel(degree=ranks)]).run(program)
-    blocks, known = Cost(), {}
-    for block in divided.blocks:
-        if block.body not in known:
-            known[block.body] = graph_cost(block.body.graph)
-        blocks.add(known[block.body])
-    return Shared(ranks, program_cost(divided), blocks, len(divided.blocks))
+    return Shared(ranks, program_cost(divided), called_cost(divided), len(divided.blocks))
 
 
 def counts(text: str) -> list[int]:
@@ -86,8 +79,8 @@ def bytes_a_second(text: str) -> float:
 def ranks_table(program: Program, ranks: Sequence[int], link: float) -> Table:
     """What a Program costs on different numbers of ranks."""
     table = Table(
-        title=f"One forward call on several ranks, {RATE / 1e12:.0f} TFLOP/s, {link / 1e9:g} GB/s, "
-        "nothing overlapped",
+        title=f"One forward call on several ranks, {FLOPS_A_SECOND / 1e12:.0f} TFLOP/s, "
+        f"{link / 1e9:g} GB/s, nothing overlapped",
         title_justify="left",
         header_style="bold",
     )

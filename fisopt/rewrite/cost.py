@@ -25,8 +25,10 @@ from fisopt.rewrite.program import Program, check_program
 
 aten = torch.ops.aten
 _OF_TORCH = ("aten", "prims", "prim")
-FLOPS_A_BYTE = 200
-"""FLOPs of an attention in the time of a byte: some 600 TFLOP/s beside 3 TB/s, as on an H100."""
+FLOPS_A_SECOND, BYTES_A_SECOND = 600e12, 3e12
+"""Of an attention, and of memory, as on an H100."""
+FLOPS_A_BYTE = FLOPS_A_SECOND / BYTES_A_SECOND
+"""FLOPs of an attention in the time of a byte."""
 CLASSES: tuple[CostClass, ...] = get_args(CostClass)
 _PRODUCTS = (aten.matmul.default, aten._int_mm.default)
 _CONVOLUTIONS = (
@@ -99,15 +101,20 @@ def not_predicted(*costs: Cost) -> str | None:
 def program_cost(program: Program) -> Cost:
     """Cost of one forward call of a Program."""
     check_program(program)
-    total = Cost()
-    blocks: dict[str, Cost] = {}
+    total = called_cost(program)
+    total.add(graph_cost(program.graph))
+    return total
+
+
+def called_cost(program: Program) -> Cost:
+    """Cost of the blocks of one forward call, without the code around them."""
+    total, known = Cost(), dict[str, Cost]()
     for node in program.graph.nodes:
         if node.op == "call_module":
             name = str(node.target)
-            if name not in blocks:
-                blocks[name] = graph_cost(program.callee(node).graph)
-            total.add(blocks[name])
-    total.add(graph_cost(program.graph))
+            if name not in known:
+                known[name] = graph_cost(program.callee(node).graph)
+            total.add(known[name])
     return total
 
 
