@@ -197,7 +197,7 @@ def test_an_option_of_a_wrong_type(make: Any, option: str) -> None:
         (lambda: fisopt.TileMask(2).table("5"), "frames: got '5', wanted 1 or more"),
         (lambda: fisopt.RadialDecay(2).table(-1), "frames of a mask: got -1, wanted 1 or more"),
         (lambda: fisopt.Rule("r", len, len, bool), "rule 'r': the pattern cannot be traced: Asser"),
-        (lambda: fisopt.search_masks(None, ["a"], steps=1), "give either threshold"),
+        (lambda: fisopt.search_masks(None, ["a"], steps=1), "give either threshold or target_ratio"),
         (lambda: fisopt.calibrate(None, ["a"], steps=1), "a target ratio or a target error"),
         (lambda: fisopt.models.build("wan", heads=1), "cannot be built with {'heads': 1} on"),
         (lambda: fisopt.models.build("wan", "gpu9"), "cannot be built with {} on 'gpu9' in"),

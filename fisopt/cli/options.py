@@ -50,6 +50,9 @@ Texts = Annotated[
     list[str] | None,
     typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
 ]
+PromptFile = Annotated[
+    Path | None, typer.Option(help="A file of prompts, one a line.", show_default=False)
+]
 Height = Annotated[
     int | None,
     typer.Option(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import Progress
@@ -62,15 +62,7 @@ class Stages:
 def stages(doing: str, console: Console | None = None) -> Iterator[Stages]:
     """Show a first stage, and those that follow by `Stages.update`, on stderr."""
     console = console or Console(stderr=True, highlight=False)
-    if not console.is_terminal:
-        shown = Stages(console, None)
-        shown.update(doing)
-        try:
-            yield shown
-        finally:
-            shown.end()
-        return
-    with console.status(doing) as status:
+    with console.status(doing) if console.is_terminal else nullcontext() as status:
         shown = Stages(console, status)
         shown.update(doing)
         try:

@@ -17,6 +17,7 @@ from fisopt.cli.options import (
     Imports,
     Out,
     Pipeline,
+    PromptFile,
     Seed,
     Texts,
     Width,
@@ -26,10 +27,7 @@ from fisopt.cli.options import (
 
 def run(
     model: Pipeline,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="A file of prompts, one a line.", show_default=False),
-    ] = None,
+    prompts: PromptFile = None,
     texts_: Texts = None,
     count: Annotated[
         int | None,

@@ -17,6 +17,7 @@ from fisopt.cli.options import (
     Height,
     Out,
     Pipeline,
+    PromptFile,
     Texts,
     Width,
 )
@@ -25,10 +26,7 @@ from fisopt.cli.options import (
 def run(
     model: Pipeline,
     texts_: Texts = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="A file of prompts, one a line.", show_default=False),
-    ] = None,
+    prompts: PromptFile = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
     guidance: Guidance = None,
     batch: Annotated[

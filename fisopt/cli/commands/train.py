@@ -19,6 +19,7 @@ from fisopt.cli.options import (
     Out,
     Passes,
     Pipeline,
+    PromptFile,
     Texts,
     Width,
 )
@@ -45,10 +46,7 @@ def run(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
     guidance: Guidance = None,
     texts_: Texts = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="A file of prompts, one a line.", show_default=False),
-    ] = None,
+    prompts: PromptFile = None,
     prepared: Annotated[
         Path | None,
         typer.Option(
