@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.following import Task, follow, guidance_of
+from fisopt.distill.following import Task, follow, guidance_of, recipe_of
 from fisopt.distill.lessons import Supplied
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Training
 from fisopt.errors import OptionError
-from fisopt.passes.presets import resolve
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
 
@@ -33,7 +33,7 @@ def consistency(
     steps: int = 4,
     teacher_steps: int = 48,
     guidance: float | None = None,
-    passes: Sequence[Pass | str] = (),
+    passes: Sequence[Pass | str] | Recipe = (),
     training: Training = Training(),  # noqa: B008 - it cannot change
     supplied: Supplied = Supplied(),  # noqa: B008
     arguments: Mapping[str, Any] | None = None,
@@ -55,7 +55,8 @@ def consistency(
         steps: of the student's sampler, which runs without guidance.
         teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
         guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.
-        passes: passes or preset names that the student runs under; none for a dense one.
+        passes: passes or preset names that the student runs under, or a recipe of this
+            transformer; none for a dense one.
         training: steps, batch, learning rate and so on.
         supplied: how many of the teacher's paths are laid, and where steps start.
         arguments: more arguments of every call of the pipeline, such as the size of a clip.
@@ -100,7 +101,7 @@ def consistency(
         hops=teacher_steps // steps,
         teacher_guidance=guidance_of(pipeline, guidance, arguments),
         guidance=1.0,
-        passes=resolve(passes),
+        recipe=recipe_of(pipeline, component, passes),
         arguments=arguments,
         component=component,
         backend=backend,

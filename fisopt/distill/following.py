@@ -6,7 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,13 @@ from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.features import Compared
 from fisopt.distill.lessons import Supplied, jumps, walks
 from fisopt.distill.lora import adapted
-from fisopt.distill.prepare import recorded
+from fisopt.distill.prepare import recorded, teacher_of
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Trainer, Training
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import one_of
+from fisopt.recipe.identity import Identity
+from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
 STATE = "state.pt"
@@ -44,7 +46,7 @@ class Task:
         hops: the teacher's steps for one of those.
         teacher_guidance: weight of guidance in the teacher.
         guidance: in the student; 1 runs one branch.
-        passes: of the student.
+        recipe: what the student runs: its passes, and what attends.
         arguments: more arguments of every call of the pipeline.
         component: the transformer, of a pipeline with two.
         backend: what runs the student, see `fisopt.optimize`.
@@ -60,7 +62,7 @@ class Task:
     hops: int
     teacher_guidance: float
     guidance: float
-    passes: tuple[Pass, ...]
+    recipe: Recipe
     arguments: Mapping[str, Any]
     component: str | None
     backend: Backend
@@ -68,6 +70,11 @@ class Task:
     latents: Tensor | None = None
     lead: int | None = None
     features: float = 0.0
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        """Of the student."""
+        return self.recipe.passes
 
     def __post_init__(self) -> None:
         for name in ("lora", "lead"):
@@ -77,6 +84,32 @@ class Task:
             raise OptionError(
                 f"distill: features: got {shown(self.features)}, wanted a weight of 0 or more"
             )
+
+
+def recipe_of(pipeline: Any, component: str | None, given: Sequence[Pass | str] | Recipe) -> Recipe:
+    """What a student is to run: a recipe, which has to be of this transformer, or passes.
+
+    Raises:
+        InputError: a pass, or what the recipe multiplies with, has no gradient.
+        OptionError: an unknown preset.
+        RecipeError: the recipe is for another model.
+    """
+    teacher = teacher_of(pipeline, one_of(pipeline, component))
+    if not isinstance(given, Recipe):
+        given = Recipe.of(teacher, given)
+    recipe = Recipe.read(given, teacher)
+    for each in recipe.passes:
+        if not each.differentiable:
+            raise InputError(
+                f"distill: {each.name} has no gradient, so no student can be trained through it; "
+                "leave it out, and add it to the student's passes afterwards"
+            )
+    if recipe.kernels.rounds:
+        raise InputError(
+            f"distill: linear={recipe.kernels.linear!r} has no gradient, so no student can be "
+            "trained through it; use a recipe without it, and pass linear= where the student runs"
+        )
+    return recipe
 
 
 def guidance_of(pipeline: Any, given: float | None, arguments: Mapping[str, Any]) -> float:
@@ -102,7 +135,6 @@ def follow(
     """Train a student; see `fisopt.distill.consistency`."""
     count("distill: save_every", save_every)
     component = one_of(task.pipeline, task.component)
-    _check_passes(task.passes)
     arguments, weight = dict(task.arguments), max(task.teacher_guidance, task.guidance)
     if weight > 1:  # else what the pipeline does by itself, which may be a guidance that it embeds
         arguments.setdefault("guidance_scale", weight)
@@ -118,7 +150,8 @@ def follow(
         learnt = adapted(student, task.lora, models.spec_of(student).blocks)
     runs: Any = student
     if task.passes or task.backend != "eager":
-        runs = optimize(student, task.passes, backend=task.backend)
+        recipe = replace(task.recipe, model=Identity.of(student))
+        runs = optimize(student, recipe=recipe, backend=task.backend)
     device = next(teacher.parameters()).device
     conditions = conditions.to(device)
     taught = Denoiser(teacher, levels, task.teacher_guidance, training.precision)
@@ -140,7 +173,7 @@ def follow(
     return Student(
         model=student,
         runs=runs,
-        passes=task.passes,
+        recipe=task.recipe,
         steps=task.steps,
         guidance=task.guidance,
         sigmas=tuple(level.sigma for level in levels),
@@ -152,8 +185,9 @@ def follow(
 def _compared(task: Task, teacher: Any, student: Any, learns: Denoiser) -> Denoiser:
     """The student with its blocks beside those of the dense model."""
     by = learns.levels, task.guidance, learns.precision
-    dense = optimize(teacher, [BlockOutputs()], backend=task.backend)
-    runs = optimize(student, [*task.passes, BlockOutputs()], backend=task.backend)
+    on: Any = {"backend": task.backend, "attention": task.recipe.kernels.attention}
+    dense = optimize(teacher, [BlockOutputs()], **on)
+    runs = optimize(student, [*task.passes, BlockOutputs()], **on)
     return Compared(Denoiser(runs, *by), Denoiser(dense, *by), task.features)
 
 
@@ -178,15 +212,6 @@ def _checkpoint(student: Any) -> None:
             "diffusers have; leave out checkpoints"
         )
     student.enable_gradient_checkpointing()
-
-
-def _check_passes(passes: Sequence[Pass]) -> None:
-    for each in passes:
-        if not each.differentiable:
-            raise InputError(
-                f"distill: {each.name} has no gradient, so no student can be trained through it; "
-                "leave it out, and add it to the student's passes afterwards"
-            )
 
 
 def _run(

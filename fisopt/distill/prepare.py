@@ -60,6 +60,13 @@ def prepare(
     return place
 
 
+def teacher_of(pipeline: Any, component: str) -> nn.Module:
+    """The dense transformer of a pipeline."""
+    held = getattr(pipeline, component)
+    teacher: nn.Module = getattr(held, "original", held)
+    return teacher
+
+
 def recorded(
     pipeline: Any,
     component: str,
@@ -70,8 +77,7 @@ def recorded(
     seen: Recorded = lambda _: None,
 ) -> tuple[Conditions, Levels, nn.Module]:
     """What a pipeline tells its transformer, run or read, and the transformer as it was given."""
-    held: nn.Module = getattr(pipeline, component)
-    teacher: nn.Module = getattr(held, "original", held)
+    held, teacher = getattr(pipeline, component), teacher_of(pipeline, component)
     if isinstance(prompts, (Path, str)):
         return *prepared.read(Path(prompts), teacher, steps), teacher
     setattr(pipeline, component, teacher)

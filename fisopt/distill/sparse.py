@@ -14,12 +14,11 @@ from typing import Any
 
 from fisopt.checked import checked, count
 from fisopt.codegen.compile import Backend
-from fisopt.distill.following import Task, follow, guidance_of
+from fisopt.distill.following import Task, follow, guidance_of, recipe_of
 from fisopt.distill.lessons import Supplied
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Training
 from fisopt.errors import OptionError
-from fisopt.passes.presets import resolve
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
@@ -49,7 +48,7 @@ def sparse(
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the sampler; its
             dense model is the teacher.  It is left as it was.
         prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
-        passes: passes or preset names, or a recipe.
+        passes: passes or preset names, or a recipe of this transformer.
         steps: of the sampler.
         guidance: weight of guidance in teacher and student; None for that of ``arguments``, or the
             pipeline's default.  1 for a model that has guidance folded in.
@@ -73,11 +72,12 @@ def sparse(
         OptionError: something is out of range or of a wrong type; there is no pass.
         InputError: see `consistency`.
         PassError: a pass cannot be applied.
+        RecipeError: the recipe is for another model.
         FileError: the state cannot be written.
     """
     count("distill: steps", steps)
-    chosen = passes.passes if isinstance(passes, Recipe) else resolve(passes)
-    if not chosen:
+    recipe = recipe_of(pipeline, component, passes)
+    if not recipe.passes:
         raise OptionError("distill: sparse wants passes, got none; consistency trains a dense one")
     arguments = dict(arguments or {})
     weight = guidance_of(pipeline, guidance, arguments)
@@ -88,7 +88,7 @@ def sparse(
         hops=1,
         teacher_guidance=weight,
         guidance=weight,
-        passes=chosen,
+        recipe=recipe,
         arguments=arguments,
         component=component,
         backend=backend,

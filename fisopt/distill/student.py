@@ -21,7 +21,7 @@ class Student:
     Attributes:
         model: the trained model, of the teacher's class; it also runs dense.
         runs: what takes its place in a pipeline: the model under its passes, or the model.
-        passes: what it was trained to run under; none if it is dense.
+        recipe: what it was trained to run under, with no passes if it is dense.
         steps: of its sampler.
         guidance: weight of guidance that it runs with; 1 where the teacher's is folded in.
         sigmas: the noise levels of its steps, the clean one last.
@@ -32,7 +32,7 @@ class Student:
 
     model: nn.Module
     runs: Any
-    passes: tuple[Pass, ...]
+    recipe: Recipe
     steps: int
     guidance: float
     sigmas: tuple[float, ...]
@@ -40,9 +40,9 @@ class Student:
     adapter: str = ""
 
     @property
-    def recipe(self) -> Recipe:
-        """The passes that it was trained for, and the model that they are for."""
-        return Recipe.of(self.model, self.passes)
+    def passes(self) -> tuple[Pass, ...]:
+        """What it was trained to run under; none if it is dense."""
+        return self.recipe.passes
 
     @property
     def weights(self) -> dict[str, Tensor]:

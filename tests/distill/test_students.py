@@ -13,7 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from fisopt import ExportError, FileError, FrameInterleave, InputError, OptionError, Recipe
+from fisopt import (
+    ExportError,
+    FileError,
+    FrameInterleave,
+    InputError,
+    OptionError,
+    Recipe,
+    RecipeError,
+)
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.distill import Student, Supplied, Training, consistency, prepare, prepared, sparse
 from fisopt.distill.conditions import record
 from fisopt.distill.denoiser import Denoiser
@@ -250,6 +259,28 @@ def test_a_pass_without_gradient(pipe: TestbedPipeline) -> None:
 
     with pytest.raises(InputError, match="Rounding has no gradient"):
         sparse(pipe, PROMPTS, [Rounding(2)], steps=2, **SHORT)
+
+
+def test_a_recipe_is_of_this_model_and_is_kept_whole(pipe: TestbedPipeline) -> None:
+    """Its attention, and what it was tuned for, are the student's too."""
+    teacher = pipe.transformer
+    tuned = {"target": "2x", "steps": 2, "speed_up": 2.0, "psnr": 30.0}
+    recipe = Recipe.of(teacher, PASSES, KernelOptions(attention="efficient"), tuned)
+    short = {**SHORT, "training": replace(TRAINING, steps=1)}
+    thin = sparse(pipe, PROMPTS, recipe, steps=2, **short)
+    assert thin.recipe == recipe
+    assert thin.runs.recipe.kernels == recipe.kernels
+    other = Recipe.of(build_transformer(num_layers=3, ffn_dim=64), PASSES)
+    with pytest.raises(RecipeError, match="num_layers=3 there and 2 here"):
+        sparse(pipe, PROMPTS, other, steps=2, **short)
+    with pytest.raises(RecipeError, match="num_layers=3 there and 2 here"):
+        consistency(pipe, PROMPTS, passes=other, **short)
+
+
+def test_a_recipe_without_gradient(pipe: TestbedPipeline) -> None:
+    recipe = Recipe.of(pipe.transformer, PASSES, KernelOptions(linear="fp8-simulated"))
+    with pytest.raises(InputError, match=r"linear='fp8-simulated' has no gradient"):
+        sparse(pipe, PROMPTS, recipe, steps=2, **SHORT)
 
 
 def test_guidance_out_of_range(pipe: TestbedPipeline) -> None:

@@ -91,9 +91,9 @@ def run(
 
     if recipe is not None and passes:
         raise OptionError("distill: give --pass or --recipe, not both")
-    chosen = parse_passes(passes or [], imports)
+    chosen: Any = parse_passes(passes or [], imports)
     if recipe is not None:
-        chosen = Recipe.load(recipe).passes
+        chosen = Recipe.load(recipe)
     training = Training(steps=train_steps, batch=batch, accumulate=accumulate, rate=rate, seed=seed)
     source = Source(model, device, dtype, height, width, frames)
     texts = texts_of(source, texts_, prompts)
