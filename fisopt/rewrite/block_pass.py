@@ -20,8 +20,8 @@ class BlockPass(Pass):
 
     Attributes:
         blocks: the video blocks that it edits, counted in execution order from 0: numbers and
-            slices such as ":", "1:-2", "::2" or "0,3,-1", or a list of ints; negative numbers
-            count from the end.
+            slices such as ":", "1:-2", "::2", "25%:50%" or "0,3,-1", or a list of ints;
+            negative numbers count from the end, shares are of all, rounded.
         steps: the denoising steps at which it is active, in the same way; other steps are dense.
             A slice may be longer than the run.
     """
@@ -47,7 +47,7 @@ class BlockPass(Pass):
         """Whether a step is one of `steps`.
 
         Raises:
-            ScheduleError: a step counts from the last one and the number of steps is not known.
+            ScheduleError: that depends on the number of steps, which is not known.
         """
         return step.among(str(self.steps), self.name)
 

@@ -12,7 +12,7 @@ from fisopt.errors import PassError, PreconditionError, ScheduleError
 from fisopt.rewrite.analysis.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
-from fisopt.rewrite.selection import among, from_the_end
+from fisopt.rewrite.selection import among, needs_count
 
 Stage = Literal["frames", "attention", "steps", "outputs", "ranks"]
 STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "ranks")
@@ -49,12 +49,12 @@ class Step:
         """Whether this is one of the steps that are selected for a pass; see `BlockPass.steps`.
 
         Raises:
-            ScheduleError: a step counts from the last one and the number of steps is not known.
+            ScheduleError: that depends on the number of steps, which is not known.
         """
-        if self.count is None and from_the_end(steps):
+        if self.count is None and needs_count(steps):
             raise ScheduleError(
-                f"{name}: steps={steps!r} counts from the last step, "
-                "but the number of steps is not known; run the model inside "
+                f"{name}: steps={steps!r} depends on the number of steps, "
+                "which is not known; run the model inside "
                 "`with optimized.generation(num_steps=...):`, or from a pipeline that holds it "
                 "beside a scheduler that knows"
             )

@@ -1,4 +1,8 @@
-"""Selections: which blocks, or which steps, written as Python's slices are: "1:-2", "0,3,-1"."""
+"""Selections: which blocks, or which steps, written as Python's slices are: "1:-2", "0,3,-1".
+
+A bound of a slice may be a share of how many there are: ":25%" is the first quarter, at least half
+of one rounded up.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,9 @@ ALL = ":"
 Selected = str | int | Sequence[int]
 """Numbers and slices behind commas, or numbers; negative ones count from the end."""
 
-_ITEM = re.compile(r"-?\d{1,18}|(-?\d{1,18})?:(-?\d{1,18})?(:0*[1-9]\d{0,17})?", re.ASCII)
+_NUMBER = r"-?\d{1,18}"
+_BOUND = rf"({_NUMBER}|100%|\d{{1,2}}%)?"
+_ITEM = re.compile(rf"{_NUMBER}|{_BOUND}:{_BOUND}(:0*[1-9]\d{{0,17}})?", re.ASCII)
 _MANY = 1 << 62
 
 
@@ -37,7 +43,7 @@ def selection(where: str, value: Selected) -> str:
 
 def outside(selected: str, count: int) -> int | None:
     """The first number in a selection that does not exist among so many, None if all do."""
-    for first, slices in _items(selected):
+    for first, slices in _items(selected, count):
         for bound in (first, slices.stop) if slices else (first,):
             if bound is not None and not -count <= bound <= count - (slices is None):
                 return bound
@@ -46,22 +52,29 @@ def outside(selected: str, count: int) -> int | None:
 
 def among(selected: str, index: int, count: int | None) -> bool:
     """Whether one of so many, or of nobody knows how many, is selected."""
-    for first, slices in _items(selected):
+    many = _MANY if count is None else count
+    for first, slices in _items(selected, many):
         if slices:
-            if index in range(*slices.indices(_MANY if count is None else count)):
+            if index in range(*slices.indices(many)):
                 return True
         elif first is not None and index == first + (count or 0 if first < 0 else 0):
             return True
     return False
 
 
-def from_the_end(selected: str) -> bool:
+def needs_count(selected: str) -> bool:
     """Whether it can only be told where it is known how many there are."""
-    return "-" in selected
+    return "-" in selected or "%" in selected
 
 
-def _items(selected: str) -> Iterator[tuple[int | None, slice | None]]:
+def _items(selected: str, count: int) -> Iterator[tuple[int | None, slice | None]]:
     """The first number of every item, and the slice that it begins."""
     for item in selected.split(","):
-        numbers = [int(part) if part else None for part in item.split(":")]
+        numbers = [_number(part, count) for part in item.split(":")]
         yield numbers[0], slice(*numbers) if ":" in item else None
+
+
+def _number(text: str, count: int) -> int | None:
+    if text.endswith("%"):
+        return (2 * count * int(text[:-1]) + 100) // 200
+    return int(text) if text else None

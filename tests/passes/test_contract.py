@@ -81,7 +81,7 @@ def test_steps() -> None:
     step = FrameInterleave(steps="1:-1")
     assert step.stepwise
     assert [step.at(Step(i, 4)) is None for i in range(4)] == [True, False, False, True]
-    with pytest.raises(fisopt.ScheduleError, match="counts from the last step"):
+    with pytest.raises(fisopt.ScheduleError, match="depends on the number of steps"):
         step.at(Step(1))
     assert not FrameInterleave().stepwise
 

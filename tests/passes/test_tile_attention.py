@@ -222,7 +222,9 @@ def test_steps() -> None:
     assert step.stepwise
     assert not TileAttention().stepwise
     assert [step.at(Step(i, 4)) is None for i in range(4)] == [True, False, False, True]
-    with pytest.raises(fisopt.ScheduleError, match=r"TileAttention: .* counts from the last step"):
+    with pytest.raises(
+        fisopt.ScheduleError, match=r"TileAttention: .* depends on the number of steps"
+    ):
         step.at(Step(1))
 
 

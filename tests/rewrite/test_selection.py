@@ -36,6 +36,7 @@ EVERY = [FrameInterleave, TileAttention, TokenReduction, RulePass]
         ([2], "2"),
         (-1, "-1"),
         ("::2", "::2"),
+        (" 25% : 100%", "25%:100%"),
     ],
 )
 def test_a_selection_is_text(value: Any, text: str) -> None:
@@ -43,7 +44,26 @@ def test_a_selection_is_text(value: Any, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", ",", "1,", "a", "1-2", "::0", "::-1", "1:2:3:4", (), (True,), 1.0, None, "9" * 40]
+    "value",
+    [
+        "",
+        ",",
+        "1,",
+        "a",
+        "1-2",
+        "::0",
+        "::-1",
+        "1:2:3:4",
+        "50%",
+        "101%:",
+        "-5%:",
+        "::5%",
+        (),
+        (True,),
+        1.0,
+        None,
+        "9" * 40,
+    ],
 )
 def test_what_is_no_selection(value: Any) -> None:
     with pytest.raises(OptionError, match="blocks must be numbers and slices such as"):
@@ -67,10 +87,23 @@ def test_it_selects_what_python_does() -> None:
         assert [i for i in numbers if among(",".join(items), i, count)] == sorted(wanted)
 
 
+def test_a_bound_may_be_a_share() -> None:
+    """Rounded, so that slices that share a bound neither overlap nor leave one out."""
+    chosen = {n: [i for i in range(n) if among("25%:50%", i, n)] for n in range(1, 9)}
+    assert chosen[4] == [1]
+    assert chosen[5] == [1, 2]
+    assert chosen[8] == [2, 3]
+    for count in range(1, 60):
+        parts = [":25%", "25%:50%", "50%:87%", "87%:"]
+        assert all(sum(among(p, i, count) for p in parts) == 1 for i in range(count))
+    with pytest.raises(ScheduleError, match=r"Some: steps=':25%' depends on the number of steps"):
+        Step(0).among(":25%", "Some")
+
+
 def test_steps_need_no_count_that_they_do_not_use() -> None:
     assert [among("1:,0", i, None) for i in range(3)] == [True] * 3
     assert [among("2:9", i, 4) for i in range(4)] == [False, False, True, True]
-    with pytest.raises(ScheduleError, match=r"Some: steps=':-1' counts from the last step"):
+    with pytest.raises(ScheduleError, match=r"Some: steps=':-1' depends on the number of steps"):
         Step(0).among(":-1", "Some")
 
 
