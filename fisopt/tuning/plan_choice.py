@@ -6,13 +6,14 @@ stays dense (multiple choice), and runs of steps reuse what the step before them
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from fisopt.tuning.option import Option
+from fisopt.tuning.reuse import Reuse
 from fisopt.tuning.space import Change, Place, Plan, Space
 
 Prices = Mapping[Change, float]
@@ -29,11 +30,12 @@ class Knapsack:
     Args:
         space: what may be chosen.
         prices: what it costs in error; what has no price is not chosen.
+        runs: the steps that reuse, where they are chosen already.
     """
 
-    def __init__(self, space: Space, prices: Prices) -> None:
-        self.space = space
-        self.reuses = [r for r in space.reuses if r in prices]
+    def __init__(self, space: Space, prices: Prices, runs: Collection[Reuse] | None = None) -> None:
+        self.space, self.fixed = space, runs is not None
+        self.reuses = [r for r in space.reuses if r in (prices if runs is None else runs)]
         self.groups = [(c.name, group) for c in space.components.values() for group in c.groups]
         reusing = {(r.component, s) for r in self.reuses for s in r.steps}
         self.modes: list[Mode] = []
@@ -121,10 +123,12 @@ class Knapsack:
         low, high = np.array(self.bounds).T
         limits, least, most = bound
         scale = float(np.abs(limits).max()) or 1.0
+        least_of = np.zeros(len(objective))
+        least_of[: len(self.reuses)] = self.fixed
         solved = milp(
             objective / (float(np.abs(objective).max()) or 1.0),
             integrality=np.ones(len(objective)),
-            bounds=Bounds(0, 1),
+            bounds=Bounds(least_of, 1),
             constraints=[
                 LinearConstraint(table, low, high),
                 LinearConstraint(limits[None] / scale, least / scale, most / scale),

@@ -13,6 +13,8 @@ FEW = 8
 """Of so many steps at most, the last one's update is taken as it was; of more it is forecast."""
 MOST = 6
 """So many steps in a row reuse at most."""
+LAST = (1, 2, 3)
+"""How many of the last steps an even schedule computes."""
 _FLOOR = 1e-12
 
 
@@ -40,6 +42,22 @@ def reuses_of(component: str, steps: Sequence[int]) -> Iterator[Reuse]:
         for end in range(start + 1, min(start + MOST, len(steps)) + 1):
             then = steps[end] if end < len(steps) else None
             yield Reuse(component, tuple(steps[start:end]), then)
+
+
+def even_runs(component: str, steps: Sequence[int], every: int, last: int) -> list[Reuse]:
+    """The runs of an even schedule: every so many steps is computed, and the last ones.
+
+    Forecasts from steps that lie equally far apart are closer than the prices of single runs say,
+    which are measured between computed steps.
+    """
+    computed = {*range(0, len(steps), every), *range(len(steps) - last, len(steps))}
+    found, start = list[Reuse](), 0
+    for place in sorted({*computed, len(steps)}):
+        if place > start:
+            then = steps[place] if place < len(steps) else None
+            found.append(Reuse(component, tuple(steps[start:place]), then))
+        start = place + 1
+    return found
 
 
 def cache_of(steps: Sequence[int], of: int) -> StepCache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import exp, log
 from statistics import fmean
 from time import perf_counter
@@ -18,6 +18,7 @@ from fisopt.tuning.goal import Goal, psnr_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
+from fisopt.tuning.reuse import Reuse
 from fisopt.tuning.space import (
     Plan,
     Space,
@@ -32,6 +33,8 @@ SCREENING, PRICING = 0.4, 0.7
 CHOOSING = 4
 """Plans are chosen by so many prompts; what two or more others say of the chosen one is told."""
 ROUNDS = 6
+EVEN = 2
+"""So many plans on even schedules are measured on all clips, those that are best on the first."""
 REPAIRS = 24
 """So many changes of a plan are tried to do without, those that hurt most."""
 FRONT = (1.2, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0)
@@ -128,10 +131,20 @@ class Search:
             plan = self._solve()
         return plan
 
-    def _solve(self, forbidden: frozenset[Any] = frozenset()) -> Plan:
-        """The best plan by the prices, whose Programs save what the goal asks for."""
+    def _solve(
+        self, forbidden: frozenset[Any] = frozenset(), runs: Sequence[Reuse] | None = None
+    ) -> Plan:
+        """The best plan by the prices, whose Programs save what the goal asks for.
+
+        Args:
+            forbidden: changes to do without.
+            runs: the steps that reuse, if those are not to be chosen.
+        """
         prices = {c: p for c, p in self.prices.all().items() if c not in forbidden}
-        knapsack = Knapsack(self.space, prices)
+        if runs is not None:  # priced together, not each alone
+            whole = self.measured.error(Plan({}, tuple(runs)), 0)
+            prices |= dict.fromkeys(runs, whole / len(runs))
+        knapsack = Knapsack(self.space, prices, runs)
         if self.goal.bounds_error:
             bound = self.goal.most_error(self.trials.peak()) ** 2
             return knapsack.most_saved(bound / self.level) or Plan()
@@ -163,6 +176,10 @@ class Search:
             least = self.error(plan)
             if self._short(plan):
                 return plan
+            for other in self._on_even_schedules():
+                found = self.error(other)
+                if self._better(other, found, best, least):
+                    best, least = other, found
             for _ in range(ROUNDS):
                 self._learn(plan)
                 plan = self._solve()
@@ -177,6 +194,29 @@ class Search:
         except OutOfTimeError:
             self.notes.append("stopped at the minutes that were given")
         return best
+
+    def _on_even_schedules(self) -> list[Plan]:
+        """The best plans, on the first clip, that compute every so many steps and the last ones."""
+        found: dict[str, tuple[float, Plan]] = {}
+        for schedules in self.space.even_schedules():
+            for runs in schedules:
+                plan = self._solve(runs=runs)
+                if not plan.reuses or self._short(plan):
+                    continue
+                found[named(plan)] = self.measured.error(plan, 0), plan
+                for run in runs:
+                    self.prices.guessed.setdefault(run, found[named(plan)][0] / len(runs))
+                if not plan.options and not self.goal.bounds_error:
+                    break  # fast enough by itself: longer runs are further off
+        ranked = sorted(found.values(), key=lambda one: self._rank(*one))
+        return [plan for _, plan in ranked[:EVEN]]
+
+    def _rank(self, error: float, plan: Plan) -> tuple[bool, float]:
+        """What sorts plans, the best one first."""
+        if not self.goal.bounds_error:
+            return False, error
+        over = error > self.goal.most_error(self.trials.peak()) ** 2
+        return over, error if over else self.space.cost(plan)
 
     def _short(self, plan: Plan) -> bool:
         """Whether a plan is slower than it should be, as the fastest may be."""
@@ -216,14 +256,7 @@ class Search:
         self.prices.factors[key] = before * min(4.0, max(0.25, ratio))
 
     def _better(self, plan: Plan, error: float, best: Plan, least: float) -> bool:
-        if not self.goal.bounds_error:
-            return error < least
-        bound = self.goal.most_error(self.trials.peak()) ** 2
-        if (error <= bound) != (least <= bound):
-            return error <= bound
-        if error > bound:
-            return error < least
-        return self.space.cost(plan) < self.space.cost(best)
+        return self._rank(error, plan) < self._rank(least, best)
 
     def _repair(self, best: Plan, least: float) -> tuple[Plan, float]:
         """Do without what hurts most, one change after another, and spend what is left."""

@@ -15,7 +15,16 @@ from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.variants import Variant, Variants
 from fisopt.tuning.component import Component
 from fisopt.tuning.option import Option, Part
-from fisopt.tuning.reuse import Reuse, cache_of, reuses_of, screened
+from fisopt.tuning.reuse import (
+    FEW,
+    LAST,
+    MOST,
+    Reuse,
+    cache_of,
+    even_runs,
+    reuses_of,
+    screened,
+)
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,18 @@ class Space:
                 yield TileAttention(option.tiles, blocks=blocks, steps=steps)
             else:
                 yield TokenReduction(option.query, option.value, blocks=blocks, steps=steps)
+
+    def even_schedules(self) -> Iterator[list[list[Reuse]]]:
+        """Runs by which every so many steps is computed, by how many of the last ones are.
+
+        Those of one list have ever fewer computed steps.  Few steps have none.
+        """
+        many = [c for c in self.components.values() if c.reuse and len(c.calls) > FEW]
+        for last in LAST if many else ():
+            yield [
+                [r for c in many for r in even_runs(c.name, sorted(c.calls), every, last)]
+                for every in range(2, MOST + 2)
+            ]
 
     def reused(self, name: str, plan: Plan) -> set[int]:
         """The steps of a transformer that reuse."""

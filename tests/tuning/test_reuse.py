@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 
 import fisopt
-from fisopt.tuning.reuse import MOST, Reuse, cache_of, guessed, reuses_of, screened
+from fisopt.tuning.reuse import (
+    LAST,
+    MOST,
+    Reuse,
+    cache_of,
+    even_runs,
+    guessed,
+    reuses_of,
+    screened,
+)
 
 
 def test_a_transformer_computes_its_first_step_and_one_after_each_run() -> None:
@@ -38,6 +47,21 @@ def test_a_guess_is_exact_where_runs_add_the_same_share_to_their_steps() -> None
     assert found == pytest.approx(true)
     single = {r: true[r] for r in screened(many) if len(r.steps) == 1}
     assert set(guessed(many, single)) == set(single)
+
+
+def test_even_runs_leave_every_so_many_steps_and_the_last_ones() -> None:
+    assert even_runs("only", range(9), 3, 2) == [
+        Reuse("only", (1, 2), 3),
+        Reuse("only", (4, 5), 6),
+    ]
+    assert even_runs("second", [3, 4, 7], 2, 1) == [Reuse("second", (4,), 7)]
+    known = {*reuses_of("only", range(25))}
+    for every in range(2, MOST + 2):
+        for last in LAST:
+            runs = even_runs("only", range(25), every, last)
+            assert known.issuperset(runs)
+            reused = {s for run in runs for s in run.steps}
+            assert {*range(25)} - reused == {*range(0, 25, every), *range(25 - last, 25)}
 
 
 def test_what_many_steps_reuse_is_forecast() -> None:

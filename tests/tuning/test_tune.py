@@ -14,16 +14,17 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import InputError, OptionError
+from fisopt import InputError, OptionError, StepCache
 from fisopt.errors import FisoptError
 from fisopt.tuning import component as component_module
-from fisopt.tuning import search
+from fisopt.tuning import pricing, search
+from fisopt.tuning import space as space_module
 from fisopt.tuning.component import Component
 from fisopt.tuning.option import Option, options_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.prior import prior
 from fisopt.tuning.recorder import Recorder
-from fisopt.tuning.reuse import Reuse
+from fisopt.tuning.reuse import Reuse, even_runs
 from fisopt.tuning.space import Place, Plan, Space
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tune import rehearse_program
@@ -182,6 +183,35 @@ def test_the_plan_is_the_best_one(steps: int, group: int, monkeypatch: pytest.Mo
     assert found is not None
     assert knapsack.saving(found) == pytest.approx(most, rel=2e-3)
     assert knapsack.most() == pytest.approx(max(map(knapsack.saving, plans)))
+    given = Knapsack(made, prices, runs=plans[-1].reuses)
+    same = [p for p in plans if set(p.reuses) == set(plans[-1].reuses)]
+    assert plans[-1].reuses
+    assert len(same) > 1
+    found = given.least_error(saved := max(map(given.saving, same)) - 0.02)
+    assert found is not None
+    assert set(found.reuses) == set(plans[-1].reuses)
+    least = min(given.predicted(p) for p in same if given.saving(p) >= saved)
+    assert given.predicted(found) == pytest.approx(least, rel=2e-3)
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("target", ["1.3x", "error<=0.1"])
+def test_even_schedules_are_tried_whole(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even where the prices of single runs say that others are better."""
+    monkeypatch.setattr(space_module, "FEW", 3)
+    best = even_runs("transformer", range(6), 2, 2)
+    price = {"transformer steps 5-5 reuse": 1e-4}
+
+    def error(_: Any, plan: Plan, clip: int) -> float:
+        if not plan.changes:
+            return 0.0
+        if set(plan.reuses) == set(best):
+            return 2e-3 + 1e-2 * len(plan.options)
+        return sum(price.get(str(change), 0.05) for change in plan.changes)
+
+    monkeypatch.setattr(pricing.Measured, "error", error)
+    made = fisopt.tune(Denoiser(), target, PROMPTS, steps=6, minutes=9)
+    assert made.passes["transformer"] == [StepCache(steps=[1, 3], blocks=":")]
 
 
 @pytest.mark.usefixtures("few")
