@@ -62,12 +62,12 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
         (StepCache(steps="1::2", order=1, blocks=":"),),
     ),
     "many-balanced": (
-        "many steps: two of three forecast what their blocks would add",
-        (StepCache(steps="1::3,2::3", order=1, blocks=":"),),
+        "many steps: two of three forecast what their blocks would add, the last two never",
+        (StepCache(steps="1:-2:3,2:-2:3", order=1, blocks=":"),),
     ),
     "many-fast": (
-        "many steps: three of four forecast what their blocks would add",
-        (StepCache(steps="1::4,2::4,3::4", order=1, blocks=":"),),
+        "many steps: three of four forecast what their blocks would add, the last two never",
+        (StepCache(steps="1:-2:4,2:-2:4,3:-2:4", order=1, blocks=":"),),
     ),
 }
 RENAMED = {"fis-b": "fis-paper-b"}
