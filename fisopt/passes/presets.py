@@ -58,8 +58,8 @@ PRESETS: dict[str, tuple[str, tuple[Pass, ...]]] = {
         (FrameInterleave(stride=2, rotate="steps"),),
     ),
     "many-faithful": (
-        "many steps: every 2nd forecasts what its blocks would add",
-        (StepCache(steps="1::2", order=1, blocks=":"),),
+        "many steps: every 2nd forecasts what its blocks would add, the last two never",
+        (StepCache(steps="1:-2:2", order=1, blocks=":"),),
     ),
     "many-balanced": (
         "many steps: two of three forecast what their blocks would add, the last two never",

@@ -174,12 +174,12 @@ class Search:
         best, least = plan, float("inf")
         try:
             least = self.error(plan)
-            if self._short(plan):
-                return plan
             for other in self._on_even_schedules():
                 found = self.error(other)
                 if self._better(other, found, best, least):
                     best, least = other, found
+            if self._short(best):
+                return best
             for _ in range(ROUNDS):
                 self._learn(plan)
                 plan = self._solve()
@@ -212,9 +212,9 @@ class Search:
         return [plan for _, plan in ranked[:EVEN]]
 
     def _rank(self, error: float, plan: Plan) -> tuple[bool, float]:
-        """What sorts plans, the best one first."""
+        """What sorts plans, the best one first: those that are as wanted, then the others."""
         if not self.goal.bounds_error:
-            return False, error
+            return self._short(plan), error
         over = error > self.goal.most_error(self.trials.peak()) ** 2
         return over, error if over else self.space.cost(plan)
 
@@ -326,7 +326,12 @@ class Search:
             f"others of their kind, {unknown} not tried; {self.measured.count} measurements in "
             f"{(perf_counter() - self.began) / 60:.1f} minutes"
         )
-        if not reached and not self.goal.bounds_error:
+        if not reached and unknown:
+            self.notes.append(
+                f"the target {self.goal} is not reached by what was measured, and {unknown} "
+                "changes have no price: give more minutes; this is the nearest plan"
+            )
+        elif not reached and not self.goal.bounds_error:
             most = 1 / (1 - knapsack.most())
             self.notes.append(
                 f"the target {self.goal} is out of reach: with every option in every block the "

@@ -215,6 +215,26 @@ def test_even_schedules_are_tried_whole(target: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("few")
+def test_what_has_no_price_is_not_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even schedules may reach what the prices so far do not; else more minutes are asked for."""
+
+    def screen(_: Any) -> None:
+        raise pricing.OutOfTimeError
+
+    monkeypatch.setattr(pricing.Prices, "screen", screen)
+    made = fisopt.tune(Denoiser(), "1.3x", PROMPTS, steps=6, minutes=9)
+    assert not made.reached
+    assert not any(made.passes.values())
+    said = "; ".join(made.notes)
+    assert "changes have no price: give more minutes" in said
+    assert "with every option" not in said
+    monkeypatch.setattr(space_module, "FEW", 3)
+    made = fisopt.tune(Denoiser(), "1.3x", PROMPTS, steps=6, minutes=9)
+    assert made.reached
+    assert [type(p) for p in made.passes["transformer"]] == [StepCache]
+
+
+@pytest.mark.usefixtures("few")
 def test_a_recipe_gives_its_numbers_again_and_a_second_run_measures_nothing(tmp_path: Path) -> None:
     pipeline, kept, seen = Denoiser(), tmp_path / "measured.json", []
     given: dict[str, Any] = {"steps": 2, "minutes": 9, "progress": kept}
