@@ -99,13 +99,14 @@ def _follow(
 ) -> Followed:
     """Find how inputs follow the frames; note what a captured graph does not do."""
     blocks = list(blocks_of(model, spec.blocks).values())
-    with shape_trials(model, blocks, inputs) as (trial, changed, pinned):
+    with shape_trials(model, blocks, inputs) as (trial, changed, pinned, carried):
         try:
             search = Search(inputs, layout, spec, trial, trial(inputs))
         except Exception as error:
             refused, found = error, None
         else:
             found = search.run()
+            kept = carried(inputs) if changed else ""
     if found is None:
         check_runs(model, inputs, "the example inputs")
         Tracer(model, spec.blocks).flat(inputs)
@@ -115,6 +116,13 @@ def _follow(
             "Rewrite that line with tensor operations, or give ModelSpec a `prepare` function "
             "that does"
         ) from refused
+    if kept:
+        raise CaptureError(
+            f"{type(model).__name__}: forward sets {_some(list(changed))}, and {kept}. A captured "
+            "graph sees one call and keeps nothing of it. Pass a cache as an argument, written in "
+            "place or set anew in the dict or list that holds it, or hold it in a buffer of one "
+            "size that is written in place; pass what counts calls as an argument"
+        )
     for effect in _effects(model, list(changed), pinned):
         notes[effect] = None
         warnings.warn(f"{type(model).__name__}: {effect}", stacklevel=4)

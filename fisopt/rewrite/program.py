@@ -20,8 +20,9 @@ from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.frame_dims import FrameDims
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.origin import Source
+from fisopt.rewrite.tracing.puts import Put, place
 from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
-from fisopt.rewrite.tracing.trace import STRUCTURE
+from fisopt.rewrite.tracing.trace import PUTS, STRUCTURE
 from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.tracing.weights import held_at, refresh
 from fisopt.rewrite.tracing.writes import Write, check_apart, take_writes, write_back
@@ -36,7 +37,8 @@ class Returned:
 
     Attributes:
         output: the model's own return value.
-        written: the new values of what the model changes in place, in the order of `writes`.
+        written: what the model puts into containers, in the order of `puts`, then the new values
+            of what it changes in place, in the order of `writes`.
         state: tensors for later steps by name.
         gauges: measurements by name.
     """
@@ -58,7 +60,9 @@ class Program:
         source: the model, and what makes it again at another shape.
         out_structure: the pytree of the return value.
         writes: the inputs and buffers that the model changes in place: the graph returns their
-            new values after the model's own results, in order.
+            new values after the model's own results and what it puts, in order.
+        puts: what the model puts into dicts and lists of its arguments; the graph returns the
+            tensors among it after the model's own results.
         loads: names of the state that it takes after its inputs, in order; the pass comes first.
         stores: names of the state that it returns after what it writes, in order.
         gauges: names of the measurements that it returns after the state, in order.
@@ -74,6 +78,7 @@ class Program:
     source: Source
     out_structure: pytree.TreeSpec
     writes: tuple[Write, ...] = ()
+    puts: tuple[Put, ...] = ()
     loads: tuple[str, ...] = ()
     stores: tuple[str, ...] = ()
     gauges: tuple[str, ...] = ()
@@ -89,7 +94,9 @@ class Program:
     @property
     def framed(self) -> tuple[str, ...]:
         """Names of the inputs that carry frames or are written: no two steps share their values."""
-        written = (w.name for w in self.writes if w.leaf is not None)
+        written = [w.name for w in self.writes if w.leaf is not None]
+        put = tuple(p.name for p in self.puts)
+        written += [n for n in self.inputs.names if n.startswith(put)]
         return (*(self.inputs.names[i] for i in self.source.frame_dims), *written)
 
     @property
@@ -113,14 +120,23 @@ class Program:
 
     @property
     def own_results(self) -> int:
-        """How many values it returns before any state: the model's results and its writes."""
-        return self.out_structure.num_leaves + len(self.writes)
+        """How many values it returns before any state: the model's results, puts and writes."""
+        put = sum(p.tensors for p in self.puts)
+        return self.out_structure.num_leaves + put + len(self.writes)
 
     @property
     def written(self) -> set[fx.Node]:
-        """The nodes outside of the video blocks that end in a write, results of blocks included."""
+        """The nodes behind the video blocks that end in a write, results of blocks included."""
+        return self._behind(slice(self.out_structure.num_leaves, self.own_results))
+
+    @property
+    def returned(self) -> set[fx.Node]:
+        """The nodes behind the video blocks that end in what the model returns, likewise."""
+        return self._behind(slice(self.out_structure.num_leaves))
+
+    def _behind(self, ends: slice) -> set[fx.Node]:
         output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        open_nodes = list(output.args[0])[self.out_structure.num_leaves : self.own_results]
+        open_nodes = [n for n in list(output.args[0])[ends] if isinstance(n, fx.Node)]
         found: set[fx.Node] = set()
         while open_nodes:
             node = open_nodes.pop()
@@ -199,7 +215,8 @@ class Program:
             check_apart(inputs, self.writes)
 
     def write_back(self, inputs: Inputs, returned: Returned) -> None:
-        """Copy what a run has made of the written inputs and buffers to where they are held."""
+        """Bring what a run has made of caches and buffers to where they are held."""
+        put = len(returned.written) - len(self.writes)
         if self.writes:
             targets = [
                 held_at(self.source.model, self.graph_module, w.name)
@@ -207,7 +224,14 @@ class Program:
                 else inputs.leaves[w.leaf]
                 for w in self.writes
             ]
-            write_back(targets, returned.written)
+            write_back(targets, returned.written[put:])
+        if self.puts:
+            if inputs.given is None:
+                raise InputError(
+                    f"the model puts {self.puts[0].name!r} into a container of its arguments, and "
+                    "these inputs are in none; call it with the arguments themselves"
+                )
+            place(inputs.given, self.puts, returned.written[:put])
 
     def split(self, values: Sequence[Any]) -> Returned:
         """Sort what the graph returns: the model's own return value, state, measurements."""
@@ -288,15 +312,8 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     flat = source.tracer.flat(inputs)
     check_dtypes(source.model, flat.graph, inputs)
     if step > 0 and layout.frames > BOUNDARIES:
-        longer = replace(layout, frames=layout.frames + step)
-        wider = source.tracer.flat(source.at_grid(inputs, layout, longer))
-        if [n.name for n in flat.graph.nodes] != [n.name for n in wider.graph.nodes]:
-            raise CaptureError(
-                f"the model runs different operators at {layout.frames} and {longer.frames} "
-                "frames; it cannot be captured at this shape. If it keeps what a call made, such "
-                "as positions for one size, empty that before it is captured"
-            )
-        annotate(flat.graph, wider.graph, layout.frames, step)
+        other, by = _other(source, inputs, layout, flat)
+        annotate(flat.graph, other, layout.frames, by)
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
     for name, call in calls.items():
@@ -304,7 +321,40 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     writes, values = take_writes(module.graph, inputs)
     return_leaves(module, values)
     structure = flat.meta[STRUCTURE]
-    return Program(module, layout, inputs, source, structure, writes)
+    return Program(module, layout, inputs, source, structure, writes, flat.meta[PUTS])
+
+
+def _other(
+    source: Source, inputs: Inputs, layout: TokenLayout, flat: fx.GraphModule
+) -> tuple[fx.Graph, int]:
+    """The same graph at another number of frames, and how many it has more.
+
+    More frames are tried first, then fewer: a cache may have no room for more.
+
+    Raises:
+        CaptureError: the model runs other operators there, or not at all.
+    """
+    step, refused = source.followed.step, None
+    for by in (step, -step) if layout.frames > step else (step,):
+        frames = layout.frames + by
+        try:
+            there = source.at_grid(inputs, layout, replace(layout, frames=frames))
+            graph = source.tracer.flat(there).graph
+            if _operators(flat.graph) == _operators(graph):
+                return graph, by
+            raise CaptureError(
+                f"the model runs different operators at {layout.frames} and {frames} frames; it "
+                "cannot be captured at this shape. If it keeps what a call made, such as "
+                "positions for one size, empty that before it is captured"
+            )
+        except CaptureError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
+
+
+def _operators(graph: fx.Graph) -> list[tuple[str, object]]:
+    return [(n.op, n.target) for n in graph.nodes]
 
 
 def _check_filled(inputs: Inputs, frame_dims: FrameDims) -> None:

@@ -318,6 +318,7 @@ class Rewriter(Editor):
         output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
         output.args = ((),)
         program.out_structure, program.writes = pytree.tree_structure(()), ()
+        program.puts = ()
         program.stores = program.gauges = ()
         for name, node in carried.items():
             self.store(name, node)

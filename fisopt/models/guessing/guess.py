@@ -166,7 +166,7 @@ def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str,
     Raises:
         InputError: The model does not run.
     """
-    with shape_trials(model, [], inputs) as (trial, _, _), seen(model, lists) as found:
+    with shape_trials(model, [], inputs) as (trial, *_), seen(model, lists) as found:
         try:
             trial(inputs)
         except Exception as error:
@@ -209,5 +209,5 @@ def _follow(model: nn.Module, spec: ModelSpec, inputs: Inputs, grid: TokenLayout
     """
     patterns = {pattern.removesuffix(".*") for pattern in spec.blocks}
     blocks = [m for name in patterns for m in model.get_submodule(name).children()]
-    with shape_trials(model, blocks, inputs) as (trial, _, _):
+    with shape_trials(model, blocks, inputs) as (trial, *_):
         return Search(inputs, grid, spec, trial, trial(inputs)).run().step

@@ -38,9 +38,13 @@ class Bypass:
 
     def _enter(self, block: Block) -> None:
         found: dict[fx.Node, fx.Node] = {}
+        written = self._rewriter.program.written
         for result in block.results:
             if (node := block.returned(result)) is None:
                 continue
+            if node in written and result not in block.streams:
+                self.refused.append((block, "it writes into a cache, which would be left out"))
+                return
             source, whole = block.source(result), _whole(node)
             before = block.passed(source) if source is not None else None
             if before is not None and value_key(before) != value_key(whole):

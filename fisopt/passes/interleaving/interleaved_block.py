@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import networkx as nx
 import torch
 from torch import fx
 
 from fisopt.errors import VerifyError
 from fisopt.passes.interleaving.form import Form, part_of
 from fisopt.rewrite.analysis.residual import Stream
-from fisopt.rewrite.analysis.structure import attentions, self_attentions
-from fisopt.rewrite.axes import axes_of
+from fisopt.rewrite.analysis.structure import attentions, dependences, self_attentions
+from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.frames import Frames
@@ -86,13 +87,22 @@ class Interleaver:
         """The residual stream of every result that is filled.
 
         What the model writes into an input or a buffer, such as the keys of a cache, is read again
-        at later calls, so it is computed on every frame unless it is a stream.
+        at later calls, so it is computed on every frame unless it is a stream.  So are keys and
+        values that the model returns.
         """
-        written = self.rewriter.program.written
+        program, graph = self.rewriter.program, block.body.graph
+        edges = dependences(graph)
+        attended = {n for a in attentions(graph) for n in nx.ancestors(edges, a.result)}
+        written, left = program.written, program.returned
+
+        def kept(result: fx.Node) -> bool:
+            node = block.returned(result)
+            return node in written or (node in left and result in attended)
+
         return {
             result: stream
             for result, stream in block.streams.items()
-            if stream is not None or block.returned(result) not in written
+            if stream is not None or not kept(result)
         }
 
     def _fill(
@@ -137,10 +147,12 @@ class Interleaver:
                     "arguments, so it is interpolated itself"
                 )
         cut = set(_cut(block, form))
+        ours = self_attentions(block.body.graph)
         for attention in attentions(block.body.graph) if form.kv == "anchors" else ():
             value = attention.value
             short = edit.sizes(next(iter(parts.values())), value)
-            if short[-2] != shape(value)[-2] and axes_of(value)[-2] is None:
+            unplaced = short[-2] != shape(value)[-2] and axes_of(value)[-2] is None
+            if unplaced or (attention in ours and not carries_frames(value)):
                 note(
                     f"{block.path}: {attention.result.name} reads the keys of every frame: where "
                     "the frames are among them is not known"

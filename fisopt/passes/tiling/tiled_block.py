@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fisopt.passes.tiling.masks import FrameMask
-from fisopt.rewrite.analysis.structure import Attention, dependences
+from fisopt.rewrite.analysis.structure import Attention, dependences, self_attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of, carries_frames
 from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.editor import BY
@@ -98,6 +98,8 @@ def across_frames(graph: fx.Graph, attention: Attention) -> bool:
     """Whether an attention joins frames, or did before another pass edited its operands."""
     if _editor(graph, attention) is not None:
         return True
+    if attention in self_attentions(graph) and not carries_frames(attention.value):
+        return True  # among keys that the model holds itself
     read = plain_attention(attention)
     if isinstance(read, str):
         return sequence_axis(attention.value) is not None
@@ -145,6 +147,12 @@ def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
     """The plan of a mask for an attention, or why there is none."""
     queries = sequence_axis(read.query)
     keys = sequence_axis(read.value)
+    if queries is not None and keys is None:
+        return (
+            f"its keys are a window of {read.value.meta['val'].shape[-2]} in which the place of the "
+            f"frames is not known: a mask over frames wants the past, then the new keys, as many "
+            "more for each frame"
+        )
     if queries is None or keys is None or _frames(queries) != _frames(keys):
         return (
             f"its queries are {queries} and its keys {keys}: a mask over frames wants the same "

@@ -19,7 +19,7 @@ def annotate(graph: fx.Graph, wider: fx.Graph, frames: int, step: int = 1) -> No
         graph: static graph at ``frames`` frames.
         wider: the same graph, node for node, at ``frames + step``.
         frames: token-grid frames of ``graph``.
-        step: how many frames more ``wider`` has.
+        step: how many frames more ``wider`` has; below zero where it has fewer.
 
     A dimension carries frames if its size differs between the two.  Where in the dimension
     the video sits is known at the inputs and follows from the operators; a dimension that an
@@ -34,9 +34,8 @@ class _Propagation:
         self.nodes = list(graph.nodes)
         self.axes: dict[Place, FrameAxis] = {}
         self.unknown: dict[Place, tuple[int, int]] = {}
-        others = {node.name: node for node in wider.nodes}
-        for node in self.nodes:
-            sizes, more = virtual_shape(node), virtual_shape(others[node.name])
+        for node, other in zip(self.nodes, wider.nodes, strict=True):
+            sizes, more = virtual_shape(node), virtual_shape(other)
             set_axes(node, (None,) * len(sizes))
             for d, (size, size1) in enumerate(zip(sizes, more, strict=True)):
                 if size1 != size:

@@ -32,8 +32,9 @@ class Followed:
     Attributes:
         dims: the dimensions that grow.
         frames: of the inputs that it was found with.
-        step: by how many frames a second size that the model accepts is longer; 0: none was
-            found, and the model is captured at its number of frames alone.
+        step: by how many frames a second size that the model accepts is longer, or shorter where
+            it takes none that is longer; 0: none was found, and the model is captured at its number
+            of frames alone.
         why_fixed: in that case, why.
     """
 
@@ -73,7 +74,7 @@ class Search:
             verdict = self._verdict(assigned, step)
             if verdict is None:
                 dims = self._with_rows(self._fewest(assigned, step), step)
-                return Followed(dims, self.grid.frames, step)
+                return Followed(dims, self.grid.frames, abs(step))
             refused = verdict if refused is None else refused
         if not isinstance(refused, Exception) or not _holds(self.before, self.grid):
             raise CaptureError(self._unfit(refused))
@@ -87,6 +88,8 @@ class Search:
         found = list(itertools.islice(candidates(self.inputs, self.grid), TRIALS))
         for step in STEPS:
             yield from ((step, dims) for dims in (found if step == 1 else found[:AGAIN]))
+        if self.grid.frames > 1:  # a cache may have no room for more
+            yield from ((-1, dims) for dims in found[:AGAIN])
 
     def _said_dims(self, step: int) -> FrameDims:
         """What grows when the spec itself resizes the inputs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -61,18 +61,26 @@ def bind_example(model: nn.Module, example_inputs: Mapping[str, Any]) -> Inputs:
 
 @dataclass(frozen=True)
 class Inputs:
-    """The flattened keyword arguments of one forward call."""
+    """The flattened keyword arguments of one forward call.
+
+    Attributes:
+        names: of the leaves, by their path.
+        leaves: the tensors and plain values.
+        structure: their nesting.
+        given: the arguments as they were given, None where the leaves are others.
+    """
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
     structure: pytree.TreeSpec
+    given: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def of(kwargs: Mapping[str, Any]) -> Inputs:
         """Flatten keyword arguments; leaves are named by their path."""
         pairs, structure = pytree.tree_flatten_with_path(dict(kwargs))
         names = tuple("_".join(_key(k) for k in path) for path, _ in pairs)
-        return Inputs(names, tuple(leaf for _, leaf in pairs), structure)
+        return Inputs(names, tuple(leaf for _, leaf in pairs), structure, kwargs)
 
     def kwargs(self) -> dict[str, Any]:
         """The keyword arguments again."""

@@ -23,6 +23,7 @@ from fisopt.rewrite.tracing.block_paths import blocks_of, running_block
 from fisopt.rewrite.tracing.functional import functional
 from fisopt.rewrite.tracing.inner import faked, with_inner
 from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.puts import Put, put_into
 from fisopt.rewrite.tracing.recorder import Recorder, Tape
 from fisopt.rewrite.tracing.shape_numbers import shape_numbers
 from fisopt.rewrite.tracing.training import SWITCHES, GradientSwitches
@@ -34,6 +35,9 @@ MODE = "fisopt.mode"
 """Where a graph module says the mode that its values are fake in."""
 STRUCTURE = "fisopt.structure"
 """Where a traced module says the pytree of what its model returns."""
+
+PUTS = "fisopt.puts"
+"""Where a traced module says what it puts into containers; these tensors follow its results."""
 
 _BUFFER = "register it as a buffer, or clone it before it is written"
 _COPY = torch.ops.aten.copy_.default
@@ -52,7 +56,8 @@ def trace(
 
     Returns:
         A static graph of functional operators on the model's own weights.  What the model writes
-        into inputs and buffers is a ``copy_`` at its end.
+        into inputs and buffers is a ``copy_`` at its end; what it puts into containers of its
+        arguments follows its results.
 
     Raises:
         CaptureError: it cannot be run on shapes alone; the message shows the model's own line.
@@ -72,6 +77,7 @@ class _Run:
     def __init__(self, model: nn.Module, inputs: Inputs, recorder: Recorder) -> None:
         self.model, self.inputs, self.recorder = model, inputs, recorder
         self.switches = GradientSwitches()
+        self.puts: tuple[Put, ...] = ()
         self._lifted: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
 
     def trace(self, patterns: tuple[str, ...]) -> fx.GraphModule:
@@ -93,6 +99,7 @@ class _Run:
                 place.holder[place.name] = place.tensor
         module = self._module()
         module.meta |= {MODE: self.recorder, SWITCHES: self.switches.found, STRUCTURE: structure}
+        module.meta[PUTS] = self.puts
         return module
 
     def _fake_inputs(self) -> list[Any]:
@@ -115,10 +122,14 @@ class _Run:
             self._input(name, x) if _is_tensor(x) else x
             for name, x in zip(self.inputs.names, fakes, strict=True)
         ]
+        call = self.inputs.replaced(leaves)
+        given = call.kwargs()
         with self.switches, shape_numbers():
-            result = self.model(**self.inputs.replaced(leaves).kwargs())
+            result = self.model(**given)
         values, structure = pytree.tree_flatten(result)
-        output = [self._node(x) if _is_tensor(x) else x for x in values]
+        puts, placed = put_into(type(self.model).__name__, call.kwargs(), given)
+        self.puts = tuple(puts)
+        output = [self._node(x) if _is_tensor(x) else x for x in (*values, *placed)]
         for fake, leaf in zip(fakes, leaves, strict=True):
             if _is_tensor(fake):
                 self._write(fake, leaf)
@@ -128,11 +139,27 @@ class _Run:
             now = place.holder.get(place.name)
             if now is weights[id(fake)] or (place.is_buffer and _alike(now, fake)):
                 self._write(fake, now)
+            elif place.is_buffer and _is_tensor(now) and self._is_of_inputs(now):
+                raise CaptureError(
+                    f"{type(self.model).__name__} replaces buffer {place.path} "
+                    f"{_form(fake)} by a tensor {_form(now)} made of its inputs; a graph can only "
+                    "write into a buffer: let it keep one size, or pass it as an argument"
+                )
         for tensor, fake, lifted in self._lifted.values():
             if self._node(lifted) is not self.tape.node_of(fake):
                 raise CaptureError(f"{self._name_of(tensor)} is mutated by forward; {_BUFFER}")
         self.tape.graph.output(tuple(output))
         return structure
+
+    def _is_of_inputs(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor depends on the values of the inputs."""
+        seen, open_nodes = set[fx.Node](), [self._node(tensor)]
+        while open_nodes:
+            node = open_nodes.pop()
+            if node not in seen:
+                seen.add(node)
+                open_nodes += node.all_input_nodes
+        return any(node.op == "placeholder" for node in seen)
 
     def _weight(self, path: str, fake: torch.Tensor) -> torch.Tensor:
         self.tape.attribute(path, fake)

@@ -11,6 +11,7 @@ from torch import fx, nn
 from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.key_masks import Insert, separate_masks
+from fisopt.rewrite.tracing.read_back import read_back
 from fisopt.rewrite.tracing.recorder import Recorder
 from fisopt.rewrite.tracing.roles import separate_roles
 from fisopt.rewrite.tracing.trace import trace
@@ -43,6 +44,7 @@ class Tracer:
         """
         self.traces += 1
         module = trace(self.model, inputs, self.blocks, self.recorder)
+        read_back(module.graph, lambda node: self._insert_for(node, False))
         separate_masks(module.graph, self._insert_for)
         separate_roles(module.graph)
         return module

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import _pytree as pytree
 
 from fisopt.rewrite.tools.tool import traced
+from fisopt.rewrite.tracing.carried import Carried, carries
 from fisopt.rewrite.tracing.inner import faked
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
@@ -62,10 +63,24 @@ Trial = Callable[[Inputs], Shapes]
 """Runs a model on fake tensors; raises what it raises."""
 
 
+class Trials(NamedTuple):
+    """Runs of one model on fake tensors, after which it is as it was.
+
+    Attributes:
+        run: one run.
+        changed: names of what the runs changed in the model.
+        pinned: kernels of attention that it chose itself.
+        carried: why a call differs from one before it, given inputs; "" if none does.
+    """
+
+    run: Trial
+    changed: Collection[str]
+    pinned: Collection[str]
+    carried: Callable[[Inputs], str]
+
+
 @contextmanager
-def shape_trials(
-    model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs
-) -> Iterator[tuple[Trial, Collection[str], Collection[str]]]:
+def shape_trials(model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs) -> Iterator[Trials]:
     """Inside, runs of a model on fake tensors of any shapes; the model is left as it is.
 
     Args:
@@ -74,8 +89,7 @@ def shape_trials(
         inputs: the user's inputs, whose tensors are left as they are.
 
     Yields:
-        What runs the model, names of what the runs changed in the model, and kernels of attention
-        that it chose itself.
+        What runs it.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
@@ -91,7 +105,14 @@ def shape_trials(
             finally:
                 held.restore()
 
-        yield trial, held.changed, pins.found
+        def carried(inputs: Inputs) -> str:
+            watch = Carried(fakes.values())
+            try:
+                return carries(watch, lambda: _run_fake(model, fakes, mode, (), inputs, watch))
+            finally:
+                held.restore()
+
+        yield Trials(trial, held.changed, pins.found, carried)
 
 
 def _run_fake(
@@ -100,6 +121,7 @@ def _run_fake(
     mode: FakeTensorMode,
     blocks: Sequence[nn.Module],
     inputs: Inputs,
+    watch: Carried | None = None,
 ) -> Shapes:
     leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
     returned: list[tuple[Shape, ...]] = []
@@ -110,6 +132,9 @@ def _run_fake(
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         stack.enter_context(_silent("torch._subclasses.fake_tensor"))
+        if watch is not None:
+            watch.begin(leaves)
+            stack.enter_context(watch)
         result = torch.func.functional_call(
             model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
         )
