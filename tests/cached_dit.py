@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 WIDTH, HEADS = 16, 2
-WRITES = ("slice", "rows", "positions", "stacked", "grown")
-"""A slice; rows by a count; rows by an index; a slice of one of two; a slice of all that is there."""
+WRITES = ("slice", "rows", "positions", "stacked", "grown", "set", "rolled", "returned")
+"""A slice; rows by a count; rows by an index; a slice of one of two; a slice of all that is there;
+the past and what is new, set in the dict, or returned; a window that moves on."""
 
 
 def heads(x: Tensor) -> Tensor:
@@ -27,10 +28,20 @@ class Layer(nn.Module):
         self.q, self.k, self.v, self.out, self.mlp = (nn.Linear(WIDTH, WIDTH) for _ in range(5))
         self.norm = nn.LayerNorm(WIDTH)
 
-    def forward(self, x: Tensor, cache: dict[str, Tensor], past: int) -> Tensor:
+    def forward(self, x: Tensor, caches: dict[str, Tensor], past: int) -> Any:
         y = self.norm(x)
-        k, v = (self.held(cache[n], f(y), past) for n, f in (("k", self.k), ("v", self.v)))
+        if self.write in ("set", "returned"):
+            k, v = (torch.cat([caches[n][:, :past], f(y)], 1) for n, f in self.pair)
+            if self.write == "returned":
+                return self.rest(x, self.q(y), k, v), k, v
+            caches["k"], caches["v"] = k, v
+        else:
+            k, v = (self.held(caches[n], f(y), past) for n, f in self.pair)
         return self.rest(x, self.q(y), k, v)
+
+    @property
+    def pair(self) -> tuple[tuple[str, nn.Module], tuple[str, nn.Module]]:
+        return ("k", self.k), ("v", self.v)
 
     def held(self, cache: Tensor, new: Tensor, past: int) -> Tensor:
         """Write new rows into a cache; return what it holds up to them."""
@@ -46,6 +57,10 @@ class Layer(nn.Module):
             held = torch.cat([cache[:, :past], new], 1)
             cache[:, past:end].copy_(held[:, past:])
             return held
+        elif self.write == "rolled":
+            cache[:, : -new.shape[1]] = cache[:, new.shape[1] :].clone()
+            cache[:, -new.shape[1] :] = new
+            return cache
         else:
             cache[:, past:end] = new
         return cache[:, :end]
@@ -67,12 +82,15 @@ class CachedDiT(nn.Module):
         self.embed, self.unembed = nn.Linear(4, WIDTH), nn.Linear(WIDTH, 4)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, video: Tensor, caches: list[dict[str, Tensor]], past: int) -> Tensor:
+    def forward(self, video: Tensor, caches: list[dict[str, Tensor]], past: int) -> Any:
         self.calls.add_(1)
-        x = self.embed(video)
+        x, held = self.embed(video), []
         for layer, cache in zip(self.layers, caches, strict=True):
             x = layer(x, cache, past)
-        return self.unembed(x)
+            if isinstance(x, tuple):
+                x, *pair = x
+                held.append(pair)
+        return (self.unembed(x), held) if held else self.unembed(x)
 
 
 def build(write: str = "slice") -> CachedDiT:

@@ -73,11 +73,11 @@ def refuse_meta(program: Program) -> None:
 
 def refuse_writes(program: Program) -> None:
     """Raise for a model that changes its inputs or buffers, which no artefact gives back."""
-    if program.writes:
-        names = ", ".join(repr(w.name) for w in program.writes[:4])
+    if changed := [*program.puts, *program.writes]:
+        names = ", ".join(repr(each.name) for each in changed[:4])
         raise ExportError(
             f"{type(program.source.model).__name__} changes {names}"
-            + (", ..." if len(program.writes) > 4 else "")
+            + (", ..." if len(changed) > 4 else "")
             + " in place, and an artefact returns results only: let the model return the new "
             "values instead, or run it through fisopt.optimize, which writes them back"
         )

@@ -24,6 +24,7 @@ from fisopt.rewrite.tracing.puts import Put, place
 from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
 from fisopt.rewrite.tracing.trace import PUTS, STRUCTURE
 from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
+from fisopt.rewrite.tracing.trials import silent
 from fisopt.rewrite.tracing.weights import held_at, refresh
 from fisopt.rewrite.tracing.writes import Write, check_apart, take_writes, write_back
 
@@ -309,7 +310,7 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
     step = source.followed.step
-    flat = source.tracer.flat(inputs)
+    flat = source.tracer.flat(inputs, source.frame_dims)
     check_dtypes(source.model, flat.graph, inputs)
     if step > 0 and layout.frames > BOUNDARIES:
         other, by = _other(source, inputs, layout, flat)
@@ -339,16 +340,18 @@ def _other(
         frames = layout.frames + by
         try:
             there = source.at_grid(inputs, layout, replace(layout, frames=frames))
-            graph = source.tracer.flat(there).graph
-            if _operators(flat.graph) == _operators(graph):
-                return graph, by
-            raise CaptureError(
-                f"the model runs different operators at {layout.frames} and {frames} frames; it "
-                "cannot be captured at this shape. If it keeps what a call made, such as "
-                "positions for one size, empty that before it is captured"
-            )
+            with silent("torch._subclasses.fake_tensor"):
+                graph = source.tracer.flat(there, source.frame_dims).graph
         except CaptureError as error:
             refused = refused or error
+            continue
+        if _operators(flat.graph) == _operators(graph):
+            return graph, by
+        refused = refused or CaptureError(
+            f"the model runs different operators at {layout.frames} and {frames} frames; it "
+            "cannot be captured at this shape. If it keeps what a call made, such as positions "
+            "for one size, empty that before it is captured"
+        )
     assert refused is not None
     raise refused
 

@@ -15,6 +15,7 @@ from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.editor import BY
 from fisopt.rewrite.edit.operands import PlainAttention, plain_attention
 from fisopt.rewrite.ops.operator import declared
+from fisopt.rewrite.relations.table import shape
 from fisopt.rewrite.tile_plan import TilePlan, tile_plan
 
 aten = torch.ops.aten
@@ -149,9 +150,8 @@ def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
     keys = sequence_axis(read.value)
     if queries is not None and keys is None:
         return (
-            f"its keys are a window of {read.value.meta['val'].shape[-2]} in which the place of the "
-            f"frames is not known: a mask over frames wants the past, then the new keys, as many "
-            "more for each frame"
+            f"its keys are a window of {shape(read.value)[-2]} in which the place of the frames is "
+            "not known: a mask over frames wants the past, then the new keys, more for every frame"
         )
     if queries is None or keys is None or _frames(queries) != _frames(keys):
         return (

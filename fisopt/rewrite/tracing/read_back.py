@@ -8,7 +8,7 @@ one that is full, of which torch takes no slice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -25,14 +25,17 @@ _PART, _ROW = aten.slice_scatter.default, aten.select_scatter.default
 _MOVES = {_PART, _ROW, aten.slice.Tensor, aten.select.int, aten.reshape.default}
 
 
-def read_back(graph: fx.Graph, make: Callable[[fx.Node], Make]) -> None:
+def read_back(
+    graph: fx.Graph, make: Callable[[fx.Node], Make], video: Collection[fx.Node] = ()
+) -> None:
     """Let what reads a written cache read the past and what is new.
 
     Args:
         graph: a flat graph; what is written into inputs and buffers is copied at its end.
         make: for a node, what inserts an operator of its block before it.
+        video: inputs that hold the video itself, which are no caches.
     """
-    held = {node.args[0] for node in graph.nodes if mutates(node)}
+    held = {node.args[0] for node in graph.nodes if mutates(node)}.difference(video)
     if not held:
         return
     for node in graph.nodes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,15 +37,22 @@ class Tracer:
     recorder: Recorder = field(default_factory=Recorder)
     traces: int = 0
 
-    def flat(self, inputs: Inputs) -> fx.GraphModule:
+    def flat(self, inputs: Inputs, framed: Collection[int] = ()) -> fx.GraphModule:
         """The graph for inputs of these shapes.
+
+        Args:
+            inputs: the inputs.
+            framed: which of them grow with the frames.
 
         Raises:
             CaptureError: the model cannot be traced.
         """
         self.traces += 1
         module = trace(self.model, inputs, self.blocks, self.recorder)
-        read_back(module.graph, lambda node: self._insert_for(node, False))
+        holders = (n for n in module.graph.nodes if n.op == "placeholder")
+        pairs = zip(holders, inputs.tensors(), strict=True)
+        video = [holder for holder, (i, _) in pairs if i in framed]
+        read_back(module.graph, lambda node: self._insert_for(node, False), video)
         separate_masks(module.graph, self._insert_for)
         separate_roles(module.graph)
         return module

@@ -38,7 +38,7 @@ def user_line(error: BaseException) -> str:
 
 
 @contextmanager
-def _silent(name: str) -> Iterator[None]:
+def silent(name: str) -> Iterator[None]:
     """Keep a logger quiet: shapes that a model refuses are an answer here, no error."""
     logger = logging.getLogger(name)
     before, logger.disabled = logger.disabled, True
@@ -131,7 +131,7 @@ def _run_fake(
             stack.callback(hook.remove)
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_silent("torch._subclasses.fake_tensor"))
+        stack.enter_context(silent("torch._subclasses.fake_tensor"))
         if watch is not None:
             watch.begin(leaves)
             stack.enter_context(watch)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import fisopt
 from fisopt import FrameInterleave, InputError, ModelSpec, PassManager, Program, TileAttention
-from fisopt.errors import ExportError
+from fisopt.errors import ExportError, PreconditionError
 from fisopt.passes.frame_interleave import anchor_frames
 from tests import cached_dit
 from tests.cached_dit import CachedDiT, Layer
@@ -53,6 +53,11 @@ def spread(x: Tensor, y: Tensor, kept: tuple[int, ...]) -> Tensor:
 
 def looped(model: CachedDiT, call: dict[str, Any], kv: str) -> Tensor:
     """Every layer on its anchors; keys and values of all frames into the caches."""
+    past, room = call["past"], call["past"] + call["video"].shape[1]
+    for held in call["caches"]:
+        if held["k"].shape[1] < room:
+            for name, x in list(held.items()):
+                held[name] = torch.cat([x, x.new_zeros(2, room - x.shape[1], x.shape[2])], 1)
     x, past = model.embed(call["video"]), call["past"]
     for index, (layer, held) in enumerate(zip(model.layers, call["caches"], strict=True)):
         assert isinstance(layer, Layer)
@@ -102,13 +107,67 @@ def test_sparse_blocks_write_exact_keys(write: str, kv: Any) -> None:
 
 
 def test_keys_in_places_not_known_are_all_read_and_said() -> None:
-    model, program = captured("stacked")
+    _, program = captured("rolled")
     result = FrameInterleave(blocks=":")(program)
     said = [n for n in result.notes if "reads the keys of every frame" in n]
     assert [n.split(":")[0] for n in said] == ["layers.0", "layers.1"]
     got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
-    torch.testing.assert_close(result.program(**got), looped(model, want, "all"), atol=1e-5, rtol=0)
+    other = PassManager([FrameInterleave(blocks=":", kv="all")]).run(program)
+    torch.testing.assert_close(result.program(**got), other(**want), atol=0, rtol=0)
+    torch.testing.assert_close(got["caches"], want["caches"], atol=0, rtol=0)
     assert not [n for n in FrameInterleave(blocks=":")(captured()[1]).notes if "keys of" in n]
+
+
+def test_a_window_that_moves_on() -> None:
+    """All its keys are read, those of the new frames too; a mask of frames has no place in it."""
+    model, program = captured("rolled")
+    sparse = PassManager([FrameInterleave(blocks=":")]).run(program)
+    got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
+    new = FRAMES * INNER
+    rolled = dict(want, past=want["caches"][0]["k"].shape[1] - new)
+    for held in rolled["caches"]:
+        for name, x in held.items():
+            held[name] = torch.cat([x[:, new:], x[:, :new]], 1)
+    output = sparse(**got)
+    torch.testing.assert_close(output, looped(model, rolled, "all"), atol=1e-5, rtol=0)
+    torch.testing.assert_close(got["caches"], rolled["caches"], atol=1e-5, rtol=0)
+    with pytest.raises(PreconditionError, match=r"window of 50 in which the place of the frames"):
+        PassManager([TileAttention(1)]).run(program)
+    with pytest.raises(PreconditionError, match=r"sequence of 50 is neither"):
+        PassManager([fisopt.TokenReduction(value=0.5)]).run(program)
+
+
+@pytest.mark.parametrize("kv", ["anchors", "all"])
+def test_keys_set_anew_in_a_dict_or_returned(kv: Any) -> None:
+    """They are those of all frames, the first of the new ones behind the past."""
+    for write in ("set", "returned"):
+        model, program = captured(write)
+        sparse = PassManager([FrameInterleave(blocks=":", kv=kv)]).run(program)
+        got, want = (cached_dit.inputs(FRAMES, INNER, room=6) for _ in range(2))
+        containers = [*got["caches"]]
+        output = sparse(**got)
+        expected = looped(model, want, kv)
+        if write == "returned":
+            assert all(held["k"].shape[1] == 6 for held in got["caches"])
+            output, pairs = output
+            got["caches"] = [dict(zip("kv", pair, strict=True)) for pair in pairs]
+        else:
+            assert all(a is b for a, b in zip(containers, got["caches"], strict=True))
+        torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(got["caches"], want["caches"], atol=1e-5, rtol=0)
+
+
+def test_a_cache_that_is_full() -> None:
+    """There is no longer clip to compare with, so a shorter one is."""
+    model, _ = captured()
+    call = cached_dit.inputs(FRAMES, INNER, past=30, room=60)
+    spec = ModelSpec(blocks=("layers.*",), grid=GRID)
+    program = fisopt.capture(model, call, spec=spec)
+    for kv in ("anchors", "all"):
+        sparse = PassManager([FrameInterleave(blocks=":", kv=kv)]).run(program)
+        got, want = deepcopy(call), deepcopy(call)
+        torch.testing.assert_close(sparse(**got), looped(model, want, kv), atol=1e-5, rtol=0)
+        torch.testing.assert_close(got["caches"], want["caches"], atol=1e-5, rtol=0)
 
 
 def test_keys_of_the_past_are_global() -> None:
@@ -152,6 +211,12 @@ def test_an_optimised_module_writes(tmp_path: Path) -> None:
     assert int(model.calls) == calls + 1
     with pytest.raises(ExportError, match=r"CachedDiT changes .*'caches_0_k'.* in place"):
         fisopt.export(optimised, tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize("write", ["slice", "set", "returned"])
+def test_a_step_cache_refuses_blocks_that_write(write: str) -> None:
+    with pytest.raises(PreconditionError, match=r"layers\.1: (it writes into a|result .* is no)"):
+        PassManager([fisopt.StepCache(steps="1:")]).run(captured(write)[1])
 
 
 class Wrapped(nn.Module):
