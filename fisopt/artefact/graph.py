@@ -73,8 +73,8 @@ def refuse_meta(program: Program) -> None:
 
 def refuse_writes(program: Program) -> None:
     """Raise for a model that changes its inputs or buffers, which no artefact gives back."""
-    if changed := [*program.puts, *program.writes]:
-        names = ", ".join(repr(each.name) for each in changed[:4])
+    if changed := [each.name for each in (*program.puts, *program.writes)]:
+        names = ", ".join(map(repr, changed[:4]))
         raise ExportError(
             f"{type(program.source.model).__name__} changes {names}"
             + (", ..." if len(changed) > 4 else "")

@@ -91,12 +91,11 @@ def put_into(
 
 def _set(model: str, old: Any, new: Any, keys: Keys) -> Iterator[tuple[Keys, Any]]:
     """The entries that differ, the outermost that can be set."""
-    entries = _entries(old), _entries(new)
-    if entries[0] is None or entries[1] is None or type(old) is not type(new):
+    before, now = _entries(old), _entries(new)
+    if before is None or now is None or type(old) is not type(new):
         if not _same(old, new):
             yield keys, new
         return
-    before, now = entries
     if gone := [key for key in before if key not in now]:
         raise CaptureError(
             f"{model} takes {gone[0]!r} out of argument {_said(keys)}, which no graph can do; let "

@@ -139,7 +139,7 @@ class _Run:
             now = place.holder.get(place.name)
             if now is weights[id(fake)] or (place.is_buffer and _alike(now, fake)):
                 self._write(fake, now)
-            elif place.is_buffer and _is_tensor(now) and self._is_of_inputs(now):
+            elif isinstance(now, torch.Tensor) and place.is_buffer and self._is_of_inputs(now):
                 raise CaptureError(
                     f"{type(self.model).__name__} replaces buffer {place.path} "
                     f"{_form(fake)} by a tensor {_form(now)} made of its inputs; a graph can only "
