@@ -23,6 +23,7 @@ from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.puts import Put, place
 from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
 from fisopt.rewrite.tracing.trace import PUTS, STRUCTURE
+from fisopt.rewrite.tracing.tracer import PARTS
 from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
 from fisopt.rewrite.tracing.trials import silent
 from fisopt.rewrite.tracing.weights import held_at, refresh
@@ -60,8 +61,8 @@ class Program:
         inputs: the call it was captured for; plain values are baked in.
         source: the model, and what makes it again at another shape.
         out_structure: the pytree of the return value.
-        writes: the inputs and buffers that the model changes in place: the graph returns their
-            new values after the model's own results and what it puts, in order.
+        writes: the inputs and buffers that the model changes in place, or parts of them: the graph
+            returns the new values after the model's own results and what it puts, in order.
         puts: what the model puts into dicts and lists of its arguments; the graph returns the
             tensors among it after the model's own results.
         loads: names of the state that it takes after its inputs, in order; the pass comes first.
@@ -220,9 +221,11 @@ class Program:
         put = len(returned.written) - len(self.writes)
         if self.writes:
             targets = [
-                held_at(self.source.model, self.graph_module, w.name)
-                if w.leaf is None
-                else inputs.leaves[w.leaf]
+                w.of(
+                    held_at(self.source.model, self.graph_module, w.name)
+                    if w.leaf is None
+                    else inputs.leaves[w.leaf]
+                )
                 for w in self.writes
             ]
             write_back(targets, returned.written[put:])
@@ -310,7 +313,7 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
     step = source.followed.step
-    flat = source.tracer.flat(inputs, source.frame_dims)
+    flat = source.tracer.flat(inputs, source.of_frames)
     check_dtypes(source.model, flat.graph, inputs)
     if step > 0 and layout.frames > BOUNDARIES:
         other, by = _other(source, inputs, layout, flat)
@@ -322,6 +325,7 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     writes, values = take_writes(module.graph, inputs)
     return_leaves(module, values)
     structure = flat.meta[STRUCTURE]
+    writes = (*flat.meta[PARTS], *writes)
     return Program(module, layout, inputs, source, structure, writes, flat.meta[PUTS])
 
 
@@ -341,7 +345,7 @@ def _other(
         try:
             there = source.at_grid(inputs, layout, replace(layout, frames=frames))
             with silent("torch._subclasses.fake_tensor"):
-                graph = source.tracer.flat(there, source.frame_dims).graph
+                graph = source.tracer.flat(there, source.of_frames).graph
         except CaptureError as error:
             refused = refused or error
             continue

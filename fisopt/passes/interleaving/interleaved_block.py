@@ -12,8 +12,13 @@ from torch import fx
 from fisopt.errors import VerifyError
 from fisopt.passes.interleaving.form import Form, part_of
 from fisopt.rewrite.analysis.residual import Stream
-from fisopt.rewrite.analysis.structure import attentions, dependences, self_attentions
-from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.analysis.structure import (
+    attentions,
+    dependences,
+    in_window,
+    self_attentions,
+)
+from fisopt.rewrite.axes import axes_of
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.frames import Frames
@@ -147,12 +152,11 @@ class Interleaver:
                     "arguments, so it is interpolated itself"
                 )
         cut = set(_cut(block, form))
-        ours = self_attentions(block.body.graph)
         for attention in attentions(block.body.graph) if form.kv == "anchors" else ():
             value = attention.value
             short = edit.sizes(next(iter(parts.values())), value)
             unplaced = short[-2] != shape(value)[-2] and axes_of(value)[-2] is None
-            if unplaced or (attention in ours and not carries_frames(value)):
+            if unplaced or in_window(block.body.graph, attention):
                 note(
                     f"{block.path}: {attention.result.name} reads the keys of every frame: where "
                     "the frames are among them is not known"

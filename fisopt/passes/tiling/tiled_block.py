@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from fisopt.passes.tiling.masks import FrameMask
-from fisopt.rewrite.analysis.structure import Attention, dependences, self_attentions
+from fisopt.rewrite.analysis.structure import Attention, dependences, in_window
 from fisopt.rewrite.axes import FrameAxis, axes_of, carries_frames
 from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.editor import BY
@@ -99,8 +99,8 @@ def across_frames(graph: fx.Graph, attention: Attention) -> bool:
     """Whether an attention joins frames, or did before another pass edited its operands."""
     if _editor(graph, attention) is not None:
         return True
-    if attention in self_attentions(graph) and not carries_frames(attention.value):
-        return True  # among keys that the model holds itself
+    if in_window(graph, attention):
+        return True
     read = plain_attention(attention)
     if isinstance(read, str):
         return sequence_axis(attention.value) is not None

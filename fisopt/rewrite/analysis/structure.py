@@ -168,6 +168,16 @@ def self_attentions(graph: fx.Graph) -> list[Attention]:
     ]
 
 
+def in_window(graph: fx.Graph, attention: Attention) -> bool:
+    """Whether an attention reads the block's own video among other keys, in places not known.
+
+    So is a cache that moves on: it holds as many keys at any number of frames.
+    """
+    keys, queries = shape(attention.value), shape(attention.result)
+    long = keys[-2] >= queries[-2] and not carries_frames(attention.value)
+    return long and attention in self_attentions(graph)
+
+
 def _is_visual(result: fx.Node) -> bool:
     """Whether an attention answers queries of frames, all of them or some that stand for them."""
     return carries_frames(result) or any(restored(user) is result for user in result.users)

@@ -79,6 +79,11 @@ class Source:
         """Which dimensions of the inputs grow with frames."""
         return self.followed.dims
 
+    @property
+    def of_frames(self) -> set[int]:
+        """The inputs that hold frames alone; a cache may grow with them and hold more."""
+        return {i for i, growths in self.frame_dims.items() if any(g.exact for g in growths)}
+
     def at_grid(self, inputs: Inputs, layout: TokenLayout, other: TokenLayout) -> Inputs:
         """Inputs of the same form for another token grid; values are zeros.
 

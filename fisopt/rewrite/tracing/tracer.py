@@ -16,6 +16,11 @@ from fisopt.rewrite.tracing.read_back import read_back
 from fisopt.rewrite.tracing.recorder import Recorder
 from fisopt.rewrite.tracing.roles import separate_roles
 from fisopt.rewrite.tracing.trace import trace
+from fisopt.rewrite.tracing.writes import take_parts
+
+PARTS = "fisopt.parts"
+"""Where a flat graph says of which tensors it writes a part; what is written follows its results
+and what it puts into containers."""
 
 
 @dataclass
@@ -42,7 +47,7 @@ class Tracer:
 
         Args:
             inputs: the inputs.
-            framed: which of them grow with the frames.
+            framed: which of them hold frames alone.
 
         Raises:
             CaptureError: the model cannot be traced.
@@ -53,6 +58,7 @@ class Tracer:
         pairs = zip(holders, inputs.tensors(), strict=True)
         video = [holder for holder, (i, _) in pairs if i in framed]
         read_back(module.graph, lambda node: self._insert_for(node, False), video)
+        module.meta[PARTS] = take_parts(module.graph, inputs)
         separate_masks(module.graph, self._insert_for)
         separate_roles(module.graph)
         return module

@@ -15,9 +15,12 @@ import torch
 from torch import fx
 
 from fisopt.errors import CaptureError, InputError
+from fisopt.rewrite.relations.cut import bounds
+from fisopt.rewrite.relations.table import argument
 from fisopt.rewrite.tracing.inputs import Inputs
 
 _COPY = torch.ops.aten.copy_.default
+_PART = torch.ops.aten.slice_scatter.default
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,68 @@ class Write:
     Attributes:
         name: the name of the input, or the path of the buffer.
         leaf: the index of the input among the leaves of the call; None for a buffer.
+        part: the only entries that change: a dimension, the first and behind the last; None for
+            all.
     """
 
     name: str
     leaf: int | None
+    part: tuple[int, int, int] | None = None
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The entries of the tensor that change."""
+        if self.part is None:
+            return tensor
+        dim, start, end = self.part
+        return tensor.narrow(dim, start, end - start)
 
 
 def mutates(node: fx.Node) -> bool:
     """Whether an operator changes one of its operands."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def take_parts(graph: fx.Graph, inputs: Inputs) -> tuple[Write, ...]:
+    """Return what is written into a part of a tensor in the place of the whole tensor.
+
+    So a graph copies no cache to change a few rows of it.  What is written follows the results of
+    the graph.
+    """
+    leaves = _leaves(graph, inputs)
+    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    writes: list[Write] = []
+    values: list[fx.Node] = []
+    for node in [n for n in graph.nodes if n.target is _COPY]:
+        place, value = node.args
+        found: list[tuple[fx.Node, tuple[int, int, int]]] = []
+        while value.target is _PART and len(value.users) == 1 and _step(value) == 1:
+            base, new = value.args[:2]
+            sizes = base.meta["val"].shape
+            dim = argument(value, 2, "dim", 0) % len(sizes)
+            ends = bounds(argument(value, 3, "start"), argument(value, 4, "end"), sizes[dim])
+            found.insert(0, (new, (dim, *ends)))
+            value = base
+        if value is not place or not found:
+            continue
+        for new, part in found:
+            writes.append(Write(str(place.target), None, part))
+            if place in leaves:
+                writes[-1] = Write(inputs.names[leaves[place]], leaves[place], part)
+            values.append(new)
+        graph.erase_node(node)
+    output.args = ((*output.args[0], *values),)
+    graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or mutates(n))
+    return tuple(writes)
+
+
+def _step(part: fx.Node) -> Any:
+    return argument(part, 5, "step", 1)
+
+
+def _leaves(graph: fx.Graph, inputs: Inputs) -> dict[fx.Node, int]:
+    """The placeholders of a graph, and which of the inputs each is."""
+    holders = [n for n in graph.nodes if n.op == "placeholder"]
+    return dict(zip(holders, (i for i, _ in inputs.tensors()), strict=True))
 
 
 def take_writes(graph: fx.Graph, inputs: Inputs) -> tuple[tuple[Write, ...], list[fx.Node]]:
@@ -44,8 +100,7 @@ def take_writes(graph: fx.Graph, inputs: Inputs) -> tuple[tuple[Write, ...], lis
     Raises:
         CaptureError: an operator changes its operand by another way than a final copy.
     """
-    holders = [n for n in graph.nodes if n.op == "placeholder"]
-    leaves = dict(zip(holders, (i for i, _ in inputs.tensors()), strict=True))
+    leaves = _leaves(graph, inputs)
     writes: list[Write] = []
     values: list[fx.Node] = []
     for node in [n for n in graph.nodes if mutates(n)]:
