@@ -42,12 +42,12 @@ def divided(program: Program, ranks: int, **options: Any) -> fisopt.PassResult:
 def run(program: Program, inputs: Mapping[str, Any], ranks: int) -> list[list[Tensor]]:
     """What each rank returns."""
     with simulated(ranks), LocalTensorMode(ranks) as mode:
-        given = tree_map(lambda x: _everywhere(mode, x), dict(inputs))
+        given = tree_map(lambda x: everywhere(mode, x), dict(inputs))
         returned: Any = tree_leaves(program(**given))
     return [[x._local_tensors[rank] for x in returned] for rank in range(ranks)]
 
 
-def _everywhere(mode: LocalTensorMode, x: object) -> object:
+def everywhere(mode: LocalTensorMode, x: object) -> object:
     return mode.rank_map(lambda rank: x) if isinstance(x, Tensor) else x
 
 

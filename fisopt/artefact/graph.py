@@ -73,7 +73,8 @@ def refuse_meta(program: Program) -> None:
 
 def refuse_writes(program: Program) -> None:
     """Raise for a model that changes its inputs or buffers, which no artefact gives back."""
-    if changed := [each.name for each in (*program.puts, *program.writes)]:
+    changed = [*(p.name for p in program.puts), *(w.name for w in program.writes)]
+    if changed:
         names = ", ".join(map(repr, changed[:4]))
         raise ExportError(
             f"{type(program.source.model).__name__} changes {names}"

@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed._local_tensor import LocalTensorMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 import fisopt
 from fisopt import FrameInterleave, PassManager, Program, TileAttention, TileMask, TokenReduction
 from fisopt.errors import PreconditionError
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.rewrite.pass_base import Pass
-from tests import causal_wan
+from tests import causal_wan, ranks
 from tests.causal_wan import BLOCKS, HEADS, INNER, SIDE, CausalWan, chunk
 from tests.passes.dense_reduction import Attend, Options
 
@@ -198,6 +200,19 @@ def test_an_optimised_module_goes_on_from_chunk_to_chunk() -> None:
         expected = looped(model, call, history, kv="anchors")
         torch.testing.assert_close(fast(**call), expected, atol=1e-4, rtol=1e-4)
     assert held[-1]["v"][:, -INNER:].any()
+
+
+def test_every_rank_holds_the_whole_cache() -> None:
+    call = chunk(FRAMES, FRAMES, causal_wan.caches(FRAMES * CHUNKS))
+    program = PassManager([FrameInterleave(2)]).run(captured().at(call))
+    result, wanted = ranks.divided(program, 2).program, copy.deepcopy(call)
+    output = program(**wanted)
+    with ranks.simulated(2), LocalTensorMode(2) as mode:
+        given = tree_map(lambda x: ranks.everywhere(mode, x), call)
+        returned: Any = tree_leaves((result(**given), given["caches"]))
+    for rank in range(2):
+        mine = [x._local_tensors[rank] for x in returned]
+        torch.testing.assert_close(mine, tree_leaves((output, wanted["caches"])))
 
 
 def test_a_step_cache_would_leave_keys_out() -> None:

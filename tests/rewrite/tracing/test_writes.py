@@ -77,6 +77,10 @@ def test_a_dense_program_writes() -> None:
     assert sorted(names) == sorted(
         ["calls", "caches_0_k", "caches_0_v", "caches_1_k", "caches_1_v"]
     )
+    new = (1, 6, 6 + FRAMES * INNER)
+    assert {w.part for w in program.writes} == {None, new}  # no cache is copied to change rows
+    assert {w.name for w in program.writes if w.part is None} == {"calls"}
+    assert "scatter" not in fisopt.format_graph(program)
     got, want = cached_dit.inputs(FRAMES, INNER), cached_dit.inputs(FRAMES, INNER)
     before = int(model.calls)
     output = program(**got)
