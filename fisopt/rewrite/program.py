@@ -20,12 +20,12 @@ from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.frame_dims import FrameDims
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.origin import Source
+from fisopt.rewrite.tracing.other_frames import other_frames
 from fisopt.rewrite.tracing.puts import Put, place
 from fisopt.rewrite.tracing.runs import check_dtypes, check_runs
 from fisopt.rewrite.tracing.trace import PUTS, STRUCTURE
 from fisopt.rewrite.tracing.tracer import PARTS
 from fisopt.rewrite.tracing.training import asks_for_gradients, check_gradients
-from fisopt.rewrite.tracing.trials import silent
 from fisopt.rewrite.tracing.weights import held_at, refresh
 from fisopt.rewrite.tracing.writes import Write, check_apart, take_writes, write_back
 
@@ -316,7 +316,7 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     flat = source.tracer.flat(inputs, source.of_frames)
     check_dtypes(source.model, flat.graph, inputs)
     if step > 0 and layout.frames > BOUNDARIES:
-        other, by = _other(source, inputs, layout, flat)
+        other, by = other_frames(source, inputs, layout, flat)
         annotate(flat.graph, other, layout.frames, by)
     regions = find_regions(flat.graph, lambda n: n.meta.get(BLOCK))
     module, calls = outline(flat, regions, "block")
@@ -327,41 +327,6 @@ def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     structure = flat.meta[STRUCTURE]
     writes = (*flat.meta[PARTS], *writes)
     return Program(module, layout, inputs, source, structure, writes, flat.meta[PUTS])
-
-
-def _other(
-    source: Source, inputs: Inputs, layout: TokenLayout, flat: fx.GraphModule
-) -> tuple[fx.Graph, int]:
-    """The same graph at another number of frames, and how many it has more.
-
-    More frames are tried first, then fewer: a cache may have no room for more.
-
-    Raises:
-        CaptureError: the model runs other operators there, or not at all.
-    """
-    step, refused = source.followed.step, None
-    for by in (step, -step) if layout.frames > step else (step,):
-        frames = layout.frames + by
-        try:
-            there = source.at_grid(inputs, layout, replace(layout, frames=frames))
-            with silent("torch._subclasses.fake_tensor"):
-                graph = source.tracer.flat(there, source.of_frames).graph
-        except CaptureError as error:
-            refused = refused or error
-            continue
-        if _operators(flat.graph) == _operators(graph):
-            return graph, by
-        refused = refused or CaptureError(
-            f"the model runs different operators at {layout.frames} and {frames} frames; it "
-            "cannot be captured at this shape. If it keeps what a call made, such as positions "
-            "for one size, empty that before it is captured"
-        )
-    assert refused is not None
-    raise refused
-
-
-def _operators(graph: fx.Graph) -> list[tuple[str, object]]:
-    return [(n.op, n.target) for n in graph.nodes]
 
 
 def _check_filled(inputs: Inputs, frame_dims: FrameDims) -> None:
