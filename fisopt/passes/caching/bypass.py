@@ -42,7 +42,7 @@ class Bypass:
         for result in block.results:
             if (node := block.returned(result)) is None:
                 continue
-            if node in written and result not in block.streams:
+            if node in written and block.streams.get(result) is None:
                 self.refused.append((block, "it writes into a cache, which would be left out"))
                 return
             source, whole = block.source(result), _whole(node)
