@@ -123,8 +123,13 @@ class Program:
     @property
     def own_results(self) -> int:
         """How many values it returns before any state: the model's results, puts and writes."""
-        put = sum(p.tensors for p in self.puts)
-        return self.out_structure.num_leaves + put + len(self.writes)
+        return self.out_structure.num_leaves + len(self.left)
+
+    @property
+    def left(self) -> list[tuple[str, tuple[int, ...]]]:
+        """What it puts into containers and writes, in order: names and sizes."""
+        put = [(p.name, result.shape) for p in self.puts for result in p.results]
+        return [*put, *((w.name, w.shape) for w in self.writes)]
 
     @property
     def written(self) -> set[fx.Node]:

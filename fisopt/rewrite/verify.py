@@ -46,6 +46,13 @@ def verify(program: Program) -> None:
             f"program: returns {count} values, the model returns {own}"
             + (f", state and measurements are {extra}" if extra else "")
         )
+    written = output.args[0][own - len(program.left) : own]
+    for (name, sizes), node in zip(program.left, written, strict=True):
+        if (got := tuple(node.meta["val"].shape)) != sizes:
+            raise VerifyError(
+                f"program: {node} of shape {got} is written into {name!r}, the model writes "
+                f"{sizes}; what a model leaves for later calls must stay whole"
+            )
     takes = sum(n.op == "placeholder" for n in program.graph.nodes)
     wanted = sum(1 for _ in program.inputs.tensors()) + len(program.loads)
     if takes != wanted:

@@ -19,18 +19,29 @@ Keys = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
+class Result:
+    """Stands for a tensor that the graph returns.
+
+    Attributes:
+        shape: its sizes.
+    """
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Put:
     """An entry of a dict or a list that a model is given and sets anew, or adds.
 
     Attributes:
         keys: what leads to it: the name of the argument, then keys and places.
         structure: the nesting of what is put there.
-        plain: its leaves; a tensor is the place of a result of the graph.
+        leaves: what is put there; `Result` stands for a tensor that the graph returns.
     """
 
     keys: Keys
     structure: pytree.TreeSpec
-    plain: tuple[Any, ...]
+    leaves: tuple[Any, ...]
 
     @property
     def name(self) -> str:
@@ -38,13 +49,13 @@ class Put:
         return "_".join(map(str, self.keys))
 
     @property
-    def tensors(self) -> int:
-        """How many results of the graph it takes."""
-        return sum(x is TENSOR for x in self.plain)
+    def results(self) -> list[Result]:
+        """The results of the graph that it takes, in order."""
+        return [x for x in self.leaves if isinstance(x, Result)]
 
     def place(self, given: Mapping[str, Any], tensors: Iterator[torch.Tensor]) -> None:
         """Put it into the containers of a call's arguments."""
-        leaves = [next(tensors) if x is TENSOR else x for x in self.plain]
+        leaves = [next(tensors) if isinstance(x, Result) else x for x in self.leaves]
         value = pytree.tree_unflatten(leaves, self.structure)
         holder: Any = given
         *way, last = self.keys
@@ -54,16 +65,6 @@ class Put:
             holder.append(value)
         else:
             holder[last] = value
-
-
-class _Tensor:
-    """Stands for a tensor that the graph returns."""
-
-    def __repr__(self) -> str:
-        return "tensor"
-
-
-TENSOR = _Tensor()
 
 
 def put_into(
@@ -84,8 +85,8 @@ def put_into(
     for keys, value in _set(model, dict(before), dict(after), ()):
         leaves, structure = pytree.tree_flatten(value)
         tensors += [x for x in leaves if isinstance(x, torch.Tensor)]
-        plain = tuple(TENSOR if isinstance(x, torch.Tensor) else x for x in leaves)
-        puts.append(Put(keys, structure, plain))
+        held = (Result(tuple(x.shape)) if isinstance(x, torch.Tensor) else x for x in leaves)
+        puts.append(Put(keys, structure, tuple(held)))
     return puts, tensors
 
 

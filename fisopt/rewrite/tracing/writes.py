@@ -16,7 +16,7 @@ from torch import fx
 
 from fisopt.errors import CaptureError, InputError
 from fisopt.rewrite.relations.cut import bounds
-from fisopt.rewrite.relations.table import argument
+from fisopt.rewrite.relations.table import argument, shape
 from fisopt.rewrite.tracing.inputs import Inputs
 
 _COPY = torch.ops.aten.copy_.default
@@ -29,12 +29,14 @@ class Write:
 
     Attributes:
         name: the name of the input, or the path of the buffer.
+        shape: of what is written.
         leaf: the index of the input among the leaves of the call; None for a buffer.
         part: the only entries that change: a dimension, the first and behind the last; None for
             all.
     """
 
     name: str
+    shape: tuple[int, ...]
     leaf: int | None
     part: tuple[int, int, int] | None = None
 
@@ -74,9 +76,9 @@ def take_parts(graph: fx.Graph, inputs: Inputs) -> tuple[Write, ...]:
         if value is not place or not found:
             continue
         for new, part in found:
-            writes.append(Write(str(place.target), None, part))
-            if place in leaves:
-                writes[-1] = Write(inputs.names[leaves[place]], leaves[place], part)
+            leaf = leaves.get(place)
+            name = str(place.target) if leaf is None else inputs.names[leaf]
+            writes.append(Write(name, shape(new), leaf, part))
             values.append(new)
         graph.erase_node(node)
     output.args = ((*output.args[0], *values),)
@@ -113,9 +115,9 @@ def take_writes(graph: fx.Graph, inputs: Inputs) -> tuple[tuple[Write, ...], lis
             )
         if place in leaves:
             leaf = leaves[place]
-            writes.append(Write(inputs.names[leaf], leaf))
+            writes.append(Write(inputs.names[leaf], shape(place), leaf))
         elif place.op == "get_attr":
-            writes.append(Write(str(place.target), None))
+            writes.append(Write(str(place.target), shape(place), None))
         else:
             raise CaptureError(
                 f"{node.format_node()} writes into {place.name}, which is neither an input nor a "

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 import fisopt
 from fisopt import FrameInterleave, InputError, ModelSpec, PassManager, Program, TileAttention
-from fisopt.errors import ExportError, PreconditionError
+from fisopt.errors import ExportError, PassError, PreconditionError
 from fisopt.passes.frame_interleave import anchor_frames
+from fisopt.rewrite.pass_base import Pass
+from fisopt.rewrite.rewriter import Rewriter
 from tests import cached_dit
 from tests.cached_dit import CachedDiT, Layer
 
@@ -215,6 +217,28 @@ def test_an_optimised_module_writes(tmp_path: Path) -> None:
     assert int(model.calls) == calls + 1
     with pytest.raises(ExportError, match=r"CachedDiT changes .*'caches_0_k'.* in place"):
         fisopt.export(optimised, tmp_path / "model.pt2")
+
+
+class Halves(Pass):
+    """Leaves half of the first thing that the model leaves."""
+
+    def run(self, rewriter: Rewriter) -> None:
+        output = next(n for n in reversed(rewriter.graph.nodes) if n.op == "output")
+        held = list(output.args[0])
+        place = rewriter.program.out_structure.num_leaves
+        with rewriter.before(output):
+            half = held[place].meta["val"].shape[1] // 2
+            aten = torch.ops.aten
+            held[place] = rewriter.call(aten.narrow.default, held[place], 1, 0, half, axes=())
+        output.args = (held,)
+
+
+@pytest.mark.parametrize("write", ["slice", "stacked", "set"])
+def test_a_pass_that_cuts_a_write_is_an_error(write: str) -> None:
+    with pytest.raises(
+        PassError, match=r"Halves.*is written into 'caches_0_k', the model writes \(2, "
+    ):
+        PassManager([Halves()]).run(captured(write)[1])
 
 
 @pytest.mark.parametrize(
