@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,10 +11,11 @@ import torch
 from torch import fx, nn
 
 from fisopt.errors import CaptureError
+from fisopt.nearest import did_you_mean
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
 from fisopt.rewrite.tools.tool import settle
-from fisopt.rewrite.tracing.block_paths import blocks_of, matches
+from fisopt.rewrite.tracing.block_paths import blocks_of, matches, outer_lists
 from fisopt.rewrite.tracing.fixed_grid import FixedGrid
 from fisopt.rewrite.tracing.follow import Followed, Search, said
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
@@ -90,10 +90,24 @@ def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
         )
     if found:
         return
-    lists = sorted({re.sub(r"\.\d+$", ".*", p) for p in paths if re.search(r"\.\d+$", p)})
     raise CaptureError(
         f"{type(model).__name__} has no module that matches blocks={list(spec.blocks)}; "
-        f"its repeated modules are {lists[:12] or 'none'}: name those that process the video"
+        f"{_suggested(model, spec)}"
+    )
+
+
+def _suggested(model: nn.Module, spec: ModelSpec) -> str:
+    """The lists of layers that a model has, the longest first, and those of the likest names."""
+    lists = sorted(outer_lists(model).items(), key=lambda pair: -len(pair[1]))
+    if not lists:
+        names = [name for name, _ in model.named_children()]
+        return f"it has no list of layers; name the modules that process the video among {names}"
+    held = ", ".join(f"{path}.* ({len(m)} {type(m[0]).__name__})" for path, m in lists[:12])
+    more = f" and {len(lists) - 12} more" if lists[12:] else ""
+    near = [did_you_mean(pattern, (f"{path}.*" for path, _ in lists)) for pattern in spec.blocks]
+    return (
+        f"{next(filter(None, near), '')}its lists of layers are {held}{more}: name those that "
+        "process the video"
     )
 
 

@@ -27,15 +27,13 @@ from fisopt.runtime.ambient import ambient
 from fisopt.runtime.disk.folder import Folder, captures
 from fisopt.runtime.disk.sources import sources, surroundings
 from fisopt.runtime.disk.state_digest import StateDigest
-from fisopt.runtime.disk.tokens import NotStableError, checked
+from fisopt.runtime.disk.tokens import checked
 from fisopt.spec import ModelSpec
-from fisopt.stored.graph_data import NotPlainError
 from fisopt.stored.graph_file import plain
 from fisopt.stored.program_data import plain_program, program_of
 
 FORM = 1
 """Of the files; one of another form has another key."""
-_MALFORMED = (FisoptError, LookupError, TypeError, ValueError, AttributeError, RuntimeError)
 
 
 def keeping(model: nn.Module, spec: ModelSpec, notes: dict[str, None]) -> Kept:
@@ -85,22 +83,25 @@ class OnDisk:
     ) -> Any:
         try:
             key = self._key(what)
-        except NotStableError as error:
-            self._notes[f"not kept on the disk: {error}"] = None
+        except Exception as error:  # whatever an odd model raises when it is looked at
+            self._note("not kept on the disk", error)
             return make()
         try:
             if (said := self._folder.read(key)) is not None:
                 return read(said)
-        except _MALFORMED as error:
-            self._notes[f"the capture on the disk was made again: {error}"] = None
+        except Exception as error:  # whatever a file holds
+            self._note("the capture on the disk was made again", error)
         made = make()
         try:
-            why = self._folder.write(key, write(made))
-        except (NotPlainError, *_MALFORMED) as error:
-            why = str(error)
-        if why:
-            self._notes[f"not kept on the disk: {why}"] = None
+            if why := self._folder.write(key, write(made)):
+                self._note("not kept on the disk", FisoptError(why))
+        except Exception as error:  # whatever an odd Program holds
+            self._note("not kept on the disk", error)
         return made
+
+    def _note(self, what: str, error: Exception) -> None:
+        kind = "" if isinstance(error, FisoptError) else f"{type(error).__name__}: "
+        self._notes[f"{what}: {kind}{error}"] = None
 
     def _key(self, what: tuple[Any, ...]) -> str:
         kind, inputs, layout, *more = what

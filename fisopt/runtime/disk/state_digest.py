@@ -38,10 +38,13 @@ from fisopt.runtime.disk.tokens import (
     names_in,
     root_of,
 )
+from fisopt.runtime.reach import is_filled
 from fisopt.runtime.seen import LOADERS, root_own
 
 FOREIGN = {"torch", "numpy", "fisopt", *sys.stdlib_module_names} - {"__main__"}
 """Packages that are known by their version, or whose files are read whole."""
+OUTSIDE = {"environ", "getenv", "open"}
+"""Names of what functions read that is outside of the process."""
 LARGEST = 1 << 26
 """Bytes of a tensor that is no weight."""
 MOST = 300_000
@@ -263,8 +266,10 @@ class StateDigest:
             if not isinstance(value, dataclasses.Field):
                 self._say(name, self._token(path, value))
             return
-        if isinstance(value, types.FunctionType):
-            self._say(name, code_token(value.__code__))
+        held = [value, *(getattr(value, n, None) for n in _WRAPPERS.get(type(value), ()))]
+        for function in held:
+            if isinstance(function, types.FunctionType):
+                self._say(name, code_token(function.__code__))
         made = name in ("__init__", "__new__") and issubclass(kind, nn.Module)
         if name.startswith("__") and name.endswith("__") and not made:
             self._names.add(name)
@@ -276,7 +281,7 @@ class StateDigest:
         inside = {
             name: cell.cell_contents
             for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True)
-            if _is_filled(cell)
+            if is_filled(cell)
         }
         if home in FOREIGN - {"fisopt"}:  # it may wrap a function of somebody else's
             self._parts(path, {n: x for n, x in inside.items() if _is_called(x)})
@@ -288,6 +293,8 @@ class StateDigest:
             return
         self.modules[str(function.__globals__.get("__name__", ""))] = None
         names = set(names_in(code))
+        if found := sorted(names & OUTSIDE):
+            raise NotStableError(f"{path} reads what no key holds ({found[0]})")
         self._names |= names
         self._read(function.__globals__, names)
 
@@ -315,14 +322,6 @@ class StateDigest:
 
 def _root(name: str) -> str:
     return name.partition(".")[0]
-
-
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - a variable that has no value yet raises
-    except ValueError:
-        return False
-    return True
 
 
 def _is_called(value: Callable[..., Any] | Any) -> bool:

@@ -47,7 +47,7 @@ def atom(path: str, value: Any) -> str | None:
     """
     kind = type(value)
     if isinstance(value, enum.Enum):
-        return f"{name_of(kind)}.{value.name}"
+        return checked(path, f"{name_of(kind)}.{value.name} {value.value!r}")
     if kind.__module__ == "dataclasses":  # marks; what a field is shows in the class
         return name_of(kind)
     if isinstance(value, _TEXTS) or kind.__module__ == "typing" or _is_typing(value):

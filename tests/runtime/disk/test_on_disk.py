@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import gc
 import json
 import os
@@ -119,6 +120,26 @@ def _blocks(change: Callable[[Any], object]) -> Callable[[Small, pytest.MonkeyPa
     return lambda model, _: [change(block) for block in model.blocks] and None
 
 
+class Mode(enum.Enum):
+    FIRST = 1.0
+    SECOND = 2.0
+
+
+class Renumbered(enum.Enum):
+    FIRST = 1.5
+
+
+Renumbered.__qualname__ = Mode.__qualname__
+
+
+def _by_mode(mode: Any, x: torch.Tensor) -> torch.Tensor:
+    return x * mode.value
+
+
+def _of_environment(x: torch.Tensor) -> torch.Tensor:
+    return x * float(os.environ.get("SCALE_OF_TESTS", "2"))
+
+
 def _closed_over(model: Small, _: pytest.MonkeyPatch) -> None:
     for block in model.blocks:
         block.rule = written.scaled_by(-1.0)
@@ -141,6 +162,7 @@ CHANGES: dict[str, Callable[[Small, pytest.MonkeyPatch], None]] = {
     "what a function closes over": _closed_over,
     "the default of an argument": _blocks(lambda b: setattr(b, "rule", _of_default)),
     "an argument that is bound": _blocks(lambda b: setattr(b, "rule", partial(torch.mul, other=5))),
+    "an enumeration": _blocks(lambda b: setattr(b, "rule", partial(_by_mode, Mode.SECOND))),
     "what a processor holds": _blocks(lambda b: setattr(b.processor, "strength", 8.0)),
     "the class of a processor": _blocks(lambda b: setattr(b, "processor", OtherProcessor(0.5))),
     "a method that is looked up by a name made at the call": _set(
@@ -332,6 +354,42 @@ def test_off_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert captures() is None
     monkeypatch.setenv("FISOPT_CACHE", str(tmp_path))
     assert captures() == Folder(tmp_path / "captures")
+
+
+def test_the_value_of_an_enumeration_counts(folder: Folder) -> None:
+    for mode in (Mode.FIRST, Renumbered.FIRST):
+        model = small()
+        for block in model.blocks:
+            block.rule = partial(_by_mode, mode)
+        program = captured(model)
+        assert not is_read(program)
+        assert_same(program, model)
+
+
+def test_what_reads_outside_of_the_process_is_not_kept(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for scale in ("2", "3"):
+        monkeypatch.setenv("SCALE_OF_TESTS", scale)
+        model = small()
+        model.blocks[0].rule = _of_environment
+        program = captured(model)
+        assert any("reads what no key holds (environ)" in note for note in program.source.notes)
+        assert_same(program, model)
+
+
+def test_an_attribute_that_cannot_be_looked_at_stops_nothing(folder: Folder) -> None:
+    class Odd:
+        __slots__ = ("held",)
+
+        def __getattribute__(self, name: str) -> Any:
+            if name == "held":
+                raise KeyError(name)
+            return object.__getattribute__(self, name)
+
+    model = small()
+    model.odd = Odd()
+    assert_same(captured(model), model)
 
 
 def test_what_cannot_be_said_in_words_is_captured_anew_and_said(folder: Folder) -> None:
