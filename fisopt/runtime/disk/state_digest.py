@@ -16,6 +16,7 @@ import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, described, is_hooked
 from fisopt.rewrite.tools.tool import read_by_graphs
 from fisopt.rewrite.tracing.held_state import slots
 from fisopt.rewrite.tracing.inner import inner_form
-from fisopt.rewrite.tracing.readiness import HOOKS
+from fisopt.rewrite.tracing.readiness import HOOKS, INSTALLED
 from fisopt.runtime.disk.tokens import (
     NotStableError,
     atom,
@@ -44,7 +45,8 @@ from fisopt.runtime.seen import LOADERS, root_own
 FOREIGN = {"torch", "numpy", "fisopt", *sys.stdlib_module_names} - {"__main__"}
 """Packages that are known by their version, or whose files are read whole."""
 OUTSIDE = {"environ", "getenv", "open"}
-"""Names of what functions read that is outside of the process."""
+"""What functions read outside of the process; of libraries it does not count, which mention it in
+much that no forward call reaches."""
 LARGEST = 1 << 26
 """Bytes of a tensor that is no weight."""
 MOST = 300_000
@@ -293,7 +295,8 @@ class StateDigest:
             return
         self.modules[str(function.__globals__.get("__name__", ""))] = None
         names = set(names_in(code))
-        if found := sorted(names & OUTSIDE):
+        own = INSTALLED.isdisjoint(Path(code.co_filename).parts)
+        if own and (found := sorted(names & OUTSIDE)):
             raise NotStableError(f"{path} reads what no key holds ({found[0]})")
         self._names |= names
         self._read(function.__globals__, names)
