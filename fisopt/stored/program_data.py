@@ -17,6 +17,7 @@ from fisopt.rewrite.tracing.inner import faked
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.trace import MODE, PUTS, STRUCTURE
+from fisopt.rewrite.tracing.tracer import PARTS
 from fisopt.rewrite.tracing.training import SWITCHES
 from fisopt.rewrite.tracing.weights import place_of
 from fisopt.rewrite.tracing.writes import Write
@@ -25,7 +26,7 @@ from fisopt.stored.graph_data import NotPlainError, StoredGraph, plain_graph
 from fisopt.stored.graph_file import plain
 from fisopt.stored.tree import structure_of, structure_text
 
-_META = {MODE, SWITCHES, STRUCTURE, PUTS}
+_META = {MODE, SWITCHES, STRUCTURE, PUTS, PARTS}
 
 
 def plain_program(program: Program) -> dict[str, Any]:
@@ -68,7 +69,13 @@ def program_of(said: Any, source: Source, inputs: Inputs) -> Program:
     """
     recorder, model = source.tracer.recorder, source.tracer.model
     structure = structure_of(said["structure"])
-    meta = {MODE: recorder, SWITCHES: plain(said["switches"], bool), STRUCTURE: structure, PUTS: ()}
+    meta = {
+        MODE: recorder,
+        SWITCHES: plain(said["switches"], bool),
+        STRUCTURE: structure,
+        PUTS: (),
+        PARTS: (),
+    }
     root, callees = nn.Module(), {}
     for name, graph in said["callees"].items():
         made = StoredGraph(graph, (), recorder).read()
@@ -90,6 +97,16 @@ def program_of(said: Any, source: Source, inputs: Inputs) -> Program:
     writes = tuple(map(_write, said["writes"]))
     layout = TokenLayout(*(plain(x, int) for x in said["layout"]))
     return Program(module, layout, inputs, source, structure, writes)
+
+
+def _write(said: Any) -> Write:
+    name, shape, leaf, part = said
+    numbers = None if part is None else tuple(plain(x, int) for x in part)
+    if numbers is not None and len(numbers) != 3:
+        raise MalformedError("a write is into a part of another form")
+    sizes = tuple(plain(x, int) for x in shape)
+    place = plain(leaf, int, type(None))
+    return Write(plain(name, str), sizes, place, numbers)
 
 
 def _module(held: nn.Module, graph: fx.Graph, callees: dict[str, fx.GraphModule]) -> fx.GraphModule:
