@@ -25,6 +25,7 @@ from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.readiness import check_model, uncompiled
 from fisopt.runtime.captures import Captures, remember
+from fisopt.runtime.disk.on_disk import keeping
 from fisopt.runtime.optimized import OptimizedModule
 from fisopt.runtime.settings import Settings
 from fisopt.spec import ModelSpec, SpecOf
@@ -74,7 +75,7 @@ def capture(
     note = None
     if not isinstance(told, ModelSpec):
         told, note = told(model, example_inputs)
-    program = _capture.capture(model, example_inputs, told)
+    program = _capture.capture(model, example_inputs, told, keeping)
     if note is not None:
         program.source.notes[note] = None
     remember(program)

@@ -21,7 +21,9 @@ from torch.utils._pytree import tree_leaves
 import fisopt
 from fisopt import ModelSpec, Program
 from fisopt.models import testbed
+from fisopt.rewrite.tracing.kept import Keeping
 from fisopt.runtime import captures
+from fisopt.runtime.disk import on_disk
 from tests import plain_dit
 from tests.zoo import Case, forms
 
@@ -80,6 +82,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_on_disk() -> Iterator[None]:
+    """Captures are made, not read from what another run has left on the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(on_disk, "captures", lambda: None)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
@@ -119,12 +129,14 @@ def captured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     real = captures.capture
 
-    def capture(model: nn.Module, inputs: dict[str, Any], spec: ModelSpec) -> Program:
+    def capture(
+        model: nn.Module, inputs: dict[str, Any], spec: ModelSpec, keeping: Keeping
+    ) -> Program:
         leaves = [x for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)]
         form = tuple((x.shape, x.dtype, x.device) for x in leaves)
         key = (model, tuple(inputs), form, spec.blocks)
         if key not in _CAPTURED:
-            _CAPTURED[key] = real(model, inputs, spec)
+            _CAPTURED[key] = real(model, inputs, spec, keeping)
         return _CAPTURED[key]
 
     monkeypatch.setattr(captures, "capture", capture)

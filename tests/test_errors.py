@@ -42,7 +42,7 @@ def test_no_block_matches() -> None:
         fisopt.capture(model(), inputs(), spec=ModelSpec(blocks=("blocks.*",), grid=GRID))
     text = str(error.value)
     assert "PlainDiT has no module that matches blocks=['blocks.*']" in text
-    assert "'layers.*'" in text
+    assert "did you mean layers.*? its lists of layers are layers.* (" in text
     assert "name those that process the video" in text
 
 

@@ -11,7 +11,6 @@ from torch import fx, nn
 
 from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, VariantInfo
-from fisopt.artefact.tree import structure_text
 from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
 from fisopt.recipe.recipe import Recipe
@@ -19,6 +18,7 @@ from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import names_of
 from fisopt.runtime.optimized import OptimizedModule
+from fisopt.stored.tree import structure_text
 from fisopt.versions import versions
 
 NEEDS: dict[Format, tuple[str, ...]] = {

@@ -15,7 +15,6 @@ from fisopt.artefact.describe import arranged
 from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
-from fisopt.artefact.tree import structure_of, structure_text
 from fisopt.concurrency import running
 from fisopt.errors import InputError, ScheduleError
 from fisopt.recipe.recipe import Recipe
@@ -24,6 +23,7 @@ from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
+from fisopt.stored.tree import structure_of, structure_text
 
 
 class LoadedModule(nn.Module):

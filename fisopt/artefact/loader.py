@@ -18,11 +18,11 @@ from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.signature import check_signature
-from fisopt.artefact.tree import structure_of
 from fisopt.checked import checked, choice, path_of
 from fisopt.errors import ExportError, FileError, OptionError
 from fisopt.reading import opened, read_bytes
 from fisopt.staging import recover
+from fisopt.stored.tree import structure_of
 
 Trust = Literal["data", "code"]
 """Whether what a file holds is data, or may be code as well."""

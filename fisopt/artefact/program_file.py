@@ -2,7 +2,7 @@
 
 torch.export's own reader unpickles parts of an archive, evaluates the expressions and the guards
 that are in it as Python, writes the names in it into code, and looks up functions by name.  This
-one does none of that: `fisopt.artefact.graph_file` makes the same graph from the same JSON, and a
+one does none of that: `fisopt.stored.graph_file` makes the same graph from the same JSON, and a
 weight is the bytes of a part.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from fisopt.artefact.graph_file import DTYPES, GraphReader, ProgramFile, device_of, plain
 from fisopt.artefact.package import Package
 from fisopt.errors import ExportError, FisoptError, shown
 from fisopt.reading import MIB, json_value
+from fisopt.stored.graph_file import DTYPES, GraphReader, ProgramFile, device_of, plain
 
 SCHEMA = 8
 """The major version of torch.export's JSON that this reads."""

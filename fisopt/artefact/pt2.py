@@ -13,12 +13,12 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fisopt.artefact.digests import EXTRA
-from fisopt.artefact.graph_file import ProgramFile
 from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.package import Package, packed
 from fisopt.artefact.program_file import check_parts, read_module, read_program
 from fisopt.errors import ExportError, shown
 from fisopt.reading import LARGEST
+from fisopt.stored.graph_file import ProgramFile
 
 SUFFIX = ".pt2"
 

@@ -16,9 +16,12 @@ from rich.text import Text
 
 from fisopt.codegen.attention_packages import PACKAGES
 from fisopt.codegen.compile import has_compiler
+from fisopt.codegen.emit.cache import VARIABLE
 from fisopt.codegen.emit.cache import folder as kernels
 from fisopt.codegen.fp8 import NEEDED as FP8
 from fisopt.models.testbed.pipeline import WEIGHTS
+from fisopt.reading import MIB
+from fisopt.runtime.disk.folder import captures
 from fisopt.versions import FISOPT
 
 NEEDED = ("torch", "diffusers", "transformers", "accelerate", "safetensors")
@@ -66,7 +69,8 @@ def examine() -> list[Finding]:
     lacks = "" if has_compiler() else "compiled models on a CPU: install g++ and python3-dev"
     found.append(Finding("C++ compiler", compiler, lacks))
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR", gettempdir())
-    found += [_cache("cache of kernels", kernels()), _cache("cache of Inductor", Path(inductor))]
+    found += [_captures(), _cache("cache of kernels", kernels())]
+    found.append(_cache("cache of Inductor", Path(inductor)))
     weights = WEIGHTS.is_dir()
     found.append(Finding("testbed", str(WEIGHTS) if weights else "no weights", ""))
     for name, use in OPTIONAL.items():
@@ -99,6 +103,17 @@ def _devices() -> list[Finding]:
         why = package.refuses(probe, probe, probe)
         found.append(Finding(f"attention {name}", "not here" if why else "runs", why or ""))
     return found
+
+
+def _captures() -> Finding:
+    """Where captures are, and how much of them."""
+    if (held := captures()) is None:
+        return Finding("cache of captures", f"off ({VARIABLE})", "captures are made at each start")
+    files = held.files()
+    size = sum(size for _, size, _ in files) / MIB
+    where = _cache("cache of captures", held.path)
+    of = f"{len(files)} files, {size:.1f} of {held.limit // MIB} MiB"
+    return Finding(where.name, f"{where.found}: {of}", where.missing)
 
 
 def _cache(name: str, folder: Path) -> Finding:

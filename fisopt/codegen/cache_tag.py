@@ -17,10 +17,17 @@ from typing import Any
 from fisopt.rewrite.ops.operator import operators
 
 
-def cache_tag() -> str:
-    """A digest of the definitions of all declared operators."""
+def cache_tag(*, own: bool = True) -> str:
+    """A digest of the definitions of all declared operators.
+
+    Args:
+        own: whether those of fisopt count too, which are declared as its parts are imported.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for made in sorted(operators(), key=lambda made: str(made.target)):
+        home = inspect.unwrap(made.reference).__module__ or ""
+        if not own and home.partition(".")[0] == "fisopt":
+            continue
         digest.update(str(made.target).encode())
         digest.update(_definition(made.reference))
     return f"fisopt-{digest.hexdigest()}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,13 +11,15 @@ import torch
 from torch import fx, nn
 
 from fisopt.errors import CaptureError
+from fisopt.nearest import did_you_mean
 from fisopt.rewrite.axes import TokenLayout, axes_of
 from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
 from fisopt.rewrite.tools.tool import settle
-from fisopt.rewrite.tracing.block_paths import blocks_of, matches
+from fisopt.rewrite.tracing.block_paths import blocks_of, matches, outer_lists
 from fisopt.rewrite.tracing.fixed_grid import FixedGrid
 from fisopt.rewrite.tracing.follow import Followed, Search, said
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
+from fisopt.rewrite.tracing.kept import Found, Keeping, not_kept
 from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.readiness import has_hooks, unhooked
 from fisopt.rewrite.tracing.runs import check_runs
@@ -31,6 +32,7 @@ def capture(
     model: nn.Module,
     example_inputs: Mapping[str, Any],
     spec: ModelSpec,
+    keeping: Keeping = not_kept,
 ) -> Program:
     """Capture a video diffusion transformer as a Program.
 
@@ -38,6 +40,7 @@ def capture(
         model: an inference-ready module (``eval``); parameters may live on the meta device.
         example_inputs: the keyword arguments of one forward call.
         spec: where the repeated blocks are and what the token grid is.
+        keeping: finds where captures of the model are kept, which are used again.
 
     Returns:
         A Program whose parameters are the model's own tensors.
@@ -60,13 +63,17 @@ def capture(
     traced = spec.prepare(plain) if spec.prepare is not None else plain
     notes: dict[str, None] = {}
 
+    kept = keeping(model, spec, notes)
+
     def follow(inputs: Inputs, layout: TokenLayout) -> Followed:
-        return _follow(traced, spec, inputs, layout, notes)
+        found = kept.found(inputs, layout, lambda: _follow(traced, spec, inputs, layout))
+        _say(model, found, notes)
+        return found.followed
 
     followed = follow(inputs, layout)
     tracer = Tracer(traced, spec.blocks)
     grid_of = spec.grid_of if callable(spec.grid) else FixedGrid(layout, inputs, followed.dims)
-    source = Source(model, tracer, spec, grid_of, followed, follow, notes)
+    source = Source(model, tracer, spec, grid_of, followed, follow, notes, kept)
     program = build(source, inputs)
     _check_video(program, spec)
     return program
@@ -83,10 +90,24 @@ def _check_blocks(model: nn.Module, spec: ModelSpec) -> None:
         )
     if found:
         return
-    lists = sorted({re.sub(r"\.\d+$", ".*", p) for p in paths if re.search(r"\.\d+$", p)})
     raise CaptureError(
         f"{type(model).__name__} has no module that matches blocks={list(spec.blocks)}; "
-        f"its repeated modules are {lists[:12] or 'none'}: name those that process the video"
+        f"{_suggested(model, spec)}"
+    )
+
+
+def _suggested(model: nn.Module, spec: ModelSpec) -> str:
+    """The lists of layers that a model has, the longest first, and those of the likest names."""
+    lists = sorted(outer_lists(model).items(), key=lambda pair: -len(pair[1]))
+    if not lists:
+        names = [name for name, _ in model.named_children()]
+        return f"it has no list of layers; name the modules that process the video among {names}"
+    held = ", ".join(f"{path}.* ({len(m)} {type(m[0]).__name__})" for path, m in lists[:12])
+    more = f" and {len(lists) - 12} more" if lists[12:] else ""
+    near = [did_you_mean(pattern, (f"{path}.*" for path, _ in lists)) for pattern in spec.blocks]
+    return (
+        f"{next(filter(None, near), '')}its lists of layers are {held}{more}: name those that "
+        "process the video"
     )
 
 
@@ -95,9 +116,8 @@ def _follow(
     spec: ModelSpec,
     inputs: Inputs,
     layout: TokenLayout,
-    notes: dict[str, None],
-) -> Followed:
-    """Find how inputs follow the frames; note what a captured graph does not do."""
+) -> Found:
+    """Find how inputs follow the frames, and what a captured graph does not do."""
     blocks = list(blocks_of(model, spec.blocks).values())
     with shape_trials(model, blocks, inputs) as (trial, changed, pinned, carried):
         try:
@@ -123,12 +143,17 @@ def _follow(
             "place or set anew in the dict or list that holds it, or hold it in a buffer of one "
             "size that is written in place; pass what counts calls as an argument"
         )
-    for effect in _effects(model, list(changed), pinned):
+    return Found(found, tuple(_effects(model, list(changed), pinned)))
+
+
+def _say(model: nn.Module, found: Found, notes: dict[str, None]) -> None:
+    """Note, and warn of, what a captured graph does not do."""
+    for effect in found.effects:
         notes[effect] = None
         warnings.warn(f"{type(model).__name__}: {effect}", stacklevel=4)
-    if not found.step:
-        notes[f"captured at {layout.frames} latent frames alone: {found.why_fixed}"] = None
-    return found
+    followed = found.followed
+    if not followed.step:
+        notes[f"captured at {followed.frames} latent frames alone: {followed.why_fixed}"] = None
 
 
 def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) -> Iterator[str]:

@@ -317,6 +317,13 @@ def build(source: Source, inputs: Inputs, layout: TokenLayout | None = None) -> 
 def _build(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     _check_filled(inputs, source.frame_dims)
     source.learn(inputs, layout)
+    program: Program = source.kept.program(
+        source, inputs, layout, lambda: _traced(source, inputs, layout)
+    )
+    return program
+
+
+def _traced(source: Source, inputs: Inputs, layout: TokenLayout) -> Program:
     step = source.followed.step
     flat = source.tracer.flat(inputs, source.of_frames)
     check_dtypes(source.model, flat.graph, inputs)

@@ -19,6 +19,7 @@ from fisopt.rewrite.tools.tool import settle
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
 from fisopt.rewrite.tracing.readiness import check_model
 from fisopt.runtime.ambient import ambient
+from fisopt.runtime.disk.on_disk import keeping
 from fisopt.runtime.fingerprint import Fingerprint
 from fisopt.spec import GridOf, ModelSpec, SpecOf
 
@@ -89,7 +90,8 @@ class Captures:
             if (captured := self._held.get(key)) is None:
                 for old in [k for k in self._held if not self.knows(k[2])]:
                     del self._held[old]
-                captured = capture(self.model, inputs.kwargs(), self._spec_now(inputs))
+                spec = self._spec_now(inputs)
+                captured = capture(self.model, inputs.kwargs(), spec, keeping)
                 if self._found:
                     captured.source.notes[self._found] = None
                 self._hold(key, captured)

@@ -32,7 +32,7 @@ def parts(value: Any) -> Iterator[tuple[str, Attributes, str]]:
     """What a function, or an object with slots, holds: its name, and where it is."""
     if isinstance(value, FunctionType):
         for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            if _is_filled(cell):
+            if is_filled(cell):
                 yield name, Attributes(cell), "cell_contents"
         names = ["__code__", "__defaults__", "__kwdefaults__"]
     elif isinstance(value, MethodType):
@@ -46,7 +46,8 @@ def parts(value: Any) -> Iterator[tuple[str, Attributes, str]]:
             yield name, Attributes(value), name
 
 
-def _is_filled(cell: CellType) -> bool:
+def is_filled(cell: CellType) -> bool:
+    """Whether a variable that a function closes over has a value."""
     try:
         cell.cell_contents  # noqa: B018 - a variable that has no value yet raises
     except ValueError:

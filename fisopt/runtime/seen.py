@@ -21,7 +21,7 @@ from fisopt.runtime.reach import FUNCTIONS, parts
 PLAIN = (str, bytes, int, float, complex)
 SEQUENCES = (list, tuple, deque)
 VALUES = (set, bytearray, array)
-_LOADERS = "diffusers.loaders"
+LOADERS = "diffusers.loaders"
 """Where diffusers defines what loads adapters; no forward call runs it."""
 _OWN = frozenset(vars(nn.Module()))
 _ATOMS = (nn.Module, type, ModuleType, *PLAIN)
@@ -130,7 +130,7 @@ class Seen:
         """
         for base in cls.__mro__:
             own = base is not nn.Module and _root(base) not in ("builtins", "functools")
-            if own and not base.__module__.startswith(_LOADERS):
+            if own and not base.__module__.startswith(LOADERS):
                 copyreg._slotnames(base)  # type: ignore[attr-defined]
                 getattr(base, "__annotations__", None)
                 self.classes[base] = None

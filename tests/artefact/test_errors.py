@@ -29,7 +29,7 @@ from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.loader import read_manifest
 from fisopt.artefact.manifest import Manifest
 from fisopt.artefact.pt2 import Runner
-from fisopt.artefact.tree import structure_of
+from fisopt.stored.tree import structure_of
 from tests import plain_dit
 from tests.artefact.models import GRID, plain
 from tests.plain_dit import FORMS

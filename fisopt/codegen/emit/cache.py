@@ -1,4 +1,4 @@
-"""The disk cache: emitted sources and measured choices, shared by processes.
+"""The disk cache: emitted sources, measured choices and captures, shared by processes.
 
 Files are written beside their place and moved there, so that a reader never sees half of one
 and of two writers the last one wins.  A file that is not what it should be is written anew.  Where
@@ -20,8 +20,18 @@ from fisopt.reading import read_bytes
 VARIABLE = "FISOPT_CACHE"
 
 
+OFF = "off"
+
+
+def is_off() -> bool:
+    """Whether nothing is to be cached on the disk: ``FISOPT_CACHE=off``."""
+    return os.environ.get(VARIABLE, "").lower() == OFF
+
+
 def folder() -> Path:
     """Where files are cached: ``FISOPT_CACHE``, or fisopt in the platform's cache folder."""
+    if is_off():
+        return Path(os.devnull) / "fisopt"
     if given := os.environ.get(VARIABLE):
         return Path(given)
     try:
@@ -85,7 +95,7 @@ _said: list[str] = []
 
 
 def _say_once(error: FileError) -> None:
-    if not _said:
+    if not _said and not is_off():
         _said.append(str(error))
         warnings.warn(
             f"fisopt works without its disk cache: {error}; set {VARIABLE} to a folder that can be "

@@ -16,6 +16,7 @@ from fisopt.models.guessing.readings import Reading, readings
 from fisopt.models.registry import known_inside, spec_of
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.tracing.attending import Seen, seen
+from fisopt.rewrite.tracing.block_paths import outer_lists
 from fisopt.rewrite.tracing.follow import Search, shapes_of
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example, check_example
 from fisopt.rewrite.tracing.readiness import unhooked
@@ -179,13 +180,9 @@ def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str,
 
 
 def _lists(model: nn.Module) -> Iterator[str]:
-    """Paths of the outermost lists of modules of one class each."""
-    taken: list[str] = []
-    for name, module in model.named_modules():
-        if any(name.startswith(f"{before}.") for before in taken):
-            continue
-        if isinstance(module, nn.ModuleList) and len({type(m) for m in module}) == 1:
-            taken.append(name)
+    """Paths of the outermost lists of modules, those of one class each."""
+    for name, layers in outer_lists(model).items():
+        if len({type(layer) for layer in layers}) == 1:
             yield name
 
 

@@ -6,6 +6,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import cache
 from typing import Any
 
 from torch import nn
@@ -80,7 +81,13 @@ def tools() -> Iterator[Tool]:
     """The tools whose packages this process has imported."""
     for package, file in _FILES.items():
         if package in sys.modules:
-            yield importlib.import_module(file).TOOL
+            yield _tool(file)
+
+
+@cache
+def _tool(file: str) -> Tool:
+    found: Tool = importlib.import_module(file).TOOL
+    return found
 
 
 def settle(model: nn.Module) -> None:

@@ -29,6 +29,16 @@ def blocks_of(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Modul
     return {path: m for path, m in model.named_modules() if matches(path, patterns)}
 
 
+def outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
+    """The lists of layers that lie in no other list, by path."""
+    found: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{before}.") for before in found)
+        if isinstance(module, nn.ModuleList) and len(module) and not inside:
+            found[name] = module
+    return found
+
+
 class RunningBlock:
     """Which block runs at the moment, if any.
 

@@ -16,6 +16,7 @@ from fisopt.rewrite.tracing.block_paths import blocks_of
 from fisopt.rewrite.tracing.follow import Followed, at_grid
 from fisopt.rewrite.tracing.frame_dims import FrameDims, fits
 from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.kept import Kept, NotKept
 from fisopt.rewrite.tracing.tracer import Tracer
 from fisopt.rewrite.tracing.weights import refresh
 from fisopt.spec import ModelSpec
@@ -33,6 +34,7 @@ class Source:
         followed: how its inputs follow the number of frames.
         follow: finds that anew, for inputs that tell more.
         notes: what a report should say of the capture.
+        kept: where Programs are kept for later processes.
         cache: Programs by shape.
         made_in: in which state of the model it was captured, as whoever asked for it keeps that.
         hooked: the paths of the blocks, in the model's order, and whether hooks run around each.
@@ -45,6 +47,7 @@ class Source:
     followed: Followed
     follow: Callable[[Inputs, TokenLayout], Followed]
     notes: dict[str, None] = field(default_factory=dict)
+    kept: Kept = field(default_factory=NotKept)
     cache: Lru[Any, Any] = field(default_factory=Lru)
     made_in: Any = None
     hooked: dict[str, bool] = field(init=False)

@@ -25,7 +25,7 @@ from fisopt.rewrite.tools.tool import tools
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
 
-_INSTALLED = {"site-packages", "dist-packages"}
+INSTALLED = {"site-packages", "dist-packages"}
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """Where torch keeps the hooks of a forward call."""
@@ -186,7 +186,7 @@ def _is_of_library(wrapper: Any, owner: type) -> bool:
     """
     held = getattr(wrapper, "__globals__", {})
     home, file = str(held.get("__name__", "")), str(held.get("__file__", ""))
-    installed = not _INSTALLED.isdisjoint(Path(file).parts)
+    installed = not INSTALLED.isdisjoint(Path(file).parts)
     same = home.split(".")[0] == owner.__module__.split(".")[0]
     return installed and same and home != owner.__module__
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from fisopt.artefact.operators import operator_of
 from fisopt.errors import ExportError, shown
 from fisopt.reading import MalformedError
+from fisopt.stored.operators import operator_of
 
 DTYPES: dict[int, torch.dtype] = {
     **dict(enumerate((torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64), 1)),
@@ -101,12 +101,12 @@ class GraphReader:
             name = given["as_tensor"]["name"]
             (kind, how), *_ = spec.items()
             if kind == "user_input":
-                _check_name(name)
+                check_name(name)
                 inputs[name] = self._form(name)
-                self._keep(name, self.graph.placeholder(f"input_{len(inputs)}"))
+                self.keep(name, self.graph.placeholder(f"input_{len(inputs)}"))
                 continue
             weights.append(_weight(kind, how))
-            self._keep(name, self.graph.get_attr(f"weight_{len(weights) - 1}"))
+            self.keep(name, self.graph.get_attr(f"weight_{len(weights) - 1}"))
         for node in said["nodes"]:
             self._call(node)
         results = [o["as_tensor"]["name"] for o in said["outputs"]]
@@ -116,7 +116,12 @@ class GraphReader:
         forms = tuple(map(self._form, results))
         return ProgramFile(self.graph, tuple(weights), inputs, forms)
 
-    def _keep(self, name: Any, node: fx.Node) -> None:
+    def keep(self, name: Any, node: fx.Node) -> None:
+        """Note which node a value of the program is.
+
+        Raises:
+            ExportError: two have the name.
+        """
         if not isinstance(name, str) or name in self.values:
             raise ExportError(f"the graph has two values with the name {shown(name)}")
         self.values[name] = node
@@ -128,7 +133,7 @@ class GraphReader:
     def _call(self, said: Any) -> None:
         target = operator_of(said["target"], any_library=self.any_library)
         args, kwargs = _arguments(
-            target, [(a["name"], a.get("kind"), self._value(a["arg"])) for a in said["inputs"]]
+            target, [(a["name"], a.get("kind"), self.value(a["arg"])) for a in said["inputs"]]
         )
         self._outputs(self.graph.call_function(target, args, kwargs), said["outputs"])
 
@@ -139,7 +144,7 @@ class GraphReader:
             if kind == "as_tensors":
                 self._items(node, [{"as_tensor": x} for x in value])
             elif kind != "as_none":
-                self._keep(_name_of(said[0]), node)
+                self.keep(_name_of(said[0]), node)
         else:
             self._items(node, said)
 
@@ -151,21 +156,22 @@ class GraphReader:
             if "as_tensors" in each:
                 self._items(item, [{"as_tensor": x} for x in each["as_tensors"]])
             else:
-                self._keep(_name_of(each), item)
+                self.keep(_name_of(each), item)
 
-    def _value(self, said: Any) -> Any:
+    def value(self, said: Any) -> Any:
         """An argument of an operator."""
         (kind, value), *more = said.items()
         if more or kind not in _ARGUMENTS:
             raise ExportError(f"the graph passes {shown(said)}, which is no argument of data")
         return _ARGUMENTS[kind](self, value)
 
-    def _number(self, said: Any) -> Any:
+    def number(self, said: Any) -> Any:
         """A size, or a number that the graph computes from sizes."""
         (kind, value), *_ = said.items()
         return self.values[value] if kind == "as_name" else plain(value, int, float, bool)
 
-    def _optional(self, said: Any) -> fx.Node | None:
+    def optional(self, said: Any) -> fx.Node | None:
+        """A tensor, or none."""
         return None if "as_none" in said else self.values[said["as_tensor"]["name"]]
 
 
@@ -181,8 +187,8 @@ _ARGUMENTS: dict[str, Callable[[GraphReader, Any], Any]] = {
     "as_none": lambda _, value: None,
     "as_tensor": lambda reader, value: reader.values[value["name"]],
     "as_tensors": lambda reader, value: [reader.values[x["name"]] for x in value],
-    "as_optional_tensor": lambda reader, value: reader._optional(value),
-    "as_optional_tensors": lambda reader, value: [reader._optional(x) for x in value],
+    "as_optional_tensor": lambda reader, value: reader.optional(value),
+    "as_optional_tensors": lambda reader, value: [reader.optional(x) for x in value],
     "as_int": _one_of(int),
     "as_ints": _list_of(int),
     "as_float": lambda _, value: _float(value),
@@ -192,12 +198,12 @@ _ARGUMENTS: dict[str, Callable[[GraphReader, Any], Any]] = {
     "as_string": _one_of(str),
     "as_strings": _list_of(str),
     "as_complex": lambda _, value: complex(value["real"], value["imag"]),
-    "as_sym_int": lambda reader, value: reader._number(value),
-    "as_sym_ints": lambda reader, value: [reader._number(x) for x in value],
-    "as_sym_float": lambda reader, value: reader._number(value),
-    "as_sym_floats": lambda reader, value: [reader._number(x) for x in value],
-    "as_sym_bool": lambda reader, value: reader._number(value),
-    "as_sym_bools": lambda reader, value: [reader._number(x) for x in value],
+    "as_sym_int": lambda reader, value: reader.number(value),
+    "as_sym_ints": lambda reader, value: [reader.number(x) for x in value],
+    "as_sym_float": lambda reader, value: reader.number(value),
+    "as_sym_floats": lambda reader, value: [reader.number(x) for x in value],
+    "as_sym_bool": lambda reader, value: reader.number(value),
+    "as_sym_bools": lambda reader, value: [reader.number(x) for x in value],
     "as_scalar_type": lambda _, value: DTYPES[value],
     "as_memory_format": lambda _, value: _FORMATS[value],
     "as_layout": lambda _, value: _LAYOUTS[value],
@@ -239,7 +245,12 @@ def _name_of(said: Any) -> Any:
     raise ExportError(f"the graph has the result {shown(said)}, which is no result of data")
 
 
-def _check_name(name: object) -> None:
+def check_name(name: object) -> None:
+    """Insist on a name that may stand in code.
+
+    Raises:
+        ExportError: it is another text, or none.
+    """
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise ExportError(f"the graph has the input {shown(name)}, wanted a name")
 

@@ -1,0 +1,1 @@
+"""Graphs as data: written without pickle, read without running anything that a file says."""
