@@ -13,7 +13,7 @@ from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.tuning.costs import Costs, FlopCosts
 from fisopt.tuning.option import Option, Part, options_of
-from fisopt.tuning.own import own_option
+from fisopt.tuning.own import check_counted, own_option
 from fisopt.tuning.reuse import cache_of
 
 GROUPS = 8
@@ -60,7 +60,11 @@ class Component:
                 ]
         for pass_ in self.own:
             program = PassManager([pass_], strict=False).run(self.dense)
-            pairs = zip(before, self.costs.blocks(program), strict=True)
+            left = [block.path for block in program.blocks]
+            check_counted(pass_, len(self.own), len(before) - len(left))
+            after = dict(zip(left, self.costs.blocks(program), strict=True))
+            paths = [block.path for block in self.dense.blocks]
+            pairs = [(b, after.get(path, 0.0)) for path, b in zip(paths, before, strict=True)]
             option = own_option(pass_, self.dense, program)
             self.saved[option] = [b - a if b - a > LEAST * b else 0.0 for b, a in pairs]
         self.total = self.costs.whole(self.dense)

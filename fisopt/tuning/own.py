@@ -44,6 +44,19 @@ def check_own(passes: Sequence[Any]) -> tuple[BlockPass, ...]:
     return tuple(dict.fromkeys(passes))
 
 
+def check_counted(pass_: BlockPass, passes: int, gone: int) -> None:
+    """Insist on a pass that leaves blocks out being the only one: it shifts the others' numbers.
+
+    Raises:
+        OptionError: there are several passes, and this one leaves out blocks.
+    """
+    if gone and passes > 1:
+        raise OptionError(
+            f"tune: {pass_.name} leaves out {gone} blocks, after which the other passes would "
+            "count blocks otherwise; tune with this pass alone"
+        )
+
+
 def own_option(pass_: BlockPass, dense: Program, rewritten: Program) -> Option:
     """The choice that a pass is: of the one branch that it changes, else of a block for itself.
 
@@ -52,15 +65,17 @@ def own_option(pass_: BlockPass, dense: Program, rewritten: Program) -> Option:
         dense: the Program.
         rewritten: the same after the pass.
     """
-    pairs = zip(dense.blocks, rewritten.blocks, strict=True)
-    changed = {part for before, after in pairs for part in _changed(before, after)}
+    left = {block.path: block for block in rewritten.blocks}
+    changed = {part for block in dense.blocks for part in _changed(block, left.get(block.path))}
     part: Part = changed.pop() if len(changed) == 1 else "block"
     option = Option(part, own=pass_)
     return option if part != "block" and _joins(option, dense) else Option("block", own=pass_)
 
 
-def _changed(before: Block, after: Block) -> set[Part]:
-    """The branches of a block whose operators are others now."""
+def _changed(before: Block, after: Block | None) -> set[Part]:
+    """The branches of a block whose operators are others now; all of one that is gone."""
+    if after is None:
+        return {"block"}
     if structure(before.body.graph) == structure(after.body.graph):
         return set()
     was, now = _branches(before), _branches(after)

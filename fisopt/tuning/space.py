@@ -170,7 +170,7 @@ class Space:
             yield FrameInterleave(
                 stride=1, kv=_one(kv), blocks=":", steps=steps, rotate="steps", **rows
             )
-        for option, blocks in others.items():
+        for option, blocks in sorted(others.items(), key=lambda item: item[0].own is not None):
             if option.own:
                 yield replace(option.own, blocks=blocks, steps=steps)
             elif option.tiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from copy import copy
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,18 @@ class SkipCross(BlockPass):
                 for branch in branches:
                     kept = next(x for x in branch.add.all_input_nodes if x is not branch.update)
                     edit.replace_uses(edit.twin(branch.add), edit.twin(kept))
+
+
+@dataclass(frozen=True)
+class SkipBlock(BlockPass):
+    """Some blocks are gone."""
+
+    def run(self, rewriter: Rewriter) -> None:
+        for block in self.chosen(rewriter.program):
+            streams = {result: block.source(result) for result in block.results}
+            with rewriter.edit(block) as edit:
+                for result, argument in streams.items():
+                    edit.give(result, block.passed(argument))
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,23 @@ def test_one_that_saves_nothing_is_told() -> None:
     left = Space([component(Nothing())], 2, 3).left_out()
     assert [option.own for option in left] == [Nothing()]
     assert not Space([component(SkipCross())], 2, 3).left_out()
+
+
+def test_blocks_that_are_gone_are_counted_as_they_were() -> None:
+    own = SkipBlock(blocks="1:3")
+    made = component(own)
+    option = Option("block", own=own)
+    work = [graph_cost(block.body.graph).work for block in made.dense.blocks]
+    assert made.saved[option] == pytest.approx([0, work[1], work[2], 0])
+    mine, tiled = copy(made), Option("self_attention", tiles=2)
+    mine.saved = made.saved | {tiled: [1.0] * 4}
+    space = Space([mine], 2, 3)
+    place = {(p.part, p.blocks): p for p in space.options if p.steps == (1,)}
+    plan = Plan({place["block", (1,)]: option, place["self_attention", (3,)]: tiled})
+    *_, last = space.passes(plan)["transformer"]
+    assert last == SkipBlock(blocks=[1], steps=[1])  # the other has counted blocks before
+    with pytest.raises(OptionError, match="SkipBlock leaves out 2 blocks"):
+        component(own, SkipCross())
 
 
 def test_a_rehearsal_counts_it() -> None:
