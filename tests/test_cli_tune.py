@@ -68,6 +68,22 @@ def test_a_dry_run_writes_nothing(pipeline: Denoiser, tmp_path: Path) -> None:
     assert pipeline.prompts == ["one"]
 
 
+def test_a_pass_of_the_user_is_an_option(
+    pipeline: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (Path(__file__).parents[1] / "examples" / "own_pass" / "mypasses.py").read_text()
+    (tmp_path / "tuned_passes.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    given = ("some", "--target", "2x", "--steps", "2", "--dry-run", "--prompt", "one")
+    out = ("--prompt", "two", "--out", str(tmp_path / "r.yaml"), "--import", "tuned_passes")
+    result = invoke(*given, *out, "--pass", 'tuned_passes.SkipCross(blocks="1:")')
+    assert result.exit_code == 0, result.output
+    assert "SkipCross(blocks='1:'" in result.output
+    result = invoke(*given, *out, "--pass", "tuned_passes.NotThere()")
+    assert result.exit_code == 2
+    assert "tuned_passes has no pass NotThere" in " ".join(result.output.split())
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

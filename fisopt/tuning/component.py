@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program
 from fisopt.tuning.costs import Costs, FlopCosts
 from fisopt.tuning.option import Option, Part, options_of
+from fisopt.tuning.own import check_counted, own_option
 from fisopt.tuning.reuse import cache_of
 
 GROUPS = 8
@@ -31,6 +33,7 @@ class Component:
         calls: of the transformer, by step of the generation.
         parts: of every block.
         costs: in what unit it is costed.
+        own: passes of the user that may be chosen too.
         saved: by option, what each block saves in one call; where it does not apply, 0.
         total: what one call costs.
         reuse: what one call saves that takes what its blocks add from an earlier one.
@@ -40,6 +43,7 @@ class Component:
     dense: Program
     calls: Counter[int]
     costs: Costs = field(default_factory=FlopCosts)
+    own: Sequence[BlockPass] = ()
     parts: list[tuple[Part, ...]] = field(init=False)
     saved: dict[Option, list[float]] = field(default_factory=dict)
 
@@ -54,6 +58,15 @@ class Component:
                 self.saved[option] = [
                     b - a if part in parts and b - a > LEAST * b else 0.0 for b, a, parts in each
                 ]
+        for pass_ in self.own:
+            program = PassManager([pass_], strict=False).run(self.dense)
+            left = [block.path for block in program.blocks]
+            check_counted(pass_, len(self.own), len(before) - len(left))
+            after = dict(zip(left, self.costs.blocks(program), strict=True))
+            paths = [block.path for block in self.dense.blocks]
+            pairs = [(b, after.get(path, 0.0)) for path, b in zip(paths, before, strict=True)]
+            option = own_option(pass_, self.dense, program)
+            self.saved[option] = [b - a if b - a > LEAST * b else 0.0 for b, a in pairs]
         self.total = self.costs.whole(self.dense)
         cached = PassManager([cache_of([1], len(self.calls))], strict=False).run(self.dense)
         self.reuse = max(0.0, self.total - self.costs.whole(cached))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.interleaving.form import BRANCHES, KV
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.pass_base import Pass
 
 Part = Literal["self_attention", "cross_attention", "feed_forward", "block"]
@@ -26,6 +27,7 @@ class Option:
         query: dropped share of the queries, see `TokenReduction`.
         value: dropped share of the keys and values.
         tiles: global frames of a tile mask, see `TileAttention`; 0 is none.
+        own: a pass of the user; then the others mean nothing.
     """
 
     part: Part
@@ -34,8 +36,11 @@ class Option:
     query: float = 0.0
     value: float = 0.0
     tiles: int = 0
+    own: BlockPass | None = None
 
     def __str__(self) -> str:
+        if self.own is not None:
+            return f"{self.part} {self.own}"
         if self.tiles:
             return f"{self.part} tiles {self.tiles}"
         if self.query or self.value:
@@ -50,6 +55,8 @@ class Option:
 
     def everywhere(self, blocks: str = ":") -> Pass:
         """The pass that runs every block, or some, so."""
+        if self.own is not None:
+            return self.own if blocks == ":" else replace(self.own, blocks=blocks)
         if self.tiles:
             return TileAttention(self.tiles, blocks=blocks)
         if not self.strided:

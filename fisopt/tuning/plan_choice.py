@@ -82,6 +82,10 @@ class Knapsack:
             places.setdefault((place, m), []).append(first + len(self.modes) + i)
         for (_, m), members in places.items():  # one option for each place, in the mode that is on
             self._row([*((i, 1.0) for i in members), (first + m, -1.0)], -np.inf, 0)
+        for (place, m), members in places.items():  # what is a block's only choice
+            for (other, n), others in places.items() if place.part == "block" else ():
+                if n == m and other != place and {*other.blocks} & {*place.blocks}:
+                    self._row([(i, 1.0) for i in (*members, *others)], 0, 1)
 
     def _row(self, entries: list[tuple[int, float]], low: float, high: float) -> None:
         self.rows.append(entries)

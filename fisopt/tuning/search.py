@@ -11,6 +11,7 @@ from typing import Any
 
 from fisopt.errors import OptionError
 from fisopt.recipe.recipe import Recipe
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.tuning.chosen import choices_of
 from fisopt.tuning.component import Component
 from fisopt.tuning.costs import Costs, Unit, costs_of
@@ -51,6 +52,7 @@ class Search:
         unit: of what things cost.
         seconds: how long it may take.
         seen: called with the number of measurements.
+        own: passes of the user that may be chosen too.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Search:
         unit: Unit,
         seconds: float,
         seen: Callable[[int], object] | None,
+        own: Sequence[BlockPass] = (),
     ) -> None:
         self.trials, self.goal, self.unit, self.seconds = trials, goal, unit, seconds
+        self.own = own
         self.began = perf_counter()
         prompts = len(trials.recorder.prompts)
         self.clips = range(min(prompts, CHOOSING))
@@ -84,7 +88,7 @@ class Search:
         """The space, its blocks in as many bands as there is time to price."""
         timed = kept.model.setdefault("seconds", {})
         costs = costs_of(self.unit, timed)
-        components = components_of(self.trials, self.trials.clips[0], costs)
+        components = components_of(self.trials, self.trials.clips[0], costs, self.own)
         steps, most = self.trials.recorder.steps, most_bands(components)
         left = self.began + SCREENING * self.seconds - perf_counter()
         if left < 2 * self.generation:
@@ -321,6 +325,10 @@ class Search:
     def _note(self, knapsack: Knapsack, reached: bool) -> None:
         alone, unknown = self.prices.not_tried()
         size = self.space.size
+        for option in self.space.left_out():
+            self.notes.append(
+                f"{option.own} was not tried: it saves nothing in any block by the costs"
+            )
         self.notes.append(
             f"{size - alone} of {size} changes were measured alone, {alone - unknown} guessed from "
             f"others of their kind, {unknown} not tried; {self.measured.count} measurements in "
@@ -353,9 +361,11 @@ def geometric(values: Iterable[float]) -> float:
     return exp(fmean(log(max(value, 1e-12)) for value in values))
 
 
-def components_of(trials: Trials, clip: Clip, costs: Costs) -> list[Component]:
+def components_of(
+    trials: Trials, clip: Clip, costs: Costs, own: Sequence[BlockPass] = ()
+) -> list[Component]:
     """The transformers that run in a clip, with their calls and what these cost."""
     calls: dict[str, Counter[int]] = {}
     for line in clip.lines:
         calls.setdefault(line.component, Counter())[line.step] += 1
-    return [Component(name, trials.program(name), mine, costs) for name, mine in calls.items()]
+    return [Component(name, trials.program(name), mine, costs, own) for name, mine in calls.items()]

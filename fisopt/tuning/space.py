@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fisopt.passes.frame_interleave import FrameInterleave
@@ -99,12 +99,19 @@ class Space:
                     self._offer(component, group, blocks)
 
     def _offer(self, component: Component, group: tuple[int, ...], blocks: tuple[int, ...]) -> None:
-        parts = dict.fromkeys(part for b in blocks for part in component.parts[b])
+        branches = (part for b in blocks for part in component.parts[b])
+        parts = dict.fromkeys([*branches, *(o.part for o in component.saved if o.own)])
         for part in parts:
             place = Place(component.name, group, blocks, part)
-            found = [o for o in component.saved if o.part == part and self.saves(place, o) > 0]
+            found = [o for o in component.saved if o.part == part and self._offered(place, o)]
             if found:
                 self.options[place] = found
+
+    def _offered(self, place: Place, option: Option) -> bool:
+        """Whether an option saves something, and may run at every step of the place."""
+        steps = (Step(step, self.steps) for step in place.steps)
+        allowed = option.own is None or all(map(option.own.active, steps))
+        return allowed and self.saves(place, option) > 0
 
     def saves(self, place: Place, option: Option) -> float:
         """What of a generation an option saves at a place."""
@@ -116,6 +123,12 @@ class Space:
         """What of a generation steps save which reuse."""
         component = self.components[reuse.component]
         return component.reuse * sum(component.calls[s] for s in reuse.steps)
+
+    def left_out(self) -> list[Option]:
+        """Passes of the user that are offered nowhere."""
+        offered = {o for options in self.options.values() for o in options}
+        every = dict.fromkeys(o for c in self.components.values() for o in c.saved if o.own)
+        return [option for option in every if option not in offered]
 
     @property
     def size(self) -> int:
@@ -157,8 +170,10 @@ class Space:
             yield FrameInterleave(
                 stride=1, kv=_one(kv), blocks=":", steps=steps, rotate="steps", **rows
             )
-        for option, blocks in others.items():
-            if option.tiles:
+        for option, blocks in sorted(others.items(), key=lambda item: item[0].own is not None):
+            if option.own:
+                yield replace(option.own, blocks=blocks, steps=steps)
+            elif option.tiles:
                 yield TileAttention(option.tiles, blocks=blocks, steps=steps)
             else:
                 yield TokenReduction(option.query, option.value, blocks=blocks, steps=steps)

@@ -10,10 +10,12 @@ from typing import Any, cast
 from fisopt.checked import checked, choice
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import transformers_of
+from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.program import Program
 from fisopt.tuning.component import Component
 from fisopt.tuning.costs import UNITS, FlopCosts, Unit
 from fisopt.tuning.goal import Goal
+from fisopt.tuning.own import check_own
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.recorder import Generate, Recorder
 from fisopt.tuning.rehearsal import Rehearsal
@@ -35,6 +37,7 @@ def tune(
     arguments: Mapping[str, Any] | None = None,
     generate: Generate | None = None,
     costs: Unit | None = None,
+    passes: Sequence[BlockPass] = (),
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
 ) -> Tuned:
@@ -61,6 +64,10 @@ def tune(
         costs: "flops" by the cost model; "inductor" or "eager", by seconds on the pipeline's
             device, for which every stage (a block under an option) that differs is compiled by this
             backend and timed once.  None: FLOPs, but of a target in milliseconds "inductor".
+        passes: passes of your own as further choices, see `fisopt.BlockPass`.  Each is tried in
+            every block and group of steps that its ``blocks`` and ``steps`` allow: in the place of
+            other options of the branch that it changes, or of all of the block where it changes
+            several.  A recipe with one loads where its module is imported.
         progress: a file for what is measured; a run that was cut short goes on from it, and another
             target measures little again.
         seen: called with the number of measurements so far.
@@ -69,13 +76,15 @@ def tune(
         The plan.  A target out of reach gives the nearest plan and what limits it.
 
     Raises:
-        OptionError: the target is of another unit or below 1x, or the minutes allow nothing.
+        OptionError: the target is of another unit or below 1x, the minutes allow nothing, or one of
+            the passes is no `BlockPass`.
+        RecipeError: a recipe cannot hold the options of one of the passes.
         InputError: there are fewer than two prompts; the pipeline draws noise that its generator
             does not pair; what ``progress`` holds is of another run.
     """
     goal = Goal.of(target)
     check_minutes(minutes)
-    unit = unit_for(costs, goal)
+    unit, own = unit_for(costs, goal), check_own(passes)
     if isinstance(prompts, (list, tuple)) and len(prompts) < 2:
         raise InputError(
             f"tune: got {len(prompts)} prompts, wanted two or more: one to choose by, others to "
@@ -87,7 +96,7 @@ def tune(
     kept = Progress(progress, about, damage)
     trials = Trials(recorder)
     with trials.ready():
-        return Search(trials, goal, kept, unit, 60.0 * minutes, seen).run()
+        return Search(trials, goal, kept, unit, 60.0 * minutes, seen, own).run()
 
 
 def rehearse(
@@ -98,6 +107,7 @@ def rehearse(
     target: str | None = None,
     arguments: Mapping[str, Any] | None = None,
     generate: Generate | None = None,
+    passes: Sequence[BlockPass] = (),
 ) -> Rehearsal:
     """What `tune` would do, told without a run of the transformers.
 
@@ -110,28 +120,37 @@ def rehearse(
         target: a plan for it is made by the prices of the testbed, where it is a speed.
         arguments: of every call.
         generate: runs the pipeline.
+        passes: of your own.
 
     Raises:
         InputError: see `tune`.
         OptionError: the target is none.
     """
     goal = None if target is None else Goal.of(target)
-    recorder = _recorder(pipeline, prompts, steps, 0, arguments, generate)
+    own, recorder = check_own(passes), _recorder(pipeline, prompts, steps, 0, arguments, generate)
     trials = Trials(recorder)
     with trials.ready():
-        components = components_of(trials, trials.pretend(0), FlopCosts())
+        components = components_of(trials, trials.pretend(0), FlopCosts(), own)
         return Rehearsal.of(Space(components, steps, most_bands(components)), goal)
 
 
-def rehearse_program(program: Program, *, steps: int, target: str | None = None) -> Rehearsal:
+def rehearse_program(
+    program: Program,
+    *,
+    steps: int,
+    target: str | None = None,
+    passes: Sequence[BlockPass] = (),
+) -> Rehearsal:
     """The same for one transformer alone, a Program of which there may be no weights.
 
     Args:
         program: the dense Program, see `fisopt.capture`; one call at each step.
         steps: denoising steps of a generation.
         target: see `rehearse`.
+        passes: of your own.
     """
-    component = Component("transformer", program, Counter(range(steps)))
+    calls, own = Counter(range(steps)), check_own(passes)
+    component = Component("transformer", program, calls, own=own)
     goal = None if target is None else Goal.of(target)
     return Rehearsal.of(Space([component], steps, most_bands([component])), goal)
 

@@ -15,7 +15,9 @@ from fisopt.cli.options import (
     Frames,
     Guidance,
     Height,
+    Imports,
     Out,
+    Passes,
     Pipeline,
     Seed,
     Texts,
@@ -44,6 +46,8 @@ def run(
             "timed once by that backend. Default: flops, of a target in ms inductor."
         ),
     ] = None,
+    passes: Passes = None,
+    imports: Imports = None,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -59,17 +63,20 @@ def run(
     import fisopt
     from fisopt import models
     from fisopt.cli.comparing import repeated
+    from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
     from fisopt.cli.tuning_view import front_table, rehearsed_table, tuned_table
     from fisopt.errors import FileError
     from fisopt.files import check_free
     from fisopt.page.write import has_packages, write_page
     from fisopt.tuning.goal import Goal
+    from fisopt.tuning.own import check_own
     from fisopt.tuning.tune import check_minutes, rehearse_program, unit_for
     from fisopt.tuning.tuned_page import page_of
 
     unit = unit_for(costs, Goal.of(target))  # refused before a large model is loaded
     check_minutes(minutes)
+    own = check_own(parse_passes(passes or (), imports))
     source = Source(model, device, dtype, height, width, frames)
     texts = source.prompts(texts_ or (), prompts, seed=1)
     arguments = source.arguments(guidance)
@@ -81,14 +88,14 @@ def run(
         with stages("capturing"):
             inputs = models.example_inputs(model, height=height, width=width, num_frames=frames)
             program = fisopt.capture(models.build(model), inputs)
-            found = rehearse_program(program, steps=steps, target=target)
+            found = rehearse_program(program, steps=steps, target=target, passes=own)
         stdout().print(rehearsed_table(found))
         return
     pipeline = source.load()
     if dry_run:
         with stages("capturing"):
             found = fisopt.rehearse(
-                pipeline, texts, steps=steps, target=target, arguments=arguments
+                pipeline, texts, steps=steps, target=target, arguments=arguments, passes=own
             )
         stdout().print(rehearsed_table(found))
         return
@@ -102,13 +109,14 @@ def run(
             seed=seed,
             arguments=arguments,
             costs=unit,
+            passes=own,
             progress=measured,
             seen=seen,
         )
     written = [*made.save(out, force=True).values(), measured]
     if has_packages():
         options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
-        options |= {"costs": unit}
+        options |= {"costs": unit, "pass": list(passes or ()), "import": list(imports or ())}
         shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
         command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
         written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))
