@@ -72,8 +72,8 @@ class Plan:
         training = asks_for_gradients(self.program.source.model, values)
         compiled = self.trained() if training else self.compiled
         given = (x.detach() if x.requires_grad and not training else x for x in values)
-        gradients, group = torch.set_grad_enabled(training), self.program.group
-        with gradients, without_casts(values), self._among(training), together(group):
+        gradients, ranks = torch.set_grad_enabled(training), self.program.ranks
+        with gradients, without_casts(values), self._among(training), together(ranks):
             result = compiled(*map(_plain, given))
         self.ran.add(training)
         return result
