@@ -46,6 +46,7 @@ def run(program: Program, inputs: Mapping[str, Any], ranks: int) -> list[list[Te
 
 
 def everywhere(mode: LocalTensorMode, x: object) -> object:
+    """A tensor as each simulated rank has it."""
     return mode.rank_map(lambda rank: x) if isinstance(x, Tensor) else x
 
 

@@ -244,7 +244,7 @@ class Manifest:
         return [said for said, so in wanted.items() if not so]
 
 
-_MESHES = ([], ["items"], ["tokens"], ["items", "tokens"])
+_MESHES: tuple[list[str], ...] = ([], ["items"], ["tokens"], ["items", "tokens"])
 _MOST_RANKS = 1 << 16
 SEAL = "sha256"
 """The manifest's digest of all else in it."""

@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from fisopt.errors import ExportError, shown
 from fisopt.rewrite.ops.operator import declared
 
-_NAME = re.compile(r"torch\.ops\.([a-zA-Z]\w*)\.(\w+)\.(\w+)", re.ASCII)
+_NAME = re.compile(r"torch\.ops\.(_c10d_functional|[a-zA-Z]\w*)\.(\w+)\.(\w+)", re.ASCII)
 _OURS = ("aten", "fisopt")
 _COLLECTIVES = {
     f"torch.ops._c10d_functional.{name}.default"
