@@ -73,9 +73,7 @@ def _rank(settings: demo.Settings) -> str | None:
             made = hashlib.sha256(b"".join(clip.frames.tobytes() for clip in clips)).hexdigest()
             compare({"the clips' sha256": made}, ranks_of(None, None, "demo").group)
             count = distributed.get_world_size()
-            said = (
-                f"{count} ranks made the same clips; how fast they are on one machine says nothing"
-            )
+            said = f"{count} ranks made the same clips; on one machine their seconds say nothing"
             out.print(Text(said))
     except FisoptError as error:
         return str(error)

@@ -107,6 +107,15 @@ def test_four_processes_make_two_clips(tmp_path: Path, one_testbed: None) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("kind", "ranks"), [("guidance", 2), ("guidance and tokens", 4)])
+def test_processes_of_one_branch_each(
+    kind: str, ranks: int, tmp_path: Path, one_testbed: None
+) -> None:
+    assert start(tmp_path, kind, ranks) == [""] * ranks
+    same_clip(tmp_path, ranks)
+
+
+@pytest.mark.slow
 def test_a_process_that_ends(tmp_path: Path) -> None:
     first, other = start(tmp_path, "killed")
     assert other == "killed"
