@@ -36,6 +36,11 @@ def run(settings: demo.Settings, ranks: int) -> None:
         RankError: a rank has failed, or ended.
     """
     demo.check_settings(settings)
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        raise RankError(
+            "--ranks: this torch is built without gloo, the backend of ranks on a CPU; install one "
+            "that has it, as those of pytorch.org do"
+        )
     if not any(each.stage in ("branches", "ranks") for each in settings.passes):
         settings = replace(settings, passes=(*settings.passes, SequenceParallel()))
     config = LaunchConfig(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fisopt.errors import RankError
-from fisopt.passes.sharding.group import process_group
+from fisopt.passes.sharding.group import check_backend, process_group
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -55,12 +55,14 @@ class SameRanks:
         """Compare a call with those of some other ranks.
 
         Raises:
-            RankError: a rank runs something else, or is gone.
+            RankError: a rank runs something else, or is gone; or their process group has no backend
+                for the device.
         """
         if not _several(share.group):
             return
         if not self._is_new((share, self._branch(), variant, inputs.key())):
             return
+        check_backend(share.group, next(x.device for _, x in inputs.tensors()))
         facts = {
             "passes": str([p for p in variant.passes if p.stage not in ("branches", "ranks")]),
             "kernels": self._kernels,

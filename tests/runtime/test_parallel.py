@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 import fisopt
+from fisopt.passes.sharding.group import check_backend
 from fisopt.runtime.same_ranks import together
 from tests.runtime.parallel_worker import clip
 
@@ -74,6 +76,19 @@ def test_a_lost_rank_is_named() -> None:
         raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:31337")
     with pytest.raises(RuntimeError, match="shapes do not match"), together(4):
         raise RuntimeError("shapes do not match")
+
+
+def test_a_backend_that_is_not_there() -> None:
+    """A group that sends what is on the CPU alone."""
+    store = distributed.HashStore()
+    distributed.init_process_group("cpu:gloo", store=store, rank=0, world_size=1)
+    try:
+        group = distributed.group.WORLD.group_name  # type: ignore[union-attr]
+        check_backend(group, torch.device("cpu"))
+        with pytest.raises(fisopt.RankError, match=r"of a cuda device: .* is of cpu:gloo"):
+            check_backend(group, torch.device("cuda"))
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_process_that_ends_is_told_to_the_other() -> None:

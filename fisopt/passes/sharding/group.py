@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+import torch
 from torch import distributed
 
-from fisopt.errors import PreconditionError
+from fisopt.errors import PreconditionError, RankError
 from fisopt.passes.sharding.collectives import Ranks
 from fisopt.rewrite.mesh import Share
 
@@ -90,6 +91,26 @@ def process_group(name: str) -> distributed.ProcessGroup:
     resolve: Any = vars(distributed.distributed_c10d)["_resolve_process_group"]
     found: distributed.ProcessGroup = resolve(name)
     return found
+
+
+def check_backend(name: str, device: torch.device) -> None:
+    """Insist that a group sends tensors of a device.
+
+    Raises:
+        RankError: none of its backends does.
+    """
+    known: Any = process_group(name)
+    try:
+        known._get_backend(device)
+    except RuntimeError as error:
+        built = {"nccl": distributed.is_nccl_available(), "gloo": distributed.is_gloo_available()}
+        raise RankError(
+            f"the ranks send no tensors of a {device.type} device: their process group is of "
+            f"{distributed.get_backend_config(known)}, and this torch is built with "
+            f"{' and '.join(n for n, has in built.items() if has) or 'no backend'}; call "
+            "torch.distributed.init_process_group with the backend of the device: 'nccl' for "
+            "GPUs of NVIDIA, 'gloo' for the CPU"
+        ) from error
 
 
 NOT_SET_UP = (
