@@ -63,7 +63,8 @@ def load(
     """Load what `fisopt.export` wrote, as a module for the same pipeline.
 
     Loading reads data: nothing in the files is unpickled, evaluated, imported or run, and the
-    graph calls operators of ATen and fisopt only.
+    graph calls operators of ATen and fisopt only; of a model that is divided among ranks also four
+    collectives, between the ranks of groups that are bound here.
 
     Args:
         path: the file or the folder.
