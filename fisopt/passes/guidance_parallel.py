@@ -67,13 +67,16 @@ class GuidanceParallel(Pass):
             rewriter.note(f"{reason} ({len(calls)} blocks)")
 
 
-def batch_of(program: Program) -> int:
-    """The number of items in the batch of a Program: the first size of what carries the video.
-
-    Where its first dimension is one of frames, there is no batch.
-    """
+def video_of(program: Program) -> str | None:
+    """The name of the input that holds the video: the first that carries frames behind a batch."""
     for i, growths in sorted(program.source.frame_dims.items()):
         leaf = program.inputs.leaves[i]
         if isinstance(leaf, torch.Tensor) and all(growth.dim != 0 for growth in growths):
-            return leaf.shape[0]
-    return 1
+            return program.inputs.names[i]
+    return None
+
+
+def batch_of(program: Program) -> int:
+    """The number of items in the batch of a Program, 1 where the video has no batch."""
+    inputs, name = program.inputs, video_of(program)
+    return 1 if name is None else int(inputs.leaves[inputs.names.index(name)].shape[0])

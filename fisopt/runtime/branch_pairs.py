@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from fisopt.errors import PreconditionError
 from fisopt.lru import Lru
-from fisopt.passes.guidance_parallel import GuidanceParallel, batch_of
+from fisopt.passes.guidance_parallel import GuidanceParallel, batch_of, video_of
 from fisopt.passes.sharding.group import is_set_up, pair
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.program import Program
@@ -80,7 +80,8 @@ class _Known:
         results = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)
         times = (name for name in program.inputs.names if name in TIMESTEPS)
         writes = tuple(w.name for w in program.writes)
-        same = (*program.framed, *times)
+        video = video_of(program)
+        same = (*(program.framed if video is None else [video]), *times)
         return _Known(batch_of(program), same, writes, results, program.out_structure)
 
     def empty(self, device: torch.device) -> list[Any]:
