@@ -28,6 +28,7 @@ from fisopt.errors import (
 )
 from fisopt.overview.summary import Summary, summary
 from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.guidance_parallel import GuidanceParallel
 from fisopt.passes.presets import PRESETS
 from fisopt.passes.reduction.published_reductions import PUBLISHED_REDUCTIONS, published_reduction
 from fisopt.passes.reduction.schedule import Schedule
@@ -82,6 +83,7 @@ __all__ = [
     "FrameMask",
     "FrameTable",
     "Frames",
+    "GuidanceParallel",
     "InputError",
     "LoadedModule",
     "LoweringError",

@@ -34,28 +34,35 @@ def simulated(ranks: int) -> Iterator[None]:
 def divided(program: Program, ranks: int, **options: Any) -> fisopt.PassResult:
     """What sequence parallelism makes of a Program."""
     with simulated(ranks):
-        manager = fisopt.PassManager([fisopt.SequenceParallel(**options)])
-        manager.run(program)
-    return manager.applied[0].result
+        return fisopt.SequenceParallel(**options)(program)
 
 
 def run(program: Program, inputs: Mapping[str, Any], ranks: int) -> list[list[Tensor]]:
-    """What each rank returns."""
-    with simulated(ranks), LocalTensorMode(ranks) as mode:
+    """What each simulated rank returns."""
+    with LocalTensorMode(ranks) as mode:
         given = tree_map(lambda x: everywhere(mode, x), dict(inputs))
         returned: Any = tree_leaves(program(**given))
     return [[x._local_tensors[rank] for x in returned] for rank in range(ranks)]
 
 
 def everywhere(mode: LocalTensorMode, x: object) -> object:
+    """A tensor as each simulated rank has it."""
     return mode.rank_map(lambda rank: x) if isinstance(x, Tensor) else x
 
 
-def check_equal(program: Program, inputs: Mapping[str, Any], ranks: int) -> fisopt.PassResult:
-    """Every rank returns what one alone does."""
-    result = divided(program, ranks)
+def check_equal(
+    program: Program,
+    inputs: Mapping[str, Any],
+    ranks: int,
+    passes: Sequence[Pass] = (fisopt.SequenceParallel(),),
+) -> fisopt.PassResult:
+    """Every rank returns what one alone does; the result of the last pass."""
     wanted = tree_leaves(program(**inputs))
-    for returned in run(result.program, inputs, ranks):
+    with simulated(ranks):
+        manager = fisopt.PassManager(passes)
+        every = run(manager.run(program), inputs, ranks)
+    result = manager.applied[-1].result
+    for returned in every:
         for got, want in zip(returned, wanted, strict=True):
             torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
     return result

@@ -293,6 +293,18 @@ def test_demo_compares_and_writes(weights: Path, tmp_path: Path) -> None:
     assert figures["psnr"] < 100
 
 
+@pytest.mark.slow
+def test_demo_on_two_ranks(weights: Path, tmp_path: Path) -> None:
+    result = fisopt_command(
+        "demo", "--weights", str(weights), "--out", str(tmp_path), "--backend", "eager",
+        "--steps", "1", "--prompt", "red circle moving left fast over waves", "--ranks", "2",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    figures = json.loads((tmp_path / "demo.json").read_text())
+    assert figures["passes"][-1] == "SequenceParallel()"
+    assert figures["psnr"] > 0
+
+
 def test_demo_says_when_its_times_say_little() -> None:
     def timed(dense: tuple[float, ...], optimised: tuple[float, ...]) -> str | None:
         pairs = zip(dense, optimised, strict=True)
@@ -328,6 +340,7 @@ def test_demo_without_passes_is_exact(
     ("args", "message"),
     [
         (("--prompt", "red dog moving left fast over waves"), "got 'dog' as shape"),
+        (("--ranks", "2", "--prompt", "red dog moving left fast over waves"), "got 'dog' as shape"),
         (("--backend", "inducter"), "did you mean inductor"),
         (("--weights", "nowhere"), "no model_index.json in nowhere"),
     ],

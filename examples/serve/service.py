@@ -35,6 +35,7 @@ class Service:
     Args:
         pipe: the pipeline, on its device.
         passes: what it runs under at first.
+        recipe: the same as a file, in the place of ``passes``.
         buckets: frame counts that are warm; a request is rounded up to one.
         steps: denoising steps.
         at_once: clips that are generated at the same time.
@@ -49,13 +50,15 @@ class Service:
         steps: int = 4,
         at_once: int = 1,
         backend: Any = "inductor",
+        recipe: Path | None = None,
     ) -> None:
         self.buckets, self.steps, self.backend = sorted(buckets), steps, backend
         self.counts: Counter[str] = Counter()
         self.seconds, self.ready = 0.0, False
         self._turns = asyncio.Semaphore(at_once)
         self._parts, self._class = pipe.components, type(pipe)
-        self.module = self._optimised(passes=list(passes))
+        how = {"passes": list(passes)} if recipe is None else {"recipe": recipe}
+        self.module = self._optimised(**how)
 
     def _optimised(self, **how: Any) -> Any:
         original = self._parts["transformer"]
@@ -85,16 +88,20 @@ class Service:
                 return size
         raise ValueError(f"{frames} frames are more than {self.buckets[-1]}, the largest bucket")
 
+    def make(self, prompt: str, frames: int, seed: int) -> Any:
+        """One clip [frames, height, width, 3] with values in [0, 1], in this thread."""
+        return self._run(self.module, prompt, self.bucket(frames), seed)[:frames]
+
     async def generate(self, prompt: str, frames: int, seed: int) -> Any:
-        """One clip [frames, height, width, 3] with values in [0, 1]."""
+        """The same, in a thread of its own and in its turn."""
         size = self.bucket(frames)
         async with self._turns:
             began = time.perf_counter()
             # The pipeline runs in a thread: the event loop goes on answering.
-            clip = await asyncio.to_thread(self._run, self.module, prompt, size, seed)
+            clip = await asyncio.to_thread(self.make, prompt, frames, seed)
             self.seconds += time.perf_counter() - began
         self.counts[f"frames_{size}"] += 1
-        return clip[:frames]
+        return clip
 
     def _run(self, module: Any, prompt: str, frames: int, seed: int) -> Any:
         noise = torch.Generator("cpu").manual_seed(seed)
@@ -124,6 +131,15 @@ class Service:
             "ready": int(self.ready),
         }
         return "".join(f"fisopt_{name} {value}\n" for name, value in figures.items())
+
+
+def video(clip: Any) -> bytes:
+    """A clip as a file of MPEG-4."""
+    pixels = (255 * clip).round().astype("uint8")
+    made: bytes = iio.imwrite(
+        "<bytes>", pixels, extension=".mp4", fps=FPS, codec="libx264", plugin="pyav"
+    )
+    return made
 
 
 class Request(BaseModel):
@@ -158,11 +174,7 @@ def application(service: Service) -> FastAPI:
             clip = await service.generate(request.prompt, request.frames, request.seed)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        pixels = (255 * clip).round().astype("uint8")
-        video = iio.imwrite(
-            "<bytes>", pixels, extension=".mp4", fps=FPS, codec="libx264", plugin="pyav"
-        )
-        return Response(video, media_type="video/mp4")
+        return Response(video(clip), media_type="video/mp4")
 
     @made.post("/recipe")
     async def recipe(path: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, VariantInfo
+from fisopt.artefact.ranks import share_infos
 from fisopt.artefact.variants import Exported, Exports
 from fisopt.recipe.identity import Identity
 from fisopt.recipe.recipe import Recipe
@@ -80,6 +81,7 @@ def describe(
             _variant(exported, file, shapes)
             for exported, file in zip(exports.all, files, strict=True)
         ),
+        mesh=share_infos(program.mesh),
     )
 
 

@@ -15,6 +15,7 @@ from fisopt.artefact.digests import digests, of_file
 from fisopt.artefact.graph import exported, refuse_meta, refuse_writes
 from fisopt.artefact.manifest import FILE, FORMATS, RECIPE, SIZES, Format, Manifest
 from fisopt.artefact.onnx_operators import LEGALISATION
+from fisopt.artefact.ranks import name_groups, share_infos
 from fisopt.artefact.replaceable import SUFFIXES, foreign, variant_files
 from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
@@ -80,6 +81,7 @@ def export(
     inputs = _inputs(optimized, example_inputs)
     exports = exports_of(optimized, inputs, steps)
     refuse_writes(exports.all[0].program)
+    _check_mesh(exports, format)
     if format != "text":
         refuse_meta(exports.all[0].program)
     files = _files(path, format, len(exports.all))
@@ -124,6 +126,7 @@ def _opened(
 
     def flat(program: Program) -> fx.GraphModule:
         module = flatten(program, portable=portable)
+        name_groups(module.graph, program.mesh)
         if format == "onnx":
             LEGALISATION.run(module, module)
             module.recompile()
@@ -134,6 +137,8 @@ def _opened(
 
     if format in ("aoti", "text"):
         return open_sizes(exports, at, flat, (), f"files of format {format!r} have one size")
+    if exports.all[0].program.mesh:
+        return open_sizes(exports, at, flat, (), "what ranks divide has one size")
     return open_sizes(exports, at, flat, sizes)
 
 
@@ -206,10 +211,18 @@ def _check_module(optimized: Any) -> None:
             else "pass what fisopt.optimize returned"
         )
         raise ExportError(f"export: got a {type(optimized).__name__}; {hint}")
-    if divides := [p.name for p in optimized.passes if p.stage == "ranks"]:
+
+
+def _check_mesh(exports: Exports, format: Format) -> None:
+    """Refuse what no file says of ranks."""
+    first, *others = (exported.program for exported in exports.all)
+    share_infos(first.mesh)
+    if any(other.mesh != first.mesh for other in others):
+        raise ExportError("export: ranks divide what runs at some steps and not at others")
+    if first.mesh and format in ("onnx", "aoti"):
         raise ExportError(
-            f"export: {divides[0]} divides the model among ranks, whose group no file holds yet; "
-            "export without it"
+            f"export: a model that is divided among {first.ranks} ranks leaves as format 'pt2', or "
+            f"as 'text'; {format!r} has no group to bind when it is loaded"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -23,6 +24,7 @@ from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
+from fisopt.runtime.same_ranks import together
 from fisopt.stored.tree import structure_of, structure_text
 
 
@@ -65,6 +67,7 @@ class LoadedModule(nn.Module):
 
         Raises:
             InputError: an argument differs from what was exported where it may not.
+            RankError: another rank that runs it is gone.
             ScheduleError: the step is not known, or not in the exported schedule.
         """
         call = self.manifest.call
@@ -84,7 +87,7 @@ class LoadedModule(nn.Module):
             index, variant = variant.afresh, self.manifest.variants[variant.afresh]
         named = {t.name: x for t, x in zip(call.tensors, values, strict=True)}
         named |= {t.name: held.state[n] for t, n in zip(variant.state, variant.loads, strict=True)}
-        with running():
+        with running(), together(math.prod(share.count for share in self.manifest.mesh)):
             returned = self._runners[index](named)
         count = len(call.results)
         self._generation.keep(held, dict(zip(variant.stores, returned[count:], strict=True)))

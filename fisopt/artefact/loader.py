@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from torch import nn
+from torch import distributed, nn
 from torch.utils import _pytree as pytree
 
 from fisopt.artefact import aoti, onnx, onnx_file, pt2
@@ -17,6 +17,7 @@ from fisopt.artefact.digests import check_beside, check_variant
 from fisopt.artefact.loaded import LoadedModule
 from fisopt.artefact.manifest import FILE, Manifest
 from fisopt.artefact.pt2 import Runner
+from fisopt.artefact.ranks import groups_of
 from fisopt.artefact.signature import check_signature
 from fisopt.checked import checked, choice, path_of
 from fisopt.errors import ExportError, FileError, OptionError
@@ -57,11 +58,13 @@ def load(
     trust: Trust = "data",
     check: Check = "digests",
     public_key: Path | str | None = None,
+    group: distributed.ProcessGroup | str | None = None,
 ) -> LoadedModule:
     """Load what `fisopt.export` wrote, as a module for the same pipeline.
 
     Loading reads data: nothing in the files is unpickled, evaluated, imported or run, and the
-    graph calls operators of ATen and fisopt only.
+    graph calls operators of ATen and fisopt only; of a model that is divided among ranks also four
+    collectives, between the ranks of groups that are bound here.
 
     Args:
         path: the file or the folder.
@@ -72,9 +75,13 @@ def load(
             classes of your own.
         check: "digests" compares every part with the manifest; "none" reads what is there.
         public_key: a key of minisign, as text or its file: the artefact must be signed with it.
+        group: of an artefact that ranks run together, those that do: a process group or its name;
+            None for all.  Every rank loads it.
 
     Raises:
-        OptionError: ``trust`` or ``check`` is another word, or ``public_key`` is no key.
+        OptionError: ``trust`` or ``check`` is another word, ``public_key`` is no key, or a
+            ``group`` is given for an artefact of one rank.
+        RankError: the artefact is for another number of ranks than there are.
         ExportError: it is not complete, not an artefact, was changed, holds code, was not signed
             with the key, or needs what is not installed.
     """
@@ -85,6 +92,7 @@ def load(
     manifest = held.manifest
     if manifest.format == "text":
         raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")
+    groups = groups_of(manifest.mesh, group)
     modules: dict[int, nn.Module] = {}
     runners: dict[int, Runner] = {}
     with _as_export_error():
@@ -94,7 +102,8 @@ def load(
             elif manifest.format == "aoti":
                 runners[i] = pt2.runner(aoti.load(file))
             else:
-                modules[i] = pt2.read(file, manifest, i, any_library=trust == "code")
+                any_code = trust == "code"
+                modules[i] = pt2.read(file, manifest, i, any_library=any_code, groups=groups)
                 runners[i] = pt2.placed(modules[i])
     return LoadedModule(manifest, runners, modules, lambda: scheduler, held.output)
 

@@ -92,6 +92,21 @@ class VariantInfo:
 
 
 @dataclass(frozen=True)
+class ShareInfo:
+    """Ranks that divide something among them.
+
+    Attributes:
+        of: what: "items" of the batch or "tokens" of every frame.
+        count: how many they are.
+        group: how the graphs call their group; loading binds another name to it.
+    """
+
+    of: Literal["branches", "items", "tokens"]
+    count: int
+    group: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What an artefact is.
 
@@ -112,6 +127,7 @@ class Manifest:
         schedule: position of the variant of each step.
         variants: the variants.
         beside: SHA-256 of the other files of a folder, by name.
+        mesh: the ranks that run it together; none for one process.
     """
 
     format: Format
@@ -130,6 +146,7 @@ class Manifest:
     schedule: tuple[int, ...]
     variants: tuple[VariantInfo, ...]
     beside: Mapping[str, str] = field(default_factory=dict)
+    mesh: tuple[ShareInfo, ...] = ()
 
     def text(self) -> str:
         """The manifest as JSON, with its own SHA-256."""
@@ -215,6 +232,11 @@ class Manifest:
             "afresh loads nothing": all(
                 v.afresh in places and not self.variants[v.afresh].loads for v in self.variants
             ),
+            "mesh has two ranks or more of items, then of tokens, each in a group of its own": [
+                (s.of, s.group) for s in self.mesh
+            ]
+            in [[(of, f"fisopt_{of}") for of in way] for way in _MESHES]
+            and all(2 <= s.count <= _MOST_RANKS for s in self.mesh),
             "file is a name in the artefact's folder": all(
                 is_name(name) for name in (*(v.file for v in self.variants), *self.beside)
             ),
@@ -222,6 +244,8 @@ class Manifest:
         return [said for said, so in wanted.items() if not so]
 
 
+_MESHES: tuple[list[str], ...] = ([], ["items"], ["tokens"], ["items", "tokens"])
+_MOST_RANKS = 1 << 16
 SEAL = "sha256"
 """The manifest's digest of all else in it."""
 SIZES = ("frames", "height", "width")
@@ -236,7 +260,7 @@ _SIZE = re.compile(rf"([1-9][0-9]{{0,9}}\*)?({'|'.join(SIZES)})(\*({'|'.join(SIZ
 _DEVICE = re.compile(r"(cpu|cuda|mps|xpu|meta)(:[0-9]{1,3})?")
 
 
-_HINTS = {cls: get_type_hints(cls) for cls in (TensorInfo, Call, VariantInfo, Manifest)}
+_HINTS = {cls: get_type_hints(cls) for cls in (TensorInfo, Call, VariantInfo, ShareInfo, Manifest)}
 """The types of entries; evaluated once, for a reader evaluates nothing."""
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any
 
 import torch
@@ -16,6 +17,7 @@ from fisopt.artefact.digests import EXTRA
 from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.package import Package, packed
 from fisopt.artefact.program_file import check_parts, read_module, read_program
+from fisopt.artefact.ranks import check_groups, rename
 from fisopt.errors import ExportError, shown
 from fisopt.reading import LARGEST
 from fisopt.stored.graph_file import ProgramFile
@@ -95,7 +97,12 @@ def check(path: Path, manifest: Manifest, index: int, *, any_library: bool = Fal
 
 
 def read(
-    path: Path, manifest: Manifest, index: int, *, any_library: bool = False
+    path: Path,
+    manifest: Manifest,
+    index: int,
+    *,
+    any_library: bool = False,
+    groups: Mapping[str, str] = MappingProxyType({}),
 ) -> fx.GraphModule:
     """Read a variant's program as a module; it takes tensors in the order of the manifest.
 
@@ -104,6 +111,7 @@ def read(
         manifest: the artefact's.
         index: position of the variant.
         any_library: take operators too that other libraries have registered.
+        groups: the group of this process for each that the graph calls.
 
     Raises:
         ExportError: the file is damaged, holds more than data, needs an operator that is not
@@ -112,6 +120,7 @@ def read(
     """
     with packed(path) as package:
         program = _program(package, path, manifest, index, any_library)
+        rename(program.graph, groups)
         return read_module(package, program, str(path))
 
 
@@ -120,6 +129,7 @@ def _program(
 ) -> ProgramFile:
     check_parts(package, EXTRA, str(path))
     program = read_program(package, str(path), any_library=any_library)
+    check_groups(program.graph, manifest.mesh)
     variant, call = manifest.variants[index], manifest.call
     taken = (*call.tensors, *variant.state)
     if list(program.inputs) != [t.name for t in taken]:

@@ -23,6 +23,9 @@ def text_of(module: fx.GraphModule, manifest: Manifest, index: int) -> str:
         f"{manifest.model['class']}, {grid} tokens, {manifest.model['dtype']}",
         f"passes: {', '.join(variant.passes) or 'none'}",
         f"steps: {', '.join(map(str, steps))} of {manifest.steps}" if manifest.steps else "",
+        f"ranks: {', '.join(f'{s.count} share {s.of}' for s in manifest.mesh)}"
+        if manifest.mesh
+        else "",
         f"versions: {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}",
         f"config_sha256: {manifest.model['config_sha256']}",
     ]

@@ -65,6 +65,7 @@ def summary(manifest: Manifest) -> list[str]:
     lines = [f"runs with {' and '.join(manifest.needs)}"]
     if len(manifest.variants) > 1:
         lines.append(f"{len(manifest.variants)} variants over {manifest.steps} steps")
+    lines += [f"{share.count} ranks share {share.of}" for share in manifest.mesh]
     if manifest.open_sizes:
         lines.append(f"open: {', '.join(manifest.open_sizes)}")
     lines += [f"{name} is fixed: {reason}" for name, reason in manifest.fixed_sizes.items()]

@@ -96,11 +96,31 @@ def choose_backend(name: str | None) -> Backend:
     )
 
 
-def run(settings: Settings, out: Console, err: Console) -> None:
-    """Generate, print the table, write the files."""
+def check_settings(settings: Settings) -> None:
+    """Refuse what can be seen to be wrong before anything runs.
+
+    Raises:
+        FileError: the files cannot be written.
+        InputError: a prompt has a word that the testbed does not know.
+    """
     check_free(settings.out / "demo.json", force=True, error=FileError)
     for prompt in settings.prompts:
         testbed.parse_prompt(prompt)
+
+
+def run(settings: Settings, out: Console, err: Console, *, writes: bool = True) -> list[Clip]:
+    """Generate, print the table, write the files.
+
+    Args:
+        settings: what to generate.
+        out: takes the tables.
+        err: takes progress.
+        writes: whether to write the files.
+
+    Returns:
+        The optimised clips.
+    """
+    check_settings(settings)
     if settings.backend == "eager" and not has_compiler():
         err.print(
             "no C++ compiler with Python's headers was found: neither model is compiled",
@@ -116,12 +136,15 @@ def run(settings: Settings, out: Console, err: Console) -> None:
     if doubt := doubtful(figures):
         out.print(Text(doubt, style="yellow"), soft_wrap=True)
     out.print(Text(found.row(OURS).report, style="dim"), soft_wrap=True)
+    if not writes:
+        return clips
     with stages("writing pictures", err):
         written = _pictures(settings, dense, clips, figures["speed_up"])
         written.append(write_json(figures, settings.out / "demo.json"))
         written += _page(settings, found, err)
     for path in written:
         out.print(Text(f"wrote {path}"))
+    return clips
 
 
 Read = dict[str, list[tuple[np.ndarray, testbed.Check]]]

@@ -99,6 +99,7 @@ Examples:
   fisopt demo --steps 25 --pass many-fast
   fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
   fisopt demo --prompt "red circle moving left fast over waves" --seed 7
+  fisopt demo --ranks 2                 two processes make each clip together
 
 \b
 Words of a prompt:

@@ -9,6 +9,7 @@ from typing import Any
 from fisopt.errors import OptionError, OptionTypeError, shown
 from fisopt.nearest import did_you_mean
 from fisopt.passes.frame_interleave import FrameInterleave
+from fisopt.passes.guidance_parallel import GuidanceParallel
 from fisopt.passes.reduction.published_reductions import published_reduction
 from fisopt.passes.sequence_parallel import SequenceParallel
 from fisopt.passes.step_cache import StepCache
@@ -18,7 +19,10 @@ from fisopt.rewrite.pass_base import Pass
 
 PASSES: dict[str, type[Pass]] = {
     cls.__name__: cls
-    for cls in (FrameInterleave, TokenReduction, TileAttention, StepCache, SequenceParallel)
+    for cls in (
+        *(FrameInterleave, TokenReduction, TileAttention, StepCache),
+        *(GuidanceParallel, SequenceParallel),
+    )
 }
 """The passes that text can name."""
 MAKERS: Mapping[str, Callable[..., Pass]] = {**PASSES, "published_reduction": published_reduction}

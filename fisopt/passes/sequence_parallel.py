@@ -17,6 +17,8 @@ from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.sharding.divided_program import DividedProgram
 from fisopt.passes.sharding.group import ranks_of
 from fisopt.passes.sharding.shard import part
+from fisopt.passes.sharding.what import FrameTokens
+from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.pass_base import Pass, Stage
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.rewriter import Rewriter
@@ -40,8 +42,9 @@ class SequenceParallel(Pass):
     combine tokens in another way: they get all of them.
 
     Attributes:
-        degree: how many ranks share one clip; None for all.  It divides their number: the ranks
-            0 to ``degree - 1`` share one clip, the next ones another.
+        degree: how many ranks share the tokens of one clip; None for all, or beside a
+            `GuidanceParallel` for half of them.  It divides their number: the ranks 0 to
+            ``degree - 1`` share one clip, the next ones another.
         group: the ranks, a process group of torch or its name; None for all.
 
     Source: Ulysses, arXiv:2309.14509; dividing frames inside instead of between them is ours.
@@ -69,17 +72,19 @@ class SequenceParallel(Pass):
 
     def run(self, rewriter: Rewriter) -> None:
         """Divide the blocks, and what follows their tokens."""
-        ranks, layout = ranks_of(self.degree, self.group, self.name), rewriter.program.layout
+        program, layout = rewriter.program, rewriter.program.layout
+        ranks = ranks_of(self.degree, self.group, self.name, program.mesh)
         if ranks.count == 1:
             rewriter.note("dense: one rank")
             return
-        self._check(rewriter.program, ranks.count)
-        blocks, divided = len(rewriter.program.blocks), DividedProgram(rewriter, ranks)
+        self._check(program, ranks.count)
+        what = FrameTokens(layout.tokens_per_frame)
+        blocks, divided = len(program.blocks), DividedProgram(rewriter, ranks, what)
         divided.run()
         if not divided.blocks:
             rewriter.skip("the model", "no block takes tokens, so that none can be divided")
             return
-        rewriter.program.group = (ranks.group, ranks.count)
+        rewriter.mark(Share("tokens", ranks.group, ranks.count))
         tokens = part(layout.tokens_per_frame, ranks.count)
         filled = tokens * ranks.count - layout.tokens_per_frame
         more = f", {filled} of them repeated" if filled else ""

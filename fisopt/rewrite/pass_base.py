@@ -14,8 +14,8 @@ from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, needs_count
 
-Stage = Literal["frames", "attention", "steps", "outputs", "ranks"]
-STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "ranks")
+Stage = Literal["frames", "attention", "steps", "outputs", "branches", "ranks"]
+STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "branches", "ranks")
 """What a pass decides, in the order in which it must be decided."""
 
 
@@ -88,7 +88,7 @@ class Pass(metaclass=Checked):
         stage: what the pass decides, where its place among other passes follows from it: the
             frames that a block computes come before the tokens that its attention sees, then come
             which blocks a step computes at all and what is returned of them, and what each rank
-            computes of it comes last.
+            computes of it comes last: which guidance branches, then which tokens.
         differentiable: whether a Program can be trained through after it; False is an error then.
     """
 
@@ -114,9 +114,9 @@ class Pass(metaclass=Checked):
             PreconditionError: the pass does not apply, or with ``strict`` not everywhere.
         """
         check_program(program)
-        if program.group is not None:
+        if program.mesh and (self.stage != "ranks" or program.mesh[-1].of == "tokens"):
             raise PreconditionError(
-                f"the Program is divided among {program.group[1]} ranks, and what comes after that "
+                f"the Program is divided among {program.mesh[-1].count} ranks, and what follows "
                 "would see the part of one; apply this pass first",
                 pass_name=self.name,
             )

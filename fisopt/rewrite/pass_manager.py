@@ -91,8 +91,8 @@ def _by_stage(names: Sequence[str], passes: Sequence[Pass]) -> list[tuple[str, P
     """
     pairs = list(zip(names, passes, strict=True))
     stages = [each.stage for _, each in pairs]
-    if "ranks" in stages and None in stages[stages.index("ranks") :]:
-        first = stages.index("ranks")
+    first = next((i for i, s in enumerate(stages) if s in ("branches", "ranks")), len(stages))
+    if None in stages[first:]:
         name = names[stages.index(None, first)]
         raise PreconditionError(
             f"it stands after {names[first]}, which divides the Program among ranks and comes "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.analysis.propagate import annotate
 from fisopt.rewrite.axes import TokenLayout
 from fisopt.rewrite.block import Block
+from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.outline import REGION, copied, find_regions, outline
 from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.frame_dims import FrameDims
@@ -71,7 +73,7 @@ class Program:
         unfinished: the pass that has ended it before the model's end, to decide how the call goes
             on; what it stores is for the rest of the same call.
         resumed: whether it is the rest of such a call.
-        group: the ranks that run it together, by the name of their group and their number.
+        mesh: what ranks divide among them, the first that was divided first.
     """
 
     graph_module: fx.GraphModule
@@ -86,12 +88,17 @@ class Program:
     gauges: tuple[str, ...] = ()
     unfinished: str = ""
     resumed: bool = False
-    group: tuple[str, int] | None = None
+    mesh: tuple[Share, ...] = ()
 
     @property
     def graph(self) -> fx.Graph:
         """The graph of block calls."""
         return self.graph_module.graph
+
+    @property
+    def ranks(self) -> int:
+        """How many ranks run it together."""
+        return math.prod(share.count for share in self.mesh)
 
     @property
     def framed(self) -> tuple[str, ...]:

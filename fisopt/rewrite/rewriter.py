@@ -19,6 +19,7 @@ from fisopt.rewrite.edit.block_edit import BlockEdit
 from fisopt.rewrite.edit.editor import BY, PART, Editor
 from fisopt.rewrite.edit.halves import carried_over, first_half
 from fisopt.rewrite.edit.subset import Subset
+from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.outline import structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.trace import MODE
@@ -234,6 +235,11 @@ class Rewriter(Editor):
         set_axes(node, (None,) * value.ndim)
         self.changed = True
         return node
+
+    def mark(self, share: Share) -> None:
+        """Say that ranks divide something of the Program from here on."""
+        self.program.mesh += (share,)
+        self.changed = True
 
     def load(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device

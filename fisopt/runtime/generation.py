@@ -118,6 +118,16 @@ class Generation:
             state.branch, state.index, state.count = before
 
     @contextmanager
+    def beside(self, branch: str) -> Iterator[None]:
+        """Inside, calls are of another guidance branch at the same step."""
+        state = self._state
+        before, state.branch = state.branch, branch
+        try:
+            yield
+        finally:
+            state.branch = before
+
+    @contextmanager
     def generation(self, num_steps: int) -> Iterator[None]:
         """A whole generation of a known number of steps; the step counter starts at zero."""
         if num_steps < 1:

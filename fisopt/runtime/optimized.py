@@ -23,6 +23,7 @@ from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind, bind_example
 from fisopt.rewrite.variants import Variant, Variants
+from fisopt.runtime.branch_pairs import BranchPairs
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.captures import Captures
 from fisopt.runtime.clock import Call, Clock, Mark
@@ -60,6 +61,7 @@ class OptimizedModule(Copies, nn.Module):
         "_clock",
         "_device",
         "_generation",
+        "_pairs",
         "_plans",
         "_scheduler",
         "_settings",
@@ -77,6 +79,7 @@ class OptimizedModule(Copies, nn.Module):
     _clock: Clock
     _device: torch.device | None
     _generation: Generation
+    _pairs: BranchPairs
     _plans: Plans
     _scheduler: Callable[[], Any] | None
     _settings: Settings
@@ -105,6 +108,7 @@ class OptimizedModule(Copies, nn.Module):
         generation = Generation(CallersScheduler(self, scheduler))
         report = Report(type(model).__name__, settings.backend, notes=generation.notes)
         report.decisions = generation.decisions
+        plans = Plans(captures, settings, report, generation)
         for name, value in {
             "original": model,
             "passes": tuple(passes),
@@ -113,7 +117,8 @@ class OptimizedModule(Copies, nn.Module):
             "_clock": Clock(),
             "_device": device,
             "_generation": generation,
-            "_plans": Plans(captures, settings, report, generation),
+            "_pairs": BranchPairs(generation, plans, model),
+            "_plans": plans,
             "_scheduler": scheduler,
             "_settings": settings,
             "_variants": Variants.of(passes),
@@ -141,6 +146,12 @@ class OptimizedModule(Copies, nn.Module):
 
     def _run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         inputs = Inputs.of(bind(self.original, args, kwargs))
+        if any(p.stage == "branches" for p in self.passes):
+            return self._pairs.run(inputs, self._variants.whole, self._computed)
+        return self._computed(inputs)
+
+    def _computed(self, inputs: Inputs) -> Any:
+        """What a call returns, computed here."""
         began = Mark.now(inputs)
         made = (self._generation, self._plans, self.plan, self._variants, self._watchers)
         call = ForwardCall(inputs, *made)

@@ -20,6 +20,7 @@ from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
 from fisopt.rewrite.analysis.structure import results
+from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.rewrite.program import Program, pass_of
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -72,8 +73,8 @@ class Plan:
         training = asks_for_gradients(self.program.source.model, values)
         compiled = self.trained() if training else self.compiled
         given = (x.detach() if x.requires_grad and not training else x for x in values)
-        gradients, group = torch.set_grad_enabled(training), self.program.group
-        with gradients, without_casts(values), self._among(training), together(group):
+        gradients, ranks = torch.set_grad_enabled(training), self.program.ranks
+        with gradients, without_casts(values), self._among(training), together(ranks):
             result = compiled(*map(_plain, given))
         self.ran.add(training)
         return result
@@ -153,6 +154,10 @@ class Plans:
         with tracing(), forgotten():
             dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
             return PassManager.of(variant, strict=self._settings.strict).run(dense)
+
+    def check_among(self, share: Share, inputs: Inputs, variant: Variant) -> None:
+        """Insist that some ranks make the same call; see `SameRanks`."""
+        self._ranks.check_among(share, inputs, variant)
 
     def state(self, *, asked: bool) -> Fingerprint | None:
         """The state that the model is in.

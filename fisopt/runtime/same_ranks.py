@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, distributed, nn
 
 from fisopt.errors import RankError
-from fisopt.passes.sharding.group import process_group
+from fisopt.passes.sharding.group import check_backend, process_group
+from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant
@@ -46,18 +47,30 @@ class SameRanks:
         Raises:
             RankError: a rank runs something else, or is gone.
         """
-        if program.group is None or not _several(program.group[0]):
+        for share in program.mesh:
+            if share.of != "branches":
+                self.check_among(share, inputs, variant)
+
+    def check_among(self, share: Share, inputs: Inputs, variant: Variant) -> None:
+        """Compare a call with those of some other ranks.
+
+        Raises:
+            RankError: a rank runs something else, or is gone; or their process group has no backend
+                for the device.
+        """
+        if not _several(share.group):
             return
-        if not self._is_new((self._branch(), variant, inputs.key())):
+        if not self._is_new((share, self._branch(), variant, inputs.key())):
             return
+        check_backend(share.group, next(x.device for _, x in inputs.tensors()))
         facts = {
-            "passes": str([p for p in variant.passes if p.stage != "ranks"]),
+            "passes": str([p for p in variant.passes if p.stage not in ("branches", "ranks")]),
             "kernels": self._kernels,
             "weights": self._weights,
             **{f"input {inputs.names[i]!r}": _digest(x) for i, x in inputs.tensors()},
         }
-        with together(program.group):
-            compare(facts, program.group[0])
+        with together(share.count):
+            compare(facts, share.group)
 
     def _is_new(self, call: Hashable) -> bool:
         """Whether such a call is the first of its clip; of all, where nothing tells clips apart."""
@@ -99,8 +112,8 @@ def compare(facts: Mapping[str, str], group: str) -> None:
 
 
 @contextmanager
-def together(group: tuple[str, int] | None) -> Iterator[None]:
-    """Run what ranks run together; a rank that is gone or late is an error that says so.
+def together(count: int) -> Iterator[None]:
+    """Run what some ranks run together; one that is gone or late is an error that says so.
 
     Raises:
         RankError: a collective of the group failed.
@@ -110,11 +123,11 @@ def together(group: tuple[str, int] | None) -> Iterator[None]:
     except RankError:
         raise
     except RuntimeError as error:
-        if group is None or not any(word in str(error).lower() for word in _LOST):
+        if count == 1 or not any(word in str(error).lower() for word in _LOST):
             raise
         rank = distributed.get_rank() if distributed.is_initialized() else "?"
         raise RankError(
-            f"rank {rank} waited for the other ranks of its {group[1]} in vain: one of them has "
+            f"rank {rank} waited for the other ranks of its {count} in vain: one of them has "
             f"ended, or did not answer within the timeout of the process group; what it said comes "
             f"first in the log. All ranks have to be started again ({error})"
         ) from error

@@ -1,7 +1,7 @@
 """The operators that a graph from a file may call, found by name in lists of ours.
 
 Of ATen those that compute tensors from tensors and numbers and change nothing; of fisopt those
-that are declared.
+that are declared; of collectives four, between ranks that the manifest says and the loader binds.
 None of them reads a file, runs code or keeps anything.
 """
 
@@ -19,8 +19,12 @@ from torch._ops import OpOverload
 from fisopt.errors import ExportError, shown
 from fisopt.rewrite.ops.operator import declared
 
-_NAME = re.compile(r"torch\.ops\.([a-zA-Z]\w*)\.(\w+)\.(\w+)", re.ASCII)
+_NAME = re.compile(r"torch\.ops\.(_c10d_functional|[a-zA-Z]\w*)\.(\w+)\.(\w+)", re.ASCII)
 _OURS = ("aten", "fisopt")
+_COLLECTIVES = {
+    f"torch.ops._c10d_functional.{name}.default"
+    for name in ("all_to_all_single", "all_gather_into_tensor", "broadcast", "wait_tensor")
+}
 _NEVER = {"from_file"}
 """Operators of ATen that change no tensor and yet reach outside."""
 _PRIVATE = re.compile(
@@ -69,7 +73,7 @@ def operator_of(name: str, *, any_library: bool = False) -> Callable[..., Any]:
     if parts is None:
         raise ExportError(f"the graph calls {shown(name)}, which is no operator that a graph holds")
     library, base, overload = parts.groups()
-    if library not in _OURS and not any_library:
+    if library not in _OURS and name not in _COLLECTIVES and not any_library:
         raise ExportError(
             f"the graph calls {shown(name)}, an operator of {library!r}; data calls those of aten "
             "and fisopt only: if you trust where it comes from, import its library and load it "

@@ -176,7 +176,7 @@ class Still:
         return output
 
 
-ALONE = {name: p for name, p in PASSES.items() if name != "SequenceParallel"}
+ALONE = {name: p for name, p in PASSES.items() if not name.endswith("Parallel")}
 """A rank of several has nobody to exchange with here."""
 
 

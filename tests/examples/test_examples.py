@@ -107,6 +107,37 @@ def test_a_service_over_http(client: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_service_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A group of two ranks on the CPU, under a recipe of a file."""
+    ray, httpx = pytest.importorskip("ray"), pytest.importorskip("httpx")
+    serve = pytest.importorskip("ray.serve")
+    monkeypatch.syspath_prepend(str(EXAMPLES / "serve"))
+    module = importlib.import_module("serve_ray")
+    pipe = testbed.build_pipeline(testbed.build_transformer(num_layers=2))
+    pipe.save_pretrained(tmp_path / "weights")
+    passes = [fisopt.FrameInterleave(), fisopt.SequenceParallel()]
+    fisopt.Recipe.of(pipe.transformer, passes).save(tmp_path / "recipe.yaml")
+    where = {"recipe": str(tmp_path / "recipe.yaml"), "weights": str(tmp_path / "weights")}
+    options = module.Options(2, **where, buckets=(4, 8), steps=1, backend="eager")
+    prompt = "red circle moving left fast over waves"
+    try:
+        module.start(options, num_cpus=2, include_dashboard=False)
+        for frames in (3, 8):
+            asked = {"prompt": prompt, "frames": frames}
+            answer = httpx.post("http://127.0.0.1:8000", json=asked, timeout=300)
+            assert answer.status_code == 200, answer.text
+            assert len(iio.imread(answer.content, extension=".mp4", plugin="pyav")) == frames
+        for wrong, said in (({"frames": 9}, "largest bucket"), ({"prompt": "a dog"}, "prompt")):
+            asked = {"prompt": prompt, "frames": 4, **wrong}
+            answer = httpx.post("http://127.0.0.1:8000", json=asked, timeout=300)
+            assert answer.status_code == 422, answer.text
+            assert said in answer.text
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.mark.slow
 def test_tuning_and_comparing(tmp_path: Path) -> None:
     given = ["--minutes", "0.2", "--prompts", "2", "--clips", "1", "--steps", "2"]
     loaded("tune_and_compare.py").main([*given, "--out", str(tmp_path)])

@@ -12,6 +12,7 @@ import fisopt
 from fisopt import (
     PRESETS,
     FrameInterleave,
+    GuidanceParallel,
     Pass,
     PassManager,
     Program,
@@ -42,6 +43,7 @@ PASSES: dict[str, tuple[Pass, ...]] = {
     "StepCache": (StepCache(0.1, order=1),),
     "all": (FrameInterleave(), TileAttention(1, blocks="1:"), StepCache(steps="1::2")),
     "RulePass": (RulePass((SWAP,)),),
+    "GuidanceParallel": (FrameInterleave(), GuidanceParallel()),
     "SequenceParallel": (FrameInterleave(), SequenceParallel(degree=2)),
     "nothing to do": (FrameInterleave(stride=1),),
 }

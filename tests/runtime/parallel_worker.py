@@ -36,8 +36,10 @@ def main(folder: str, kind: str) -> None:
     pipe = load_testbed()
     backend = "inductor" if kind == "inductor" else "eager"
     passes = [fisopt.FrameInterleave(stride=3 if kind == "passes" and rank else 2)]
-    parallel = fisopt.SequenceParallel(degree=2 if kind == "degree" else None)
-    fisopt.optimize(pipe, passes=[*passes, parallel], backend=backend)
+    parallel: list[fisopt.Pass] = [fisopt.SequenceParallel(degree=2 if kind == "degree" else None)]
+    if kind.startswith("guidance"):
+        parallel = [fisopt.GuidanceParallel(), *(parallel if kind == "guidance and tokens" else [])]
+    fisopt.optimize(pipe, passes=[*passes, *parallel], backend=backend)
     if kind == "killed" and rank == 1:
         pipe.transformer.register_forward_hook(lambda *_: os._exit(9))  # after its first call
     prompt = "blue square moving up" if kind == "prompts" and rank else PROMPT

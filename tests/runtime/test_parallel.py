@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import distributed
 
 import fisopt
+from fisopt.passes.sharding.group import check_backend
 from fisopt.runtime.same_ranks import together
 from tests.runtime.parallel_worker import clip
 
@@ -69,11 +71,24 @@ def same_clip(folder: Path, ranks: int) -> None:
 def test_a_lost_rank_is_named() -> None:
     with (
         pytest.raises(fisopt.RankError, match="the other ranks of its 4 in vain"),
-        together(("0", 4)),
+        together(4),
     ):
         raise RuntimeError("[pair.cc:538] Connection closed by peer [127.0.0.1]:31337")
-    with pytest.raises(RuntimeError, match="shapes do not match"), together(("0", 4)):
+    with pytest.raises(RuntimeError, match="shapes do not match"), together(4):
         raise RuntimeError("shapes do not match")
+
+
+def test_a_backend_that_is_not_there() -> None:
+    """A group that sends what is on the CPU alone."""
+    store = distributed.HashStore()
+    distributed.init_process_group("cpu:gloo", store=store, rank=0, world_size=1)
+    try:
+        group = distributed.group.WORLD.group_name  # type: ignore[union-attr]
+        check_backend(group, torch.device("cpu"))
+        with pytest.raises(fisopt.RankError, match=r"of a cuda device: .* is of cpu:gloo"):
+            check_backend(group, torch.device("cuda"))
+    finally:
+        distributed.destroy_process_group()
 
 
 def test_a_process_that_ends_is_told_to_the_other() -> None:
@@ -104,6 +119,15 @@ def test_two_processes_compiled(tmp_path: Path, one_testbed: None) -> None:
 def test_four_processes_make_two_clips(tmp_path: Path, one_testbed: None) -> None:
     assert start(tmp_path, "degree", 4) == [""] * 4
     same_clip(tmp_path, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "ranks"), [("guidance", 2), ("guidance and tokens", 4)])
+def test_processes_of_one_branch_each(
+    kind: str, ranks: int, tmp_path: Path, one_testbed: None
+) -> None:
+    assert start(tmp_path, kind, ranks) == [""] * ranks
+    same_clip(tmp_path, ranks)
 
 
 @pytest.mark.slow

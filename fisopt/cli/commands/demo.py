@@ -43,6 +43,9 @@ def run(
         Path | None,
         typer.Option(help="Another trained testbed, a folder written by save_pretrained."),
     ] = None,
+    ranks: Annotated[
+        int, typer.Option(min=1, max=64, help="Processes that make each clip together.")
+    ] = 1,
 ) -> None:
     """Run the testbed dense and optimised, side by side."""
     from fisopt.cli import demo
@@ -58,4 +61,9 @@ def run(
         out,
         weights,
     )
-    demo.run(settings, stdout(), stderr())
+    if ranks == 1:
+        demo.run(settings, stdout(), stderr())
+    else:
+        from fisopt.cli import ranks_demo
+
+        ranks_demo.run(settings, ranks)

@@ -18,6 +18,7 @@ from fisopt.passes.sharding.collectives import Ranks, own
 from fisopt.passes.sharding.followed import Followed, States, follow, placed, related
 from fisopt.passes.sharding.numbers import arguments
 from fisopt.passes.sharding.shard import Shard, part, scaled
+from fisopt.passes.sharding.what import What
 from fisopt.rewrite.analysis.structure import attentions
 from fisopt.rewrite.axes import FrameAxis, axes_of, set_axes
 from fisopt.rewrite.edit.editor import Editing
@@ -37,12 +38,12 @@ class Divided:
         twins: nodes of the edited graph, by node of ``graph``; themselves if not given.
         ranks: who shares the work.
         index: makes the positions of a rank's entries of an axis, int64.
-        tokens: of one frame.
+        what: is divided.
 
     Attributes:
         native: how each value is computed, None for whole.
         gathered: values that something needs whole though they are computed divided.
-        reasons: operators that combine tokens and got them whole, one line each.
+        reasons: operators that combine what is divided and got it whole, one line each.
     """
 
     def __init__(
@@ -52,10 +53,10 @@ class Divided:
         twins: dict[fx.Node, fx.Node],
         ranks: Ranks,
         index: Callable[[FrameAxis], fx.Node],
-        tokens: int,
+        what: What,
     ) -> None:
         self.editor, self.graph, self.twins = editor, graph, twins
-        self.ranks, self.index, self.tokens = ranks, index, tokens
+        self.ranks, self.index, self.what = ranks, index, what
         self.native: dict[fx.Node, Shard | None] = {}
         self.gathered: set[fx.Node] = set()
         self.reasons: dict[str, None] = {}
@@ -70,26 +71,19 @@ class Divided:
     def take(self, node: fx.Node, shard: Shard, made: fx.Node) -> None:
         """Say what a rank is given of an argument."""
         self.put(node, shard, made)
-        self._home[node] = self._by_frames(node) or shard
+        self._home[node] = self.what.home(node) or shard
         self._set_axes(made, node, shard)
 
-    def home(self, node: fx.Node) -> Shard | None:
-        """Where the tokens of a value are, None if it has none."""
-        if node not in self._home:
-            self._home[node] = self._by_frames(node)
-        return self._home[node]
+    def divide(self, node: fx.Node, shard: Shard) -> None:
+        """Give a rank its part of what all of them have whole."""
+        self._held[node, None] = node
+        self.take(node, shard, own(self.editor, node, shard, self.index(shard.axis)))
 
-    def _by_frames(self, node: fx.Node) -> Shard | None:
-        sizes, tokens = virtual_shape(node), self.tokens
-        for d, axis in enumerate(axes_of(node)):
-            if axis is not None and axis.inner % tokens == 0:
-                place = (axis.outer * axis.frames, axis.inner // tokens, axis.before, axis.after)
-                return Shard(d, FrameAxis(tokens, *place))
-        if any(axis is not None for axis in axes_of(node)):
-            for d, axis in enumerate(axes_of(node)):
-                if axis is None and d + 1 < len(sizes) and sizes[d] == tokens:
-                    return Shard(d, FrameAxis(tokens))
-        return None
+    def home(self, node: fx.Node) -> Shard | None:
+        """Where a value has what is divided, None if it has nothing of it."""
+        if node not in self._home:
+            self._home[node] = self.what.home(node)
+        return self._home[node]
 
     def get(self, node: fx.Node, want: Shard | None) -> fx.Node:
         """A value as it is wanted, converted here if it is not there yet."""
@@ -124,17 +118,18 @@ class Divided:
             axes[shard.dim] = scaled(axes[shard.dim], size, shard, self.ranks.count)
         set_axes(made, tuple(axes))
 
-    def visit(self, node: fx.Node, *, exchanges: bool) -> None:
+    def visit(self, node: fx.Node, *, in_block: bool) -> None:
         """Let a call compute a rank's part of its value, where an operand is divided.
 
         Args:
             node: the call.
-            exchanges: whether another dimension may be divided for it.
+            in_block: whether it is one of a block: another dimension may be divided for it, and
+                it is said where it gets its operands whole.
         """
         states = {n: self.native.get(n) for n in node.all_input_nodes}
         if not any(states.values()):
             return
-        for wanted in self._attempts(node, states, exchanges):
+        for wanted in self._attempts(node, states, in_block):
             found = follow(node, wanted)
             if found is not None and (made := self._made(node, found)) is not None:
                 self._done(node, found, made)
@@ -144,7 +139,7 @@ class Divided:
             pass_name=self.editor.pass_name,
         )
 
-    def _attempts(self, node: fx.Node, states: States, exchanges: bool) -> Iterator[States]:
+    def _attempts(self, node: fx.Node, states: States, in_block: bool) -> Iterator[States]:
         """How operands may be divided, the cheapest first."""
         yield states
         homes = {n: self.home(n) if s is not None else None for n, s in states.items()}
@@ -157,11 +152,13 @@ class Divided:
                         yield self._for(node, states, out)
         tokens = [n for n, s in states.items() if s is not None and s == homes[n]]
         moves = node.target in PLACES or split_dim(node) is not None
-        if exchanges and tokens and not moves:
+        if in_block and self.what.exchanges and tokens and not moves:
             other = self._other(node, states, tokens)
             yield from [] if other is None else [self._for(node, states, other)]
-        if exchanges and tokens:
-            self.reasons[f"{node.target} combines tokens, which are gathered for it"] = None
+        if in_block and tokens:
+            self.reasons[f"{node.target} combines {self.what.word}, which are gathered for it"] = (
+                None
+            )
         yield dict.fromkeys(states)
 
     def _for(self, node: fx.Node, states: States, out: Shard) -> States:
@@ -231,7 +228,7 @@ class Divided:
 
     def _moved_home(self, node: fx.Node, found: Followed) -> Shard | None:
         """Where the tokens of a result are: as its axes say, or where its operands' are."""
-        if (home := self._by_frames(node)) is not None:
+        if (home := self.what.home(node)) is not None:
             return home
         states = {n: self.home(n) for n in node.all_input_nodes}
         relation = related(node, states)

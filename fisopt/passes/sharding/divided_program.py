@@ -1,4 +1,4 @@
-"""A Program whose video is divided among ranks, each of which has some tokens of every frame."""
+"""A Program that is divided among ranks: its blocks run on a part, its results are whole."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import fx
 from fisopt.passes.sharding.collectives import Ranks
 from fisopt.passes.sharding.divided import Divided
 from fisopt.passes.sharding.shard import Shard, positions
+from fisopt.passes.sharding.what import What
 from fisopt.rewrite.analysis.structure import result_nodes, results
 from fisopt.rewrite.axes import FrameAxis
 from fisopt.rewrite.edit.editor import Editing
@@ -31,7 +32,7 @@ class Part:
         takes: how each argument of the block is divided.
         indices: axes; the positions of a rank's entries of each are arguments after those.
         gives: how each result is divided.
-        reasons: operators that got tokens whole.
+        reasons: operators that got their operands whole.
     """
 
     body: fx.GraphModule
@@ -44,14 +45,18 @@ class Part:
 class DividedProgram:
     """The state of one run.
 
+    Args:
+        rewriter: of the Program.
+        ranks: who shares the work.
+        what: is divided.
+
     Attributes:
         blocks: how many blocks run on a part.
-        reasons: operators that got tokens whole, and in which blocks.
+        reasons: operators that got their operands whole, and in which blocks.
     """
 
-    def __init__(self, rewriter: Rewriter, ranks: Ranks) -> None:
-        self.rewriter, self.ranks = rewriter, ranks
-        self.tokens = rewriter.program.layout.tokens_per_frame
+    def __init__(self, rewriter: Rewriter, ranks: Ranks, what: What) -> None:
+        self.rewriter, self.ranks, self.what = rewriter, ranks, what
         self.blocks = 0
         self.reasons: dict[str, list[str]] = {}
         self._indices: dict[FrameAxis, fx.Node] = {}
@@ -59,16 +64,22 @@ class DividedProgram:
         self._parts: dict[tuple[str, Signature, Signature], Part] = {}
         self._calls: set[fx.Node] = set()
         graph = rewriter.program.graph
-        self.values = Divided(rewriter, graph, {}, ranks, self.index, self.tokens)
+        self.values = Divided(rewriter, graph, {}, ranks, self.index, what)
 
     def run(self) -> None:
         """Divide what the blocks compute; what the Program returns is whole on every rank."""
-        for node in list(self.rewriter.graph.nodes):
+        nodes = list(self.rewriter.graph.nodes)
+        inputs = [n for n in nodes if n.op == "placeholder"]
+        with self.rewriter.after(inputs[-1]):
+            for node in inputs:
+                if (shard := self.what.given(node)) is not None:
+                    self.values.divide(node, shard)
+        for node in nodes:
             with self.rewriter.before(node):
                 if node.op == "call_module":
                     self._block(node)
                 elif node.op == "call_function" and not self._is_result(node):
-                    self.values.visit(node, exchanges=False)
+                    self.values.visit(node, in_block=False)
                 elif node.op == "output":
                     node.args = ([self.values.get(n, None) for n in node.args[0]],)
                     self._agree(node)
@@ -131,7 +142,7 @@ class DividedProgram:
         if key not in self._parts:
             callee = self.rewriter.program.graph_module.get_submodule(name)
             assert isinstance(callee, fx.GraphModule)
-            how = (self.ranks, self.tokens, self.rewriter.pass_name)
+            how = (self.ranks, self.what, self.rewriter.pass_name)
             part, gathered = _divide(callee, wanted, *how)
             again = tuple(
                 None if i in gathered and computed[i] is None else shard
@@ -144,7 +155,7 @@ class DividedProgram:
 
 
 def _divide(
-    callee: fx.GraphModule, takes: Signature, ranks: Ranks, tokens: int, pass_name: str
+    callee: fx.GraphModule, takes: Signature, ranks: Ranks, what: What, pass_name: str
 ) -> tuple[Part, set[int]]:
     """The graph of a block on parts of its arguments, and which of these it gathers."""
     graph, twins = copied(callee.graph)
@@ -158,7 +169,7 @@ def _divide(
             indices[axis] = editor.argument("entries", (size,), torch.int64, like.device)
         return indices[axis]
 
-    values = Divided(editor, callee.graph, twins, ranks, index, tokens)
+    values = Divided(editor, callee.graph, twins, ranks, index, what)
     holders = [n for n in callee.graph.nodes if n.op == "placeholder"]
     for holder, shard in zip(holders, takes, strict=True):
         twin = twins[holder]
@@ -168,7 +179,7 @@ def _divide(
     for node in callee.graph.nodes:
         with editor.before(twins[node]):
             if node.op == "call_function":
-                values.visit(node, exchanges=True)
+                values.visit(node, in_block=True)
     held = results(callee.graph)
     gives = tuple(values.native.get(n) for n in held)
     output = next(n for n in reversed(graph.nodes) if n.op == "output")

@@ -109,7 +109,7 @@ def _is_beside(node: fx.Node, link: Link) -> bool:
 
 
 def _of_frames(node: fx.Node) -> Relation:
-    """Gathering and filling frames leaves the place of a token in its frame."""
+    """Gathering and filling frames leaves tokens where they are in a frame, videos in a batch."""
     gathers, args = node.target is GATHER, list[Any](node.args)
     values, dim = (args[:1], args[1]) if gathers else (args[:2], args[2])
     outer, inner, before, after = args[-4:] if gathers else args[-5:-1]
@@ -118,7 +118,11 @@ def _of_frames(node: fx.Node) -> Relation:
     def at(axis: FrameAxis, value: fx.Node) -> FrameAxis | None:
         size = virtual_shape(value)[dim]
         frames = (size - before - after) // (outer * inner)
-        alike = (axis.before, axis.after, axis.frames * axis.inner) == (before, after, inner)
+        if (axis.before, axis.after) != (before, after):
+            return None
+        if axis.outer * axis.frames == outer and axis.inner % inner == 0:
+            return replace(axis, inner=frames * inner)
+        alike = axis.frames * axis.inner == inner
         return replace(axis, outer=outer * frames) if alike else None
 
     for value in values:

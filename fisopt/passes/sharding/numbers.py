@@ -44,11 +44,15 @@ def arguments(node: fx.Node, followed: Followed, ranks: int) -> tuple[Any, ...] 
 
 
 def _of_frames(node: fx.Node, followed: Followed, ranks: int) -> tuple[Any, ...]:
-    """Gathering and filling of frames say how many tokens one of them has."""
+    """Gathering and filling of frames say how many videos there are, and tokens of a frame."""
     args, out = list(node.args), followed.result
-    dim, inner = (1, 4) if node.target is GATHER else (2, 8)
+    dim, outer, inner = (1, 3, 4) if node.target is GATHER else (2, 7, 8)
     if out is not None and out.dim == args[dim]:
-        args[inner] = out.local(ranks).frames * out.axis.inner
+        local = out.local(ranks)
+        if args[outer] == out.axis.outer * out.axis.frames:
+            args[outer] = local.outer * local.frames
+        else:
+            args[inner] = local.frames * local.inner
     return tuple(args)
 
 

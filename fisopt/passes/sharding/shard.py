@@ -57,10 +57,8 @@ def scaled(axis: FrameAxis | None, size: int, shard: Shard, ranks: int) -> Frame
     if axis is None:
         return None
     held, count = part(shard.axis.frames, ranks), shard.axis.frames
-    for found in (
-        replace(axis, inner=axis.inner * held // count),
-        replace(axis, outer=axis.outer * held // count),
-    ):
-        if found.size == size:
-            return found
-    return None
+    if shard.axis.inner % (axis.frames * axis.inner):  # an entry is less than a video
+        found = replace(axis, inner=axis.inner * held // count)
+    else:
+        found = replace(axis, outer=axis.outer * held // count)
+    return found if found.size == size else None
