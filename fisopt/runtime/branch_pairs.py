@@ -60,7 +60,7 @@ class _Known:
     Attributes:
         items: in the batch.
         same: names of the inputs that all calls of a step have the same.
-        writes: names of those that the model changes in place.
+        writes: names of those that the model changes in place, or sets entries of.
         results: form and type of what it returns; what is no tensor, itself.
         structure: the nesting of that.
     """
@@ -79,7 +79,7 @@ class _Known:
         values = (x.meta["val"] if isinstance(x, fx.Node) else x for x in held)
         results = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)
         times = (name for name in program.inputs.names if name in TIMESTEPS)
-        writes = tuple(w.name for w in program.writes)
+        writes = tuple(change.name for change in (*program.writes, *program.puts))
         video = video_of(program)
         same = (*(program.framed if video is None else [video]), *times)
         return _Known(batch_of(program), same, writes, results, program.out_structure)

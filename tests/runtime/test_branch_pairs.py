@@ -9,7 +9,7 @@ from threading import local
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import fisopt
 from fisopt import FrameInterleave, GuidanceParallel, OptimizedModule, Pass, Program, StepCache
@@ -164,6 +164,38 @@ def test_no_gradients() -> None:
     call, (latents, text, _) = calling(module([GuidanceParallel()])), start()
     with simulated(2), pytest.raises(fisopt.PreconditionError, match="has no gradient"):
         call("cond", 0, latents.requires_grad_(), text)
+
+
+class Remembering(nn.Module):
+    """One item, and what it leaves in its arguments."""
+
+    def __init__(self, put: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+        self.put = put
+
+    def forward(self, video: Tensor, memory: dict[str, Tensor]) -> Tensor:
+        for layer in self.layers:
+            video = video + layer(video)
+        if self.put:
+            memory["k"] = memory["k"] + video.mean((0, 1))
+        else:
+            memory["k"].add_(video.mean((0, 1)))
+        return video
+
+
+@pytest.mark.parametrize("put", [False, True])
+@torch.no_grad()
+def test_what_is_left_in_arguments_is_refused(put: bool) -> None:
+    """The rank that does not compute the call would not leave it there."""
+    model = Remembering(put).eval()
+    call = {"video": torch.randn(1, 30, 4), "memory": {"k": torch.zeros(4)}}
+    spec = fisopt.ModelSpec(
+        blocks=("layers.*",), grid=lambda call: (call["video"].shape[1] // 6, 2, 3)
+    )
+    made = fisopt.optimize(model, [GuidanceParallel()], spec=spec, backend="eager")
+    with simulated(2), pytest.raises(fisopt.PreconditionError, match="changes 'memory_k' in place"):
+        made(**call)
 
 
 def test_inputs_that_were_seen() -> None:
