@@ -17,7 +17,7 @@ from fisopt.artefact.digests import EXTRA
 from fisopt.artefact.manifest import DTYPES, Manifest
 from fisopt.artefact.package import Package, packed
 from fisopt.artefact.program_file import check_parts, read_module, read_program
-from fisopt.artefact.ranks import check_groups, rename
+from fisopt.artefact.ranks import check_groups, regroup
 from fisopt.errors import ExportError, shown
 from fisopt.reading import LARGEST
 from fisopt.stored.graph_file import ProgramFile
@@ -120,7 +120,7 @@ def read(
     """
     with packed(path) as package:
         program = _program(package, path, manifest, index, any_library)
-        rename(program.graph, groups)
+        regroup(program.graph, groups)
         return read_module(package, program, str(path))
 
 

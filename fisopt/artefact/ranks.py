@@ -36,10 +36,10 @@ def share_infos(mesh: Sequence[Share]) -> tuple[ShareInfo, ...]:
 def name_groups(graph: fx.Graph, mesh: Sequence[Share]) -> None:
     """Write the names of a file in the place of those of this process."""
     names = {share.group: info.group for share, info in zip(mesh, share_infos(mesh), strict=True)}
-    rename(graph, names)
+    regroup(graph, names)
 
 
-def rename(graph: fx.Graph, names: Mapping[str, str]) -> None:
+def regroup(graph: fx.Graph, names: Mapping[str, str]) -> None:
     """Exchange the names of groups in the collectives of a graph.
 
     Raises:
@@ -57,8 +57,8 @@ def rename(graph: fx.Graph, names: Mapping[str, str]) -> None:
 
 
 def check_groups(graph: fx.Graph, mesh: Iterable[ShareInfo]) -> None:
-    """Insist that a graph calls no other groups than its manifest says; see `rename`."""
-    rename(graph, {share.group: share.group for share in mesh})
+    """Insist that a graph calls no other groups than its manifest says; see `regroup`."""
+    regroup(graph, {share.group: share.group for share in mesh})
 
 
 def groups_of(

@@ -180,7 +180,7 @@ def test_an_own_loop_beside_a_scheduler_is_counted() -> None:
     assert [call(generation, t) for t in own] == [Step(i) for i in range(4)]
     next(run(scheduler, generation, 4))
     assert [call(generation, t).index for t in own] == [0, 1, 2, 3]
-    with pytest.raises(ScheduleError, match="the number of steps is not known"):
+    with pytest.raises(ScheduleError, match="depends on the number of steps, which is not known"):
         Step(3).among("-1", "FrameInterleave")
 
 
