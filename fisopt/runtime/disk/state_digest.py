@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import inspect
+import re
 import sys
 import types
 import weakref
@@ -186,6 +188,8 @@ class StateDigest:
     def _held(self, path: str, value: Any) -> None:
         """A container or an object: its class, its entries and its attributes."""
         kind = type(value)
+        if kind is object:  # a mark, which holds nothing
+            return
         self._say(self._token(path, kind))
         known = isinstance(value, (dict, list, tuple, deque, types.MappingProxyType))
         if isinstance(value, (dict, types.MappingProxyType)):
@@ -251,7 +255,7 @@ class StateDigest:
         if kind.__module__.startswith(LOADERS):
             return
         if home in FOREIGN:
-            self._changed(name_of(kind), vars(kind))
+            self._changed_class(kind)
             return
         self.modules[kind.__module__] = None
         for base in kind.__bases__:
@@ -314,13 +318,37 @@ class StateDigest:
 
     def _exchanged(self) -> None:
         """Functions that somebody has put in the place of torch's."""
-        for holder in (torch, nn.functional, Tensor, nn.Module):
-            self._changed(holder.__name__, vars(holder))
+        for holder in (torch, nn.functional):
+            for name, function in _exchanged_in(holder):
+                self._say(name, self._token(f"{holder.__name__}.{name}", function))
+        for kind in (Tensor, nn.Module):
+            self._changed_class(kind)
 
-    def _changed(self, path: str, held: Mapping[str, Any]) -> None:
-        for name, value in list(held.items()):
-            if isinstance(value, types.FunctionType) and root_of(value) not in FOREIGN:
-                self._say(name, self._token(f"{path}.{name}", value))
+    def _changed_class(self, kind: type) -> None:
+        """What somebody has put into a class of a library: one that is new counts once named."""
+        for name, function in _exchanged_in(kind):
+            path = f"{name_of(kind)}.{name}"
+            if _defines(kind, name):
+                self._say(name, self._token(path, function))
+            else:
+                self._methods.setdefault(name, []).append((path, function))
+
+
+def _exchanged_in(holder: Any) -> list[tuple[str, types.FunctionType]]:
+    """The functions of somebody else in a module or a class of a library."""
+    held = list(vars(holder).items())
+    functions = ((n, x) for n, x in held if isinstance(x, types.FunctionType))
+    return [(name, function) for name, function in functions if root_of(function) not in FOREIGN]
+
+
+@functools.cache
+def _defines(kind: type, name: str) -> bool:
+    """Whether a class itself has something of a name: libraries add methods of theirs to others."""
+    inherited = any(name in vars(base) for base in kind.__mro__[1:])
+    try:
+        return inherited or re.search(rf"\b{name}\b", inspect.getsource(kind)) is not None
+    except (OSError, TypeError):  # without a source nobody can tell
+        return True
 
 
 def _root(name: str) -> str:

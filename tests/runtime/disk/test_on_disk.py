@@ -199,6 +199,40 @@ def test_what_decides_a_capture_is_in_its_key(
     assert first.source.model is not model
 
 
+def _beside(self: nn.Module) -> object:
+    return self, generator
+
+
+generator = torch.Generator()
+mark = object()
+
+
+def test_a_method_that_a_library_adds_to_torchs_module_is_none_of_the_models(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers adds one to nn.Module when it loads weights; what it reads is no matter."""
+    monkeypatch.setattr(nn.Module, "added_by_a_library", _beside, raising=False)
+    captured(small())
+    program = captured(small())
+    assert is_read(program)
+    assert not program.source.notes
+    monkeypatch.setattr(nn.Module, "__call__", lambda self, *a, **k: self.forward(*a, **k))
+    program = captured(model := small())
+    assert not is_read(program)
+    assert_same(program, model)
+
+
+def test_a_mark_holds_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def marked() -> nn.Module:
+        model = small()
+        model.mark = mark  # type: ignore[assignment]
+        return model
+
+    captured(marked())
+    assert is_read(captured(marked()))
+    assert not is_read(captured(small()))
+
+
 def test_a_shape_that_comes_after_a_change_is_of_the_changed_model(folder: Folder) -> None:
     captured(small()).at(inputs(7))
     model = small()
