@@ -79,7 +79,7 @@ class _Known:
         values = (x.meta["val"] if isinstance(x, fx.Node) else x for x in held)
         results = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)
         times = (name for name in program.inputs.names if name in TIMESTEPS)
-        writes = tuple(change.name for change in (*program.writes, *program.puts))
+        writes = (*(w.name for w in program.writes), *(put.name for put in program.puts))
         video = video_of(program)
         same = (*(program.framed if video is None else [video]), *times)
         return _Known(batch_of(program), same, writes, results, program.out_structure)

@@ -220,7 +220,7 @@ def test_a_method_that_a_library_adds_to_torchs_module_is_none_of_the_models(
     assert not is_read(captured(small()))
 
 
-def test_a_mark_holds_nothing(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mark_holds_nothing(folder: Folder) -> None:
     def marked() -> nn.Module:
         model = small()
         model.mark = mark  # type: ignore[assignment]
