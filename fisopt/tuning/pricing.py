@@ -96,6 +96,14 @@ class Measured:
         name = named(plan)
         return [int(c) for c, found in self.kept.prompts.items() if name in found]
 
+    def by_name(self) -> dict[str, dict[str, float]]:
+        """What is measured: errors of each plan by clip."""
+        found: dict[str, dict[str, float]] = {}
+        for clip, known in self.kept.prompts.items():
+            for name, error in known.items():
+                found.setdefault(name, {})[clip] = error
+        return found
+
     def write(self, clip: int = 0) -> None:
         """Write what is measured."""
         self.kept.keep(clip, self.kept.prompts.get(str(clip), {}))

@@ -16,6 +16,7 @@ from fisopt.tuning.chosen import choices_of
 from fisopt.tuning.component import Component
 from fisopt.tuning.costs import Costs, Unit, costs_of
 from fisopt.tuning.goal import Goal, psnr_of
+from fisopt.tuning.notes import notes_of
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
@@ -146,8 +147,9 @@ class Search:
         """
         prices = {c: p for c, p in self.prices.all().items() if c not in forbidden}
         if runs is not None:  # priced together, not each alone
-            whole = self.measured.error(Plan({}, tuple(runs)), 0)
-            prices |= dict.fromkeys(runs, whole / len(runs))
+            together = self.measured.error(Plan({}, tuple(runs)), 0) / len(runs)
+            prices |= dict.fromkeys(runs, together)
+            self.prices.guessed = {**dict.fromkeys(runs, together), **self.prices.guessed}
         knapsack = Knapsack(self.space, prices, runs)
         if self.goal.bounds_error:
             bound = self.goal.most_error(self.trials.peak()) ** 2
@@ -208,8 +210,6 @@ class Search:
                 if not plan.reuses or self._short(plan):
                     continue
                 found[named(plan)] = self.measured.error(plan, 0), plan
-                for run in runs:
-                    self.prices.guessed.setdefault(run, found[named(plan)][0] / len(runs))
                 if not plan.options and not self.goal.bounds_error:
                     break  # fast enough by itself: longer runs are further off
         ranked = sorted(found.values(), key=lambda one: self._rank(*one))
@@ -289,7 +289,8 @@ class Search:
         if self.goal.bounds_error:
             reached = error <= self.goal.most_error(peak)
         knapsack = Knapsack(self.space, prices)
-        self._note(knapsack, reached)
+        minutes = (perf_counter() - self.began) / 60
+        self.notes += notes_of(self.goal, self.prices, knapsack, minutes, reached=reached)
         front = []
         for s in FRONT:
             point = knapsack.least_error(1 - 1 / s)
@@ -316,44 +317,11 @@ class Search:
             error=error,
             psnr=psnr,
             predicted=(self.level * knapsack.predicted(plan)) ** 0.5,
-            prices=self._by_name(),
+            prices=self.measured.by_name(),
             front=tuple(front),
             choices=tuple(choices_of(self.space, plan, prices, str(self.goal))),
             notes=tuple(dict.fromkeys(self.notes)),
         )
-
-    def _note(self, knapsack: Knapsack, reached: bool) -> None:
-        alone, unknown = self.prices.not_tried()
-        size = self.space.size
-        for option in self.space.left_out():
-            self.notes.append(
-                f"{option.own} was not tried: it saves nothing in any block by the costs"
-            )
-        self.notes.append(
-            f"{size - alone} of {size} changes were measured alone, {alone - unknown} guessed from "
-            f"others of their kind, {unknown} not tried; {self.measured.count} measurements in "
-            f"{(perf_counter() - self.began) / 60:.1f} minutes"
-        )
-        if not reached and unknown:
-            self.notes.append(
-                f"the target {self.goal} is not reached by what was measured, and {unknown} "
-                "changes have no price: give more minutes; this is the nearest plan"
-            )
-        elif not reached and not self.goal.bounds_error:
-            most = 1 / (1 - knapsack.most())
-            self.notes.append(
-                f"the target {self.goal} is out of reach: with every option in every block the "
-                f"transformers are {most:.2f} times cheaper; this is the nearest plan"
-            )
-        elif not reached:
-            self.notes.append(f"the target {self.goal} is out of reach; this is the nearest plan")
-
-    def _by_name(self) -> dict[str, dict[str, float]]:
-        found: dict[str, dict[str, float]] = {}
-        for clip, known in self.measured.kept.prompts.items():
-            for name, error in known.items():
-                found.setdefault(name, {})[clip] = error
-        return found
 
 
 def geometric(values: Iterable[float]) -> float:
