@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from fisopt.errors import shown
 from fisopt.reading import MIB, MalformedError
 from fisopt.rewrite.tracing.held_state import HeldState
-from fisopt.stored.graph_data import NotPlainError
+from fisopt.stored.graph_data import NUMBERS, NotPlainError, plain_device
 from fisopt.stored.graph_file import DTYPES, device_of, plain
 
 LARGEST = MIB
 """Bytes of a tensor that is stored."""
-_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 
 
 def plain_constants(constants: dict[str, Tensor], model: nn.Module) -> dict[str, Any]:
@@ -47,16 +46,16 @@ def _plain(path: str, tensor: Tensor, model: nn.Module, held: set[Any]) -> dict[
             "layer"
         )
     size = tensor.numel() * tensor.element_size()
-    if size > LARGEST or tensor.is_meta or tensor.dtype not in _NUMBERS:
+    if size > LARGEST or tensor.is_meta or tensor.dtype not in NUMBERS:
         raise NotPlainError(
             f"{path} is a tensor {list(tensor.shape)} of {tensor.dtype} on {tensor.device}, "
             f"{size:,} bytes; up to {LARGEST:,} are stored"
         )
     data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return {
-        "dtype": _NUMBERS[tensor.dtype],
+        "dtype": NUMBERS[tensor.dtype],
         "sizes": list(tensor.shape),
-        "device": {"type": tensor.device.type, "index": tensor.device.index},
+        "device": plain_device(tensor.device),
         "data": base64.b64encode(data).decode(),
     }
 

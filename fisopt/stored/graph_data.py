@@ -28,7 +28,8 @@ PARAMETER = "fisopt.parameter"
 """Where a placeholder of a callee says whether it is a parameter."""
 _TEXTS = (BLOCK, REGION)
 _MARKS = {"val", KEY, PARAMETER, *_TEXTS}
-_NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
+"""The numbers that torch.export gives to types."""
 _ITEM = "_operator.getitem"
 _SCALARS = {bool: "as_bool", int: "as_int", str: "as_string"}
 _SPECIAL = {"inf": "Infinity", "-inf": "-Infinity", "nan": "NaN"}
@@ -92,10 +93,10 @@ def _plain_value(value: Any) -> dict[str, Any]:
     if isinstance(value, (tuple, list)):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_plain_value(x) for x in value]}
-    if isinstance(value, torch.dtype) and value in _NUMBERS:
-        return {"as_scalar_type": _NUMBERS[value]}
+    if isinstance(value, torch.dtype) and value in NUMBERS:
+        return {"as_scalar_type": NUMBERS[value]}
     if isinstance(value, torch.device):
-        return {"as_device": {"type": value.type, "index": value.index}}
+        return {"as_device": plain_device(value)}
     if isinstance(value, torch.layout) and value == torch.strided:
         return {"as_layout": 7}
     if isinstance(value, torch.memory_format):
@@ -120,10 +121,14 @@ def _plain_form(value: Any) -> Any:
     if not isinstance(value, torch.Tensor) or value.is_conj() or value.is_neg():
         raise NotPlainError(f"a graph computes {value!r}, which is no plain tensor")
     sizes, strides = list(value.shape), list(value.stride())
-    if value.dtype not in _NUMBERS or not all(type(x) is int for x in (*sizes, *strides)):
+    if value.dtype not in NUMBERS or not all(type(x) is int for x in (*sizes, *strides)):
         raise NotPlainError(f"a graph computes a tensor of {value.dtype} {sizes}")
-    device = {"type": value.device.type, "index": value.device.index}
-    return [_NUMBERS[value.dtype], sizes, strides, device]
+    return [NUMBERS[value.dtype], sizes, strides, plain_device(value.device)]
+
+
+def plain_device(device: torch.device) -> dict[str, Any]:
+    """A device as plain values; `fisopt.stored.graph_file.device_of` reads them."""
+    return {"type": device.type, "index": device.index}
 
 
 @dataclass
