@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from fisopt.codegen.cache_tag import cache_tag
 from fisopt.rewrite.tracing.readiness import INSTALLED
-from fisopt.runtime.disk.state_digest import FOREIGN
+from fisopt.runtime.disk.foreign import FOREIGN
 from fisopt.runtime.disk.tokens import NotStableError
 
 _STARTED = time.time()

@@ -11,9 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
-import re
-import sys
 import types
 import weakref
 from collections import deque
@@ -32,6 +29,7 @@ from fisopt.rewrite.tools.tool import read_by_graphs
 from fisopt.rewrite.tracing.held_state import slots
 from fisopt.rewrite.tracing.inner import inner_form
 from fisopt.rewrite.tracing.readiness import HOOKS, INSTALLED
+from fisopt.runtime.disk.foreign import FOREIGN, defines, exchanged_in
 from fisopt.runtime.disk.tokens import (
     NotStableError,
     atom,
@@ -44,8 +42,6 @@ from fisopt.runtime.disk.tokens import (
 from fisopt.runtime.reach import is_filled
 from fisopt.runtime.seen import LOADERS, root_own
 
-FOREIGN = {"torch", "numpy", "fisopt", *sys.stdlib_module_names} - {"__main__"}
-"""Packages that are known by their version, or whose files are read whole."""
 OUTSIDE = {"environ", "getenv", "open"}
 """What functions read outside of the process; of libraries it does not count, which mention it in
 much that no forward call reaches."""
@@ -319,36 +315,19 @@ class StateDigest:
     def _exchanged(self) -> None:
         """Functions that somebody has put in the place of torch's."""
         for holder in (torch, nn.functional):
-            for name, function in _exchanged_in(holder):
+            for name, function in exchanged_in(holder):
                 self._say(name, self._token(f"{holder.__name__}.{name}", function))
         for kind in (Tensor, nn.Module):
             self._changed_class(kind)
 
     def _changed_class(self, kind: type) -> None:
         """What somebody has put into a class of a library: one that is new counts once named."""
-        for name, function in _exchanged_in(kind):
+        for name, function in exchanged_in(kind):
             path = f"{name_of(kind)}.{name}"
-            if _defines(kind, name):
+            if defines(kind, name):
                 self._say(name, self._token(path, function))
             else:
                 self._methods.setdefault(name, []).append((path, function))
-
-
-def _exchanged_in(holder: Any) -> list[tuple[str, types.FunctionType]]:
-    """The functions of somebody else in a module or a class of a library."""
-    held = list(vars(holder).items())
-    functions = ((n, x) for n, x in held if isinstance(x, types.FunctionType))
-    return [(name, function) for name, function in functions if root_of(function) not in FOREIGN]
-
-
-@functools.cache
-def _defines(kind: type, name: str) -> bool:
-    """Whether a class itself has something of a name: libraries add methods of theirs to others."""
-    inherited = any(name in vars(base) for base in kind.__mro__[1:])
-    try:
-        return inherited or re.search(rf"\b{name}\b", inspect.getsource(kind)) is not None
-    except (OSError, TypeError):  # without a source nobody can tell
-        return True
 
 
 def _root(name: str) -> str:
