@@ -24,6 +24,7 @@ from fisopt.errors import PreconditionError
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.rewrite.pass_base import Pass
 from tests import causal_wan, ranks
+from tests.anchors import rows, spread
 from tests.causal_wan import BLOCKS, HEADS, INNER, SIDE, CausalWan, chunk
 from tests.passes.dense_reduction import Attend, Options
 
@@ -64,10 +65,6 @@ def reduced(options: Options, block: int, q: Tensor, k: Tensor, v: Tensor) -> Te
     return out
 
 
-def rows(frames: Any) -> list[int]:
-    return [f * INNER + i for f in frames for i in range(INNER)]
-
-
 def heads(x: Tensor) -> Tensor:
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
 
@@ -87,17 +84,6 @@ def angles(model: CausalWan, frames: range) -> Tensor:
     return torch.stack(
         [torch.cat([p * s for p, s in zip(place, speeds, strict=True)]) for place in places]
     )
-
-
-def spread(x: Tensor, y: Tensor, kept: tuple[int, ...]) -> Tensor:
-    """The update of frames, linear between the anchors around those that were left out."""
-    update = (y - x[:, rows(kept)]).unflatten(1, (len(kept), INNER))
-    frames = []
-    for f in range(FRAMES):
-        left, right = max(k for k in kept if k <= f), min(k for k in kept if k >= f)
-        w = (f - left) / (right - left) if right > left else 0.0
-        frames.append((1 - w) * update[:, kept.index(left)] + w * update[:, kept.index(right)])
-    return x + torch.cat(frames, 1)
 
 
 def looped(
@@ -130,16 +116,16 @@ def looped(
         history[i].append((k, heads(attn.to_v(y))))
         kept = range(FRAMES) if kv is None or i == 0 else anchor_frames(FRAMES, 2, (i - 1) % 2)
         *past, now = history[i]
-        mine = rows(kept if kv == "anchors" else range(FRAMES))
+        mine = rows(kept if kv == "anchors" else range(FRAMES), INNER)
         keys, values = (
             torch.cat([*(old[j] for old in past), now[j][:, :, mine]], 2) for j in range(2)
         )
-        y = mix(i, q[:, :, rows(kept)], keys, values).transpose(1, 2).flatten(2)
-        z = x[:, rows(kept)]
+        y = mix(i, q[:, :, rows(kept, INNER)], keys, values).transpose(1, 2).flatten(2)
+        z = x[:, rows(kept, INNER)]
         z = z + attn.to_out[0](y) * gate
         z = z + block.attn2(block.norm2(z), text, None, None)
         z = z + block.ffn(block.norm3(z) * (1 + scale2) + shift2) * gate2
-        x = spread(x, z, tuple(kept)) if len(kept) < FRAMES else z
+        x = spread(x, z, kept, INNER) if len(kept) < FRAMES else z
     return model.proj_out(x)  # type: ignore[no-any-return]
 
 

@@ -19,6 +19,7 @@ from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.rewrite.pass_base import Pass
 from fisopt.rewrite.rewriter import Rewriter
 from tests import cached_dit
+from tests.anchors import rows, spread
 from tests.cached_dit import CachedDiT, Layer
 
 GRID = (5, 2, 3)
@@ -36,23 +37,6 @@ def flat(caches: list[dict[str, Tensor]]) -> list[Tensor]:
     return [layer[name] for layer in caches for name in ("k", "v")]
 
 
-def rows(frames: Any, before: int = 0) -> Tensor:
-    places = [before + f * INNER + i for f in frames for i in range(INNER)]
-    return torch.tensor([*range(before), *places])
-
-
-def spread(x: Tensor, y: Tensor, kept: tuple[int, ...]) -> Tensor:
-    """The update of skipped frames, linear between the anchors around them."""
-    update = (y - x[:, rows(kept)]).unflatten(1, (len(kept), INNER))
-    frames = []
-    for f in range(FRAMES):
-        left, right = max(k for k in kept if k <= f), min(k for k in kept if k >= f)
-        w = (f - left) / (right - left) if right > left else 0.0
-        a, b = update[:, kept.index(left)], update[:, kept.index(right)]
-        frames.append((1 - w) * a + w * b)
-    return x + torch.cat(frames, 1)
-
-
 def looped(model: CachedDiT, call: dict[str, Any], kv: str) -> Tensor:
     """Every layer on its anchors; keys and values of all frames into the caches."""
     past, room = call["past"], call["past"] + call["video"].shape[1]
@@ -66,10 +50,10 @@ def looped(model: CachedDiT, call: dict[str, Any], kv: str) -> Tensor:
         kept = anchor_frames(FRAMES, 2, index % 2)
         y, end = layer.norm(x), past + x.shape[1]
         held["k"][:, past:end], held["v"][:, past:end] = layer.k(y), layer.v(y)
-        read = rows(kept, past) if kv == "anchors" else torch.arange(end)
-        q = layer.q(y)[:, rows(kept)]
-        short = layer.rest(x[:, rows(kept)], q, held["k"][:, read], held["v"][:, read])
-        x = spread(x, short, kept)
+        read = rows(kept, INNER, past) if kv == "anchors" else torch.arange(end)
+        q = layer.q(y)[:, rows(kept, INNER)]
+        short = layer.rest(x[:, rows(kept, INNER)], q, held["k"][:, read], held["v"][:, read])
+        x = spread(x, short, kept, INNER)
     return model.unembed(x)
 
 
