@@ -22,7 +22,7 @@ NOTES = 64
 
 
 @dataclass
-class _State:
+class _State(threading.local):
     """What one thread knows about the generation it is in.
 
     Attributes:
@@ -87,18 +87,11 @@ class Generation:
     """
 
     def __init__(self, scheduler: Callable[[], Any] | None = None) -> None:
-        self._local = threading.local()
+        self._state = _State()
         self._lock = threading.Lock()
         self._scheduler = scheduler or (lambda: None)
         self.notes: Counter[str] = Counter()
         self.decisions: Counter[str] = Counter()
-
-    @property
-    def _state(self) -> _State:
-        if not hasattr(self._local, "state"):
-            self._local.state = _State()
-        state: _State = self._local.state
-        return state
 
     @property
     def branch(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import Queue
 from threading import local
 
@@ -125,31 +126,21 @@ def test_each_rank_computes_one_branch(passes: list[Pass]) -> None:
         assert not notes, "state is where its branch is"
 
 
-def test_a_branch_that_changes_is_computed_as_it_is() -> None:
-    def changes(call: Call) -> Tensor:
-        return clip(call, change=2)
-
-    made, modules = on_two_ranks([], changes)
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (partial(clip, change=2), "a branch came with another encoder_hidden_states"),
+        (partial(clip, guided=1), "a branch that was expected was not called"),
+    ],
+)
+def test_a_branch_that_is_not_as_expected_is_computed_as_it_is(make: Clip, said: str) -> None:
+    made, modules = on_two_ranks([], make)
     with torch.no_grad():
-        want = changes(calling(module([])))
+        want = make(calling(module([])))
     for got, each in zip(made, modules, strict=True):
         torch.testing.assert_close(got, want, atol=0, rtol=0)
-        said = "GuidanceParallel: a branch came with another encoder_hidden_states"
-        assert each.report.notes == {ALONE: 3, said: 1}
+        assert each.report.notes == {ALONE: 3, f"GuidanceParallel: {said}": 1}
         assert f"{said}: 1 times" in str(each.report)
-
-
-def test_a_branch_that_is_left_out() -> None:
-    def ends(call: Call) -> Tensor:
-        return clip(call, guided=1)
-
-    made, modules = on_two_ranks([], ends)
-    with torch.no_grad():
-        want = ends(calling(module([])))
-    for got, each in zip(made, modules, strict=True):
-        torch.testing.assert_close(got, want, atol=0, rtol=0)
-        said = "GuidanceParallel: a branch that was expected was not called"
-        assert each.report.notes == {ALONE: 3, said: 1}
 
 
 def test_without_ranks() -> None:
