@@ -10,6 +10,7 @@ from torch import fx
 from torch.export import ExportedProgram
 
 from fisopt.errors import ExportError
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.program import Program
 
 
@@ -20,8 +21,7 @@ def placeholders(program: Program) -> list[fx.Node]:
 
 def results_of(program: Program, graph: fx.Graph) -> dict[str, fx.Node]:
     """The model's own results in a graph of a Program, as artefacts name them, in order."""
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    held = list(output.args[0])[: program.out_structure.num_leaves]
+    held = outputs_of(graph)[: program.out_structure.num_leaves]
     return {f"output_{i}" if i else "output": node for i, node in enumerate(held)}
 
 

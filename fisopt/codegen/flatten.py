@@ -6,6 +6,7 @@ from torch import fx
 
 from fisopt.codegen.inline import inline_calls, inline_references
 from fisopt.codegen.lowering import LoweringPass, run_passes
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.weights import refresh
 
@@ -30,9 +31,8 @@ def flatten(program: Program, *, portable: bool = True) -> fx.GraphModule:
     program = program.copy()
     module = program.graph_module
     refresh(module, program.source.model)
-    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
     count = program.own_results + len(program.stores)
-    output.args = (tuple(output.args[0])[:count],)
+    module.graph.output_node().args = (tuple(outputs_of(module.graph))[:count],)
     run_passes(FLATTENING if portable else FLATTENING[:1], module, module)
     root = fx.GraphModule(module, module.graph, class_name="Flat")
     root.meta.update(module.meta)

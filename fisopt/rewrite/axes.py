@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from fisopt.errors import OptionTypeError, shown
+from fisopt.errors import CaptureError, OptionTypeError, shown
 
 KEY = "fisopt.axes"
 
@@ -34,6 +34,17 @@ class TokenLayout:
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+
+def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
+    """A token layout from a (frames, height, width) triple, checked."""
+    given: object = grid  # a function of the user's returns anything
+    sizes = list(given) if isinstance(given, (tuple, list)) else []
+    if len(sizes) != 3 or any(not isinstance(g, int) or g < 1 for g in sizes):
+        raise CaptureError(
+            f"grid must be three positive ints (frames, height, width), got {grid!r}"
+        )
+    return TokenLayout(*grid)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from torch import fx, nn
 
 from fisopt.errors import CaptureError
 from fisopt.nearest import did_you_mean
-from fisopt.rewrite.axes import TokenLayout, axes_of
-from fisopt.rewrite.program import BOUNDARIES, Program, build, layout_of
+from fisopt.rewrite.axes import TokenLayout, axes_of, layout_of
+from fisopt.rewrite.program import BOUNDARIES, Program, build
 from fisopt.rewrite.tools.tool import settle
 from fisopt.rewrite.tracing.block_paths import blocks_of, matches, outer_lists
 from fisopt.rewrite.tracing.fixed_grid import FixedGrid

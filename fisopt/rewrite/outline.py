@@ -72,11 +72,17 @@ def _callee(region: Region, owner: fx.GraphModule) -> fx.GraphModule:
     return callee
 
 
+def outputs_of(graph: fx.Graph) -> list[Any]:
+    """All that a graph returns, in order, what is no node included."""
+    held = graph.output_node().args[0]
+    return list(held) if isinstance(held, (tuple, list)) else [held]
+
+
 def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     """Copy a graph, metadata included; return the copy and the twin of every node."""
     new = fx.Graph()
     twins: dict[fx.Node, fx.Node] = {}
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output = graph.output_node()
     twins[output] = new.output(new.graph_copy(graph, twins))
     for node, twin in twins.items():
         twin.meta = dict(node.meta)

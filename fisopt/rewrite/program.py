@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,10 @@ from torch.utils import _pytree as pytree
 from fisopt.concurrency import running, tracing
 from fisopt.errors import CaptureError, InputError, OptionTypeError, VerifyError
 from fisopt.rewrite.analysis.propagate import annotate
-from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.axes import TokenLayout, layout_of
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.mesh import Share
-from fisopt.rewrite.outline import REGION, copied, find_regions, outline
+from fisopt.rewrite.outline import REGION, copied, find_regions, outline, outputs_of
 from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.frame_dims import FrameDims
 from fisopt.rewrite.tracing.inputs import Inputs, bind_example
@@ -149,8 +150,7 @@ class Program:
         return self._behind(slice(self.out_structure.num_leaves))
 
     def _behind(self, ends: slice) -> set[fx.Node]:
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        open_nodes = [n for n in list(output.args[0])[ends] if isinstance(n, fx.Node)]
+        open_nodes = [n for n in outputs_of(self.graph)[ends] if isinstance(n, fx.Node)]
         found: set[fx.Node] = set()
         while open_nodes:
             node = open_nodes.pop()
@@ -232,21 +232,9 @@ class Program:
         """Bring what a run has made of caches and buffers to where they are held."""
         put = len(returned.written) - len(self.writes)
         if self.writes:
-            targets = [
-                w.of(
-                    held_at(self.source.model, self.graph_module, w.name)
-                    if w.leaf is None
-                    else inputs.leaves[w.leaf]
-                )
-                for w in self.writes
-            ]
-            write_back(targets, returned.written[put:])
+            held = partial(held_at, self.source.model, self.graph_module)
+            write_back(self.writes, returned.written[put:], inputs, held)
         if self.puts:
-            if inputs.given is None:
-                raise InputError(
-                    f"the model puts {self.puts[0].name!r} into a container of its arguments, and "
-                    "these inputs are in none; call it with the arguments themselves"
-                )
             place(inputs.given, self.puts, returned.written[:put])
 
     def split(self, values: Sequence[Any]) -> Returned:
@@ -288,17 +276,6 @@ def check_program(value: object) -> None:
 def pass_of(state: str) -> str:
     """The pass that a tensor of the state belongs to: the first part of its name."""
     return state.partition("/")[0]
-
-
-def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
-    """A token layout from a (frames, height, width) triple, checked."""
-    given: object = grid  # a function of the user's returns anything
-    sizes = list(given) if isinstance(given, (tuple, list)) else []
-    if len(sizes) != 3 or any(not isinstance(g, int) or g < 1 for g in sizes):
-        raise CaptureError(
-            f"grid must be three positive ints (frames, height, width), got {grid!r}"
-        )
-    return TokenLayout(*grid)
 
 
 def build(source: Source, inputs: Inputs, layout: TokenLayout | None = None) -> Program:
@@ -360,6 +337,5 @@ def _check_filled(inputs: Inputs, frame_dims: FrameDims) -> None:
 
 def return_leaves(module: fx.GraphModule, written: Sequence[fx.Node]) -> None:
     """Make the graph return what the model returns, then what it writes."""
-    output = next(n for n in reversed(module.graph.nodes) if n.op == "output")
-    output.args = ([*output.args[0], *written],)
+    module.graph.output_node().args = ([*outputs_of(module.graph), *written],)
     module.recompile()

@@ -20,7 +20,7 @@ from fisopt.rewrite.edit.editor import BY, PART, Editor
 from fisopt.rewrite.edit.halves import carried_over, first_half
 from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.mesh import Share
-from fisopt.rewrite.outline import structure
+from fisopt.rewrite.outline import outputs_of, structure
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.trace import MODE
 
@@ -291,8 +291,7 @@ class Rewriter(Editor):
     def forget(self, calls: Sequence[fx.Node]) -> None:
         """Return no state and no measurement that depends on some calls."""
         program = self.program
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        held = list(output.args[0])
+        held = outputs_of(self.graph)
         behind = set(calls)
         for node in self.graph.nodes:
             behind |= {node} if not behind.isdisjoint(node.all_input_nodes) else set()
@@ -300,7 +299,7 @@ class Rewriter(Editor):
             zip((*program.stores, *program.gauges), held[program.own_results :], strict=True)
         )
         kept = {name: node for name, node in names.items() if node not in behind}
-        output.args = ((*held[: program.own_results], *kept.values()),)
+        self.graph.output_node().args = ((*held[: program.own_results], *kept.values()),)
         program.stores = tuple(name for name in program.stores if name in kept)
         program.gauges = tuple(name for name in program.gauges if name in kept)
 
@@ -321,10 +320,8 @@ class Rewriter(Editor):
                 pass_name=self.pass_name,
             )
         carried = carried_over(first_half(self.graph, known))
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
-        output.args = ((),)
-        program.out_structure, program.writes = pytree.tree_structure(()), ()
-        program.puts = ()
+        self.graph.output_node().args = ((),)
+        program.out_structure, program.writes, program.puts = pytree.tree_structure(()), (), ()
         program.stores = program.gauges = ()
         for name, node in carried.items():
             self.store(name, node)

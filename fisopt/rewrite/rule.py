@@ -138,7 +138,7 @@ def _parameters(graph: fx.Graph) -> list[str]:
 
 
 def _returned(graph: fx.Graph) -> Any:
-    return next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    return graph.output_node().args[0]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from fisopt.rewrite.analysis.structure import result_nodes, results
 from fisopt.rewrite.axes import axes_of, axes_text, same_axes
 from fisopt.rewrite.edit.editor import GROUP, PART
 from fisopt.rewrite.ops.operator import declared
-from fisopt.rewrite.outline import value_key
+from fisopt.rewrite.outline import outputs_of, value_key
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.relations import virtual_shape
 from fisopt.rewrite.tracing.writes import mutates
@@ -38,15 +38,15 @@ def verify(program: Program) -> None:
     for node in program.graph.nodes:
         if node.op == "call_module":
             _check_call(node, program.callee(node))
-    output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-    count, own = len(output.args[0]), program.own_results
+    held = outputs_of(program.graph)
+    count, own = len(held), program.own_results
     extra = len(program.stores) + len(program.gauges)
     if count != own + extra:
         raise VerifyError(
             f"program: returns {count} values, the model returns {own}"
             + (f", state and measurements are {extra}" if extra else "")
         )
-    written = output.args[0][own - len(program.left) : own]
+    written = held[own - len(program.left) : own]
     for (name, sizes), node in zip(program.left, written, strict=True):
         if (got := tuple(node.meta["val"].shape)) != sizes:
             raise VerifyError(
@@ -64,6 +64,9 @@ def _check_graph(module: fx.GraphModule, where: str) -> None:
         module.graph.lint()
     except Exception as error:
         raise VerifyError(f"{where}: {error}") from error
+    *_, last = module.graph.nodes
+    if last.op != "output":
+        raise VerifyError(f"{where}: {last} comes behind the output; edit through Rewriter")
     for node in module.graph.nodes:
         if node.op == "output":
             continue

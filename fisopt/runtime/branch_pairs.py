@@ -21,6 +21,7 @@ from fisopt.lru import Lru
 from fisopt.passes.guidance_parallel import GuidanceParallel, batch_of, video_of
 from fisopt.passes.sharding.group import is_set_up, pair
 from fisopt.rewrite.mesh import Share
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.training import asks_for_gradients
@@ -74,8 +75,7 @@ class _Known:
     @staticmethod
     def of(program: Program) -> _Known:
         """Read it off what was captured."""
-        output = next(n for n in reversed(program.graph.nodes) if n.op == "output")
-        held: list[Any] = list(output.args[0])[: program.out_structure.num_leaves]
+        held = outputs_of(program.graph)[: program.out_structure.num_leaves]
         values = (x.meta["val"] if isinstance(x, fx.Node) else x for x in held)
         results = tuple((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in values)
         times = (name for name in program.inputs.names if name in TIMESTEPS)
@@ -93,7 +93,7 @@ class _Known:
 
 
 @dataclass
-class _State:
+class _State(threading.local):
     """What one thread knows.
 
     Attributes:
@@ -127,7 +127,7 @@ class BranchPairs:
     def __init__(self, generation: Generation, plans: Plans, model: nn.Module) -> None:
         self._generation, self._plans, self._model = generation, plans, model
         self._forms: Lru[Any, _Known] = Lru()
-        self._local = threading.local()
+        self._state = _State()
 
     def run(self, inputs: Inputs, variant: Variant, compute: Compute) -> Any:
         """What a call returns, on both ranks.
@@ -243,10 +243,3 @@ class BranchPairs:
         if key not in self._forms:
             self._forms[key] = _Known.of(self._plans.rewritten(inputs, Variant()))
         return self._forms[key]
-
-    @property
-    def _state(self) -> _State:
-        if not hasattr(self._local, "state"):
-            self._local.state = _State()
-        state: _State = self._local.state
-        return state

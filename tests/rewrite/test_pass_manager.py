@@ -278,6 +278,17 @@ def test_buffers(wan: Program) -> None:
     assert not hasattr(wan.graph_module, "fisopt_table")
 
 
+def test_a_node_behind_the_output_is_named(wan: Program) -> None:
+    """Where fx puts a node that is given no place."""
+    program = wan.copy()
+    node = next(n for n in program.graph.nodes if n.op == "call_function")
+    new = program.graph.call_function(aten.relu.default, (node,))
+    new.meta["val"] = node.meta["val"]
+    set_axes(new, axes_of(node))
+    with pytest.raises(VerifyError, match="comes behind the output; edit through Rewriter"):
+        verify(program)
+
+
 def test_verify_accepts_what_capture_makes(wan: Program) -> None:
     verify(wan)
     broken = wan.copy()

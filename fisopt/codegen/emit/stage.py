@@ -57,7 +57,7 @@ def _ordered(graph: fx.Graph) -> fx.Graph:
     result = fx.Graph()
     env: dict[fx.Node, fx.Node] = {}
     ordered = nx.lexicographical_topological_sort(dependences(graph), key=position.__getitem__)
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output = graph.output_node()
     for node in [*(n for n in ordered if n is not output), output]:
         env[node] = result.node_copy(node, env.__getitem__)
         env[node].meta = dict(node.meta)

@@ -182,10 +182,10 @@ def _divide(
                 values.visit(node, in_block=True)
     held = results(callee.graph)
     gives = tuple(values.native.get(n) for n in held)
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
+    output = graph.output_node()
     with editor.before(output):
         given = {n: values.get(n, s) for n, s in zip(held, gives, strict=True)}
-    before = next(n for n in reversed(callee.graph.nodes) if n.op == "output")
+    before = callee.graph.output_node()
     output.args = fx.node.map_arg(before.args, given.__getitem__)
     editor.erase_dead()
     body = fx.GraphModule(callee, graph, class_name="Block")

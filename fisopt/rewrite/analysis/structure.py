@@ -13,6 +13,7 @@ from fisopt.rewrite.analysis.fused import FUSED
 from fisopt.rewrite.analysis.residual import ADDS, form, moved_from, residual_stream
 from fisopt.rewrite.axes import axes_of, carries_frames
 from fisopt.rewrite.ops.operator import declared, restored
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.relations import relation
 from fisopt.rewrite.relations.reshape import of_dims
 from fisopt.rewrite.relations.table import operand_of, shape
@@ -236,13 +237,7 @@ def _streams(graph: fx.Graph) -> set[fx.Node]:
 
 def results(graph: fx.Graph) -> list[fx.Node]:
     """What a graph returns, in order."""
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
-    value = output.args[0]
-    return [
-        n
-        for n in (value if isinstance(value, (tuple, list)) else [value])
-        if isinstance(n, fx.Node)
-    ]
+    return [n for n in outputs_of(graph) if isinstance(n, fx.Node)]
 
 
 def result_nodes(call: fx.Node, count: int) -> list[fx.Node | None]:

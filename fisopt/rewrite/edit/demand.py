@@ -81,7 +81,7 @@ class _Analysis:
 
     def run(self) -> Demand:
         """Go from the results back to the arguments."""
-        sink = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        sink = self.graph.output_node()
         for node in sink.all_input_nodes:
             for d, axis in _framed(node):
                 subset = self.parts.get(node)

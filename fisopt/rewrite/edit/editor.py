@@ -192,7 +192,7 @@ class Editing:
 
     def also_return(self, node: fx.Node, position: int | None = None) -> None:
         """Add a result to the graph, after those that it has or at a position among them."""
-        output = next(n for n in reversed(self.graph.nodes) if n.op == "output")
+        output = self.graph.output_node()
         held = results(self.graph)
         at = len(held) if position is None else position
         output.args = ((*held[:at], node, *held[at:]),)

@@ -89,7 +89,7 @@ class Restrict:
 
     def _short_results(self) -> dict[int, Subset]:
         graph, needs = self.editor.graph, self.demand.needs
-        sink = next(n for n in reversed(graph.nodes) if n.op == "output")
+        sink = graph.output_node()
         found = {}
         for i, node in enumerate(results(graph)):
             for d in range(len(axes_of(node))):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from fisopt.errors import CaptureError
+from fisopt.errors import CaptureError, InputError
 
 Keys = tuple[Any, ...]
 
@@ -125,8 +125,19 @@ def _same(old: Any, new: Any) -> bool:
     )
 
 
-def place(given: Mapping[str, Any], puts: Sequence[Put], tensors: Sequence[torch.Tensor]) -> None:
-    """Put everything where the model would have."""
+def place(
+    given: Mapping[str, Any] | None, puts: Sequence[Put], tensors: Sequence[torch.Tensor]
+) -> None:
+    """Put everything where the model would have.
+
+    Raises:
+        InputError: the arguments themselves are not known, only what is in them.
+    """
+    if given is None:
+        raise InputError(
+            f"the model puts {puts[0].name!r} into a container of its arguments, and these inputs "
+            "are in none; call it with the arguments themselves"
+        )
     rest = iter(tensors)
     for put in puts:
         put.place(given, rest)

@@ -7,7 +7,7 @@ model would have written it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from fisopt.errors import CaptureError, InputError
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.relations.cut import bounds
 from fisopt.rewrite.relations.table import argument, shape
 from fisopt.rewrite.tracing.inputs import Inputs
@@ -60,7 +61,6 @@ def take_parts(graph: fx.Graph, inputs: Inputs) -> tuple[Write, ...]:
     the graph.
     """
     leaves = _leaves(graph, inputs)
-    output = next(n for n in reversed(graph.nodes) if n.op == "output")
     writes: list[Write] = []
     values: list[fx.Node] = []
     for node in [n for n in graph.nodes if n.target is _COPY]:
@@ -81,7 +81,7 @@ def take_parts(graph: fx.Graph, inputs: Inputs) -> tuple[Write, ...]:
             writes.append(Write(name, shape(new), leaf, part))
             values.append(new)
         graph.erase_node(node)
-    output.args = ((*output.args[0], *values),)
+    graph.output_node().args = ((*outputs_of(graph), *values),)
     graph.eliminate_dead_code(lambda n: n.op in ("placeholder", "output") or mutates(n))
     return tuple(writes)
 
@@ -147,8 +147,21 @@ def check_apart(inputs: Inputs, writes: Iterable[Write]) -> None:
                 )
 
 
-def write_back(targets: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
-    """Copy new values to where the model writes them, with their gradients as the model would."""
+def write_back(
+    writes: Sequence[Write],
+    values: Sequence[torch.Tensor],
+    inputs: Inputs,
+    held: Callable[[str], torch.Tensor],
+) -> None:
+    """Copy new values to where the model writes them, with their gradients as the model would.
+
+    Args:
+        writes: what the model writes.
+        values: the new value of each.
+        inputs: of the call.
+        held: returns the buffer of a path.
+    """
+    targets = [w.of(held(w.name) if w.leaf is None else inputs.leaves[w.leaf]) for w in writes]
     memory = {_storage(t) for t in targets}
     apart = [v.clone() if _storage(v) in memory else v for v in values]
     for target, value in zip(targets, apart, strict=True):
