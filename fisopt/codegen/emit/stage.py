@@ -20,35 +20,43 @@ from fisopt.rewrite.outline import copied
 def with_kernels(
     stage: fx.GraphModule, chosen: Sequence[tuple[Region, Kernel, Config]]
 ) -> fx.GraphModule:
-    """Return a stage that calls kernels in the place of some of its regions.
+    """Return a stage that calls kernels instead of some of its regions.
 
     Args:
         stage: a lowered stage; left as it is.
         chosen: regions of this stage, their kernels, and how these are cut.
     """
     graph, twins = copied(stage.graph)
-    for region, kernel, config in chosen:
-        register(kernel)
-        operands = [twins[node] for node in region.operands]
-        arguments = (kernel.name, list(astuple(config)), operands)
-        call = graph.call_function(torch.ops.fisopt.emitted.default, arguments)
-        call.meta["val"] = [
-            region.results[kernel.gives.index(i)].meta["val"].new_empty(sizes)
-            for i, (sizes, _) in enumerate(kernel.results)
-        ]
-        written: dict[int, fx.Node] = {}
-        for node, i in zip(region.results, kernel.gives, strict=True):
-            if i not in written:
-                written[i] = graph.call_function(operator.getitem, (call, i))
-                written[i].meta = {**twins[node].meta, "val": call.meta["val"][i]}
-            made = written[i]
-            twins[node].replace_all_uses_with(made)
-            twins[node] = made
+    with graph.inserting_before(graph.output_node()):
+        for region, kernel, config in chosen:
+            _call(graph, twins, region, kernel, config)
     result = fx.GraphModule(stage, _ordered(graph), class_name="Stage")
     result.meta.update(stage.meta)
     result.graph.eliminate_dead_code()
     result.recompile()
     return result
+
+
+def _call(
+    graph: fx.Graph, twins: dict[fx.Node, fx.Node], region: Region, kernel: Kernel, config: Config
+) -> None:
+    """Let the users of a region's results read what its kernel gives."""
+    register(kernel)
+    operands = [twins[node] for node in region.operands]
+    arguments = (kernel.name, list(astuple(config)), operands)
+    call = graph.call_function(torch.ops.fisopt.emitted.default, arguments)
+    call.meta["val"] = [
+        region.results[kernel.gives.index(i)].meta["val"].new_empty(sizes)
+        for i, (sizes, _) in enumerate(kernel.results)
+    ]
+    written: dict[int, fx.Node] = {}
+    for node, i in zip(region.results, kernel.gives, strict=True):
+        if i not in written:
+            written[i] = graph.call_function(operator.getitem, (call, i))
+            written[i].meta = {**twins[node].meta, "val": call.meta["val"][i]}
+        made = written[i]
+        twins[node].replace_all_uses_with(made)
+        twins[node] = made
 
 
 def _ordered(graph: fx.Graph) -> fx.Graph:
