@@ -219,6 +219,8 @@ def _optimize_module(
         passes = recipe.passes
         kernels = settings.kernels.over(recipe.kernels)
         settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
+    for each in passes:
+        each.prepare(model, told if isinstance(told, ModelSpec) else None, passes)
     optimized = OptimizedModule(
         model, passes, told, settings=settings, scheduler=scheduler, captures=captures
     )

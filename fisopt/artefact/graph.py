@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.export import ExportedProgram
 
+from fisopt.codegen.gathering import sharded
 from fisopt.errors import ExportError
 from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.program import Program
@@ -63,7 +64,12 @@ def _check_open(program: ExportedProgram, shapes: Mapping[str, Any]) -> None:
 
 
 def refuse_meta(program: Program) -> None:
-    """Raise for a model whose weights are not there."""
+    """Raise for a model whose weights are not there, or not whole."""
+    if sharded(program.source.model):
+        raise ExportError(
+            f"{type(program.source.model).__name__} holds a part of its weights on each rank; "
+            "export the model before they are divided: leave out shard_weights"
+        )
     if any(p.device.type == "meta" for p in program.source.model.parameters()):
         raise ExportError(
             f"{type(program.source.model).__name__} is on the meta device and has no weights to "

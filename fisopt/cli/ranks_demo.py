@@ -20,8 +20,8 @@ from fisopt.cli import demo
 from fisopt.cli.console import stderr, stdout
 from fisopt.errors import FisoptError, RankError
 from fisopt.passes.sequence_parallel import SequenceParallel
+from fisopt.passes.sharding.agreement import compare
 from fisopt.passes.sharding.group import ranks_of
-from fisopt.runtime.same_ranks import compare
 
 MINUTES = 10
 """So long a rank waits for the others."""

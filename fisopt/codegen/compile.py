@@ -14,6 +14,7 @@ from fisopt.codegen.attentions import use_attention
 from fisopt.codegen.bindings import KERNELS, takers
 from fisopt.codegen.checkpointed import asks_for_checkpoints, checkpoint_blocks
 from fisopt.codegen.choose import Choice, choose_operators, choose_stage
+from fisopt.codegen.gathering import gather, sharded
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.linears import holds_fp8, use_fp8
 from fisopt.codegen.lower import lower
@@ -66,7 +67,7 @@ def compile_program(
         options, said = with_told(options, model)
         chosen += said
     if backend == "eager":
-        asks = options.rounds or options.attends or placement is not None
+        asks = options.rounds or options.attends or placement is not None or sharded(model)
         module = (
             lowered(program, options, chosen, placement) if asks else program.copy().graph_module
         )
@@ -152,6 +153,8 @@ def lowered(
         choices.append(use_fp8(module, program.source.model, simulate=simulate))
     if placement is not None:
         offload(module, placement)
+    elif (gathered := gather(module, program.source.model)) is not None:
+        choices.append(gathered)
     return module
 
 

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
+from fisopt.codegen.handing import Steps, hand_over, reading_stages
 from fisopt.codegen.placement import Placement
 from fisopt.codegen.ring import Copies, Ring, aligned
-
-
-class _Step(nn.Module):
-    """A step of a graph that a function takes."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *operands: Any) -> Any:
-        """Take it."""
-        return self.function(*operands)
 
 
 def _start(ring: Ring, *weights: Tensor) -> Copies:
@@ -45,34 +32,15 @@ def offload(module: fx.GraphModule, placement: Placement) -> None:
     body = next(n for n in graph.nodes if n.op != "placeholder" and n not in host)
     for node in host:
         body.prepend(node)
-    stages = [n for n in graph.nodes if n not in host and host.keys() & set(n.all_input_nodes)]
+    stages = reading_stages(graph, host)
     if not stages:
         return
-    weights = [[x for x in stage.all_input_nodes if x in host] for stage in stages]
-    sizes = [sum(aligned(_bytes(x)) for x in each) for each in weights]
+    sizes = [sum(aligned(_bytes(x)) for x in read) for _, read in stages]
     placement.held.device = str(placement.device)
     placement.held.total = max(placement.held.total, sum(sizes))
-    steps: dict[str, Callable[..., Any]] = {
-        "weights_ring": partial(Ring, placement, max(sizes)),
-        "weights_start": _start,
-        "weights_take": Ring.take,
-        "weights_own": Ring.own,
-    }
-    for name, function in steps.items():
-        module.add_module(name, _Step(function))
-    with graph.inserting_before(body):
-        ring = graph.call_module("weights_ring")
-    slots, after = placement.offload.prefetch + 1, ring
-    begun: list[fx.Node] = []
-    for i, stage in enumerate(stages):
-        for each in weights[len(begun) : i + slots]:
-            with graph.inserting_after(after):
-                after = graph.call_module("weights_start", (ring, *each))
-            begun.append(after)
-        _hand_over(graph, ring, begun[i], stage, weights[i])
-        if stage.op != "output":
-            after = _owned(graph, ring, stage)
-    module.recompile()
+    begin = partial(Ring, placement, max(sizes))
+    steps = Steps(begin, _start, Ring.take, Ring.own)
+    hand_over(module, stages, steps, placement.offload.prefetch)
 
 
 def _on_host(module: fx.GraphModule) -> dict[fx.Node, None]:
@@ -86,25 +54,6 @@ def _on_host(module: fx.GraphModule) -> dict[fx.Node, None]:
         ):
             host[node] = None
     return host
-
-
-def _hand_over(
-    graph: fx.Graph, ring: fx.Node, begun: fx.Node, stage: fx.Node, weights: list[fx.Node]
-) -> None:
-    """Let a stage take copies in the place of weights."""
-    with graph.inserting_before(stage):
-        taken = graph.call_module("weights_take", (ring, begun))
-        for i, weight in enumerate(weights):
-            stage.replace_input_with(weight, graph.call_function(operator.getitem, (taken, i)))
-
-
-def _owned(graph: fx.Graph, ring: fx.Node, stage: fx.Node) -> fx.Node:
-    """What stands for the results of a stage, none of which lies in the memory of its weights."""
-    with graph.inserting_after(stage):
-        owned = graph.call_module("weights_own", (ring, stage))
-    stage.replace_all_uses_with(owned, lambda user: user is not owned)
-    owned.meta |= stage.meta
-    return owned
 
 
 def _bytes(node: fx.Node) -> int:

@@ -7,21 +7,25 @@ around an attention they exchange tokens for heads.  Exact: everything.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import distributed
+from torch import distributed, nn
 
 from fisopt.checked import is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.sharding.divided_program import DividedProgram
 from fisopt.passes.sharding.group import ranks_of
 from fisopt.passes.sharding.shard import part
+from fisopt.passes.sharding.weights import shard_weights
 from fisopt.passes.sharding.what import FrameTokens
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.pass_base import Pass, Stage
 from fisopt.rewrite.program import BOUNDARIES, Program
 from fisopt.rewrite.rewriter import Rewriter
+from fisopt.rewrite.tracing.block_paths import blocks_of
+from fisopt.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,10 @@ class SequenceParallel(Pass):
             `GuidanceParallel` for half of them.  It divides their number: the ranks 0 to
             ``degree - 1`` share one clip, the next ones another.
         group: the ranks, a process group of torch or its name; None for all.
+        shard_weights: each rank holds its part of the weights of the blocks, divided by torch's
+            ``fully_shard`` when `fisopt.optimize` is called, and gathers those of two blocks at a
+            time.  They then are on the device that the ranks send from: load the model on the
+            host, and move what is left afterwards.
 
     Source: Ulysses, arXiv:2309.14509; dividing frames inside instead of between them is ours.
     """
@@ -55,6 +63,7 @@ class SequenceParallel(Pass):
 
     degree: int | None = None
     group: str | None = None
+    shard_weights: bool = False
 
     def __post_init__(self) -> None:
         if self.degree is not None and not is_int(self.degree, 1):
@@ -69,6 +78,26 @@ class SequenceParallel(Pass):
             raise OptionTypeError(
                 f"SequenceParallel: group must be a process group or its name, got {shown(group)}"
             )
+        if not isinstance(self.shard_weights, bool):
+            raise OptionTypeError(
+                f"SequenceParallel: shard_weights must be a bool, got {shown(self.shard_weights)}"
+            )
+
+    def prepare(self, model: nn.Module, spec: ModelSpec | None, passes: Sequence[Pass]) -> None:
+        """Divide the weights of the blocks, where that is asked for."""
+        if not self.shard_weights:
+            return
+        if spec is None:
+            raise PreconditionError(
+                f"shard_weights=True: which modules of {type(model).__name__} are its blocks is "
+                "not known before its first call; say it: optimize(..., spec=fisopt.ModelSpec("
+                "blocks=..., grid=...))",
+                pass_name=self.name,
+            )
+        beside = [Share("branches", "", 2) for p in passes if p.stage == "branches"]
+        ranks = ranks_of(self.degree, self.group, self.name, beside)
+        if ranks.count > 1:
+            shard_weights(blocks_of(model, spec.blocks), ranks, self.name)
 
     def run(self, rewriter: Rewriter) -> None:
         """Divide the blocks, and what follows their tokens."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
+
+from torch import nn
 
 from fisopt.checked import Checked
 from fisopt.errors import PassError, PreconditionError, ScheduleError
@@ -13,6 +15,7 @@ from fisopt.rewrite.analysis.dropout import active_dropout
 from fisopt.rewrite.program import Program, check_program
 from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import among, needs_count
+from fisopt.spec import ModelSpec
 
 Stage = Literal["frames", "attention", "steps", "outputs", "branches", "ranks"]
 STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "branches", "ranks")
@@ -99,6 +102,15 @@ class Pass(metaclass=Checked):
     def name(self) -> str:
         """How reports and errors call the pass."""
         return type(self).__name__
+
+    def prepare(self, model: nn.Module, spec: ModelSpec | None, passes: Sequence[Pass]) -> None:
+        """Change a model before `fisopt.optimize` captures it; most passes do nothing.
+
+        Args:
+            model: the model.
+            spec: its blocks and grid, None where its first call tells them.
+            passes: all passes that go with this one.
+        """
 
     def __call__(
         self, program: Program, *, strict: bool = True, name: str | None = None

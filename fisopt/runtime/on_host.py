@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fisopt.codegen.gathering import sharded
 from fisopt.errors import InputError
 from fisopt.rewrite.tracing.inputs import Inputs
 
@@ -15,8 +16,13 @@ def check_on_host(model: nn.Module) -> None:
     """Insist on weights that are on the host.
 
     Raises:
-        InputError: one is elsewhere.
+        InputError: one is elsewhere, or only a part of one is here.
     """
+    if sharded(model):
+        raise InputError(
+            f"offload='block' of {type(model).__name__}: ranks divide its weights already, and each "
+            "gathers those of few blocks at a time; leave out offload, or shard_weights"
+        )
     places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     other = {path: x.device for path, x in places.items() if x.device.type != "cpu"}
     if other:

@@ -15,6 +15,7 @@ import torch
 from fisopt.codegen.cache_tag import cache_tag
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.compile import Runnable, compile_program
+from fisopt.codegen.gathering import sharded
 from fisopt.codegen.placement import Placement
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
@@ -283,6 +284,11 @@ def _check_training(variant: Variant, program: Program, settings: Settings) -> N
         raise InputError(
             "offload='block' copies weights to where they are used, which gradients do not reach; "
             "leave it out to train, or call the module under torch.no_grad"
+        )
+    if sharded(program.source.model):
+        raise InputError(
+            "weights that ranks divide are gathered to where they are used, which gradients do "
+            "not reach; train the model before, or call the module under torch.no_grad"
         )
     if settings.kernels.rounds:
         raise InputError(

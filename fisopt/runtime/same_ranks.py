@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import threading
-import zlib
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from fisopt.errors import RankError
-from fisopt.passes.sharding.group import check_backend, process_group
+from fisopt.passes.sharding.agreement import are_processes, compare, digest, weights_digest
+from fisopt.passes.sharding.group import check_backend
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant
 
-SAMPLE = 16
-"""Entries of each weight that are compared."""
 _LOST = ("gloo", "nccl", "connection", "process group", "timed out", "timeout", "peer")
 
 
@@ -58,7 +55,7 @@ class SameRanks:
             RankError: a rank runs something else, or is gone; or their process group has no backend
                 for the device.
         """
-        if not _several(share.group):
+        if not are_processes(share.group):
             return
         if not self._is_new((share, self._branch(), variant, inputs.key())):
             return
@@ -67,7 +64,7 @@ class SameRanks:
             "passes": str([p for p in variant.passes if p.stage not in ("branches", "ranks")]),
             "kernels": self._kernels,
             "weights": self._weights,
-            **{f"input {inputs.names[i]!r}": _digest(x) for i, x in inputs.tensors()},
+            **{f"input {inputs.names[i]!r}": digest(x) for i, x in inputs.tensors()},
         }
         with together(share.count):
             compare(facts, share.group)
@@ -83,32 +80,7 @@ class SameRanks:
 
     @cached_property
     def _weights(self) -> str:
-        """A digest of some entries of every weight that is a plain tensor."""
-        found = 0
-        for name, weight in self._model.named_parameters():
-            if type(weight) is nn.Parameter and weight.device.type != "meta":
-                entries = weight.detach().flatten()
-                step = max(1, entries.numel() // SAMPLE)
-                found = zlib.crc32(f"{name} {_digest(entries[::step][:SAMPLE])}".encode(), found)
-        return f"{found:08x}"
-
-
-def compare(facts: Mapping[str, str], group: str) -> None:
-    """Insist on the same facts on all ranks of a group.
-
-    Raises:
-        RankError: two ranks differ; on every rank of the group.
-    """
-    known = process_group(group)
-    every: list[Any] = [None] * distributed.get_world_size(known)
-    distributed.all_gather_object(every, dict(facts), group=known)
-    for rank, other in enumerate(every):
-        for name in (n for n in {**every[0], **other} if every[0].get(n) != other.get(n)):
-            raise RankError(
-                f"ranks that share a clip do not run the same: {name} is {other.get(name)} on rank "
-                f"{rank} and {every[0].get(name)} on rank 0; give all of them the same passes, "
-                "weights, prompts and seeds"
-            )
+        return weights_digest(self._model)
 
 
 @contextmanager
@@ -131,19 +103,3 @@ def together(count: int) -> Iterator[None]:
             f"ended, or did not answer within the timeout of the process group; what it said comes "
             f"first in the log. All ranks have to be started again ({error})"
         ) from error
-
-
-def _several(group: str) -> bool:
-    """Whether ranks are processes, and not simulated."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return False
-    known = process_group(group)
-    return distributed.get_backend(known) != "fake"
-
-
-def _digest(x: Tensor) -> str:
-    """A digest of all values."""
-    plain = x.detach()
-    plain = torch.view_as_real(plain) if plain.is_complex() else plain
-    values = torch.empty(plain.numel(), dtype=plain.dtype).copy_(plain.reshape(-1))
-    return f"{zlib.crc32(values.view(torch.uint8).numpy().tobytes()):08x} {list(x.shape)}"

@@ -36,9 +36,10 @@ def main(folder: str, kind: str) -> None:
     pipe = load_testbed()
     backend = "inductor" if kind == "inductor" else "eager"
     passes = [fisopt.FrameInterleave(stride=3 if kind == "passes" and rank else 2)]
-    parallel: list[fisopt.Pass] = [fisopt.SequenceParallel(degree=2 if kind == "degree" else None)]
+    degree, shards = 2 if kind == "degree" else None, "weights" in kind
+    parallel: list[fisopt.Pass] = [fisopt.SequenceParallel(degree, shard_weights=shards)]
     if kind.startswith("guidance"):
-        parallel = [fisopt.GuidanceParallel(), *(parallel if kind == "guidance and tokens" else [])]
+        parallel = [fisopt.GuidanceParallel(), *(parallel if "tokens" in kind else [])]
     fisopt.optimize(pipe, passes=[*passes, *parallel], backend=backend)
     if kind == "killed" and rank == 1:
         pipe.transformer.register_forward_hook(lambda *_: os._exit(9))  # after its first call

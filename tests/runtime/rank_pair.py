@@ -9,7 +9,8 @@ import torch
 from torch import distributed
 
 from fisopt.errors import RankError
-from fisopt.runtime.same_ranks import compare, together
+from fisopt.passes.sharding.agreement import compare
+from fisopt.runtime.same_ranks import together
 
 functional = torch.ops._c10d_functional
 

@@ -122,7 +122,15 @@ def test_four_processes_make_two_clips(tmp_path: Path, one_testbed: None) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "ranks"), [("guidance", 2), ("guidance and tokens", 4)])
+@pytest.mark.parametrize(
+    ("kind", "ranks"),
+    [
+        ("guidance", 2),
+        ("guidance and tokens", 4),
+        ("guidance, tokens and weights", 4),
+        ("weights", 2),
+    ],
+)
 def test_processes_of_one_branch_each(
     kind: str, ranks: int, tmp_path: Path, one_testbed: None
 ) -> None:

@@ -26,6 +26,7 @@ _FILES = {
     "diffusers.quantizers.gguf.utils": "fisopt.rewrite.tools.gguf",
     "diffusers.models.attention_dispatch": "fisopt.rewrite.tools.diffusers_attention",
     "diffusers.hooks.hooks": "fisopt.rewrite.tools.diffusers_hooks",
+    "torch.distributed.fsdp": "fisopt.rewrite.tools.fsdp",
 }
 """Packages, or modules of them, and who knows what they leave in a model."""
 

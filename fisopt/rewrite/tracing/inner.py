@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from fisopt.rewrite.tools.fsdp import is_sharded
 from fisopt.rewrite.tools.tool import Place
 
 _PLAIN = (str, int, float, tuple)
@@ -46,6 +47,8 @@ def inner_place(module: nn.Module, name: str, path: str) -> Place | None:
     """
     for held in (module._parameters, module._buffers):
         weight = held.get(name)
+        if weight is None or is_sharded(weight):
+            continue
         if is_traceable_wrapper_subclass(weight) and path in dict(_leaves(weight)):
             return _Inner(held, name, path), path
     return None
@@ -73,6 +76,9 @@ def faked(mode: FakeTensorMode, weight: torch.Tensor) -> Any:
     A mode refers weakly to what it has faked, and torch moves no weight of a tensor class that
     anything refers to so.
     """
+    if is_sharded(weight):  # traced whole
+        with mode:
+            return torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     return with_inner(weight, lambda _, inner: mode.from_tensor(inner), "")
 
 
@@ -80,6 +86,8 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
     """What a graph is captured for of the inner tensors of a weight, and of what is beside them."""
     if type(weight) in (torch.Tensor, nn.Parameter):
         return ()
+    if is_sharded(weight):
+        return repr(weight.placements), repr(weight.device_mesh)
     if not is_traceable_wrapper_subclass(weight):
         return tuple((name, x) for name, x in vars(weight).items() if isinstance(x, _PLAIN))
     tensors = tuple((path, x.shape, x.dtype, x.device) for path, x in _leaves(weight))
@@ -88,6 +96,8 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
 
 def stored(weight: torch.Tensor) -> int:
     """Bytes that a weight takes, whatever type it says that it is of."""
+    if is_sharded(weight):
+        weight = cast("Any", weight).to_local()
     held = [x for _, x in _leaves(weight)] if is_traceable_wrapper_subclass(weight) else [weight]
     return sum(x.numel() * x.element_size() for x in held)
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from fisopt.errors import InputError
 from fisopt.rewrite.tools.diffusers_hooks import OFFLOAD, is_hooked, refused
+from fisopt.rewrite.tools.fsdp import gathers
 from fisopt.rewrite.tools.tool import tools
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
@@ -124,8 +125,9 @@ def unhooked(model: nn.Module) -> nn.Module:
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether hooks of torch run around a module's forward call."""
-    return any(vars(module).get(name) for name in HOOKS)
+    """Whether hooks run around a module's forward call, other than such that gather weights."""
+    hooks = (hook for name in HOOKS for hook in vars(module).get(name, {}).values())
+    return not all(map(gathers, hooks))
 
 
 def _hooks(module: nn.Module) -> Iterator[str]:
