@@ -20,8 +20,8 @@ def check_on_host(model: nn.Module) -> None:
     """
     if sharded(model):
         raise InputError(
-            f"offload='block' of {type(model).__name__}: ranks divide its weights already, and each "
-            "gathers those of few blocks at a time; leave out offload, or shard_weights"
+            f"offload='block' of {type(model).__name__}: ranks divide its weights already, and "
+            "each gathers those of few blocks at a time; leave out offload, or shard_weights"
         )
     places = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     other = {path: x.device for path, x in places.items() if x.device.type != "cpu"}

@@ -34,7 +34,7 @@ def main(folder: str, kind: str) -> None:
     distributed.init_process_group("gloo", timeout=timedelta(seconds=600))
     rank = distributed.get_rank()
     pipe = load_testbed()
-    backend = "inductor" if kind == "inductor" else "eager"
+    backend = "inductor" if "inductor" in kind else "eager"
     passes = [fisopt.FrameInterleave(stride=3 if kind == "passes" and rank else 2)]
     degree, shards = 2 if kind == "degree" else None, "weights" in kind
     parallel: list[fisopt.Pass] = [fisopt.SequenceParallel(degree, shard_weights=shards)]

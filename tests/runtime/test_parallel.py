@@ -126,6 +126,7 @@ def test_four_processes_make_two_clips(tmp_path: Path, one_testbed: None) -> Non
     ("kind", "ranks"),
     [
         ("guidance", 2),
+        ("guidance, inductor", 2),
         ("guidance and tokens", 4),
         ("guidance, tokens and weights", 4),
         ("weights", 2),
