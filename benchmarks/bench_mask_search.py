@@ -124,7 +124,7 @@ def main() -> None:
     for steps in arguments.steps:
         for row in bench.rows(steps, arguments.k):
             print(row, flush=True)
-            key = ("steps", "clips", "cost_of", "table")
+            key = ("steps", "cost_of", "table")
             rows = [r for r in rows if any(r[n] != row[n] for n in key)] + [row]
             write(PATH.stem, {"machine": machine(), "what": what, "rows": rows})
 

@@ -46,14 +46,21 @@ def row(bench: Bench, steps: int, share: float, search: Any) -> dict[str, Any]:
     }
 
 
+def key(row: dict[str, Any]) -> tuple[Any, ...]:
+    """What a row measures."""
+    return row["steps"], row["share"], row["search"]
+
+
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What looking nearby loses at each setting that both searches have, clip by clip."""
-    known = {(r["steps"], r["share"], r["search"]): r for r in rows}
+    known = {key(r): r for r in rows}
     found = []
     for steps, share, search in known:
         if search != "all" or (steps, share, "near") not in known:
             continue
         everywhere, near = (known[steps, share, s]["psnr_by_clip"] for s in SEARCHES)
+        if len(everywhere) != len(near):
+            continue  # one of them is being measured anew
         gains = [b - a for a, b in zip(everywhere, near, strict=True)]
         found.append(
             {
@@ -74,18 +81,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 25])
     parser.add_argument("--shares", type=float, nargs="+", default=[0.3, 0.5, 0.7])
     options = parser.parse_args()
-    known = json.loads(PATH.read_text()) if PATH.exists() else {"clips": options.clips, "rows": []}
-    rows = known["rows"] if known["clips"] == options.clips else []
+    rows = json.loads(PATH.read_text())["rows"] if PATH.exists() else []
     bench = Bench(options.clips)
-    done = {(r["steps"], r["share"], r["search"]) for r in rows}
+    done = {key(r) for r in rows if len(r["psnr_by_clip"]) == options.clips}
     todo = [(n, share, s) for n in options.steps for share in options.shares for s in SEARCHES]
     for each in tqdm([setting for setting in todo if setting not in done], desc="search"):
-        rows.append(row(bench, *each))
+        rows = [*(r for r in rows if key(r) != each), row(bench, *each)]
         print({k: v for k, v in rows[-1].items() if k != "psnr_by_clip"}, flush=True)
         result = {
             "machine": machine(),
             "what": "bundled testbed, guidance 2.0, Euler steps, float32, cells of 2x2x2",
-            "clips": options.clips,
             "compared": compared(rows),
             "rows": rows,
         }

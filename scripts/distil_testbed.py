@@ -84,6 +84,7 @@ STUDENTS = {
     "b25": Role(4, "2.5x", True, "paths4", None, (0.33, 1.0)),
     "b3": Role(4, "3x", True, "paths4", None, (0.33, 1.0)),
     "c2": Role(2, "1.3x", False, "paths48", 2, (0.53, 1.0)),
+    "c4": Role(4, "2.5x", False, "paths48", 4, (0.53, 1.0)),
 }
 PATHS = {"paths48": 12, "paths4": 1}
 """The teacher's steps between two of the four borders."""
