@@ -60,6 +60,9 @@ class _Candidate:
     def why(self) -> str:
         return f"{self.grid} from {self.reading}; blocks {', '.join(self.blocks)}"
 
+    def guess(self, inputs: Inputs) -> Guess:
+        return Guess(self.spec, inputs.kwargs(), self.why)
+
 
 def guess(model: nn.Module, inputs: Mapping[str, Any] | None = None) -> Guess:
     """Guess the blocks and the token grid of a video transformer that no adapter knows.
@@ -127,6 +130,7 @@ def _from(model: nn.Module, inputs: Inputs) -> Guess:
             blocks = tuple(f"{name}.*" for name, tier in fits.items() if tier == best)
             tiers[best].append(_Candidate(reading, grid, blocks))
     refused = "none has as many tokens"
+    at_one_length: list[_Candidate] = []
     for tier in tiers:
         fitting: dict[Any, tuple[_Candidate, int]] = {}
         for candidate in tier:
@@ -136,9 +140,11 @@ def _from(model: nn.Module, inputs: Inputs) -> Guess:
                 refused = f"{candidate.reading}: {error}"
             else:
                 fitting.setdefault(candidate.key, (candidate, step))
-        followed = [c for c, step in fitting.values() if step]
-        if chosen := followed or [c for c, _ in fitting.values()]:
-            return Guess(_only(model, chosen).spec, inputs.kwargs(), chosen[0].why)
+        if followed := [c for c, step in fitting.values() if step]:
+            return _only(model, followed).guess(inputs)
+        at_one_length = at_one_length or [c for c, _ in fitting.values()]
+    if at_one_length:
+        return _only(model, at_one_length).guess(inputs)
     raise InputError(
         f"{type(model).__name__}: no reading of {shapes_of(inputs)} fits the blocks "
         f"{[f'{name}.*' for name in found]} ({refused}); give "
@@ -167,7 +173,7 @@ def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str,
     Raises:
         InputError: The model does not run.
     """
-    with shape_trials(model, [], inputs) as (trial, *_), seen(model, lists) as found:
+    with seen(model, lists) as found, shape_trials(model, [], inputs) as (trial, *_):
         try:
             trial(inputs)
         except Exception as error:

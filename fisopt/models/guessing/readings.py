@@ -23,7 +23,7 @@ class Sizes:
     """The grid is in the sizes of a tensor of latents.
 
     Attributes:
-        name: the argument.
+        name: the argument, the tensor or a list that holds it alone.
         layout: the order of its dimensions.
         patch: latent cells per token.
     """
@@ -34,7 +34,7 @@ class Sizes:
 
     def __call__(self, inputs: Mapping[str, Any]) -> Grid:
         """Return (F, H, W) in tokens for a call's arguments."""
-        value = inputs.get(self.name)
+        value = _alone(inputs.get(self.name))
         if not isinstance(value, Tensor) or value.ndim != len(self.layout):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise InputError(
@@ -78,7 +78,8 @@ def readings(inputs: Mapping[str, Any], config: Config) -> Iterator[Reading]:
     patches = _patches(config)
     if all(isinstance(inputs.get(name), int) for name in NUMBERS):
         yield from (Numbers(NUMBERS, patch) for patch in patches)
-    for name, value in inputs.items():
+    for name, given in inputs.items():
+        value = _alone(given)
         if isinstance(value, Tensor) and value.ndim == 5 and value.is_floating_point():
             for layout in LAYOUTS:
                 sizes = [value.shape[layout.index(axis)] for axis in "FHW"]
@@ -89,12 +90,19 @@ def readings(inputs: Mapping[str, Any], config: Config) -> Iterator[Reading]:
 
 def _patches(config: Config) -> tuple[Grid, ...]:
     """Patches that the config names; where it names none, the usual ones."""
-    patch, frames = config.get("patch_size"), config.get("patch_size_t") or 1
+    found = (config.get(name) for name in ("patch_size", "latent_patch_size"))
+    patch = next((value for value in found if value is not None), None)
+    frames = config.get("patch_size_t") or 1
     if isinstance(patch, int):
         return ((frames, patch, patch),)
     if isinstance(patch, (tuple, list)) and len(patch) == 3:
         return ((patch[0], patch[1], patch[2]),)
     return _PATCHES
+
+
+def _alone(value: Any) -> Any:
+    """What a list holds alone; any other value as it is."""
+    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
 
 
 def _in_patches(size: list[int], patch: Grid) -> Grid:

@@ -12,7 +12,7 @@ import torch
 
 from fisopt.errors import CaptureError, FisoptError, shown
 from fisopt.rewrite.axes import TokenLayout
-from fisopt.rewrite.tracing.frame_dims import FrameDims, Growth, candidates, resize
+from fisopt.rewrite.tracing.frame_dims import FrameDims, Growth, all_grow, candidates, resize
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.trials import Shape, Shapes, Trial, user_line
 from fisopt.spec import ModelSpec
@@ -90,6 +90,8 @@ class Search:
             yield from ((step, dims) for dims in (found if step == 1 else found[:AGAIN]))
         if self.grid.frames > 1:  # a cache may have no room for more
             yield from ((-1, dims) for dims in found[:AGAIN])
+        if everything := all_grow(self.inputs, self.grid):  # tables of places, and their lengths
+            yield 1, everything
 
     def _said_dims(self, step: int) -> FrameDims:
         """What grows when the spec itself resizes the inputs."""

@@ -111,6 +111,14 @@ def candidates(inputs: Inputs, grid: TokenLayout) -> Iterator[FrameDims]:
             yield dims
 
 
+def all_grow(inputs: Inputs, grid: TokenLayout) -> FrameDims:
+    """The assignment in which all that may grow does, each in its likeliest way."""
+    known = _Known.of(inputs, grid)
+    ways = {i: _ways(x, grid, known) for i, x in enumerate(inputs.leaves) if _is_sized(x)}
+    growths = ((i, [g for _, g in options if g]) for i, options in ways.items())
+    return {i: found[0] for i, found in growths if found}
+
+
 def _is_sized(leaf: object) -> bool:
     return isinstance(leaf, (torch.Tensor, int)) and not isinstance(leaf, bool)
 

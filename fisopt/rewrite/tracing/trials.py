@@ -12,15 +12,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils import _pytree as pytree
 
 from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.carried import Carried, carries
+from fisopt.rewrite.tracing.given_values import given_values
 from fisopt.rewrite.tracing.inner import faked
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.pins import Pins
-from fisopt.rewrite.tracing.shape_numbers import shape_numbers
 from fisopt.rewrite.tracing.untouched import untouched
 from fisopt.rewrite.tracing.weights import weight_places
 
@@ -98,10 +102,9 @@ def shape_trials(model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs) 
         def trial(resized: Inputs) -> Shapes:
             try:
                 return _run_fake(model, dict(fakes), mode, blocks, resized)
-            except DataDependentOutputException:
+            except (DataDependentOutputException, DynamicOutputShapeException):
                 held.restore()
-                with shape_numbers():
-                    return _run_fake(model, dict(fakes), mode, blocks, resized)
+                return _run_fake(model, dict(fakes), mode, blocks, resized, valued=True)
             finally:
                 held.restore()
 
@@ -122,6 +125,7 @@ def _run_fake(
     blocks: Sequence[nn.Module],
     inputs: Inputs,
     watch: Carried | None = None,
+    valued: bool = False,
 ) -> Shapes:
     leaves = [mode.from_tensor(x) if isinstance(x, torch.Tensor) else x for x in inputs.leaves]
     returned: list[tuple[Shape, ...]] = []
@@ -132,6 +136,9 @@ def _run_fake(
         stack.enter_context(mode)
         stack.enter_context(torch.no_grad())
         stack.enter_context(silent("torch._subclasses.fake_tensor"))
+        if valued:
+            pairs = [(leaves[i], given) for i, given in inputs.tensors()]
+            stack.enter_context(given_values(mode, pairs))
         if watch is not None:
             watch.begin(leaves)
             stack.enter_context(watch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fisopt
-from fisopt import FrameInterleave, InputError
+from fisopt import CaptureError, FrameInterleave, InputError
 from fisopt.models import guess
 from tests.zoo import forms
 
@@ -19,19 +19,23 @@ CALLED = [
     "chronoedit",
     "cogvideox_2b",
     "easyanimate",
+    "framepack",
     "helios",
+    "hunyuan_video15",
+    "hunyuan_video15_i2v",
     "kandinsky5",
     "kandinsky6",
     "latte",
     "ltx",
     "ltx2",
+    "mochi",
     "motif_video",
     "sana_video",
     "skyreels_v2",
     "wan",
     "wan_ti2v",
 ]
-"""Forms whose adapter does without `prepare`, or whose call says enough without it."""
+"""Forms whose call says enough, also where the adapter rewrites the model in `prepare`."""
 MADE = [
     "allegro",
     "anyflow",
@@ -139,6 +143,65 @@ def test_capture_guesses_from_its_inputs() -> None:
     program = fisopt.capture(unknown(), call(1, 4, 7, 2, 3))
     assert str(program.layout) == "7x2x3"
     assert any("guessed" in note for note in program.source.notes)
+
+
+class Masked(Unknown):
+    """Runs on as many rows of a text as its mask says, and needs the video in a list."""
+
+    def forward(self, videos: list[Tensor], text: Tensor, mask: Tensor) -> Tensor:
+        tokens = self.patch(videos[0].flatten(2).transpose(1, 2))
+        joined = torch.cat([tokens, text[:, : int(mask.sum())]], 1)
+        for layer in self.layers:
+            joined = layer(joined)
+        return self.head(joined[:, : tokens.shape[1]])
+
+
+def test_values_of_arguments_decide_what_runs() -> None:
+    """It is guessed; a capture names the line that reads a value."""
+    model = Masked().eval().requires_grad_(False)
+    inputs = {
+        "videos": [torch.randn(1, 4, 7, 2, 3)],
+        "text": torch.randn(1, 9, 16),
+        "mask": torch.tensor([1, 1, 1, 1, 0, 0, 0, 0, 0]),
+    }
+    found = guess(model, inputs)
+    assert found.why.startswith("7x2x3 from videos [B, C, F, H, W]")
+    assert found.spec.grid_of({"videos": [torch.randn(1, 4, 5, 3, 2)]}) == (5, 3, 2)
+    with pytest.raises(CaptureError, match=r"(?s)int\(mask\.sum\(\)\).*depends on values"):
+        fisopt.capture(model, inputs, found.spec)
+    with pytest.raises(InputError, match="no reading of"):  # whose grid would it be?
+        guess(model, {**inputs, "videos": 2 * inputs["videos"]})
+
+
+class Beside(Unknown):
+    """Blocks over the text, and over the video behind a history that is no argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.ModuleList(Block(16) for _ in range(2))
+
+    def forward(self, hidden_states: Tensor, past: Tensor, text: Tensor) -> Tensor:
+        history = past.flatten(2).transpose(1, 2)
+        for layer in self.words:
+            text = layer(text)
+        tokens = torch.cat([history, hidden_states.flatten(2).transpose(1, 2)], 1)
+        joined = torch.cat([self.patch(tokens), text], 1)
+        for layer in self.layers:
+            joined = layer(joined)
+        return self.head(joined[:, history.shape[1] : -text.shape[1]])
+
+
+def test_what_follows_the_frames_comes_before_what_has_as_many_tokens() -> None:
+    """Read as [B, F, C, H, W], the history has as many tokens as the text, at any length."""
+    model = Beside().eval().requires_grad_(False)
+    inputs = {
+        "hidden_states": torch.randn(1, 4, 7, 2, 3),
+        "past": torch.randn(1, 4, 2, 2, 3),
+        "text": torch.randn(1, 24, 16),
+    }
+    found = guess(model, inputs)
+    assert found.spec.blocks == ("layers.*",)
+    assert found.spec.grid_of(inputs) == (7, 2, 3)
 
 
 class Two(nn.Module):
