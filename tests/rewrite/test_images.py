@@ -9,7 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel, SD3Transformer2DModel
+from diffusers import (
+    FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+)
 from torch import nn
 
 import fisopt
@@ -35,12 +40,18 @@ TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Image:
-    """A tiny image transformer; ``front``: whether its attention has the text before the image."""
+    """A tiny image transformer.
+
+    Attributes:
+        front: whether its attention has the text before the image.
+        linear: whether its attention is linear, without pairs of tokens.
+    """
 
     make: Callable[[], nn.Module]
     call: Callable[[int, int], dict[str, Any]]
     blocks: tuple[str, ...]
     front: bool
+    linear: bool = False
 
     @cache  # noqa: B019
     def model(self) -> nn.Module:
@@ -94,6 +105,15 @@ def _qwen(rows: int, columns: int) -> dict[str, Any]:
     }
 
 
+def _sana(rows: int, columns: int) -> dict[str, Any]:
+    return {
+        "hidden_states": torch.randn(1, 4, rows, columns),
+        "encoder_hidden_states": torch.randn(1, TEXT, 16),
+        "encoder_attention_mask": torch.ones(1, TEXT),
+        "timestep": torch.tensor([500.0]),
+    }
+
+
 IMAGES = {
     "flux": Image(
         lambda: FluxTransformer2DModel(
@@ -137,8 +157,25 @@ IMAGES = {
         ("transformer_blocks.*",),
         front=True,
     ),
+    "sana": Image(
+        lambda: SanaTransformer2DModel(
+            **HEADS,
+            in_channels=4,
+            out_channels=4,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=16,
+            cross_attention_dim=32,
+            caption_channels=16,
+        ),
+        _sana,
+        ("transformer_blocks.*",),
+        front=False,
+        linear=True,
+    ),
 }
 every_image = pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+PAIRED = {name: image for name, image in IMAGES.items() if not image.linear}
+every_paired = pytest.mark.parametrize("image", PAIRED.values(), ids=PAIRED)
 
 
 def run(model: nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
@@ -169,7 +206,7 @@ def test_another_shape() -> None:
     assert_equal(program(**wider)[0], run(image.model(), wider))
 
 
-@every_image
+@every_paired
 def test_token_reduction_equals_the_loops(image: Image) -> None:
     """Cells of 2x2x2 tokens are those of two rows and two columns."""
     inputs, options = image.inputs(), Options(0.5, 0.3, (2, 1, 2))
@@ -183,7 +220,7 @@ def test_token_reduction_equals_the_loops(image: Image) -> None:
     assert TokenReduction(0.5, 0.3)(image.program()).modified
 
 
-@every_image
+@every_paired
 def test_tile_attention_equals_the_mask(image: Image) -> None:
     inputs = image.inputs()
     blocks = [
@@ -200,6 +237,14 @@ def test_tile_attention_equals_the_mask(image: Image) -> None:
         want = run(image.model(), inputs)
     assert len(loop.applied) == len(blocks)
     assert_equal(sparse(**inputs)[0], want)
+
+
+def test_linear_attention_has_no_pairs() -> None:
+    program = IMAGES["sana"].program()
+    with pytest.raises(PreconditionError, match="no block has self-attention across frames"):
+        TileAttention(1)(program)
+    with pytest.raises(PreconditionError, match="no self-attention was found in it"):
+        TokenReduction(0.5, 0.3)(program)
 
 
 @every_image
