@@ -78,7 +78,17 @@ def refuse_meta(program: Program) -> None:
 
 
 def refuse_writes(program: Program) -> None:
-    """Raise for a model that changes its inputs or buffers, which no artefact gives back."""
+    """Raise for a model that changes its inputs or buffers, which no artefact gives back.
+
+    And for one that may read a position, which an artefact would hold as a constant.
+    """
+    if positions := [program.inputs.names[i] for i, _ in program.inputs.positions]:
+        raise ExportError(
+            f"{type(program.source.model).__name__} may read {', '.join(positions[:4])}, whole "
+            "numbers in tensors of a dict or a list, and an artefact would keep their values: "
+            "pass plain numbers, which it checks at every call, or tensors that are arguments "
+            "themselves, which it reads"
+        )
     changed = [*(p.name for p in program.puts), *(w.name for w in program.writes)]
     if changed:
         names = ", ".join(map(repr, changed[:4]))

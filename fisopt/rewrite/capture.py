@@ -63,6 +63,8 @@ def capture(
     traced = spec.prepare(plain) if spec.prepare is not None else plain
     notes: dict[str, None] = {}
 
+    if held := [inputs.names[i] for i, _ in inputs.positions]:
+        notes[f"each value of {_some(held)} is a graph of its own: the model may read it"] = None
     kept = keeping(model, spec, notes)
 
     def follow(inputs: Inputs, layout: TokenLayout) -> Followed:

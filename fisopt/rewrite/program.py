@@ -204,7 +204,8 @@ class Program:
         Gradients flow where an input or a parameter asks for one and they are not turned off.
 
         Raises:
-            InputError: it takes state of an earlier step, which only a running generation has.
+            InputError: it takes state of an earlier step, which only a running generation has; or
+                a position among the inputs is another than it was made for.
         """
         if self.loads:
             raise InputError(
@@ -213,6 +214,12 @@ class Program:
             )
         refresh(self.graph_module, self.source.model)
         inputs = self._bind(kwargs)
+        for (i, made_for), (_, got) in zip(self.inputs.positions, inputs.positions, strict=False):
+            if made_for != got:
+                raise InputError(
+                    f"this Program is for {inputs.names[i]} = {made_for}, got {got}; "
+                    "program.at(inputs) makes one for other positions"
+                )
         self.check(inputs)
         model, tensors = self.source.model, [x for _, x in inputs.tensors()]
         if training := asks_for_gradients(model, tensors):

@@ -68,19 +68,25 @@ class Inputs:
         leaves: the tensors and plain values.
         structure: their nesting.
         given: the arguments as they were given, None where the leaves are others.
+        positions: leaves that are whole numbers in tensors of dicts and lists, such as how full a
+            cache is, with their values when the call was made. A model may read them, so that a
+            Program is specialised to them as to plain numbers.
     """
 
     names: tuple[str, ...]
     leaves: tuple[Any, ...]
     structure: pytree.TreeSpec
     given: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    positions: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
     def of(kwargs: Mapping[str, Any]) -> Inputs:
         """Flatten keyword arguments; leaves are named by their path."""
         pairs, structure = pytree.tree_flatten_with_path(dict(kwargs))
         names = tuple("_".join(_key(k) for k in path) for path, _ in pairs)
-        return Inputs(names, tuple(leaf for _, leaf in pairs), structure, kwargs)
+        positions = ((i, x) for i, (path, x) in enumerate(pairs) if len(path) > 1)
+        numbers = tuple((i, int(x)) for i, x in positions if _is_whole_number(x))
+        return Inputs(names, tuple(leaf for _, leaf in pairs), structure, kwargs, numbers)
 
     def kwargs(self) -> dict[str, Any]:
         """The keyword arguments again."""
@@ -89,7 +95,7 @@ class Inputs:
 
     def replaced(self, leaves: Sequence[Any]) -> Inputs:
         """The same structure with other leaves."""
-        return Inputs(self.names, tuple(leaves), self.structure)
+        return Inputs(self.names, tuple(leaves), self.structure, positions=self.positions)
 
     def detached(self) -> Inputs:
         """The same without gradients."""
@@ -100,13 +106,26 @@ class Inputs:
         return ((i, x) for i, x in enumerate(self.leaves) if isinstance(x, torch.Tensor))
 
     def key(self) -> tuple[Any, ...]:
-        """What a Program is specialised to: shapes, dtypes, devices and plain values.
+        """What a Program is specialised to: shapes, dtypes, devices, plain values and positions.
 
         Raises:
             InputError: a leaf is of a type, or a tensor of a layout, that no graph takes.
         """
         leaves = zip(self.names, self.leaves, strict=True)
-        return (self.structure, *(_leaf_key(name, leaf) for name, leaf in leaves))
+        return (
+            self.structure,
+            *(_leaf_key(name, leaf) for name, leaf in leaves),
+            *self.positions,
+        )
+
+
+def _is_whole_number(x: Any) -> bool:
+    return (
+        type(x) is torch.Tensor
+        and x.numel() == 1
+        and x.dtype in (torch.int32, torch.int64)
+        and not x.is_meta
+    )
 
 
 def _detached(x: Any) -> Any:

@@ -1,12 +1,13 @@
 """Numbers that a model puts into a tensor and takes out again: tracing knows them all along.
 
-Export sees ``torch.tensor(x.shape).prod().item()`` as a value that depends on data.  Inside
-`shape_numbers` such tensors are followed as plain numbers too, and reading one gives these.
+Tracing sees ``torch.tensor(x.shape).prod().item()`` as a value that depends on data.  Inside
+`shape_numbers` such tensors are followed as plain numbers too, and reading one gives these.  So are
+positions: whole numbers among the inputs, which the graph is specialised to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -44,40 +45,86 @@ _ARITHMETIC: dict[Any, Callable[..., Any]] = {
     T.min: lambda a: a.min(),
     torch.min: lambda a: a.min(),
 }
+_COMPARED: dict[Any, Callable[..., Any]] = {
+    T.eq: np.equal,
+    T.__eq__: np.equal,
+    T.ne: np.not_equal,
+    T.__ne__: np.not_equal,
+    T.lt: np.less,
+    T.__lt__: np.less,
+    T.le: np.less_equal,
+    T.__le__: np.less_equal,
+    T.gt: np.greater,
+    T.__gt__: np.greater,
+    T.ge: np.greater_equal,
+    T.__ge__: np.greater_equal,
+}
+_WHOLE = (torch.int64, torch.int32, torch.bool)
 _PARTS = {T.__iter__, T.unbind, torch.unbind}
 _READ: dict[Any, Callable[[Any], Any]] = {
     T.item: lambda a: a.item(),
     T.tolist: lambda a: a.tolist(),
     T.__int__: lambda a: int(a.item()),  # Python wants a plain int here: the size is baked in
     T.__index__: lambda a: int(a.item()),
+    T.__bool__: lambda a: bool(a.item()),
 }
 
 
 class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as torch.no_grad is
-    """Inside, whole numbers that were put into a tensor are read from it without a look at it."""
+    """Inside, whole numbers that were put into a tensor are read from it without a look at it.
 
-    def __init__(self) -> None:
+    Args:
+        positions: tensors of one entry, and what they hold.
+    """
+
+    def __init__(self, positions: Iterable[tuple[torch.Tensor, int]] = ()) -> None:
         super().__init__()
         self._known: dict[int, tuple[torch.Tensor, Any]] = {}
+        self._kin: dict[int, tuple[torch.Tensor, frozenset[int]]] = {}
+        for tensor, number in positions:
+            self._know(tensor, np.full(tuple(tensor.shape), number, object))
+            self._relate(tensor, frozenset((id(tensor),)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in _READ and (known := self._of(args[0])) is not None:
             return _READ[func](known)
         if _writes(func) or "out" in kwargs:
-            self._known.clear()  # what else looks at the same memory is not known
+            self._forget((args[:1], kwargs.get("out")))
         result = func(*args, **kwargs)
+        self._follow((args, kwargs), result)
         known = self._of(args[0]) if func in _PARTS and args[1:] in ((), (0,)) else None
         if known is not None and not kwargs:
             parts = list(result)
+            self._follow(args, parts)
             for part, number in zip(parts, known, strict=True):
                 self._know(part, np.asarray(number, object))
             return iter(parts) if func is T.__iter__ else tuple(parts)
-        if isinstance(result, torch.Tensor) and result.dtype in (torch.int64, torch.int32):
+        if isinstance(result, torch.Tensor) and result.dtype in _WHOLE:
             numbers = self._numbers(func, args, kwargs)
             if numbers is not None and numbers.shape == tuple(result.shape):
                 self._know(result, numbers)
         return result
+
+    def _follow(self, operands: Any, result: Any) -> None:
+        """What is made of something may look at its memory; what is made of shapes, at its own."""
+        kin = [self._kin_of(x) for x in pytree.tree_leaves(operands)]
+        for made in pytree.tree_leaves(result):
+            if isinstance(made, torch.Tensor) and (made.dtype in _WHOLE or any(kin)):
+                self._relate(made, frozenset((id(made),)).union(*kin, self._kin_of(made)))
+
+    def _relate(self, tensor: torch.Tensor, kin: frozenset[int]) -> None:
+        self._kin[id(tensor)] = (tensor, kin)
+
+    def _kin_of(self, value: Any) -> frozenset[int]:
+        found = self._kin.get(id(value))
+        return frozenset() if found is None else found[1]
+
+    def _forget(self, written: Any) -> None:
+        """What looks at the same memory as something that is written is not known."""
+        kin = frozenset[int]().union(*map(self._kin_of, pytree.tree_leaves(written)))
+        for known in [i for i in self._known if kin & self._kin_of(self._known[i][0])]:
+            del self._known[known]
 
     def _know(self, tensor: torch.Tensor, numbers: Any) -> None:
         self._known[id(tensor)] = (tensor, numbers)  # held, so that its id stays its own
@@ -93,7 +140,7 @@ class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as t
             return self._made(args[0])
         if func in _SAME:
             return self._of(args[0])
-        rule = _ARITHMETIC.get(func)
+        rule = _ARITHMETIC.get(func) or _COMPARED.get(func)
         if rule is None:
             return None
         leaves, structure = pytree.tree_flatten((args, kwargs))

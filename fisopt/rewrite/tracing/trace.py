@@ -68,7 +68,7 @@ def trace(
     except CaptureError:
         raise
     except Exception as error:
-        raise CaptureError(_refusal(model, error)) from error
+        raise CaptureError(_refusal(model, error, inputs)) from error
 
 
 class _Run:
@@ -124,7 +124,8 @@ class _Run:
         ]
         call = self.inputs.replaced(leaves)
         given = call.kwargs()
-        with self.switches, shape_numbers():
+        positions = ((leaves[i], number) for i, number in self.inputs.positions)
+        with self.switches, shape_numbers(positions):
             result = self.model(**given)
         values, structure = pytree.tree_flatten(result)
         puts, placed = put_into(type(self.model).__name__, call.kwargs(), given)
@@ -244,11 +245,19 @@ def as_exported() -> Iterator[None]:
         flags._is_compiling_flag, flags._is_exporting_flag = before
 
 
-def _refusal(model: nn.Module, error: Exception) -> str:
+def _refusal(model: nn.Module, error: Exception, inputs: Inputs) -> str:
     first = next(iter(str(error).strip().splitlines()), "")
     why = f"{type(error).__name__}: {first}"
     if isinstance(error, DataDependentOutputException | DynamicOutputShapeException):
         why = f"{error.func}: what the model computes next depends on values, not on shapes alone"
+        single = [(inputs.names[i], x) for i, x in inputs.tensors() if x.numel() == 1]
+        whole = [name for name, x in single if not x.is_floating_point()]
+        if whole:
+            why += (
+                f". Where it is a position, one of {whole}, pass a number, int(...), or a tensor "
+                "in a dict or a list, which it may read before it writes: each value is a graph of "
+                "its own"
+            )
     line = user_line(error)
     return (
         f"{type(model).__name__} cannot be traced"

@@ -99,11 +99,15 @@ def shape_trials(model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs) 
     with traced(model), untouched(model, inputs.leaves) as held, Pins() as pins:
         fakes = {place.path: faked(mode, place.tensor) for place in weight_places(model)}
 
+        valued = False
+
         def trial(resized: Inputs) -> Shapes:
+            nonlocal valued
             try:
                 return _run_fake(model, dict(fakes), mode, blocks, resized)
             except (DataDependentOutputException, DynamicOutputShapeException):
                 held.restore()
+                valued = True
                 return _run_fake(model, dict(fakes), mode, blocks, resized, valued=True)
             finally:
                 held.restore()
@@ -111,7 +115,9 @@ def shape_trials(model: nn.Module, blocks: Sequence[nn.Module], inputs: Inputs) 
         def carried(inputs: Inputs) -> str:
             watch = Carried(fakes.values())
             try:
-                return carries(watch, lambda: _run_fake(model, fakes, mode, (), inputs, watch))
+                return carries(
+                    watch, lambda: _run_fake(model, fakes, mode, (), inputs, watch, valued)
+                )
             finally:
                 held.restore()
 
