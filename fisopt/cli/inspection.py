@@ -117,7 +117,8 @@ def _summary(found: Inspection) -> Table:
         f"{size.layers} layers, {size.parameters / 1e9:.2f} B parameters"
     )
     took = ", ".join(f"{stage} in {spent:.1f} s" for stage, spent in found.stages.items())
-    table.add_row(Text(f"from shapes alone: {took}", style="dim"))
+    total = sum(found.stages.values())
+    table.add_row(Text(f"from shapes alone in {total:.1f} s: {took}", style="dim"))
     return table
 
 

@@ -83,10 +83,11 @@ class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as t
         self._kin: dict[int, tuple[torch.Tensor, frozenset[int]]] = {}
         for tensor, number in positions:
             self._know(tensor, np.full(tuple(tensor.shape), number, object))
-            self._relate(tensor, frozenset((id(tensor),)))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # the branches of torch.cond, which are refused
+            return func(*args, **kwargs)
         if func in _READ and (known := self._of(args[0])) is not None:
             return _READ[func](known)
         if _writes(func) or "out" in kwargs:
@@ -107,27 +108,27 @@ class shape_numbers(TorchFunctionMode):  # noqa: N801  # a context manager, as t
         return result
 
     def _follow(self, operands: Any, result: Any) -> None:
-        """What is made of something may look at its memory; what is made of shapes, at its own."""
-        kin = [self._kin_of(x) for x in pytree.tree_leaves(operands)]
-        for made in pytree.tree_leaves(result):
-            if isinstance(made, torch.Tensor) and (made.dtype in _WHOLE or any(kin)):
-                self._relate(made, frozenset((id(made),)).union(*kin, self._kin_of(made)))
+        """What is made of something that is known may look at its memory."""
+        taken = [x for x in pytree.tree_leaves(operands) if isinstance(x, torch.Tensor)]
+        if kin := frozenset[int]().union(*map(self._kin_of, taken)):
+            for made in pytree.tree_leaves(result):
+                if isinstance(made, torch.Tensor):
+                    self._kin[id(made)] = (made, kin | self._kin_of(made))
 
-    def _relate(self, tensor: torch.Tensor, kin: frozenset[int]) -> None:
-        self._kin[id(tensor)] = (tensor, kin)
-
-    def _kin_of(self, value: Any) -> frozenset[int]:
+    def _kin_of(self, value: torch.Tensor) -> frozenset[int]:
         found = self._kin.get(id(value))
         return frozenset() if found is None else found[1]
 
     def _forget(self, written: Any) -> None:
         """What looks at the same memory as something that is written is not known."""
-        kin = frozenset[int]().union(*map(self._kin_of, pytree.tree_leaves(written)))
+        taken = [x for x in pytree.tree_leaves(written) if isinstance(x, torch.Tensor)]
+        kin = frozenset[int]().union(*map(self._kin_of, taken))
         for known in [i for i in self._known if kin & self._kin_of(self._known[i][0])]:
             del self._known[known]
 
     def _know(self, tensor: torch.Tensor, numbers: Any) -> None:
         self._known[id(tensor)] = (tensor, numbers)  # held, so that its id stays its own
+        self._kin[id(tensor)] = (tensor, self._kin_of(tensor) | {id(tensor)})
 
     def _of(self, value: Any) -> Any:
         """The numbers that a tensor holds, None if they are not known."""
