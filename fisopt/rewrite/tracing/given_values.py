@@ -95,7 +95,7 @@ class given_values(TorchDispatchMode):  # type: ignore[no-untyped-call]  # noqa:
         found: list[Any] = []
         for index in indices:
             is_mask = isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
-            mask = self._known.get(index, _UNKNOWN) if is_mask else _UNKNOWN
+            mask: Any = self._known.get(index, _UNKNOWN) if is_mask else _UNKNOWN
             if mask is _UNKNOWN:
                 found.append(index)
                 continue
