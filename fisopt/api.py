@@ -156,7 +156,7 @@ def optimize(
     settings = Settings(backend, strict, cache_size, kernels, placed)
     _check_spec(spec)
     if recipe is not None and passes:
-        raise OptionError("pass either passes or a recipe: the recipe says the passes")
+        raise OptionError("pass either passes or a recipe: the recipe sets the passes")
     if isinstance(passes, Mapping) and not passes:
         raise OptionError("passes={} names no transformer; passes=[] runs every one dense")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
@@ -237,8 +237,8 @@ def _captures_of(program: Program, spec: ModelSpec | None) -> Captures:
     dense = program.at(program.inputs)
     if structure(program.graph) != structure(dense.graph):
         raise OptionError(
-            "optimize: got a Program that was edited; pass the one that `capture` returned, and "
-            "what edits it as passes=[...]"
+            "optimize: got a Program that passes have edited; pass the Program that `capture` "
+            "returned, and the passes as passes=[...]"
         )
     if spec is not None and spec != program.source.spec:
         raise OptionError(

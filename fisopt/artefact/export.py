@@ -219,7 +219,7 @@ def _check_mesh(exports: Exports, format: Format) -> None:
     first, *others = (exported.program for exported in exports.all)
     share_infos(first.mesh)
     if any(other.mesh != first.mesh for other in others):
-        raise ExportError("export: ranks divide what runs at some steps and not at others")
+        raise ExportError("export: ranks divide the Program at some steps but not at others")
     if first.mesh and format in ("onnx", "aoti"):
         raise ExportError(
             f"export: a model that is divided among {first.ranks} ranks leaves as format 'pt2', or "
@@ -245,7 +245,7 @@ def _files(path: Path, format: Format, count: int) -> list[str]:
         return variant_files(format, count)
     if count > 1:
         raise ExportError(
-            f"{path}: what runs changes with the step, so there are {count} variants and one "
-            f"file cannot hold them; give the path of a folder, such as {path.with_suffix('')}"
+            f"{path}: the passes differ between steps, so there are {count} variants, and one "
+            f"file holds only one; give the path of a folder, such as {path.with_suffix('')}"
         )
     return [path.name]

@@ -103,7 +103,7 @@ class LoadedModule(nn.Module):
             )
         given = dict(zip(call.parameters, args, strict=False))
         if twice := sorted(given.keys() & kwargs.keys()):
-            raise InputError(f"{name}: got {', '.join(twice)} twice, by place and by name")
+            raise InputError(f"{name}: got {', '.join(twice)} twice, by position and by name")
         full = arranged({**given, **kwargs}, call.parameters, call.defaults)
         inputs = Inputs.of(full)
         leaves = zip(inputs.names, inputs.leaves, strict=True)
@@ -192,8 +192,9 @@ class LoadedModule(nn.Module):
         moved = there.device != here.device and self.manifest.format != "onnx"
         if there.dtype != here.dtype or moved:
             raise InputError(
-                f"an artefact stays as it was exported: got {there.dtype} on {there.device}, it is "
-                f"{here.dtype} on {here.device}; move the model it was made from and export it"
+                f"an artefact keeps the dtype and device of its export: got {there.dtype} on "
+                f"{there.device}, it is {here.dtype} on {here.device}; move the original model "
+                "and export it again"
             )
         return self
 

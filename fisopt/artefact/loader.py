@@ -120,7 +120,9 @@ def examined(
     choice("check", check, get_args(Check))
     if public_key is not None:
         if check == "none":
-            raise OptionError("a signature is of the digests: public_key= wants check='digests'")
+            raise OptionError(
+                "public_key= needs check='digests', because a signature covers the digests"
+            )
         recover(path)
         signed = check_signature(path, public_key)
     checked, any_code = check == "digests", trust == "code"
@@ -131,9 +133,7 @@ def examined(
             "comes from, load it with trust='code' (--trust code)"
         )
     if folder is None and len(manifest.variants) > 1:
-        raise ExportError(
-            f"{path} is one of {len(manifest.variants)} variants; load the folder that it is from"
-        )
+        raise ExportError(f"{path} is one of {len(manifest.variants)} variants; load its folder")
     output = _checked_structures(manifest, path, any_code)
     files = tuple(path if folder is None else folder / v.file for v in manifest.variants)
     with _as_export_error():

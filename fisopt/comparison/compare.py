@@ -91,7 +91,7 @@ def compare(
         run = Run(maker, judge, beside, films)
         run.prepare(wanted, backend, held)
         if len(texts) == 1:
-            run.notes["one prompt: there are no intervals, and one clip tells little"] = None
+            run.notes["one prompt: there are no intervals, and one clip says little"] = None
         for index in range(len(texts)):
             run.prompt(index, floors)
         return run.result(steps, seed)

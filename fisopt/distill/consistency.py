@@ -87,7 +87,9 @@ def consistency(
     count("distill: steps", steps)
     count("distill: teacher_steps", teacher_steps)
     if lead is not None and latents is None:
-        raise OptionError("distill: lead needs latents: on its own paths the teacher is at the end")
+        raise OptionError(
+            "distill: lead needs latents: the teacher computes its own paths to the end anyway"
+        )
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(

@@ -176,7 +176,7 @@ class Trainer:
             self.optimizer.zero_grad()
             raise InputError(
                 f"distill: the loss is {value:g} at step {self.step} and its gradient "
-                f"{float(norm):g}; the weights are those before it; use a lower rate, got "
+                f"{float(norm):g}; the weights stay as before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
         set_rate(self.optimizer, told.rate * self._rate())
@@ -228,7 +228,7 @@ class Trainer:
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             about = state["about"]
         except Exception as error:
-            raise InputError(f"{path} is no state of a training run: {error}") from error
+            raise InputError(f"{path} is not the state of a training run:  {error}") from error
         if about != self._about():
             mine = {n: v for n, v in self._about().items() if about.get(n) != v}
             raise InputError(f"{path} is of another run, which has not {mine}; choose another path")

@@ -57,10 +57,10 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
     if isinstance(model_or_name, nn.Module) and (inner := known_inside(model_or_name)):
         raise InputError(
             f"no adapter for {cls.__name__}, which holds a {inner[1]} as {inner[0]!r}: optimise "
-            "that one, the wrapper's layers are its own"
+            "that one; the wrapper's own layers stay as they are"
         )
     raise InputError(
-        f"no adapter for {cls.__name__}; adapters are there for "
+        f"no adapter for {cls.__name__}; there are adapters for "
         f"{', '.join(_nearest(cls.__name__, known))}. For another model give "
         f'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
     )

@@ -113,8 +113,8 @@ class FrameInterleave(BlockPass):
             raise OptionError(f"{name} shift must be an int of at least 0, got {shown(self.shift)}")
         if self._named and self.scope != "block":
             raise OptionError(
-                f"{name} scope={self.scope!r} and {next(iter(self._named))}= both say what of a "
-                "block is sparse; give one of them"
+                f"{name} scope={self.scope!r} and {next(iter(self._named))}= both set which part "
+                "of a block is sparse; give one of them"
             )
 
     @property
@@ -142,8 +142,8 @@ class FrameInterleave(BlockPass):
         """Check the strides against the frames, and the blocks."""
         if program.source.spec.images:
             raise PreconditionError(
-                "the model makes images, whose rows lie in the place of frames, and rows cannot be "
-                "interpolated as frames are; TokenReduction and TileAttention take images",
+                "the model makes images, with rows instead of frames, and rows cannot be "
+                "interpolated like frames; use TokenReduction or TileAttention",
                 pass_name=self.name,
             )
         frames, blocks = program.layout.frames, len(program.block_paths)

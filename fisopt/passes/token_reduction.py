@@ -222,8 +222,8 @@ class TokenReduction(BlockPass):
         self._load()
         if self.schedule is not None and (self.query or self.value):
             raise OptionError(
-                "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
-                f"got {self.query} and {self.value}"
+                "TokenReduction: the schedule sets the dropped shares; leave query and value at "
+                f"0, got {self.query} and {self.value}"
             )
 
     def _load(self) -> None:

@@ -92,8 +92,8 @@ def not_predicted(*costs: Cost) -> str | None:
     if not unknown:
         return None
     return (
-        f"not in the prediction: {calls}; what they cost is declared by "
-        "fisopt.operators.attention or fisopt.operator"
+        f"not in the prediction: {calls}; declare their cost with fisopt.operators.attention or "
+        "fisopt.operator"
     )
 
 

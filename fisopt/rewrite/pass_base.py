@@ -129,8 +129,8 @@ class Pass(metaclass=Checked):
         check_program(program)
         if program.mesh and (self.stage != "ranks" or program.mesh[-1].of == "tokens"):
             raise PreconditionError(
-                f"the Program is divided among {program.mesh[-1].count} ranks, and what follows "
-                "would see the part of one; apply this pass first",
+                f"the Program is divided among {program.mesh[-1].count} ranks, so this pass would "
+                "see only one rank's part; apply this pass first",
                 pass_name=self.name,
             )
         needs_axes = self.stage in ("frames", "attention", "ranks")

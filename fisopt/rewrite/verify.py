@@ -66,7 +66,7 @@ def _check_graph(module: fx.GraphModule, where: str) -> None:
         raise VerifyError(f"{where}: {error}") from error
     *_, last = module.graph.nodes
     if last.op != "output":
-        raise VerifyError(f"{where}: {last} comes behind the output; edit through Rewriter")
+        raise VerifyError(f"{where}: {last} comes after the output; edit through Rewriter")
     for node in module.graph.nodes:
         if node.op == "output":
             continue

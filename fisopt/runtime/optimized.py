@@ -131,7 +131,7 @@ class OptimizedModule(Copies, nn.Module):
         if not isinstance(vars(type(self)).get("forward"), Forward):
             raise InputError(
                 f"{type(self).__name__}: the forward of the optimised module's class was "
-                "exchanged, so its graph would not run; put it back, or do without fisopt"
+                "replaced, so its graph would not run; put it back, or do without fisopt"
             )
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 

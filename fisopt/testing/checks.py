@@ -78,10 +78,14 @@ def _applied(program: Program, passes: Sequence[Pass]) -> tuple[PassResult, ...]
     results = []
     for pass_ in passes:
         twin = type(pass_)(**vars(pass_))
-        _hold(twin == pass_ and hash(twin) == hash(pass_), pass_, "does not equal its twin")
+        _hold(
+            twin == pass_ and hash(twin) == hash(pass_),
+            pass_,
+            ("does not equal a pass with the same options"),
+        )
         before = _text(program)
         result = pass_(program)
-        _hold(_text(program) == before, pass_, "changed the Program that it was given")
+        _hold(_text(program) == before, pass_, "changed its input Program")
         changed = _text(result.program) != before
         _hold(result.modified == changed, pass_, f"says modified={result.modified}")
         _hold(bool(result.notes), pass_, "left no note; call rewriter.note")

@@ -109,7 +109,7 @@ class _Watcher:
         """Add the measurements of one forward call."""
         step = self.module.step
         if step is None or step.index >= self.steps:
-            raise InputError(f"calibrate: told {self.steps} steps, the pipeline is at {step}")
+            raise InputError(f"calibrate: got steps={self.steps}, but the pipeline is at {step}")
         if self.adds:
             self._add(gauges, step.index)
 
@@ -212,7 +212,9 @@ def calibrate(
     run = watcher.counts.nonzero().flatten().tolist()
     if not run or (len(run) < steps and not several):
         missing = next(step for step in range(steps) if step not in run)
-        raise InputError(f"calibrate: told {steps} steps, the pipeline did not run step {missing}")
+        raise InputError(
+            f"calibrate: got steps={steps}, but the pipeline did not run step {missing}"
+        )
     nearest = [min(run, key=lambda own: abs(own - step)) for step in range(steps)]
     means = {f: watcher.sums[f] / watcher.counts[:, None] for f in FEATURES}
     profiles = {f: mean[:, nearest] for f, mean in means.items()}

@@ -204,7 +204,7 @@ def test_tile_attention_equals_the_mask(image: Image) -> None:
 
 @every_image
 def test_frame_interleave_refuses(image: Image) -> None:
-    with pytest.raises(PreconditionError, match=r"the model makes images, whose rows .* TokenRed"):
+    with pytest.raises(PreconditionError, match=r"the model makes images, with rows .* TokenRed"):
         FrameInterleave(2, blocks=":")(image.program())
 
 

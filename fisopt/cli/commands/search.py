@@ -98,8 +98,8 @@ def run(
     stdout().print(masks_table(found))
     said = found.table.measured
     lines = [
-        f"predicted speed-up {said['predicted_speed_up']:.3f}x; all masks together move the "
-        f"model's result by {said['joint_error_mean']:.3f} on the mean, "
+        f"predicted speed-up {said['predicted_speed_up']:.3f}x; all masks together change the "
+        f"model's result by {said['joint_error_mean']:.3f} on average, "
         f"{said['joint_error_max']:.3f} at most"
     ]
     written = [found.table.save(table)]

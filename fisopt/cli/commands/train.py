@@ -101,7 +101,7 @@ def run(
     texts = texts_of(source, texts_, prompts)
     pipeline = source.load()
     if prepared is not None and not (prepared / FILE).exists():
-        with stages("recording what the prompts are to the transformer"):
+        with stages("recording the transformer's inputs for the prompts"):
             arguments = source.arguments(guidance)
             prepare(
                 pipeline, texts, prepared, steps=steps, arguments=arguments, component=component

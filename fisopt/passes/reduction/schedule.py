@@ -123,8 +123,8 @@ class Schedule(metaclass=Checked):
         """
         if (count := step.count) is None:
             raise ScheduleError(
-                f"{self} needs the number of steps of the run, which a scheduler or a pipeline "
-                "tells; in a loop of your own say `with optimized.generation(num_steps):`"
+                f"{self} needs the number of steps of the run; a pipeline or scheduler gives it, "
+                "in a loop of your own write `with optimized.generation(num_steps):`"
             )
         if count > self.steps or step.index >= count:
             raise ScheduleError(

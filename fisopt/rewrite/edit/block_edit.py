@@ -62,8 +62,8 @@ class BlockEdit(Editor):
         """Insert an operator into the block; see `Editor.call`."""
         if self._finished is not None:
             raise PassError(
-                f"{target} would come too late: the edited graph is in its place; edit first, "
-                "then `place`",
+                f"{target} comes too late: the edited graph is already placed; edit first, then "
+                "call `place`",
                 pass_name=self.pass_name,
                 node=self.block.path,
             )
@@ -189,7 +189,7 @@ class BlockEdit(Editor):
         """Let a node of the Program replace a result of the block from now on."""
         if result not in self.block.results:
             raise PassError(
-                f"{result} is no result of the block, whose results are {self.block.results}",
+                f"{result} is not a result of the block, whose results are {self.block.results}",
                 pass_name=self.pass_name,
                 node=self.block.path,
             )

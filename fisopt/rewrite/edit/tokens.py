@@ -132,8 +132,8 @@ class Tokens(Subset):
         """Write the tokens to their positions in the previous value, or in zeros."""
         if fill not in (None, "carry"):
             raise PassError(
-                f"{self} say nothing of what lies between them, so fill={fill!r} has no meaning; "
-                "wanted 'carry'",
+                f"{self} do not determine the tokens between them, so fill={fill!r} has no "
+                "meaning; wanted 'carry'",
                 pass_name=editor.pass_name,
                 node=piece,
             )

@@ -175,7 +175,7 @@ def _schema(name: str, reference: Callable[..., Any], options: Options) -> str:
         raise OptionError(f"operator {name}: {error}") from error
     if options.get("gradient", "recompute") == "recompute" and "Tensor[] " in schema:
         raise OptionError(
-            f"operator {name} takes lists of tensors, whose gradients are not recomputed; say "
+            f"operator {name} takes lists of tensors, whose gradients are not recomputed; set "
             "gradient='missing', or take the tensors one by one"
         )
     return schema
