@@ -201,7 +201,7 @@ def search_section(search: dict[str, Any]) -> list[str]:
     """Tokens that look for what stands for them everywhere, or nearby."""
     note = (
         "Dropped tokens that search among all destinations, compared with dropped tokens that "
-        f"search only in the cells around their own: {search['what']}, {search['clips']} clips "
+        f"search only in the cells around their own: {search['what']} "
         f"({tables.host(search)}). Every block drops this share of its queries and of its keys "
         "and values. PSNR, SSIM and the checker's score are given as everywhere, nearby. The "
         "gain is the paired gain in PSNR to the dense clip by the nearby search, with its "
