@@ -103,7 +103,7 @@ class Subset(ABC):
     ) -> fx.Node:
         """Make a value whole after only this part of it was computed.
 
-        Taking the same exact part of the result returns the piece. So no tokens move between two
+        Taking an exact part that was spread returns the piece. So no tokens move between two
         blocks on one part, and a value that nothing else reads never becomes whole.
 
         Args:
