@@ -237,7 +237,7 @@ def test_what_cannot_be_exported(made: OptimizedModule, tmp_path: Path) -> None:
     for model, name, options, message in (
         (stepwise, "model", {}, "TokenReduction differs between denoising steps: pass steps="),
         (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
-        (stepwise, "model.pt2", {"steps": 4}, "3 variants and one file cannot hold them"),
+        (stepwise, "model.pt2", {"steps": 4}, "3 variants, and one file holds only one"),
         (made, "model.bin", {}, r"ends in '.pt2'"),
         (made, "model.onnx", {}, r"for this one pass format='onnx' \(--format onnx\)"),
         (made, "model.onnx", {"format": "onnx", "portable": False}, "ONNX knows no fisopt"),
