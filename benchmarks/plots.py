@@ -81,7 +81,7 @@ def plot_students(students: dict[str, Any], path: Path) -> None:
         curve = [{"clips": 0, **student["before"]}, *student["curve"]]
         axis.plot([p["clips"] for p in curve], [p[key] for p in curve], "o-", label=name)
     for axis, key, what in guided.values():
-        axis.set(xlabel="clips walked", ylabel=f"PSNR to the dense clip of {what}, dB")
+        axis.set(xlabel="training clips", ylabel=f"PSNR to the dense clip of {what}, dB")
         axis.grid(alpha=0.3)
         if key == "to_50":
             teacher = next(iter(students.values()))["baselines"]["dense, 4 steps, guided"][key]

@@ -60,12 +60,13 @@ def forward_section(forward: dict[str, Any]) -> list[str]:
     """Published models on a GPU."""
     rounds = min(r["rounds"] for r in forward["rows"] if "rounds" in r)
     note = (
-        f"One forward call on {tables.device(forward)}: random bfloat16 weights, published size, "
-        "over the compiled dense model with the device's fastest dense attention, in the same "
-        "process. Predicted is the ratio of FLOPs; at the ceilings is what the call takes if "
-        "products, attentions and copies ran at the rates of large ones. Where fewer layers were "
-        "built than there are, the speed-up of all follows from the time of a dense and of a "
-        f"sparse one, if all sparse ones are alike. Rounds in turns: {rounds}."
+        f"One forward call on {tables.device(forward)}: random bfloat16 weights at the published "
+        "size. The baseline is the compiled dense model with the device's fastest dense "
+        "attention, in the same process. Predicted is the ratio of FLOPs. At the ceilings is the "
+        "time of the call if products, attentions and copies ran at the rates of large ones. If "
+        "the benchmark built only some of the layers, the speed-up of all layers follows from "
+        "the time of one dense and one sparse layer, assuming that all sparse layers take equal "
+        f"time. Alternating rounds: {rounds}."
     )
     return [note, "", tables.forward_table(forward["rows"]), ""]
 
@@ -73,10 +74,11 @@ def forward_section(forward: dict[str, Any]) -> list[str]:
 def strip_summary(strip: dict[str, Any]) -> list[str]:
     """The settings whose clips stand at the head of the README."""
     note = (
-        f"{len(strip['rows'][0]['psnr'])} clips of the bundled testbed that no search saw, "
-        f"{strip['what']}; CPU seconds of a whole clip on one thread ({tables.host(strip)}). PSNR "
-        "is to the dense clip, with its 95 % interval. A checker reads colour, shape and direction "
-        "from the pixels: right is the share of clips in which all three are as asked."
+        f"{len(strip['rows'][0]['psnr'])} clips of the bundled testbed, on prompts that no search "
+        f"used, {strip['what']}; CPU seconds of a whole clip on one thread "
+        f"({tables.host(strip)}). PSNR is to the dense clip, with its 95 % interval. A checker "
+        "reads colour, shape and direction from the pixels; right is the share of clips in which "
+        "all three match the prompt."
     )
     return [note, "", tables.strip_table(strip["rows"]), ""]
 
@@ -91,11 +93,11 @@ def forward_summary(forward: dict[str, Any]) -> list[str]:
 def students_section(held: dict[str, Any]) -> list[str]:
     """Students of few steps, on a GPU."""
     note = (
-        f"On {tables.device(held)}, with three others at once beside other work, "
-        f"{trained(held['students'])}. Evaluations: of the model, guidance counted. Before: the "
-        "same steps and passes with the weights that training started from. Fréchet: distance of "
-        "the middle block's features to those of the clips of 50 steps. Motion: energy of frame "
-        "differences, over theirs."
+        f"On {tables.device(held)}, with three other trainings and further work running at once, "
+        f"{trained(held['students'])}. Evaluations counts calls of the model, with guidance. "
+        "Before is the student with the weights from before training, under the same steps and "
+        "passes. Fréchet is the distance between the middle block's features and those of the "
+        "50-step clips. Motion is the energy of frame differences, relative to the 50-step clips."
     )
     return [note, "", tables.students_table(held["students"]), ""]
 
@@ -103,8 +105,8 @@ def students_section(held: dict[str, Any]) -> list[str]:
 def sparse_section(held: dict[str, Any]) -> list[str]:
     """Sparse students, on a CPU."""
     note = (
-        f"On a CPU ({tables.host(held)}), at full precision: {trained(held['students'])}. Passes: "
-        "plans of `fisopt.tune` for that speed."
+        f"On a CPU ({tables.host(held)}), at full precision: {trained(held['students'])}. The "
+        "passes are plans of `fisopt.tune` for that speed."
     )
     picture = "![Distance to the teacher against clips](images/distillation.png)"
     return [note, "", tables.students_table(held["students"]), "", picture, ""]
@@ -115,25 +117,30 @@ def trained(students: dict[str, Any]) -> str:
     ends = [s["curve"][-1] for s in students.values() if s["curve"]]
     seconds, clips = ([end[key] for end in ends] for key in ("seconds", "clips"))
     return (
-        f"{min(seconds):.0f} to {max(seconds):.0f} seconds each, in which they walked "
-        f"{min(clips)} to {max(clips)} clips; 24 clips that none has seen"
+        f"{min(seconds):.0f} to {max(seconds):.0f} seconds each, on "
+        f"{min(clips)} to {max(clips)} clips; the figures are of 24 clips that no student trained "
+        "on"
     )
 
 
 def tiles_section(tiles: dict[str, Any]) -> list[str]:
     """Tile-sparse attention on a GPU."""
-    note = f"On {tables.device(tiles)}: time, and rate of the kept pairs as a share of dense cuDNN:"
+    note = (
+        f"On {tables.device(tiles)}: time, and the rate on the kept pairs as a share of dense "
+        "cuDNN's rate:"
+    )
     return [note, "", tables.tiles_table(tiles["rows"]), ""]
 
 
 def quality_section(quality: dict[str, Any]) -> list[str]:
     """Frame sparsity: the plot and every row."""
     interval = any("half" in row for row in quality["rows"])
-    psnr = "PSNR with half of its 95 % interval over the clips. " if interval else ""
+    psnr = "PSNR has half of its 95 % interval over the clips. " if interval else ""
     note = (
-        f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first "
-        f"block is dense unless the name says otherwise. {psnr}Speed-ups are ratios of FLOPs. One "
-        "forward: relative L2 error of one call at fixed latents, mean over three noise levels."
+        f"{quality['clips']} clips, {quality['what']} ({tables.host(quality)}). The first block "
+        f"is dense unless the name says otherwise. {psnr}Speed-ups are ratios of FLOPs. One "
+        "forward is the relative L2 error of one call at fixed latents, mean over three noise "
+        "levels."
     )
     lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):
@@ -144,12 +151,14 @@ def quality_section(quality: dict[str, Any]) -> list[str]:
 def peers_note(peers: dict[str, Any]) -> str:
     """What the rows of presets, caches and peers are."""
     return (
-        f"{peers['clips']} clips that no search saw, each alone and from the same noise for all, "
-        f"{peers['what']} ({tables.host(peers)}). Speed-ups are ratios of FLOPs over a whole clip; "
-        "a cache's own bookkeeping is not counted. In brackets 95 % intervals over the clips. From "
-        "frame to frame is how far PSNR jumps between neighbouring frames; flicker and motion are "
-        "ratios to the dense clip, FLIP is 0 for equal clips; less dense is the checker's score "
-        "less that of the dense clips, in points, clip by clip."
+        f"{peers['clips']} clips on prompts that no search used, each generated alone, all "
+        f"methods from the same noise, {peers['what']} ({tables.host(peers)}). Speed-ups are "
+        "ratios of FLOPs over a whole clip; they do not count a cache's own bookkeeping. "
+        "Brackets hold 95 % intervals over the clips. From frame to frame is the jump of PSNR "
+        "between neighbouring frames. Flicker and motion are ratios to the dense clip. FLIP is 0 "
+        "for equal clips. All three is the share of clips in which the checker finds colour, "
+        "shape and direction as prompted; minus dense is its difference from the dense clips, "
+        "paired clip by clip, in points."
     )
 
 
@@ -166,10 +175,11 @@ def reduction_section(reduction: dict[str, Any]) -> list[str]:
     """Token reduction."""
     note = (
         f"{reduction['what']}, {reduction['rows'][0]['clips']} other clips "
-        f"({tables.host(reduction)}). The cost is the mean over blocks and steps of a visual "
-        "attention, matching not counted, as a share of the dense one; timed is that of the same "
-        "attentions on this machine. Uniform drops the same share everywhere. One forward: "
-        "relative L2 error of one call on the dense trajectory, mean over four steps."
+        f"({tables.host(reduction)}). The cost is the mean cost of a visual attention over blocks "
+        "and steps, without matching, as a share of the dense one; timed is the measured cost of "
+        "the same attentions on this machine. Uniform drops the same share everywhere. One "
+        "forward is the relative L2 error of one call on the dense trajectory, mean over four "
+        "steps."
     )
     table = tables.reduction_table(reduction["rows"])
     return ["### Token reduction", "", note, "", table, ""]
@@ -178,10 +188,11 @@ def reduction_section(reduction: dict[str, Any]) -> list[str]:
 def redraw_section(redraw: dict[str, Any]) -> list[str]:
     """Destinations drawn once for all steps, or anew in every cache window."""
     note = (
-        f"Destinations drawn once for all steps against those drawn anew in every cache window: "
-        f"{redraw['what']}, {redraw['clips']} clips ({tables.host(redraw)}). The gain is that of "
-        "the PSNR to the dense clip, clip by clip, mean over the seeds of the draws and its "
-        "standard error over the clips; all three is the checker's score, once and redrawn."
+        "Destinations drawn once for all steps, compared with destinations drawn anew in every "
+        f"cache window: {redraw['what']}, {redraw['clips']} clips ({tables.host(redraw)}). The "
+        "gain is the paired gain in PSNR to the dense clip, mean over the seeds of the draws, "
+        "with its standard error over the clips. All three is the checker's score, drawn once "
+        "and redrawn."
     )
     return ["### Redrawn destinations", "", note, "", tables.redraw_table(redraw["compared"]), ""]
 
@@ -189,12 +200,12 @@ def redraw_section(redraw: dict[str, Any]) -> list[str]:
 def search_section(search: dict[str, Any]) -> list[str]:
     """Tokens that look for what stands for them everywhere, or nearby."""
     note = (
-        "Tokens that look for what stands for them among all destinations against those that look "
-        f"in the cells around theirs only: {search['what']}, {search['clips']} clips "
-        f"({tables.host(search)}). The share is dropped of queries and of keys and values, in "
-        "every block. PSNR, SSIM and the checker's score as everywhere and nearby; the gain is "
-        "that of the PSNR to the dense clip by looking nearby, clip by clip, with its standard "
-        "error over the clips."
+        "Dropped tokens that search among all destinations, compared with dropped tokens that "
+        f"search only in the cells around their own: {search['what']} "
+        f"({tables.host(search)}). Every block drops this share of its queries and of its keys "
+        "and values. PSNR, SSIM and the checker's score are given as everywhere, nearby. The "
+        "gain is the paired gain in PSNR to the dense clip by the nearby search, with its "
+        "standard error over the clips."
     )
     return ["### Where tokens look", "", note, "", tables.search_table(search), ""]
 
@@ -207,8 +218,8 @@ def published_section(matching: dict[str, Any]) -> list[str]:
 def masks_section(masks: dict[str, Any]) -> list[str]:
     """Tile-sparse attention."""
     note = (
-        f"{masks['what']}, tried on other clips ({tables.host(masks)}). Every form of one cost "
-        "computes the same FLOPs."
+        f"{masks['what']}, tested on other clips ({tables.host(masks)}). All masks of one cost "
+        "compute the same FLOPs."
     )
     return ["### Tile-sparse attention", "", note, "", tables.masks_table(masks["rows"]), ""]
 
@@ -216,9 +227,9 @@ def masks_section(masks: dict[str, Any]) -> list[str]:
 def precision_section(precision: dict[str, Any]) -> list[str]:
     """Linears in FP8."""
     note = (
-        f"{precision['what']}, {precision['clips']} clips ({tables.host(precision)}). All compare "
-        "with the dense clips of the model. What FP8 gains in time is a matter of the GPU and not "
-        "in this table."
+        f"{precision['what']}, {precision['clips']} clips ({tables.host(precision)}). All rows "
+        "compare with the model's own dense clips. The time that FP8 saves depends on the GPU "
+        "and is not in this table."
     )
     table = tables.precision_table(precision["rows"])
     return ["### Linears in FP8", "", note, "", table, ""]
@@ -236,7 +247,7 @@ def caches_section(peers: dict[str, Any]) -> list[str]:
 
 def capture_section(capture: dict[str, Any]) -> list[str]:
     """Published shapes."""
-    text = "Published shapes, captured and costed without weights (ratios of FLOPs):"
+    text = "Published shapes, captured without weights; speed-ups are ratios of FLOPs:"
     return [text, "", tables.capture_table(capture), ""]
 
 
@@ -249,8 +260,8 @@ def aot_section(aot: dict[str, Any]) -> list[str]:
 def export_section(exported: dict[str, Any]) -> list[str]:
     """The matrix of exports."""
     note = (
-        "Largest difference between an artefact that a fresh process has loaded and the optimised "
-        f"module, tiny models of every form ({tables.host(exported)}):"
+        "Largest difference between the optimised module and its artefact, loaded by a fresh "
+        f"process, for tiny models of every variant ({tables.host(exported)}):"
     )
     return [note, "", tables.export_table(exported["rows"]), ""]
 
@@ -258,12 +269,13 @@ def export_section(exported: dict[str, Any]) -> list[str]:
 def tune_section(tuned: dict[str, Any]) -> list[str]:
     """Plans for a speed, and presets."""
     note = (
-        f"{tuned['what']}, {max(r['clips'] for r in tuned['rows'])} clips that no search saw "
-        f"({tables.host(tuned)}). Plans were tuned on other prompts. PSNR is to the dense clip, "
-        "mean and 95 % interval; the error is that of the final latents, relative L2, geometric "
-        "mean over the clips, and told the same on other prompts. Speed-ups are ratios of FLOPs "
-        "over all steps; eager and compiled, of CPU seconds of a clip on one thread, both in "
-        "turns, with their share of the ratio of FLOPs; all three is the checker's score. "
+        f"{tuned['what']}, {max(r['clips'] for r in tuned['rows'])} clips on prompts that no "
+        f"search used ({tables.host(tuned)}). The plans were tuned on other prompts. PSNR is to "
+        "the dense clip, mean and 95 % interval. The error is the relative L2 error of the final "
+        "latents, geometric mean over the clips; reported is the error that `fisopt.tune` "
+        "reported on its own prompts. Speed-ups are ratios of FLOPs over all steps. Eager and "
+        "compiled are ratios of CPU seconds of a clip on one thread, measured in turns, with "
+        "their share of the FLOPs ratio in brackets. All three is the checker's score. "
         f"{tuned.get('note', '')}"
     ).rstrip()
     title = f"### Tuned plans of {tuned['steps']} steps"

@@ -75,7 +75,7 @@ def peers_table(rows: list[Result], steps: int, figures: tuple[str, ...] = tuple
             [row["name"], f"{speed(row):.2f}x", *cells, f"{mean_of(right).mean:.0f}", points]
         )
     head = [f"{steps} steps", "speed-up", *(PEERS[name][0] for name in figures)]
-    return markdown([*head, "all three %", "less dense"], body)
+    return markdown([*head, "all three %", "minus dense"], body)
 
 
 def strip_table(rows: list[Result]) -> str:
@@ -251,7 +251,7 @@ def tune_table(result: Result) -> str:
     plans, times = result["plans"], result.get("times", {})
     return markdown(
         [
-            *("plan", "speed-up", "eager", "compiled", "PSNR dB", "SSIM", "error", "told"),
+            *("plan", "speed-up", "eager", "compiled", "PSNR dB", "SSIM", "error", "reported"),
             "all three %",
         ],
         [

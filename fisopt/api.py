@@ -48,15 +48,15 @@ def capture(
     """Capture a video DiT as a Program: a torch.fx graph of block calls with frame axes.
 
     Args:
-        model: a module in evaluation mode; on the meta device nothing is allocated.
-        example_inputs: keyword arguments of one forward call; for a known family
-            `fisopt.models.example_inputs` makes them.
-        spec: where the blocks are and what the token grid is; None for a known family, and for
-            another model to guess (`fisopt.models.guess`).
+        model: a module in evaluation mode; on the meta device capture allocates nothing.
+        example_inputs: keyword arguments of one forward call; `fisopt.models.example_inputs` makes
+            them for a known family.
+        spec: the model's blocks and token grid. With None, fisopt uses the adapter of a known
+            family and guesses the spec of any other model (`fisopt.models.guess`).
 
     Raises:
-        OptionError: something of a wrong type.
-        InputError: inputs are missing, malformed, NaN, or the model is in training mode.
+        OptionError: an argument has a wrong type.
+        InputError: inputs are missing, malformed or NaN, or the model is in training mode.
         CaptureError: the blocks or the grid do not fit the model, or it cannot be traced.
     """
     model = uncompiled(model)
@@ -99,54 +99,53 @@ def optimize(
 ) -> Any:
     """Make a video DiT faster.
 
-    Given a module that is optimised already, its original is optimised anew and what was
-    captured of it is used again: the quick way to compare passes.  So is a Program that
-    `capture` returned, as long as its model is as it was then.
+    If the module is optimised already, fisopt optimises its original anew and reuses its captured
+    Programs: the quick way to compare passes. A Program that `capture` returned is reused too, as
+    long as its model has not changed since.
 
     Args:
         model_or_pipeline: an nn.Module, or its Program, or a diffusers pipeline: its
             ``transformer`` and, where there is one, ``transformer_2`` are replaced in place and
             the pipeline is returned.
-        passes: passes in order, or preset names.  Of a pipeline also by transformer,
-            ``{"transformer": [...], "transformer_2": [...]}``; one that is not named stays as it
-            is.
-        example_inputs: keyword arguments of one forward call.  With them the model is captured
-            and rewritten at once; without, at the first call.  A spec whose grid is numbers
-            needs them.
-        spec: blocks and token grid of a model that is not of a known family; without, they are
-            guessed from the first call (`fisopt.models.guess`), and the report says so.
+        passes: passes in order, or preset names. For a pipeline also a mapping by transformer,
+            ``{"transformer": [...], "transformer_2": [...]}``; a transformer that it does not name
+            stays as it is.
+        example_inputs: keyword arguments of one forward call. With them fisopt captures and
+            rewrites the model at once; without them, at the first call. A spec whose grid is three
+            numbers needs them.
+        spec: blocks and token grid of a model of no known family. Without it fisopt guesses them
+            from the first call (`fisopt.models.guess`) and notes this in the report.
         backend: "inductor" compiles each distinct block once; "eager" runs the graph as it is.
-        strict: what a pass cannot be applied to is an error; otherwise a line in the report.
-        recipe: in the place of ``passes``, what ``save_recipe`` wrote: its path, its plain
-            values, or "config" for the ``fisopt`` entry of the model's configuration; of a
-            pipeline also by transformer.  It says ``linear`` and ``attention`` too, where they
-            are not given.
-        cache_size: how many variants (a shape and a set of active passes) are kept, each with
-            what was compiled for it; one more drops the one that was used least recently.
-            ``result.clear()`` drops all.
-        linear: "model", the default, multiplies in the model's precision.  "fp8" rounds what
-            large linears multiply to FP8, with a scale for each token and each output channel:
-            faster on a GPU from sm_89 on, at a small loss.  "fp8-simulated" gives the same
-            numbers anywhere, slowly.
-        attention: what runs dense attention: None leaves it to what diffusers was told
-            (``set_attention_backend``), else to torch, as "sdpa" always does; "cudnn",
-            "flash" and "efficient" are torch's own; "fa3" and "sage" the packages
-            ``flash_attn_interface`` and ``sageattention``; or a function
-            ``f(query, key, value, *, scale, mask)`` of [B, heads, tokens, features] that returns
-            such, with ``mask`` None or as torch takes it.  What it does not take is left to
-            torch; the report says what runs.
-        offload: "block" leaves the weights on the host and copies those of few blocks at a time to
-            the device of the inputs.  The model must be on the host; ``.to(device)`` of the result
-            then names the device that it runs on.
-        prefetch: with ``offload``, the weights of so many blocks are copied while the one before
-            them computes.
+        strict: if a pass cannot be applied to a block, raise; if False, record it in the report.
+        recipe: instead of ``passes``, what ``save_recipe`` wrote: its path, its plain values, or
+            "config" for the ``fisopt`` entry of the model's configuration; for a pipeline also a
+            mapping by transformer. It also sets ``linear`` and ``attention`` if you do not.
+        cache_size: how many variants (a shape and a set of active passes) to keep, each with its
+            compiled code. A further variant evicts the least recently used one. ``result.clear()``
+            evicts all.
+        linear: "model", the default, multiplies in the model's precision. "fp8" rounds the operands
+            of large linear layers to FP8, with a scale for each token and each output channel:
+            faster on a GPU from sm_89 on, at a small loss. "fp8-simulated" gives the same numbers
+            on any device, slowly.
+        attention: the kernel of dense attention. None uses the backend set in diffusers
+            (``set_attention_backend``), else torch's default; "sdpa" always uses torch's default.
+            "cudnn", "flash" and "efficient" are torch's own kernels; "fa3" and "sage" are the
+            packages ``flash_attn_interface`` and ``sageattention``. Or a function ``f(query, key,
+            value, *, scale, mask)`` that takes and returns [B, heads, tokens, features], with
+            ``mask`` None or as torch takes it. Torch runs the calls that the kernel does not
+            support; the report lists what runs.
+        offload: "block" leaves the weights on the host and copies those of a few blocks at a time
+            to the device of the inputs. The model must be on the host; ``.to(device)`` of the
+            result then sets the device that it runs on.
+        prefetch: with ``offload``, the number of blocks whose weights are copied ahead while the
+            block before them computes.
 
     Returns:
         An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
         parameters with the result (``result.original``).
 
     Raises:
-        OptionError: an unknown pass, preset or backend, or something of a wrong type.
+        OptionError: a pass, preset or backend is unknown, or an argument has a wrong type.
         RecipeError: the recipe cannot be read, or is for another model.
         InputError: the model is in training mode or under hooks, or with ``offload`` its weights
             are not on the host; also see `capture`.
@@ -157,7 +156,7 @@ def optimize(
     settings = Settings(backend, strict, cache_size, kernels, placed)
     _check_spec(spec)
     if recipe is not None and passes:
-        raise OptionError("pass either passes or a recipe: the recipe says the passes")
+        raise OptionError("pass either passes or a recipe: the recipe sets the passes")
     if isinstance(passes, Mapping) and not passes:
         raise OptionError("passes={} names no transformer; passes=[] runs every one dense")
     named = passes if isinstance(passes, Mapping) else recipe if by_component(recipe) else None
@@ -238,8 +237,8 @@ def _captures_of(program: Program, spec: ModelSpec | None) -> Captures:
     dense = program.at(program.inputs)
     if structure(program.graph) != structure(dense.graph):
         raise OptionError(
-            "optimize: got a Program that was edited; pass the one that `capture` returned, and "
-            "what edits it as passes=[...]"
+            "optimize: got a Program that passes have edited; pass the Program that `capture` "
+            "returned, and the passes as passes=[...]"
         )
     if spec is not None and spec != program.source.spec:
         raise OptionError(

@@ -1,4 +1,4 @@
-"""Every error that fisopt raises on purpose: one base, names that say which stage refused."""
+"""Every error that fisopt raises on purpose: one base class, and a name for each stage."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FisoptError(Exception):
 
 
 class OptionError(FisoptError, ValueError):
-    """An option or an argument has a value that is not taken, or a name that is not known."""
+    """An option or an argument has a value or a name that fisopt does not know."""
 
 
 class OptionTypeError(OptionError, TypeError):
-    """An option or an argument is of a wrong type, is missing, or does not exist."""
+    """An option or an argument has a wrong type, is missing, or does not exist."""
 
 
 class FileError(FisoptError, OSError):
@@ -46,7 +46,7 @@ class PassError(FisoptError):
     """A pass failed.
 
     Args:
-        message: what was got, what was wanted and what to do.
+        message: what the pass got, what it wanted and what to do.
         pass_name: the pass that failed.
         node: the graph node or block at which it failed, if there is one.
     """
@@ -59,23 +59,23 @@ class PassError(FisoptError):
 
 
 class PreconditionError(PassError):
-    """A pass refused the Program or its options: the caller's mistake."""
+    """A pass cannot run on this Program or with these options: the caller's mistake."""
 
 
 class PostconditionError(PassError):
-    """A pass produced a Program that breaks its own promise: the pass author's mistake."""
+    """A pass made a Program that breaks its own promise: the mistake of its author."""
 
 
 class LoweringError(FisoptError):
-    """No implementation of an operator for this device, dtype or shape."""
+    """An operator has no implementation for this device, dtype or shape."""
 
 
 class ScheduleError(FisoptError):
-    """The denoising step, its count or the branch could not be told, or a schedule is unfit."""
+    """fisopt cannot tell the step, the number of steps or the branch, or a schedule is unfit."""
 
 
 class RankError(FisoptError, RuntimeError):
-    """Ranks that share a clip do not run the same thing, or one of them is gone."""
+    """Ranks that share a clip run different things, or one of them is gone."""
 
 
 class RecipeError(FisoptError):
@@ -83,8 +83,8 @@ class RecipeError(FisoptError):
 
 
 class ExportError(FisoptError):
-    """An artefact cannot be written, is not complete, or is not fisopt's."""
+    """An artefact cannot be written, is incomplete, or was not made by fisopt."""
 
 
 class CheckError(FisoptError, AssertionError):
-    """What `fisopt.testing` checks of a pass does not hold."""
+    """A pass fails a check of `fisopt.testing`."""

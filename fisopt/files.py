@@ -171,12 +171,15 @@ def _in_the_way(path: Path, *, force: bool, foreign: Foreign | None) -> str | No
     if not path.exists():  # a link to nothing
         return None
     if not stat.S_ISLNK(mode) and not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        return f"{path} is a device, a socket or a pipe, which stays: choose another path"
+        return (
+            f"{path} is a device, a socket or a pipe, which fisopt does not replace: choose "
+            "another path"
+        )
     if path.is_dir() != (foreign is not None):
         kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
         return (
-            f"{path} is {kinds[0]} and {kinds[1]} is to be written; force=True (--force) does not "
-            "replace one by the other: choose another path"
+            f"{path} is {kinds[0]} and {kinds[1]} would be written; force=True (--force) does not "
+            "replace one with the other: choose another path"
         )
     if foreign is not None and (found := foreign(path)) is not None:
         return (
@@ -248,7 +251,7 @@ def _place(
 def _check_replaced(old: Path, place: Path, foreign: Foreign, error: type[FisoptError]) -> None:
     """Look again, now that nothing can be added: what was replaced is about to be deleted."""
     if not old.is_symlink() and (found := foreign(old)) is not None:
-        raise error(f"{place} holds other things, {found}, since a moment ago; they stay")
+        raise error(f"{place} holds other things, {found}, since a moment ago; fisopt leaves them")
 
 
 def _take(source: Path, target: Path) -> None:

@@ -17,21 +17,21 @@ GridOf = Callable[[Mapping[str, Any]], Grid]
 class ModelSpec(metaclass=Checked):
     """Where a model's repeated video blocks are and how its tokens are laid out.
 
-    Where the text sits and which arguments carry video tokens is not asked: capture finds it.
+    `capture` finds by itself where the text sits and which arguments carry video tokens.
 
     Attributes:
         blocks: Glob patterns over module paths, one path component per ``*``
             (``"layers.*"``); the modules that match are the video blocks.
         grid: The token grid (latent frames F, rows H, columns W) of the example inputs, or a
             function from the keyword arguments of one forward call to that triple.
-        prepare: For a model that cannot be traced at every shape (decisions on data, tables
-            for one size), a function that returns an equal module of tensor operations; it
-            shares the parameters, under the same paths.
-        resized: For a model whose inputs do not grow with the frames in a way that capture can
-            find, a function from the keyword arguments of one forward call and a number of latent
-            frames to the arguments for that many; shapes and plain values count alone.
-        images: The model makes images: the grid is (rows, 1, columns), rows in the place of
-            frames. Passes over frames refuse it, those over tokens and tiles take it.
+        prepare: For a model that cannot be traced at every shape (control flow that depends on
+            data, tables for one size), a function that returns an equivalent module of tensor
+            operations. That module shares the model's parameters, under the same paths.
+        resized: For a model whose inputs grow with the number of frames in a way that capture
+            cannot infer, a function from the keyword arguments of one forward call and a number of
+            latent frames to the arguments for that number. Only shapes and plain values matter.
+        images: The model makes images: the grid is (rows, 1, columns), with rows instead of frames.
+            Passes over frames raise; passes over tokens and tiles work.
     """
 
     blocks: tuple[str, ...]
@@ -65,7 +65,7 @@ class ModelSpec(metaclass=Checked):
         """Return (F, H, W) in tokens for one forward call's keyword arguments.
 
         Raises:
-            InputError: the function that says it fails on them.
+            InputError: the function `grid` fails on these arguments.
         """
         if not callable(self.grid):
             return self.grid

@@ -17,21 +17,20 @@ from fisopt.runtime.optimized import OptimizedModule
 
 @checked
 def restore(model_or_pipeline: Any) -> Any:
-    """Put the original transformers back; what was never optimised stays as it is.
+    """Put the original transformers back; a transformer that was never optimised stays as it is.
 
-    What was done to the model meanwhile, such as a LoRA that was loaded or a move to a device,
-    stays: an optimised module and its original share it.
+    Changes made to the model meanwhile stay, such as a loaded LoRA or a move to another device: an
+    optimised module and its original share their parameters.
 
     Args:
-        model_or_pipeline: a pipeline, each of whose transformers is replaced in place, or one
-            optimised module.
+        model_or_pipeline: a pipeline, whose transformers are replaced in place, or one optimised
+            module.
 
     Returns:
         The pipeline, or the original of the module.
 
     Raises:
-        InputError: there is no transformer, or one was loaded from an artefact, which holds no
-            original.
+        InputError: there is no transformer, or one comes from an artefact, which has no original.
     """
     if isinstance(model_or_pipeline, nn.Module):
         return _original("the module", model_or_pipeline)

@@ -130,7 +130,9 @@ def test_a_program_of_a_model_that_has_changed_is_captured_anew() -> None:
 @pytest.mark.usefixtures("no_capture")
 def test_a_program_that_cannot_be_optimised() -> None:
     _, program = plain_captured(plain_dit.FORMS["fused"])
-    with pytest.raises(fisopt.OptionError, match=r"got a Program that was edited; .* as passes="):
+    with pytest.raises(
+        fisopt.OptionError, match=r"got a Program that passes have edited; .* as passes="
+    ):
         fisopt.optimize(FrameInterleave()(program).program, [])
     other = fisopt.ModelSpec(("layers.*",), grid=(3, 2, 3))
     with pytest.raises(fisopt.OptionError, match=r"captured with ModelSpec\(.*; leave out spec"):

@@ -63,7 +63,7 @@ def test_a_recipe_and_steps(tmp_path: Path) -> None:
 def test_a_published_name_is_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = invoke("wan2.1-1.3b", "-o", str(tmp_path / "wan.pt2"))
     assert result.exit_code == 2
-    assert "no weights, only --format text" in result.output
+    assert "without weights; use --format text" in result.output
     monkeypatch.setattr(models, "build", partial(models.build, num_layers=2))
     size = ("--height", "32", "--width", "32", "--frames", "9")
     out = tmp_path / "wan.txt"

@@ -171,7 +171,7 @@ def test_passes_of_a_wrong_type(passes: Any, message: str) -> None:
 
 
 def test_a_pass_as_text() -> None:
-    with pytest.raises(ValueError, match="a pass is given as an object, not as text"):
+    with pytest.raises(ValueError, match="give a pass as an object, not as text"):
         fisopt.optimize(zoo()["wan"].model, passes=["FrameInterleave(stride=2)"])
 
 

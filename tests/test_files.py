@@ -138,7 +138,7 @@ def test_force_deletes_nothing_of_another_kind(tmp_path: Path) -> None:
         (foreign, None, "is a folder and a file is to be written"),
         (file, but("mark"), "is a file and a folder is to be written"),
         (foreign, but("mark"), "holds other things, a.mp4; .* choose another path"),
-        (tmp_path / "pipe", None, "a pipe, which stays"),
+        (tmp_path / "pipe", None, "a pipe, which fisopt does not"),
         (Path("/dev/null"), None, "is a device"),
     ):
         with (
@@ -165,7 +165,7 @@ def test_what_comes_while_writing_stays(tmp_path: Path, way: str) -> None:
         return but("mark")(folder)
 
     with (
-        pytest.raises(ExportError, match="mine, since a moment ago; they stay"),
+        pytest.raises(ExportError, match="mine, since a moment ago; fisopt leaves them"),
         written(path, force=True, foreign=foreign) as beside,
     ):
         folder_of(beside, "mark", text="new")

@@ -281,8 +281,8 @@ def test_recipes_name_the_nearest_pass_and_preset() -> None:
         ("FrameInterlaeve", {}, "'FrameInterlaeve' is not known here; did you mean FrameInterl"),
         ("fis-balance", {}, "did you mean fis-balanced .*a preset is written as its passes"),
         ("FrameInterleave", {"strid": 2}, "FrameInterleave .* no option 'strid'; did you mean"),
-        ("FrameInterleave", {"stride": "2"}, "refuses its options: .* got '2'"),
-        ("TokenReduction", {"schedule": 3}, "refuses its options: .* got 3"),
+        ("FrameInterleave", {"stride": "2"}, "rejects its options: .* got '2'"),
+        ("TokenReduction", {"schedule": 3}, "rejects its options: .* got 3"),
         ("TileAttention", {"mask": {"mask": "TileMsk", "k": 2}}, "no mask: .* mean TileMask"),
     ):
         plain["passes"] = [{"name": name, "options": options}]

@@ -61,6 +61,6 @@ def test_peers_are_told_with_their_intervals(report: ModuleType) -> None:
         },
     ]
     table = report.tables.peers_table(rows, 4, ("psnr",)).splitlines()
-    assert table[0] == "| 4 steps | speed-up | PSNR dB | all three % | less dense |"
+    assert table[0] == "| 4 steps | speed-up | PSNR dB | all three % | minus dense |"
     assert table[2] == "| fast | 2.00x | 22.0 (17.0 to 27.0) | 33 | -33 (-177 to +110) |"
     assert table[3] == "| dense | 1.00x |  | 67 |  |"

@@ -45,31 +45,32 @@ def export(
 ) -> Path:
     """Write an optimised model as files that run without the model's code.
 
-    A path that ends in the format's suffix (``.pt2``, ``.onnx``, ``.txt``) becomes one file.
-    Any other becomes a folder: ``manifest.json``, ``recipe.yaml`` and a file for each variant,
-    of which there are several where what runs changes with the denoising step.
+    A path that ends in the format's suffix (``.pt2``, ``.onnx``, ``.txt``) becomes one file. Any
+    other path becomes a folder: ``manifest.json``, ``recipe.yaml`` and a file for each variant.
+    There are several variants if the Program changes with the denoising step.
 
     Args:
         optimized: what `fisopt.optimize` returned for a module.
         path: where to write.
         format: "pt2" (torch.export), "onnx", "aoti" (a compiled package), or "text": the graph
             without weights, also of a model on the meta device.
-        portable: write declared operators out in plain torch, so that torch alone runs the
-            file; otherwise they stay, and a process that loads the file imports fisopt.
-        example_inputs: keyword arguments of one forward call; by default those of the newest
-            shapes that the module was prepared for.
-        steps: number of denoising steps, needed if a pass differs between steps.
-        dynamic: leave frames, height and width open where the graph allows it.
-        force: replace what is at ``path``: a file, a link (what it points to stays), or the folder
-            of an artefact that holds nothing else.
+        portable: decompose declared operators into plain torch, so that torch alone runs the file.
+            Otherwise the operators stay, and a process that loads the file must import fisopt.
+        example_inputs: keyword arguments of one forward call; by default those of the shapes that
+            the module ran last.
+        steps: number of denoising steps; required if a pass differs between steps.
+        dynamic: keep frames, height and width dynamic where the graph allows it.
+        force: replace a file, a link (its target stays), or the folder of an artefact at ``path``;
+            the folder must hold nothing else.
 
     Returns:
         The path.
 
     Raises:
-        OptionError: an unknown format, or something of a wrong type.
-        ExportError: the path exists, or is a folder that holds what `export` did not write, the
-            format cannot hold the model, or writing failed; then what was there is unchanged.
+        OptionError: the format is unknown, or an argument has a wrong type.
+        ExportError: the path exists, or is a folder with files that `export` did not write, the
+            format cannot hold the model, or writing failed. In each case existing files stay
+            unchanged.
     """
     for option, given in (("portable", portable), ("dynamic", dynamic), ("force", force)):
         flag(option, given)
@@ -218,7 +219,7 @@ def _check_mesh(exports: Exports, format: Format) -> None:
     first, *others = (exported.program for exported in exports.all)
     share_infos(first.mesh)
     if any(other.mesh != first.mesh for other in others):
-        raise ExportError("export: ranks divide what runs at some steps and not at others")
+        raise ExportError("export: ranks divide the Program at some steps but not at others")
     if first.mesh and format in ("onnx", "aoti"):
         raise ExportError(
             f"export: a model that is divided among {first.ranks} ranks leaves as format 'pt2', or "
@@ -244,7 +245,7 @@ def _files(path: Path, format: Format, count: int) -> list[str]:
         return variant_files(format, count)
     if count > 1:
         raise ExportError(
-            f"{path}: what runs changes with the step, so there are {count} variants and one "
-            f"file cannot hold them; give the path of a folder, such as {path.with_suffix('')}"
+            f"{path}: the passes differ between steps, so there are {count} variants, and one "
+            f"file holds only one; give the path of a folder, such as {path.with_suffix('')}"
         )
     return [path.name]

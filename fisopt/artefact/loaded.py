@@ -29,14 +29,14 @@ from fisopt.stored.tree import structure_of, structure_text
 
 
 class LoadedModule(nn.Module):
-    """An artefact in the place of the model that it was exported from; made by `fisopt.load`.
+    """An exported model, as a module that replaces the original; made by `fisopt.load`.
 
-    It has the original's forward signature and return type, ``config``, ``dtype``, ``device``
-    and ``cache_context``, and tells steps and guidance branches as an optimised module does.
-    Calls run without gradients.
+    It has the original's forward signature and return type, ``config``, ``dtype``, ``device`` and
+    ``cache_context``. It detects steps and guidance branches as an optimised module does. Calls run
+    without gradients.
 
     Attributes:
-        manifest: what the artefact is.
+        manifest: the artefact's description: format, shapes, passes and files.
     """
 
     manifest: Manifest
@@ -66,8 +66,8 @@ class LoadedModule(nn.Module):
         """Run the model; arguments and return value are the original's.
 
         Raises:
-            InputError: an argument differs from what was exported where it may not.
-            RankError: another rank that runs it is gone.
+            InputError: an argument differs from the exported one and must not.
+            RankError: another rank of the group is gone.
             ScheduleError: the step is not known, or not in the exported schedule.
         """
         call = self.manifest.call
@@ -103,7 +103,7 @@ class LoadedModule(nn.Module):
             )
         given = dict(zip(call.parameters, args, strict=False))
         if twice := sorted(given.keys() & kwargs.keys()):
-            raise InputError(f"{name}: got {', '.join(twice)} twice, by place and by name")
+            raise InputError(f"{name}: got {', '.join(twice)} twice, by position and by name")
         full = arranged({**given, **kwargs}, call.parameters, call.defaults)
         inputs = Inputs.of(full)
         leaves = zip(inputs.names, inputs.leaves, strict=True)
@@ -140,7 +140,7 @@ class LoadedModule(nn.Module):
 
     @property
     def notes(self) -> Counter[str]:
-        """What happened in generations, and how often: passes that ran afresh and where."""
+        """Counted events of generations: which passes ran without earlier state, and where."""
         return self._generation.notes
 
     @property
@@ -157,7 +157,7 @@ class LoadedModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it was exported; ONNX Runtime runs on the CPU and takes tensors of any device."""
+        """The device of the export; ONNX Runtime runs on the CPU and takes any tensors."""
         runs_here = self.manifest.format == "onnx"
         return torch.device("cpu" if runs_here else self.manifest.model["device"])
 
@@ -166,7 +166,7 @@ class LoadedModule(nn.Module):
         """The passes, and the model that they are for.
 
         Raises:
-            RecipeError: a pass is not known in this process.
+            RecipeError: this process does not know one of the passes.
         """
         return Recipe.from_plain(self.manifest.recipe, "the artefact's recipe")
 
@@ -177,7 +177,7 @@ class LoadedModule(nn.Module):
             yield
 
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
-        """Say that the calls inside belong to one generation of ``num_steps`` steps."""
+        """Declare that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LoadedModule:
@@ -192,8 +192,9 @@ class LoadedModule(nn.Module):
         moved = there.device != here.device and self.manifest.format != "onnx"
         if there.dtype != here.dtype or moved:
             raise InputError(
-                f"an artefact stays as it was exported: got {there.dtype} on {there.device}, it is "
-                f"{here.dtype} on {here.device}; move the model it was made from and export it"
+                f"an artefact keeps the dtype and device of its export: got {there.dtype} on "
+                f"{there.device}, it is {here.dtype} on {here.device}; move the original model "
+                "and export it again"
             )
         return self
 

@@ -26,9 +26,9 @@ from fisopt.staging import recover
 from fisopt.stored.tree import structure_of
 
 Trust = Literal["data", "code"]
-"""Whether what a file holds is data, or may be code as well."""
+"""Whether an artefact may hold data only, or code too."""
 Check = Literal["digests", "none"]
-"""Whether an artefact must be what its manifest says."""
+"""Whether the files of an artefact must have the digests in its manifest."""
 
 
 @dataclass(frozen=True)
@@ -60,30 +60,30 @@ def load(
     public_key: Path | str | None = None,
     group: distributed.ProcessGroup | str | None = None,
 ) -> LoadedModule:
-    """Load what `fisopt.export` wrote, as a module for the same pipeline.
+    """Load an artefact that `fisopt.export` wrote, as a module for the same pipeline.
 
-    Loading reads data: nothing in the files is unpickled, evaluated, imported or run, and the
-    graph calls operators of ATen and fisopt only; of a model that is divided among ranks also four
-    collectives, between the ranks of groups that are bound here.
+    Loading only reads data: it unpickles, evaluates, imports and runs nothing in the files. The
+    graph calls operators of ATen and fisopt only. If the model is divided among ranks, the graph
+    also calls four collectives, between the ranks of the groups that `load` binds.
 
     Args:
         path: the file or the folder.
-        scheduler: whose ``timesteps`` tell the step in a loop of your own; in a pipeline that
-            holds the module beside a scheduler, that one does.
-        trust: "code" for an artefact that holds code, and that comes from somebody you trust: a
-            package of AOTInductor, which is native code; operators of other libraries; results in
-            classes of your own.
-        check: "digests" compares every part with the manifest; "none" reads what is there.
-        public_key: a key of minisign, as text or its file: the artefact must be signed with it.
-        group: of an artefact that ranks run together, those that do: a process group or its name;
-            None for all.  Every rank loads it.
+        scheduler: for a loop of your own: its ``timesteps`` give the current step. In a pipeline
+            the pipeline's scheduler does.
+        trust: "code" for an artefact that holds code and comes from somebody you trust. An
+            AOTInductor package is native code; operators of other libraries and results in classes
+            of your own also need "code".
+        check: "digests" compares every file with the manifest; "none" skips the comparison.
+        public_key: a minisign key, as text or a file; the artefact must be signed with it.
+        group: the ranks that run the artefact together: a process group or its name; None for all
+            ranks. Every rank must load the artefact.
 
     Raises:
-        OptionError: ``trust`` or ``check`` is another word, ``public_key`` is no key, or a
-            ``group`` is given for an artefact of one rank.
-        RankError: the artefact is for another number of ranks than there are.
-        ExportError: it is not complete, not an artefact, was changed, holds code, was not signed
-            with the key, or needs what is not installed.
+        OptionError: ``trust`` or ``check`` has another value, ``public_key`` is not a key, or you
+            pass ``group`` for an artefact of one rank.
+        RankError: the artefact needs another number of ranks.
+        ExportError: the files are incomplete, are not an artefact, were changed, hold code, were
+            not signed with the key, or need a package that is not installed.
     """
     path = path_of("load: path", path)
     if path.suffix == onnx.SUFFIX:
@@ -120,7 +120,9 @@ def examined(
     choice("check", check, get_args(Check))
     if public_key is not None:
         if check == "none":
-            raise OptionError("a signature is of the digests: public_key= wants check='digests'")
+            raise OptionError(
+                "public_key= needs check='digests', because a signature covers the digests"
+            )
         recover(path)
         signed = check_signature(path, public_key)
     checked, any_code = check == "digests", trust == "code"
@@ -131,9 +133,7 @@ def examined(
             "comes from, load it with trust='code' (--trust code)"
         )
     if folder is None and len(manifest.variants) > 1:
-        raise ExportError(
-            f"{path} is one of {len(manifest.variants)} variants; load the folder that it is from"
-        )
+        raise ExportError(f"{path} is one of {len(manifest.variants)} variants; load its folder")
     output = _checked_structures(manifest, path, any_code)
     files = tuple(path if folder is None else folder / v.file for v in manifest.variants)
     with _as_export_error():

@@ -47,13 +47,13 @@ def check_parts(package: Package, extra: str, where: str) -> None:
         known |= {n for n in package.parts if _numbered(n.removeprefix(folder), prefix, n)}
     if others := sorted(package.parts.keys() - known):
         raise ExportError(
-            f"{where} holds {shown(others[0])}, which no program that fisopt.export writes has; it "
-            "is not read: export it again"
+            f"{where} holds {shown(others[0])}, which fisopt.export never writes, so fisopt does "
+            "not read it: export it again"
         )
     if package.parts.get(_EMPTY):
         raise ExportError(
-            f"{where} holds a pickle, {_EMPTY}, which no program that this version of fisopt "
-            "writes has; it is not read: export it again"
+            f"{where} holds a pickle, {_EMPTY}, which this version of fisopt never writes, so "
+            "fisopt does not read it: export it again"
         )
     for name, value in _MARKS.items():
         if package.read(name, 64) != value:

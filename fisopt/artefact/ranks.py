@@ -27,8 +27,8 @@ def share_infos(mesh: Sequence[Share]) -> tuple[ShareInfo, ...]:
     """
     if any(share.of == "branches" for share in mesh):
         raise ExportError(
-            "export: GuidanceParallel lets two ranks compute the calls of a step in pairs, which "
-            "no file holds; export without it, or a call with both branches in one batch"
+            "export: GuidanceParallel pairs two calls of a step, which a file cannot hold; "
+            "export without it, or with both branches in one batch"
         )
     return tuple(ShareInfo(s.of, s.count, f"fisopt_{s.of}") for s in mesh)
 
@@ -82,8 +82,8 @@ def groups_of(
     wanted = " x ".join(f"{share.count} ({share.of})" for share in mesh)
     if not is_set_up():
         raise RankError(
-            f"the artefact is divided among ranks: {wanted}; start the script by torchrun and call "
-            "torch.distributed.init_process_group() before it is loaded"
+            f"the artefact is divided among ranks: {wanted}; start the script with torchrun and "
+            "call torch.distributed.init_process_group() before fisopt.load"
         )
     name = group if isinstance(group, str) or group is None else str(group.group_name)
     known = distributed.group.WORLD if name is None else process_group(name)

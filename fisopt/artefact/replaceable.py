@@ -40,4 +40,4 @@ def foreign(folder: Path) -> str | None:
     data = [onnx.data_name(file) for file in files] if manifest.format == "onnx" else []
     wrote = {FILE, RECIPE, *files, *data}
     other = [e.name for e in entries if e.name not in wrote or e.is_symlink() or not e.is_file()]
-    return f"beside the artefact {', '.join(other)}" if other else None
+    return f"besides the artefact {', '.join(other)}" if other else None

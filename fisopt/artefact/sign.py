@@ -10,21 +10,21 @@ from fisopt.checked import path_of
 
 
 def sign(path: Path | str, secret_key: Path | str, password: str | None = None) -> Path:
-    """Write a signature beside an artefact, so that others can tell who made it.
+    """Write a signature next to an artefact, so that others can verify who made it.
 
-    The artefact is compared with its manifest first: what is damaged is not signed.  A signature
-    that is there is replaced.
+    `sign` first compares the artefact with its manifest and does not sign a damaged one. It
+    replaces an existing signature.
 
     Args:
-        path: what `fisopt.export` wrote.
-        secret_key: the file of a key of minisign.
-        password: of the key, if it has one.
+        path: the artefact that `fisopt.export` wrote.
+        secret_key: the file of a minisign key.
+        password: the key's password, if it has one.
 
     Returns:
-        The file of the signature, ``path`` with ``.minisig`` behind.
+        The file of the signature: ``path`` with ``.minisig`` appended.
 
     Raises:
-        ExportError: it is no artefact, not whole, or the key is not right; or py-minisign is
+        ExportError: the path is not an artefact or is damaged, the key is wrong, or py-minisign is
             missing (``pip install 'fisopt[sign]'``).
     """
     path = path_of("sign: path", path)

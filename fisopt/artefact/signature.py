@@ -86,8 +86,8 @@ def check_signature(path: Path, public_key: Path | str) -> str:
         signature = minisign.Signature.from_bytes(read_bytes(beside, LARGEST))
         if not signature.is_prehashed():
             raise ExportError(
-                f"{beside} is a signature of the old form, for which all of the file would be in "
-                "memory at once: sign it again with fisopt sign or minisign 0.10 and newer"
+                f"{beside} is a signature of the old format, which needs the whole file in "
+                "memory: sign it again with fisopt sign or minisign 0.10 and newer"
             )
     with opened(_signed(path)) as file, _as_export_error(f"the signature {beside}"):
         key.verify(file, signature)
@@ -138,4 +138,4 @@ def _as_export_error(what: str) -> Iterator[None]:
     except ExportError:
         raise
     except ValueError as error:
-        raise ExportError(f"{what} is not right: {error}") from error
+        raise ExportError(f"{what} is wrong: {error}") from error

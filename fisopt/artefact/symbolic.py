@@ -78,7 +78,7 @@ def open_sizes(
         other = grown(grid, steps)
         inputs = resized(program.inputs, roles, other)
         if program.source.grid_of(inputs.kwargs()) != (other.frames, other.height, other.width):
-            raise UnfitError("the model is told its sizes as numbers")
+            raise UnfitError("the model gets its sizes as numbers")
         made = [flatten(at(inputs, i)) for i in range(count)]
         for one, two in zip(base, made, strict=True):
             compare(one, two)
@@ -87,7 +87,7 @@ def open_sizes(
     points: dict[frozenset[str], list[fx.GraphModule]] = {frozenset(): base}
     for name in (n for n in SIZES if n not in fixed):
         if name not in told:
-            fixed[name] = "no dimension of the inputs tells it"
+            fixed[name] = "no dimension of the inputs gives it"
         elif grid.frames <= BOUNDARIES:
             fixed[name] = f"with {grid.frames} latent frames no axis is known"
         else:

@@ -31,8 +31,8 @@ def load(source: Source, component: str, form: Format) -> tuple[nn.Module, dict[
     if source.is_published:
         if form != "text":
             raise InputError(
-                f"export: {source.model!r} is known by its shapes alone; of a published name there "
-                "are no weights, only --format text"
+                f"export: {source.model!r} is a published name, without weights; use --format "
+                "text, or give a pipeline"
             )
         size: dict[str, Any] = {**source.size}
         return models.build(source.model), models.example_inputs(source.model, **size)

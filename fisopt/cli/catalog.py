@@ -75,10 +75,10 @@ def models_table(rows: list[tuple[Family, Published, Size]]) -> Group:
         last = family.name
     note = Text(
         "Pixels and grid (tokens) are frames x height x width at the published size; any size "
-        "that the model's patches divide works. "
-        "Any other nn.Module works too: its blocks and grid are guessed from the first call, or "
-        "said with spec=fisopt.ModelSpec(blocks=..., grid=...). "
-        "`fisopt inspect NAME --pass PRESET` says block by block what a pass does to a model.",
+        "divisible by the model's patches works. Any other nn.Module works too: fisopt guesses "
+        "its blocks and grid from the first call, or takes them from "
+        "spec=fisopt.ModelSpec(blocks=..., grid=...). `fisopt inspect NAME --pass PRESET` says "
+        "block by block what a pass does to a model.",
         style="dim",
     )
     return Group(table, _passes(), _presets(), note)

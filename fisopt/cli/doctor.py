@@ -108,7 +108,7 @@ def _devices() -> list[Finding]:
 def _captures() -> Finding:
     """Where captures are, and how much of them."""
     if (held := captures()) is None:
-        return Finding("cache of captures", f"off ({VARIABLE})", "captures are made at each start")
+        return Finding("cache of captures", f"off ({VARIABLE})", "each start captures anew")
     files = held.files()
     size = sum(size for _, size, _ in files) / MIB
     where = _cache("cache of captures", held.path)

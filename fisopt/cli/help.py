@@ -8,25 +8,25 @@ APP = """Make video diffusion transformers faster by rewriting their graphs, wit
 Examples:
   fisopt demo                           clips, dense and optimised, in out/
   fisopt doctor                         what is installed, and what is missing
-  fisopt models                         which models and presets are known
-  fisopt choose wan2.2-a14b --speed 2   which preset to take, without weights
+  fisopt models                         the known models and presets
+  fisopt choose wan2.2-a14b --speed 2   which preset to use, without weights
   fisopt inspect wan2.2-a14b            what a model costs, without weights
-  fisopt inspect wan2.2-a14b -p fis-a   ... and what a preset makes of it
-  fisopt codegen wan2.2-a14b -p fis-a   the kernels that are emitted for it
-  fisopt compare testbed -c fis-a -c fis-fast    time and quality of several
+  fisopt inspect wan2.2-a14b -p fis-a   ... and under a preset
+  fisopt codegen wan2.2-a14b -p fis-a   the kernels that fisopt generates
+  fisopt compare testbed -c fis-a -c fis-fast    time and quality of presets
   fisopt calibrate testbed --keep 0.8            a schedule for TokenReduction
   fisopt search testbed --threshold 0.05         masks for TileAttention
   fisopt tune testbed --target 2x                passes for a speed
-  fisopt distill testbed -p fis-fast             weights used to passes
+  fisopt distill testbed -p fis-fast             weights trained for passes
   fisopt export testbed -p fis-fast -o fast.pt2  a file that torch alone runs
 
 [cyan]fisopt --install-completion[/cyan] completes commands and options in your shell.
 From Python it is one call: [cyan]fisopt.optimize(pipe, passes=\\["fis-a"])[/cyan].
 """
 
-DOCTOR = """Say what is installed here, what is missing, and what that is for.
+DOCTOR = """Show what is installed here, what is missing, and what needs it.
 
-Versions, devices, attentions of packages, the C++ compiler, caches, the
+Lists versions, devices, attention packages, the C++ compiler, caches, the
 testbed's weights, and the packages that single commands need.
 
 \b
@@ -40,14 +40,15 @@ MODELS = """List the model families, their published models with shapes and size
 Example:
   fisopt models
 
-The names in the first column are what [cyan]fisopt inspect[/cyan] takes.
+[cyan]fisopt inspect[/cyan] takes the names in the first column.
 """
 
-CHOOSE = """Name the preset to take for a speed, and why; no weights are needed.
+CHOOSE = """Name the preset to use for a speed, and why; this needs no weights.
 
-The model is captured from its shapes alone and every preset is costed for
-it.  Among those that are fast enough the one is named that stays closest to
-the dense clip on the bundled testbed, at about as many denoising steps.
+fisopt captures the model from its shapes alone and computes the cost of
+every preset.  Among the presets that are fast enough it names the one that
+stays closest to the dense clip on the bundled testbed, at about as many
+denoising steps.
 
 \b
 Examples:
@@ -55,11 +56,12 @@ Examples:
   fisopt choose hunyuanvideo-1.5 --speed 1.5 --steps 25
 """
 
-INSPECT = """Show what a model computes and what passes make of it; no weights are needed.
+INSPECT = """Show what a model computes and how passes change it; this needs no weights.
 
-The model, a published one or that of a pipeline, is built from its shapes
-alone, captured as a graph of blocks, rewritten, verified and costed.  For a
-published one that takes one to four minutes and about a GB.
+fisopt builds the model (a published one or a pipeline's) from its shapes
+alone, captures it as a graph of blocks, applies the passes, verifies the
+result and computes its cost.  A published model takes one to four minutes
+and about 1 GB of memory.
 
 \b
 Examples:
@@ -72,12 +74,13 @@ Examples:
   fisopt inspect mochi-1 --pass 'published_reduction("mochi-1", tables="DIR")'
 """
 
-CODEGEN = """Print the Triton kernels that are emitted for a model; no GPU, no weights are needed.
+CODEGEN = """Print the Triton kernels that fisopt generates for a model; no GPU or weights needed.
 
-The model is captured from shapes alone and rewritten, and regions of its
-blocks (norms, rotary embeddings, gathers, gates, fills) are written as one
-kernel each.  For every kernel: its name, what it does, which blocks use it,
-and its source.  Last, what is left to Inductor and why.
+fisopt captures the model from its shapes alone, applies the passes, and
+generates one kernel for each region of its blocks (norms, rotary embeddings,
+gathers, gates, fills).  For every kernel the command prints its name, what
+it does, which blocks use it, and its source.  At the end it lists what
+Inductor compiles instead, and why.
 
 \b
 Examples:
@@ -88,10 +91,10 @@ Examples:
 
 DEMO = """Generate the same clips with the bundled testbed model, dense and optimised, and compare.
 
-Both run on this machine, from the same noise, both compiled, and are warmed
-up before they are timed.  Writes an animated side-by-side (GIF and MP4), a
-still sheet (PNG), the figures (JSON) and a page that plays the clips (HTML;
-needs: pip install 'fisopt[compare]').
+Both models run on this machine, compiled, from the same noise, and warm up
+before the timing starts.  The command writes an animated side-by-side (GIF
+and MP4), a contact sheet (PNG), the figures (JSON) and a page that plays the
+clips (HTML; needs: pip install 'fisopt[compare]').
 
 \b
 Examples:
@@ -99,7 +102,7 @@ Examples:
   fisopt demo --steps 25 --pass many-fast
   fisopt demo --pass 'FrameInterleave(stride=4, kv="all", scope="attention")'
   fisopt demo --prompt "red circle moving left fast over waves" --seed 7
-  fisopt demo --ranks 2                 two processes make each clip together
+  fisopt demo --ranks 2                 two processes share each clip
 
 \b
 Words of a prompt:
@@ -110,14 +113,15 @@ Words of a prompt:
   BACKGROUND  plain waves stripes checks clouds
 """
 
-COMPARE = """Make the same clips under several configurations, and compare time and quality.
+COMPARE = """Generate the same clips under several configurations; compare time and quality.
 
-Each prompt is made from the same noise dense and under every --config, in
-turns.  Said are seconds, PSNR, SSIM, MS-SSIM, FLIP, flicker and motion
-against the dense clip, PSNR by frame, what a scorer reads (the testbed's
-own, or --scorer clip), each with its 95 % interval, and how far two dense
-runs differ: that much is noise.  Writes compare.html, one page that plays
-the clips side by side and needs no network, and compare.json.
+The dense model and every --config generate each prompt in turn, from the
+same noise.  The command reports seconds; PSNR, SSIM, MS-SSIM, FLIP, flicker
+and motion against the dense clip; PSNR by frame; and the scorer's numbers
+(the testbed's own scorer, or --scorer clip).  Each figure has its 95 %
+interval.  The noise floor is how far two dense runs differ.  The command
+writes compare.html, one page that plays the clips side by side without a
+network, and compare.json.
 Needs: pip install 'fisopt[compare]'.
 
 \b
@@ -129,13 +133,13 @@ Examples:
   fisopt compare ./Wan2.2-TI2V-5B-Diffusers --frames 81 --scorer clip
 """
 
-CALIBRATE = """Measure where a model's tokens are alike and write a schedule of token reduction.
+CALIBRATE = """Measure where a model's tokens are similar and write a token-reduction schedule.
 
-The dense model generates for some prompts while its tokens are matched.
-Blocks and steps are ranked into tiers, and thresholds are chosen for a cost
-of attention or an error of the output.  Writes the schedule (YAML), its
-tables (safetensors) and a heat map (PNG); a run that was cut short goes on
-from there.
+The dense model generates clips for some prompts while fisopt matches its
+tokens.  fisopt then ranks blocks and steps into tiers and chooses thresholds
+that reach a cost of attention or an error of the output.  The command writes
+the schedule (YAML), its tables (safetensors) and a heat map (PNG).  An
+interrupted run resumes where it stopped.
 
 \b
 Examples:
@@ -148,13 +152,13 @@ Examples:
 SEARCH = """Find a mask for the self-attention of every layer, on a pipeline's own denoising.
 
 Each block runs dense and under every candidate mask, at every step of some
-clips.  Chosen are the sparsest masks within an error (--threshold, the
-relative L2 distance that they move the video that a block returns; the r of
-the paper, Efficient-vDiT, is on another scale), or the best ones for a cost
-(--speed).  Then all are checked together.  A search that was stopped
-goes on from there.  Writes masks.json, which TileAttention takes as its
-table, and pictures of the masks, of the attention under them and of the
-density by layer (PNG).
+clips.  fisopt then chooses the sparsest masks within an error, or the best
+masks for a cost (--speed), and checks all of them together.  The error
+(--threshold) is the relative L2 change of a block's video output; the r of
+the paper, Efficient-vDiT, has another scale.  An interrupted search resumes
+where it stopped.  The command writes masks.json, which TileAttention takes
+as its table, and pictures of the masks, of the attention under them and of
+the density by layer (PNG).
 
 \b
 Examples:
@@ -165,14 +169,14 @@ Examples:
   fisopt demo --pass 'TileAttention(table="out/masks.json")'
 """
 
-TUNE = """Choose passes for a pipeline by a target: a speed, a time, or an error.
+TUNE = """Choose passes for a pipeline that reach a target: a speed, a time, or an error.
 
-For each block, branch of it and group of denoising steps, one of many
-options is chosen (strides, fewer tokens, tile masks, reused steps), by the
-error that it alone leaves in the final latents.  Whole plans are then
-measured and repaired, until the minutes are over.  Writes a recipe; what was
-measured stays beside it, so that a search that was stopped goes on, and one
-for another target is quick.
+For each block, branch of a block and group of denoising steps, fisopt
+chooses one of many options (strides, fewer tokens, tile masks, reused steps)
+by the error that this option alone causes in the final latents.  It then
+measures and repairs whole plans until the time limit.  The command writes a
+recipe, and next to it the measurements: an interrupted search resumes from
+them, and a search for another target is quick.
 
 \b
 Examples:
@@ -182,7 +186,7 @@ Examples:
   fisopt export testbed --recipe out/recipe.yaml -o fast.pt2
 """
 
-DISTILL = """Train a student of a pipeline: of few steps, or one that has learnt to be sparse.
+DISTILL = """Train a student of a pipeline: with few steps, or to run under passes.
 
 [cyan]fisopt distill MODEL[/cyan] is short for [cyan]fisopt distill train MODEL[/cyan].
 
@@ -191,15 +195,15 @@ Examples:
   fisopt distill testbed --teacher-steps 48 --steps 4 --prompts prompts.txt
   fisopt distill testbed --pass fis-fast --steps 4 --train-steps 2000
   fisopt distill prepare testbed --prompts prompts.txt --steps 4
-  fisopt distill train --help                    all that can be said
+  fisopt distill train --help                    all options
 """
 
-PREPARE = """Record what a pipeline tells its transformer for some prompts.
+PREPARE = """Record the inputs that a pipeline gives its transformer for some prompts.
 
-Text encoders run here, once for each prompt, and never again: training from
---prepared needs the transformer alone.  Say the --steps, the size and the
---guidance that the student will be trained with; without guidance one branch
-is recorded.
+Text encoders run once for each prompt, in this command only: training from
+--prepared needs only the transformer.  Set the --steps, the size and the
+--guidance of the later training; without guidance the command records one
+branch only.
 
 \b
 Examples:
@@ -208,15 +212,16 @@ Examples:
   fisopt distill ./Wan2.2-TI2V-5B-Diffusers --pass fis-a --prepared data
 """
 
-TRAIN = """Train a student of few steps, or one that has learnt to be sparse.
+TRAIN = """Train a student with few steps, or one that runs under passes.
 
-With --teacher-steps the student does in each of its few --steps what its
-teacher does in many, guidance folded in, so that it runs without guidance.
-With --pass or --recipe it learns to run under passes.  With both it learns
-both at once.  The teacher makes its own data: no clips are needed, only
-prompts, better hundreds than a few.  A run that was broken off goes on from
-the state in --out.  The student is written to OUT/student: weights that
-diffusers loads (with --lora an adapter), the recipe, a model card.
+With --teacher-steps the student learns to do in each of its few --steps what
+the teacher does in many.  It also learns the teacher's guidance, so that it
+runs without guidance.  With --pass or --recipe it learns to run under
+passes.  With both it learns both at once.  The teacher makes its own data:
+you need no clips, only prompts, better hundreds than a few.  An interrupted
+run resumes from the state in --out.  The command writes the student to
+OUT/student: weights that diffusers loads (with --lora an adapter), the
+recipe and a model card.
 
 \b
 Examples:
@@ -227,9 +232,10 @@ Examples:
 
 EXPORT = """Write an optimised model as files that run elsewhere.
 
-A path that ends in .pt2, .onnx or .txt is one file; any other is a folder,
-with a file for each variant where what runs changes with the denoising
-step.  A published name has no weights: its graph is written as text.
+A path that ends in .pt2, .onnx or .txt becomes one file.  Any other path
+becomes a folder, with a file for each variant if the passes differ between
+denoising steps.  For a published name, which has no weights, the command
+writes the graph as text.
 
 \b
 Examples:
@@ -240,13 +246,14 @@ Examples:
   fisopt export wan2.2-a14b --pass fis-a --format text -o wan.txt
 """
 
-SIGN = """Write a signature beside artefacts, so that others can tell who made them.
+SIGN = """Write a signature next to artefacts, so that others can verify who made them.
 
-An artefact is compared with its manifest first.  The signature of fast.pt2 is
-fast.pt2.minisig; that of a folder is of its manifest, which holds the digests
-of all files in it.  Keys and signatures are those of the tool minisign, which
-makes a pair of keys with 'minisign -G'.  The password of the key is asked
-for, or taken from FISOPT_KEY_PASSWORD.  Needs: pip install 'fisopt[sign]'.
+The command first compares an artefact with its manifest.  The signature of
+fast.pt2 is fast.pt2.minisig.  For a folder, it signs the manifest, which
+holds the digests of all files in the folder.  Keys and signatures are those
+of the tool minisign; 'minisign -G' makes a key pair.  The command asks for
+the key's password, or reads it from FISOPT_KEY_PASSWORD.
+Needs: pip install 'fisopt[sign]'.
 
 \b
 Examples:
@@ -254,13 +261,13 @@ Examples:
   fisopt verify fast.pt2 --public-key minisign.pub
 """
 
-VERIFY = """Check that artefacts are as they were written, and that loading them runs nothing.
+VERIFY = """Check that artefacts are unchanged, and that loading them runs nothing.
 
-Every part is compared with its digest in the manifest, the manifest with
-its own, and the graph with the manifest.  Nothing in the files is unpickled,
-imported or run.  The exit code is 1 if one of them is not as it was written
-or holds code, so that a pipeline of CI stops there.  A digest tells damage
-and mistakes; who has written a file only a signature tells (fisopt sign).
+The command compares every file with its digest in the manifest, the manifest
+with its own digest, and the graph with the manifest.  It unpickles, imports
+and runs nothing in the files.  The exit code is 1 if an artefact was changed
+or holds code, so that a CI job stops there.  A digest detects damage and
+mistakes; only a signature proves who wrote a file (fisopt sign).
 
 \b
 Examples:

@@ -14,8 +14,8 @@ Passes = Annotated[
     typer.Option(
         "--pass",
         "-p",
-        help="A preset, or a pass with options in quotes, see the examples; repeatable, applied "
-        "in order.",
+        help="A preset, or a pass with options in quotes, see the examples; repeatable; passes "
+        "run in order.",
         show_default=False,
     ),
 ]
@@ -24,8 +24,8 @@ Imports = Annotated[
     typer.Option(
         "--import",
         metavar="MODULE",
-        help="A module with passes of your own, which are then named MODULE.Pass(...); it is "
-        "imported, which runs it; repeatable.",
+        help="A module with passes of your own; name them MODULE.Pass(...). fisopt imports the "
+        "module, which runs its code; repeatable.",
         show_default=False,
     ),
 ]
@@ -33,7 +33,7 @@ Shapes = Annotated[
     str,
     typer.Argument(
         help="A name that `fisopt models` lists, testbed, or a diffusers pipeline: its folder or "
-        "its repository; no weights are read."
+        "its repository; fisopt reads no weights."
     ),
 ]
 Pipeline = Annotated[
@@ -51,7 +51,7 @@ Texts = Annotated[
     typer.Option("--prompt", help="A prompt to measure on; repeatable.", show_default=False),
 ]
 PromptFile = Annotated[
-    Path | None, typer.Option(help="A file of prompts, one a line.", show_default=False)
+    Path | None, typer.Option(help="A file of prompts, one per line.", show_default=False)
 ]
 Height = Annotated[
     int | None,
@@ -73,7 +73,7 @@ Guidance = Annotated[
     float | None,
     typer.Option(help="Classifier-free guidance (default: the pipeline's own)."),
 ]
-Seed = Annotated[int, typer.Option(help="Of the first clip; each next clip adds one.")]
+Seed = Annotated[int, typer.Option(help="Seed of the first clip; each next clip adds one.")]
 Device = Annotated[
     str | None,
     typer.Option(help="cpu, cuda, ... (default: the GPU if there is one).", show_default=False),
@@ -90,14 +90,13 @@ Out = Annotated[
     typer.Option(
         "--out",
         "-o",
-        help="Where to write: a folder, or the path of the main file by its ending.",
+        help="Where to write: a folder, or the path of the main file, by its suffix.",
     ),
 ]
 Component = Annotated[
     str | None,
     typer.Option(
-        help="Of a pipeline with two transformers, the one that is meant: transformer, "
-        "transformer_2.",
+        help="Which transformer of a pipeline with two: transformer or transformer_2.",
         show_default=False,
     ),
 ]
@@ -108,8 +107,7 @@ Strict = Annotated[
     bool,
     typer.Option(
         "--strict/--no-strict",
-        help="Whether it is an error if a pass cannot be applied to a block; otherwise it is "
-        "reported.",
+        help="Stop if a pass cannot be applied to a block; with --no-strict only report it.",
     ),
 ]
 

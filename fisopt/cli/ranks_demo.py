@@ -38,8 +38,8 @@ def run(settings: demo.Settings, ranks: int) -> None:
     demo.check_settings(settings)
     if not (distributed.is_available() and distributed.is_gloo_available()):
         raise RankError(
-            "--ranks: this torch is built without gloo, the backend of ranks on a CPU; install one "
-            "that has it, as those of pytorch.org do"
+            "--ranks: this torch is built without gloo, the backend of ranks on a CPU; install "
+            "one with gloo, such as those of pytorch.org"
         )
     if not any(each.stage in ("branches", "ranks") for each in settings.passes):
         settings = replace(settings, passes=(*settings.passes, SequenceParallel()))
@@ -57,8 +57,8 @@ def run(settings: demo.Settings, ranks: int) -> None:
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise RankError(
-            f"rank {rank} of {ranks} has ended with status {failure.exitcode}; what it said comes "
-            "before"
+            f"rank {rank} of {ranks} ended with status {failure.exitcode}; its own message comes "
+            "first"
         ) from error
     for rank, said in sorted(ended.items()):
         if said is not None:

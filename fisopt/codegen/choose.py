@@ -43,11 +43,11 @@ REGION = (
 )
 """What runs for a region that was not measured, and why."""
 
-UNMEASURED = "not measured on this device; it avoids work or tables that the reference does not"
+UNMEASURED = "not measured on this device; it avoids work or tables that the reference needs"
 """Why the first of an operator's kernels runs where nothing was measured."""
 
 LEFT_OUT = (
-    f"emitted kernels take part with {EMIT}=1; Inductor leaves them a few percent at most, and "
+    f"set {EMIT}=1 to try emitted kernels; they gain a few percent over Inductor at most, and "
     "timing them takes longer than compiling"
 )
 """Why no region is emitted where it is not asked for."""
@@ -205,7 +205,7 @@ def decide(
         try:
             times = measure(candidates(), what)
         except torch.OutOfMemoryError:
-            return Choice(what, name, f"{reason}; no memory was left to measure it in")
+            return Choice(what, name, f"{reason}; no memory was left to measure it")
         remember(file, key, times)
     best = min(times, key=times.__getitem__)
     said = ", ".join(f"{name} {time:.0f} us" for name, time in sorted(times.items()))

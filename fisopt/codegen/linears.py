@@ -30,7 +30,7 @@ SMALL = 512
 models are smaller: with less than half of the features that others have."""
 FEW = 16
 """Rows of text and time are fewer than this part of the most rows that a linear has."""
-UNCOUNTED = "the prediction counts FLOPs, which stay: what FP8 gains is not in it"
+UNCOUNTED = "the prediction counts FLOPs, so it leaves out the gain of FP8"
 
 
 def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choice:
@@ -76,7 +76,7 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
     return Choice(
         "linear",
         f"{'simulated fp8' if simulate else 'fp8'} in {count} of {count + left.total()}",
-        f"e4m3, a scale a token and an output channel{others}; {UNCOUNTED}",
+        f"e4m3, one scale per token and output channel{others}; {UNCOUNTED}",
     )
 
 

@@ -38,8 +38,8 @@ class Offload:
             return Offload(prefetch)
         if prefetch != Offload.prefetch:
             raise OptionError(
-                f"prefetch={prefetch} without offload: it says how many blocks ahead weights are "
-                "copied; write offload='block', prefetch=... or leave it out"
+                f"prefetch={prefetch} has no effect without offload; write offload='block', "
+                "prefetch=... or leave it out"
             )
         return None
 
@@ -70,7 +70,7 @@ class Held:
         if torch.device(self.device).type == "cuda":
             text += f", where {size(torch.cuda.max_memory_allocated(self.device))} were allocated"
         if self.unpinned:
-            text += f"; {size(self.unpinned)} are not pinned, so that their copies wait"
+            text += f"; {size(self.unpinned)} are not pinned, so their copies are synchronous"
         return text
 
 

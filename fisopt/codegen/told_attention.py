@@ -28,10 +28,13 @@ def with_told(options: KernelOptions, model: nn.Module) -> tuple[KernelOptions, 
     if names in ((), (NATIVE,)):  # native is torch's choice, which is open
         return options, []
     if len(names) > 1:
-        why = f"diffusers was told {' and '.join(names)}, of different layers; give attention="
+        why = (
+            f"diffusers sets different attentions for different layers, {' and '.join(names)}; "
+            "give attention="
+        )
         return options, [Choice("attention", "torch's choice", why)]
     if names[0] == _WRITTEN_OUT:
-        why = f"diffusers was told {names[0]}, which is for masks that dense attention has not"
+        why = f"diffusers sets {names[0]}, which needs masks that dense attention does not have"
         return options, [Choice("attention", "torch's choice", why)]
     wanted = _OF_TORCH.get(names[0]) or dispatched(names[0])
     return replace(options, attention=wanted), []

@@ -35,38 +35,40 @@ def compare(
     films: int = 4,
     seen: Seen | None = None,
 ) -> Comparison:
-    """Make the same clips dense and under some configurations, time and compare them.
+    """Generate the same clips with the dense model and each configuration; time and compare them.
 
-    Every configuration makes one clip that is not counted, in which it is compiled.  Then each
-    prompt is made by all of them in turn, so that other work on the machine meets all.
+    Every configuration first generates one clip for warm-up and compilation, which is not timed.
+    Then all configurations generate each prompt in turn, so that other load on the machine affects
+    all of them alike.
 
     Args:
-        pipeline: a diffusers pipeline; it is left as it was.  If it is optimised, what was captured
-            of it is used again, and what is captured now is kept for the next comparison.
-        prompts: texts, a clip each; from two on there are intervals.
-        configs: presets' names and paths of recipes, or configurations by name: passes, a
-            `fisopt.Recipe`, or of another library a function that takes the pipeline and returns
-            a context inside of which it runs that way.  Dense is always among them.
+        pipeline: a diffusers pipeline; `compare` leaves it as it was. If it is optimised, `compare`
+            reuses its captured Programs and keeps new ones for the next comparison.
+        prompts: texts, a clip each; with two or more the result has confidence intervals.
+        configs: names of presets and paths of recipes, or configurations by name: passes, a
+            `fisopt.Recipe`, or, for another library, a function that takes the pipeline and returns
+            a context manager inside which the pipeline runs that way. `compare` always adds the
+            dense model.
         steps: denoising steps.
-        seed: of the noise of the first clip; each next prompt adds one.
-        backend: who compiles, see `fisopt.optimize`; the dense model too.
+        seed: seed of the first clip's noise; each next prompt adds one.
+        backend: see `fisopt.optimize`; the dense model uses it too.
         arguments: more arguments of every call of the pipeline, such as its size.
-        scorer: says whether a clip shows what was asked: a function of a clip [frames, height,
-            width, 3] in [0, 1] and its prompt that returns a number, or several by name.  The
+        scorer: a function that measures whether a clip shows its prompt. It takes a clip [frames,
+            height, width, 3] in [0, 1] and the prompt, and returns a number or several by name. The
             testbed has its own.
-        measures: by name, functions of a clip and the dense one that return a number; shown
-            beside the scores.
-        floors: for so many prompts the dense clip is also made by another attention kernel and
-            in a batch of two: what differs there is noise.  0 for none.
-        films: so many prompts are kept to look at.
-        seen: called with the steps that are done, and how many there are.
+        measures: by name, functions that take a clip and the dense clip and return a number; the
+            page shows them next to the scores.
+        floors: for this many prompts the dense model also generates the clip with another attention
+            kernel and in a batch of two. The difference is the noise floor. 0 skips this.
+        films: for this many prompts the page shows the clips.
+        seen: called with the number of steps done and the total.
 
     Returns:
-        Every figure, with `Comparison.save_page` for a page.
+        Every figure; `Comparison.save_page` writes them as a page.
 
     Raises:
         InputError: there is no prompt; the pipeline takes no prompt, returns no clips, or draws
-            noise that its generator does not give.
+            noise from elsewhere than its generator.
         OptionError, RecipeError, PassError: see `fisopt.optimize`.
     """
     wanted = named(configs)
@@ -89,7 +91,7 @@ def compare(
         run = Run(maker, judge, beside, films)
         run.prepare(wanted, backend, held)
         if len(texts) == 1:
-            run.notes["one prompt: there are no intervals, and one clip tells little"] = None
+            run.notes["one prompt: there are no intervals, and one clip says little"] = None
         for index in range(len(texts)):
             run.prompt(index, floors)
         return run.result(steps, seed)

@@ -15,17 +15,17 @@ CLIP_MODEL = "openai/clip-vit-base-patch32"
 
 
 def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
-    """A scorer by CLIP: the cosine of prompt and frame, mean over some frames of a clip.
+    """A CLIP scorer: the cosine similarity of prompt and frame, mean over some frames of a clip.
 
-    It needs transformers and the model, which is fetched from the Hugging Face hub once (600 MB
-    for the default) unless ``model`` is a folder.
+    It needs the package transformers and a CLIP model. It downloads the model once from the Hugging
+    Face hub (600 MB for the default) unless ``model`` is a folder.
 
     Args:
         model: repository or folder of a CLIP model with its processor.
         frames: how many frames of a clip are looked at.
 
     Raises:
-        OptionError: the model cannot be had.
+        OptionError: the model is not available.
     """
     import torch
     from PIL import Image
@@ -36,7 +36,7 @@ def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
         processor: Any = AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise OptionError(
-            f"the CLIP model {model!r} cannot be had: {error}; give a folder that holds one"
+            f"the CLIP model {model!r} cannot be loaded:  {error}; give a folder that holds one"
         ) from error
 
     def score(clip: np.ndarray, prompt: str) -> dict[str, float]:
@@ -51,16 +51,16 @@ def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
 
 
 def lpips(frames: int = 16) -> Measure:
-    """A measure by LPIPS on AlexNet: 0 for equal clips, mean over some frames of a clip.
+    """The LPIPS measure on AlexNet: 0 for equal clips, mean over some frames of a clip.
 
-    It needs torchvision (``pip install 'fisopt[eval]'``), which fetches AlexNet's weights from
-    download.pytorch.org once, 233 MB.
+    It needs torchvision (``pip install 'fisopt[eval]'``), which downloads AlexNet's weights once
+    from download.pytorch.org (233 MB).
 
     Args:
         frames: how many frames of a clip are looked at.
 
     Raises:
-        OptionError: torchvision or the weights cannot be had.
+        OptionError: torchvision or the weights are not available.
     """
     import torch
 
@@ -71,7 +71,7 @@ def lpips(frames: int = 16) -> Measure:
     try:
         network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     except OSError as error:
-        raise OptionError(f"the weights of AlexNet cannot be fetched: {error}") from error
+        raise OptionError(f"the weights of AlexNet cannot be downloaded: {error}") from error
 
     def measure(clip: np.ndarray, dense: np.ndarray) -> float:
         chosen = evenly(len(clip), frames)

@@ -18,7 +18,7 @@ from fisopt.page.data import DENSE, BlockGraph, Choice, Film, Stage
 from fisopt.page.write import write_page
 
 LIKE = ("psnr", "worst", "uneven", "ssim", "ms_ssim", "flip", "flicker", "motion")
-"""The figures of a clip beside the dense one, see `Likeness`."""
+"""The figures that compare a clip with the dense one, see `Likeness`."""
 
 
 @dataclass(frozen=True)
@@ -70,17 +70,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Configurations beside the dense model.
+    """Configurations compared with the dense model.
 
     Attributes:
         title: what was compared.
         rows: the configurations, `fisopt.page.data.DENSE` the first, noise floors the last.
         steps: denoising steps.
-        seed: of the noise of the first clip.
-        scores: what the scorer gives, by name.
+        seed: seed of the first clip's noise.
+        scores: names of the numbers that the scorer returns.
         environment: hardware and versions.
         notes: what a reader must know.
-        films: clips to look at.
+        films: the clips that the page shows.
         choices: what ran in every block.
         stages: where the time went.
         graphs: a block before and after.
@@ -102,7 +102,7 @@ class Comparison:
         """The row of a configuration.
 
         Raises:
-            OptionError: there is none of this name.
+            OptionError: no configuration has this name.
         """
         for row in self.rows:
             if row.name == name:
@@ -114,7 +114,7 @@ class Comparison:
         )
 
     def mean(self, name: str, figure: str) -> Interval | None:
-        """The mean of a figure of a configuration, None where it was not measured.
+        """The mean of a configuration's figure, None if it was not measured.
 
         Args:
             name: the configuration.
@@ -124,14 +124,14 @@ class Comparison:
         return mean_of(values) if values else None
 
     def speed_up(self, name: str) -> Interval | None:
-        """How many times as fast as the dense model, pair by pair; None of what was not timed."""
+        """The speed-up over the dense model, pair by pair; None if nothing was timed."""
         ours, dense = (self.row(x).values("seconds") for x in (name, DENSE))
         return ratio_of(dense, ours) if ours else None
 
     def difference(self, name: str, other: str, figure: str) -> Interval | None:
         """How far a figure of one configuration is above that of another, pair by pair.
 
-        If the interval holds no 0, one of the two is better by more than chance.
+        If the interval does not contain 0, the difference is significant.
         """
         pairs = [self.row(x).values(figure) for x in (name, other)]
         return difference_of(*pairs) if pairs[0] and len(pairs[0]) == len(pairs[1]) else None
@@ -157,7 +157,7 @@ class Comparison:
 
         Args:
             path: where.
-            command: what makes the page again.
+            command: the command that makes the page again; the page shows it.
         """
         from fisopt.comparison.shown import page_of
 

@@ -146,7 +146,8 @@ def _check_same(pipeline: Any, clip: np.ndarray, again: np.ndarray) -> None:
     if error > 10 ** (-SAME / 10):
         scheduler = type(getattr(pipeline, "scheduler", None)).__name__
         raise InputError(
-            f"two dense clips of one prompt and seed differ (mean square {error:.1e}): something "
-            f"draws noise that the generator does not give, perhaps {scheduler}; nothing can be "
-            "compared in pairs. Take a deterministic scheduler, or one that draws from `generator`"
+            f"two dense clips of one prompt and seed differ (mean square {error:.1e}): something, "
+            f"perhaps {scheduler}, draws noise from elsewhere than the generator, so nothing can "
+            "be compared in pairs. Use a deterministic scheduler, or one that draws from "
+            "`generator`"
         )

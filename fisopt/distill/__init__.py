@@ -1,4 +1,4 @@
-"""Distillation: few steps, and a sparse student that has learnt to be sparse."""
+"""Distillation: train a student of few steps, or a model that runs under passes."""
 
 from fisopt.distill.consistency import consistency
 from fisopt.distill.lessons import Supplied

@@ -61,9 +61,8 @@ class Conditions:
         """
         if guided and len(self.branches) == 1:
             raise InputError(
-                "distill: guidance is asked for and the pipeline ran its transformer once a step; "
-                "pass the arguments with which it runs guidance, such as guidance_scale, or "
-                "guidance=1"
+                "distill: got guidance, but the pipeline called its transformer once per step; "
+                "pass the arguments that turn guidance on, such as guidance_scale, or guidance=1"
             )
         used = self.branches[: 1 + guided]
         joined = dict(used[0])
@@ -264,8 +263,8 @@ def _stacked(found: Sequence[Conditions]) -> Conditions:
         time = torch.cat([c.time for c in found])
     except (RuntimeError, KeyError, IndexError) as error:
         raise InputError(
-            f"distill: what the transformer is told differs in shape from prompt to prompt "
-            f"({error}); wanted prompts of one size, padded as the pipeline does"
+            f"distill: the transformer's inputs differ in shape between prompts ({error}); wanted "
+            "prompts of one size, padded as the pipeline does"
         ) from error
     total = sum(c.prompts for c in found)
     return replace(first, branches=branches, beside=beside, time=time, prompts=total)

@@ -46,47 +46,50 @@ def consistency(
     save_every: int = 100,
     seen: Seen = lambda _: None,
 ) -> Student:
-    """Train a student of few steps, with guidance folded in.
+    """Train a student of few steps, with guidance distilled into it.
 
     Args:
-        pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's; it
-            is left as it was.
-        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
-        steps: of the student's sampler, which runs without guidance.
-        teacher_steps: of the teacher for a whole clip, a multiple of ``steps``.
-        guidance: the teacher's; None for that of ``arguments``, or the pipeline's default.
-        passes: passes or preset names that the student runs under, or a recipe of this
-            transformer; none for a dense one.
+        pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the student's;
+            `consistency` leaves it as it was.
+        prompts: texts of the training clips, or the folder that `prepare` wrote.
+        steps: steps of the student's sampler, which runs without guidance.
+        teacher_steps: the teacher's steps for a whole clip, a multiple of ``steps``.
+        guidance: the teacher's guidance scale; None for that of ``arguments``, or the pipeline's
+            default.
+        passes: passes or preset names that the student runs under, or a recipe of this transformer;
+            none for a dense student.
         training: steps, batch, learning rate and so on.
-        supplied: how many of the teacher's paths are laid, and where steps start.
+        supplied: how many of the teacher's paths to compute, and where the student's steps start.
         arguments: more arguments of every call of the pipeline, such as the size of a clip.
         component: of a pipeline with two transformers, the one to train.
         backend: what runs the student, see `fisopt.optimize`.
-        latents: clips to learn from, [prompts, ...], one a prompt, as the model takes them; None
-            for the teacher's own paths.  With clips, steps start at clips under noise.
-        lora: rank of adapters to train in the place of the weights (peft).
-        lead: with clips, steps of the teacher for a target; the student itself goes the rest of the
-            segment.  Much cheaper, and less sure: its own errors are in the target.  None has the
-            teacher go to the end.
-        folder: where the state of the run is kept; a run that was broken off goes on from it.
-        save_every: steps between two states.
+        latents: clips to learn from, [prompts, ...], one for each prompt, in the model's latent
+            format; None for the teacher's own paths. With clips, steps start at noised clips.
+        lora: rank of adapters to train instead of the weights (peft).
+        lead: with clips, number of the teacher's steps for a target; the student itself computes
+            the rest of the segment. This is much cheaper but less reliable, because the target
+            contains the student's own errors. With None the teacher computes the whole segment.
+        folder: where to keep the state of the run; an interrupted run resumes from it.
+        save_every: steps between two saves.
         seen: called with the trainer after every step.
 
     Returns:
         The student, with averaged weights.
 
     Raises:
-        OptionError: something is out of range or of a wrong type; the student's steps do not
+        OptionError: an argument is out of range or has a wrong type; the student's steps do not
             divide the teacher's.
-        InputError: latents are of another shape; there is no prompt; the scheduler is not one of a
-            deterministic sampler; a pass has no gradient; a loss is not finite: what ``folder``
-            holds then is from before.
+        InputError: latents have another shape; there is no prompt; the scheduler is not a
+            deterministic sampler's; a pass has no gradient; or a loss is not finite: ``folder``
+            then keeps the state from before.
         FileError: the state cannot be written.
     """
     count("distill: steps", steps)
     count("distill: teacher_steps", teacher_steps)
     if lead is not None and latents is None:
-        raise OptionError("distill: lead needs latents: on its own paths the teacher is at the end")
+        raise OptionError(
+            "distill: lead needs latents: the teacher computes its own paths to the end anyway"
+        )
     if teacher_steps % steps:
         near = round(teacher_steps / steps) * steps
         raise OptionError(

@@ -46,8 +46,8 @@ class Compared(Denoiser):
         self.compared = len(far) + (self.compared if step else 0)
         if not self.compared and step == self.levels.steps - 1:
             raise InputError(
-                "distill: features: no block of the student returns what the teacher's does, or a "
-                "part of it that is known; leave features out"
+                "distill: features: no block of the student returns values of the teacher's "
+                "shape or a known part of them; leave features out"
             )
         self.beside = self.weight * torch.stack(far).mean() if far else None
         return velocity

@@ -20,16 +20,16 @@ from fisopt.errors import OptionError, shown
 
 @dataclass(frozen=True)
 class Supplied(metaclass=Checked):
-    """Where a student's steps start, and how many of its teacher's paths there are.
+    """Where a student's steps start, and how many of the teacher's paths to compute.
 
     Attributes:
-        own: share of clips that go on from where the student came itself; the others start each
+        own: share of clips whose steps continue from the student's own state; the others start each
             step on the teacher's path.
-        reuse: steps until a batch of new paths is laid.
-        kept: batches of paths that are held.
-        through: whether gradients pass between steps, so that an early step also learns what later
-            ones make of its errors.  Steps then start where the student came itself (``own=1``),
-            and all of them are in memory at once.
+        reuse: optimiser steps between two batches of new paths.
+        kept: number of batches of paths to keep.
+        through: whether gradients flow through all sampling steps, so that an early step also
+            learns how later steps amplify its errors. Steps then start from the student's own state
+            (``own=1``), and memory holds all of them at once.
     """
 
     own: float = 0.8

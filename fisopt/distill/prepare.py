@@ -27,28 +27,29 @@ def prepare(
     batch: int = 1,
     seen: Recorded = lambda _: None,
 ) -> Path:
-    """Write what a pipeline tells its transformer for some prompts: text embeddings, sizes, levels.
+    """Write the inputs that a pipeline gives its transformer for some prompts.
 
-    `consistency` and `sparse` take the folder in the place of the prompts; the pipeline then needs
-    its transformer alone (``from_pretrained(..., text_encoder=None)``).
+    These are text embeddings, sizes and noise levels. `consistency` and `sparse` take the folder
+    instead of prompts. The pipeline then needs only its transformer
+    (``from_pretrained(..., text_encoder=None)``).
 
     Args:
-        pipeline: a diffusers pipeline; it is left as it was.
+        pipeline: a diffusers pipeline; `prepare` leaves it as it was.
         prompts: texts.
-        folder: where; what was prepared there before is replaced.
-        steps: of the student's sampler.
+        folder: where to write; `prepare` replaces what it wrote there before.
+        steps: steps of the student's sampler.
         arguments: more arguments of every call of the pipeline, such as the size of a clip, and
-            guidance, without which one branch alone is recorded.
+            guidance. Without guidance `prepare` records one branch only.
         component: of a pipeline with two transformers, the one to train.
-        batch: prompts of one call, for a pipeline that takes lists.
+        batch: number of prompts in one call, for a pipeline that takes lists.
         seen: called after every call with the number of prompts so far.
 
     Returns:
         The folder.
 
     Raises:
-        InputError: there is no prompt, or what the transformer is told cannot be written.
-        FileError: it cannot be written; what was there is unchanged.
+        InputError: there is no prompt, or an input of the transformer cannot be written.
+        FileError: the folder cannot be written; existing files stay unchanged.
     """
     count("distill: steps", steps)
     count("distill: batch", batch)

@@ -107,8 +107,8 @@ def read(folder: Path, model: nn.Module, steps: int) -> tuple[Conditions, Levels
 def _plain(value: Any) -> Any:
     if not isinstance(value, _PLAIN):
         raise InputError(
-            f"distill: the pipeline tells its transformer {type(value).__name__}, which cannot be "
-            "written; train without preparing"
+            f"distill: the pipeline passes its transformer {type(value).__name__}, which cannot "
+            "be written; train without preparing"
         )
     return value
 

@@ -46,30 +46,30 @@ def sparse(
 
     Args:
         pipeline: a diffusers pipeline, whose scheduler with ``steps`` steps is the sampler; its
-            dense model is the teacher.  It is left as it was.
-        prompts: what the clips that it learns from show, or the folder that `prepare` wrote.
+            dense model is the teacher. `sparse` leaves the pipeline as it was.
+        prompts: texts of the training clips, or the folder that `prepare` wrote.
         passes: passes or preset names, or a recipe of this transformer.
-        steps: of the sampler.
-        guidance: weight of guidance in teacher and student; None for that of ``arguments``, or the
-            pipeline's default.  1 for a model that has guidance folded in.
-        training: see `consistency`, as are all that follow.
-        supplied: where steps start, and how many paths are laid.
+        steps: steps of the sampler.
+        guidance: guidance scale of teacher and student; None for that of ``arguments``, or the
+            pipeline's default. 1 for a model with distilled guidance.
+        training: see `consistency`, also for the arguments below.
+        supplied: where the student's steps start, and how many paths to compute.
         arguments: more arguments of every call of the pipeline.
         component: of a pipeline with two transformers, the one to train.
-        backend: what runs the student.
-        lora: rank of adapters to train in the place of the weights (peft).
-        features: weight, beside the loss of the output, of the relative distance between what each
-            block returns and what the dense model's returns in the same call; 0 compares none.
-            Blocks on some frames are compared there.
-        folder: where the state of the run is kept.
-        save_every: steps between two states.
+        backend: what runs the student, see `fisopt.optimize`.
+        lora: rank of adapters to train instead of the weights (peft).
+        features: weight, next to the loss of the output, of the relative distance between each
+            block's output and the dense model's in the same call; 0 compares none. A block that
+            runs on some frames is compared on those.
+        folder: where to keep the state of the run.
+        save_every: steps between two saves.
         seen: called with the trainer after every step.
 
     Returns:
         The student, with averaged weights.
 
     Raises:
-        OptionError: something is out of range or of a wrong type; there is no pass.
+        OptionError: an argument is out of range or has a wrong type; there is no pass.
         InputError: see `consistency`.
         PassError: a pass cannot be applied.
         RecipeError: the recipe is for another model.

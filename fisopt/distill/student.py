@@ -20,14 +20,15 @@ class Student:
 
     Attributes:
         model: the trained model, of the teacher's class; it also runs dense.
-        runs: what takes its place in a pipeline: the model under its passes, or the model.
-        recipe: what it was trained to run under, with no passes if it is dense.
-        steps: of its sampler.
-        guidance: weight of guidance that it runs with; 1 where the teacher's is folded in.
+        runs: the module for a pipeline: the model under its passes, or the model itself.
+        recipe: the recipe it was trained to run under, with no passes if it is dense.
+        steps: steps of its sampler.
+        guidance: guidance scale that it runs with; 1 if the teacher's guidance is distilled into
+            it.
         sigmas: the noise levels of its steps, the clean one last.
-        adapter: the component of the pipeline whose adapter was trained; empty where the weights
-            were.
-        curve: for each optimiser step its number, the loss and the seconds so far.
+        adapter: the pipeline component whose adapter was trained; empty if the weights were
+            trained.
+        curve: for each optimiser step: its number, the loss and the seconds so far.
     """
 
     model: nn.Module
@@ -41,7 +42,7 @@ class Student:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        """What it was trained to run under; none if it is dense."""
+        """The passes it was trained to run under; none if it is dense."""
         return self.recipe.passes
 
     @property
@@ -50,20 +51,20 @@ class Student:
         return {n: p.detach().cpu() for n, p in self.model.named_parameters()}
 
     def save(self, folder: Path | str, *, force: bool = False) -> Path:
-        """Write what diffusers loads with ``from_pretrained``, a recipe and a model card.
+        """Write a folder for diffusers' ``from_pretrained``, with a recipe and a model card.
 
         Args:
-            folder: where; it may be there with ``force`` if `save` wrote it.
-            force: whether it is replaced.
+            folder: where to write.
+            force: replace an existing folder that `save` wrote.
 
         Raises:
-            ExportError: it cannot be written; what was there is unchanged.
+            ExportError: the folder cannot be written; existing files stay unchanged.
             InputError: the model has no ``save_pretrained``.
         """
         return save(self, Path(folder), force=force)
 
     def card(self) -> dict[str, Any]:
-        """What the model card says, as JSON values."""
+        """The content of the model card, as JSON values."""
         last = self.curve[-1] if self.curve else {}
         return {
             "model": type(self.model).__name__,

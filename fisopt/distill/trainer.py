@@ -26,7 +26,7 @@ from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
-"""The losses of a micro-batch, given its step and a generator; their sum is what is lowered."""
+"""The losses of a micro-batch, given its step and a generator; training minimises their sum."""
 Seen = Callable[["Trainer"], object]
 
 
@@ -35,20 +35,21 @@ class Training(metaclass=Checked):
     """How a student is trained.
 
     Attributes:
-        steps: optimiser steps; None where only minutes end it.
-        minutes: of the whole run, those before it was resumed included; None where only steps
-            end it.  A run that minutes end is not the same twice.
-        batch: clips of a micro-batch.
-        accumulate: micro-batches of a step in each process.
-        rate: learning rate at its height.
-        warmup: steps in which it rises.
-        decay: the last share of the run, in which it falls to nothing.
-        clip: the largest norm of the gradient.
-        average: weight of what was in the moving average of the weights; lower at the start.
-        precision: dtype of autocast, None for the weights' own.
+        steps: number of optimiser steps; None if only ``minutes`` limits the run.
+        minutes: time of the whole run, including the time before it was resumed; None if only
+            ``steps`` limits it. A run limited by time is not reproducible.
+        batch: clips in a micro-batch.
+        accumulate: micro-batches for each step and process.
+        rate: peak learning rate.
+        warmup: steps in which the learning rate rises.
+        decay: the last share of the run, in which the learning rate falls to zero.
+        clip: largest gradient norm.
+        average: decay of the moving average of the weights; lower at the start.
+        precision: dtype of autocast; None for the weights' dtype.
         optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
-        checkpoints: keep the inputs of blocks alone and run them again for their gradient.
-        seed: of everything that is random.
+        checkpoints: gradient checkpointing: keep only the blocks' inputs and run the blocks again
+            in the backward pass.
+        seed: seed of all random numbers.
     """
 
     steps: int | None = 1000
@@ -87,16 +88,16 @@ class Training(metaclass=Checked):
 
 
 class Trainer:
-    """Trains parameters by losses.
+    """Trains parameters on losses.
 
     Attributes:
-        step: steps that are done.
-        seconds: they took so far.
-        minutes: when it ends, see `Training`.
+        step: number of steps done.
+        seconds: time that they took so far.
+        minutes: time limit, see `Training`.
         loss: running mean of the loss.
         average: the moving average of the parameters, by name.
-        curve: what was noted of each step.
-        runs: the module that is trained, as it runs; for what looks at it meanwhile.
+        curve: the record of each step.
+        runs: the module in training, for callbacks that run it.
     """
 
     runs: Any = None
@@ -117,10 +118,10 @@ class Trainer:
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
 
     def run(self, seen: Seen = lambda _: None) -> None:
-        """Train to the end; ``seen`` is called after every step.
+        """Train to the end; call ``seen`` after every step.
 
         Raises:
-            InputError: a loss is not finite; the weights are those before that step.
+            InputError: a loss is not finite; the weights stay as before that step.
         """
         while self.progress < 1:
             began = time.perf_counter()
@@ -130,7 +131,7 @@ class Trainer:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the parameters have their averages as values."""
+        """Inside this context the parameters hold their averages."""
         held = {n: p.detach().clone() for n, p in self.parameters.items()}
         self._take(self.average)
         try:
@@ -149,7 +150,7 @@ class Trainer:
 
     @property
     def progress(self) -> float:
-        """The share of the run that is done."""
+        """The share of the run that is done, 0 to 1."""
         steps = self.training.steps
         shares = [self.step / steps] if steps is not None else []
         if self.minutes is not None:
@@ -175,7 +176,7 @@ class Trainer:
             self.optimizer.zero_grad()
             raise InputError(
                 f"distill: the loss is {value:g} at step {self.step} and its gradient "
-                f"{float(norm):g}; the weights are those before it; use a lower rate, got "
+                f"{float(norm):g}; the weights stay as before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
         set_rate(self.optimizer, told.rate * self._rate())
@@ -195,10 +196,10 @@ class Trainer:
         return min(1.0, rise, max(0.0, 1 - self.progress) / told.decay)
 
     def save(self, path: Path) -> None:
-        """Write all that `resume` needs; of several processes the first one does.
+        """Write the state for `resume`; among several processes only the first writes.
 
         Raises:
-            FileError: it cannot be written; what was there is unchanged.
+            FileError: the state cannot be written; existing files stay unchanged.
         """
         if ranks.own():
             return
@@ -216,10 +217,10 @@ class Trainer:
             torch.save(state, beside)
 
     def resume(self, path: Path) -> bool:
-        """Go on from what `save` wrote, if it is there.
+        """Continue from the state that `save` wrote, if there is one.
 
         Raises:
-            InputError: it is of another run, or damaged.
+            InputError: the state belongs to another run, or is damaged.
         """
         if not path.is_file():
             return False
@@ -227,7 +228,7 @@ class Trainer:
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             about = state["about"]
         except Exception as error:
-            raise InputError(f"{path} is no state of a training run: {error}") from error
+            raise InputError(f"{path} is not the state of a training run:  {error}") from error
         if about != self._about():
             mine = {n: v for n, v in self._about().items() if about.get(n) != v}
             raise InputError(f"{path} is of another run, which has not {mine}; choose another path")

@@ -20,10 +20,10 @@ FPS = 8
 
 @checked
 def scalars(writer: Any, every: int = 10) -> Seen:
-    """Log the loss and the speed, to be passed as ``seen``.
+    """Log the loss and the speed; pass the result as ``seen``.
 
     Args:
-        writer: what has ``add_scalar(name, value, step)``, such as TensorBoard's
+        writer: an object with ``add_scalar(name, value, step)``, such as TensorBoard's
             ``torch.utils.tensorboard.SummaryWriter(folder)``.
         every: steps between two entries.
     """
@@ -48,15 +48,15 @@ def clips(
     component: str | None = None,
     arguments: Mapping[str, Any] | None = None,
 ) -> Seen:
-    """Generate clips with the averaged weights as training goes on, to be passed as ``seen``.
+    """Generate clips with the averaged weights during training; pass the result as ``seen``.
 
     Args:
-        pipeline: the one that is distilled; inside, the student takes its transformer's place.
+        pipeline: the pipeline that you distil; the student replaces its transformer meanwhile.
         prompts: one clip each.
-        folder: takes ``step-00100-0.mp4`` and so on.
+        folder: where to write ``step-00100-0.mp4`` and so on.
         every: steps between two rounds.
-        seed: of the noise, the same in every round.
-        component: of a pipeline with two transformers, the one that is trained.
+        seed: seed of the noise, the same in every round.
+        component: of a pipeline with two transformers, the one in training.
         arguments: more arguments of the pipeline: steps, guidance, size.
     """
     count("distill: every", every)

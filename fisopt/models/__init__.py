@@ -1,6 +1,6 @@
 """Adapters for families of video diffusion transformers: names, shapes and example inputs.
 
-One family is one module with a ``FAMILY``; a new module in this package is found by itself.
+One family is one module with a ``FAMILY``; fisopt finds a new module in this package by itself.
 """
 
 from fisopt.models.family import Family, Published

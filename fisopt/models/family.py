@@ -22,12 +22,12 @@ AXES = ("frames", "height", "width")
 
 @dataclass(frozen=True)
 class Published:
-    """A public checkpoint: its transformer and the video size that its makers name.
+    """A public checkpoint: its transformer and its authors' video size.
 
     Attributes:
         name: How users name it, in lower case (``"wan2.2-a14b"``).
-        title: How its makers name it.
-        config: What differs from the defaults of the transformer class.
+        title: Its authors' name for it.
+        config: Entries that differ from the defaults of the transformer class.
         height: Rows of the video, in pixels.
         width: Columns of the video, in pixels.
         num_frames: Frames of the video.
@@ -151,15 +151,16 @@ class Family:
         compression: From a config, pixels per latent cell along (frames, height, width).
         inputs: Builds the keyword arguments of one forward call.
         published: Public checkpoints, the best known one first.
-        tiny: Configs of small models for tests, by name of the form.
+        tiny: Configs of small models for tests, by name of the variant.
         latent: Reads the latent size (F, H, W) from the keyword arguments of a forward call.
-        causal: The first frame of a video makes a latent frame of its own, so that videos have
+        causal: The first frame of a video has a latent frame of its own, so that videos have
             ``k * compression + 1`` frames.
-        beside: Latent frames that are no frames of the video, such as one of a reference image.
-        prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that cannot be traced, or
-            that it can trace for one frame count only.
-        tokens: Reads the token grid from the keyword arguments, where latents come as tokens and
-            their size is written elsewhere; in the place of ``latent``.
+        beside: Number of latent frames that are not frames of the video, such as a reference
+            image's.
+        prepare: As in :class:`fisopt.spec.ModelSpec`; for a model that cannot be traced, or only at
+            one frame count.
+        tokens: Reads the token grid from the keyword arguments, for a model that takes latents as
+            tokens and their size separately; instead of ``latent``.
         resized: As in :class:`fisopt.spec.ModelSpec`.
     """
 
@@ -180,7 +181,7 @@ class Family:
     resized: Callable[[Mapping[str, Any], int], Mapping[str, Any]] | None = None
 
     def config(self, overrides: Config) -> dict[str, Any]:
-        """Return a full config: the class's defaults with some entries replaced."""
+        """Return a full config: the class's defaults with the given entries replaced."""
         signature = inspect.signature(self.transformer.__init__)
         defaults = {
             name: parameter.default
@@ -198,7 +199,7 @@ class Family:
         """Return the latent size (F, H, W) of a video.
 
         Raises:
-            InputError: The video does not divide into latent cells and tokens.
+            InputError: The video's size is not divisible into latent cells and tokens.
         """
         for axis, pixels in zip(AXES, (num_frames, height, width), strict=True):
             count(f"{self.name}: {axis}", pixels, error=InputError)
@@ -249,12 +250,11 @@ class Family:
             batch: Number of videos.
             dtype: The model's type.
             device: Where the tensors go; ``"meta"`` gives shapes without values.
-            seed: Of the random values.
-            context: Lengths of conditioning streams by name, where they shall differ from the
-                pipeline's.
+            seed: Seed of the random values.
+            context: Lengths of conditioning streams by name, if they differ from the pipeline's.
 
         Raises:
-            InputError: The size does not divide into tokens, or the model cannot take it.
+            InputError: The size is not divisible into tokens, or the model does not support it.
         """
         count(f"{self.name}: batch", batch, error=InputError)
         for stream, length in self._streams(context).items():

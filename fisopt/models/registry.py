@@ -22,7 +22,7 @@ from fisopt.spec import ModelSpec
 
 @cache
 def families() -> Mapping[str, Family]:
-    """Return every family by name; a module of this package with a ``FAMILY`` is an adapter."""
+    """Return every family by name; each module of this package with a ``FAMILY`` is an adapter."""
     found: dict[str, Family] = {}
     for info in pkgutil.iter_modules(fisopt.models.__path__):
         if info.ispkg or info.name in ("family", "registry"):
@@ -45,7 +45,7 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
     """Return the family of a model, a model class, a family name or a published name.
 
     Raises:
-        InputError: No adapter knows it; the message holds the nearest names.
+        InputError: No adapter knows it; the message lists the nearest names.
     """
     if isinstance(model_or_name, str):
         return _find(model_or_name)[0]
@@ -57,10 +57,10 @@ def find_family(model_or_name: nn.Module | type[nn.Module] | str) -> Family:
     if isinstance(model_or_name, nn.Module) and (inner := known_inside(model_or_name)):
         raise InputError(
             f"no adapter for {cls.__name__}, which holds a {inner[1]} as {inner[0]!r}: optimise "
-            "that one, the wrapper's layers are its own"
+            "that one; the wrapper's own layers stay as they are"
         )
     raise InputError(
-        f"no adapter for {cls.__name__}; adapters are there for "
+        f"no adapter for {cls.__name__}; there are adapters for "
         f"{', '.join(_nearest(cls.__name__, known))}. For another model give "
         f'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
     )
@@ -103,7 +103,7 @@ def build(
 
     Raises:
         InputError: The model is unknown.
-        OptionError: There is no such device or type, or the model's class refuses the config.
+        OptionError: There is no such device or dtype, or the model's class rejects the config.
     """
     family, model = _find(name)
     default = torch.get_default_dtype()
@@ -137,18 +137,18 @@ def example_inputs(
 
     Args:
         model_or_name: A model, a published name, or a family name for its best known model.
-        height: Rows of the video in pixels; None is the published size, here and below.
+        height: Rows of the video in pixels; None is the published size, also below.
         width: Columns of the video in pixels.
         num_frames: Frames of the video.
         batch: Number of videos.
         device: Where the tensors go; None is the model's device, or ``"meta"`` for a name.
         dtype: Type of the tensors; None is the model's type, or float32 for a name.
-        seed: Of the random values.
-        context: Lengths of conditioning streams by name (``{"text": 12}``), where they shall
-            differ from the pipeline's.
+        seed: Seed of the random values.
+        context: Lengths of conditioning streams by name (``{"text": 12}``), if they differ from the
+            pipeline's.
 
     Raises:
-        InputError: The model is unknown, or the size does not divide into tokens.
+        InputError: The model is unknown, or the size is not divisible into tokens.
     """
     if isinstance(model_or_name, str):
         family, model = _find(model_or_name)

@@ -84,12 +84,12 @@ class TransformerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `fisopt.summary` returns; ``print`` shows a table, `to_json` has all of it.
+    """The result of `fisopt.summary`; ``print`` shows a table, `to_json` returns all of it.
 
     Attributes:
         transformers: the transformers.
         steps: the steps of the newest clip, in order.
-        tflops: the rate that predicted times are made with, by transformer; None if unknown.
+        tflops: the rate that predicted times assume, by transformer; None if unknown.
     """
 
     transformers: tuple[TransformerSummary, ...]
@@ -116,9 +116,9 @@ class Summary:
 
 @checked
 def summary(model_or_pipeline: Any) -> Summary:
-    """Say what runs in a pipeline, or in one optimised module, and what it takes.
+    """Summarise what runs in a pipeline or one optimised module, and how long it takes.
 
-    Times are those of the newest clip; asking waits for a GPU to finish it.
+    Times are those of the newest clip; `summary` waits until the GPU has finished it.
 
     Raises:
         InputError: there is no transformer.

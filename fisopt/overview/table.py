@@ -50,7 +50,7 @@ def _transformer(each: Plain) -> Iterator[RenderableType]:
     yield Text(f"  weights: {', '.join(sizes)}{''.join(peaks)}")
     if (held := each["offload"]) is not None:
         yield Text(f"  offload: {Held(**held)}")
-    dropped = f", {each['dropped']} made room for newer ones" if each["dropped"] else ""
+    dropped = f", {each['dropped']} evicted for newer ones" if each["dropped"] else ""
     yield Text(f"  variants held: {len(each['variants'])}{dropped}")
     for title in ("recaptured", "fallbacks"):
         lines = each[title]

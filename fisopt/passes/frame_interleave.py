@@ -33,7 +33,7 @@ _BLOCKS = "1:"
 
 @dataclass(frozen=True)
 class FrameInterleave(BlockPass):
-    """Run each sparse block on every ``stride``-th latent frame, rotating from block to block.
+    """Run each sparse block on every ``stride``-th latent frame, rotated from block to block.
 
     Before and after (stride 2, one block)::
 
@@ -44,30 +44,31 @@ class FrameInterleave(BlockPass):
         %y  = block_a_k9(%a, %r, ...)
         %h1 = fisopt::fill_frames(%h0, %y, 1, @anchors, @left, @right, @weight, residual)
 
-    The boundary frames are always anchors; every interior frame is computed exactly once in
-    ``stride`` consecutive sparse blocks.  Rotary tables, per-token modulation and masks are
-    gathered at their original positions.  Text beside or inside the sequence is kept whole.
+    The boundary frames are always anchors. Any ``stride`` consecutive sparse blocks compute every
+    interior frame exactly once. Rotary tables, per-token modulation and masks keep their original
+    positions. Text outside or inside the sequence stays whole.
 
     Attributes:
-        stride: n; 1 is dense.  At most the number of latent frames; with two latent frames or
-            fewer every block is dense.
-        fill: what skipped frames get: the interpolated update ("residual"), nothing
-            ("carry"), or the interpolated output ("state").  A result that no residual stream
-            leads to is interpolated itself, and the report says so.
-        kv: keys and values of the anchor frames or of all frames; a list has one for each video
+        stride: n, at most the number of latent frames; 1 is dense. With two latent frames or fewer
+            every block is dense.
+        fill: what skipped frames get: the interpolated update ("residual"), nothing ("carry"), or
+            the interpolated output ("state"). If no residual stream leads to a result, the pass
+            interpolates the result itself and notes this in the report.
+        kv: keys and values of the anchor frames or of all frames; or a list, one for each video
             block.
         scope: whole blocks, or only their self-attention (its output is interpolated).
-        self_attention: the stride of this branch of a block alone, what it adds to the residual
-            stream is interpolated; None for ``stride``.  A list has one for each video block.
+        self_attention: the stride of this branch of a block alone; the pass interpolates what the
+            branch adds to the residual stream. None for ``stride``. Or a list, one for each video
+            block.
         cross_attention: the same for attention to text.
-        feed_forward: the same for the layers of single tokens.
-        rotate: the anchors change from sparse block to sparse block, or also from step to step,
-            which interpolates other frames at every step: closer to the dense clip at no cost, but
-            then steps differ, see `BlockPass.steps`.
-        shift: so many places further in that rotation.
-        blocks: the sparse blocks, see `BlockPass`.  The first block takes each frame's own noise
-            in, so it is dense by default: on the testbed that decides whether a clip shows its
-            prompt.  ":" makes every block sparse.
+        feed_forward: the same for the feed-forward layers.
+        rotate: whether the anchors change from sparse block to sparse block, or also from step to
+            step. The latter interpolates other frames at every step: closer to the dense clip at no
+            cost, but steps then differ, see `BlockPass.steps`.
+        shift: offset in that rotation.
+        blocks: the sparse blocks, see `BlockPass`. The first block is dense by default, because it
+            reads each frame's own noise: on the testbed this decides whether a clip shows its
+            prompt. ":" makes every block sparse.
         steps: the sparse steps, see `BlockPass`.
 
     Source: FIS-DiT, arXiv:2605.11869; ``kv="all"``, ``scope="attention"``, branches, steps in the
@@ -112,8 +113,8 @@ class FrameInterleave(BlockPass):
             raise OptionError(f"{name} shift must be an int of at least 0, got {shown(self.shift)}")
         if self._named and self.scope != "block":
             raise OptionError(
-                f"{name} scope={self.scope!r} and {next(iter(self._named))}= both say what of a "
-                "block is sparse; give one of them"
+                f"{name} scope={self.scope!r} and {next(iter(self._named))}= both set which part "
+                "of a block is sparse; give one of them"
             )
 
     @property
@@ -124,11 +125,11 @@ class FrameInterleave(BlockPass):
 
     @property
     def stepwise(self) -> bool:
-        """Whether some steps are dense, or the anchors rotate from step to step."""
+        """Whether some steps are dense or the anchors rotate from step to step."""
         return self.rotate == "steps" or super().stepwise
 
     def at(self, step: Step) -> Pass | None:
-        """None at dense steps; else with the anchors of the step."""
+        """None at dense steps; else the pass with the anchors of the step."""
         if not self.active(step):
             return None
         if self.rotate == "blocks":
@@ -141,8 +142,8 @@ class FrameInterleave(BlockPass):
         """Check the strides against the frames, and the blocks."""
         if program.source.spec.images:
             raise PreconditionError(
-                "the model makes images, whose rows lie in the place of frames, and rows cannot be "
-                "interpolated as frames are; TokenReduction and TileAttention take images",
+                "the model makes images, with rows instead of frames, and rows cannot be "
+                "interpolated like frames; use TokenReduction or TileAttention",
                 pass_name=self.name,
             )
         frames, blocks = program.layout.frames, len(program.block_paths)

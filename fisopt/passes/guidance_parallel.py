@@ -21,22 +21,22 @@ from fisopt.rewrite.rewriter import Rewriter
 
 @dataclass(frozen=True)
 class GuidanceParallel(Pass):
-    """Let two ranks share a clip, each of which computes one guidance branch.
+    """Divide a clip between two ranks: each computes one guidance branch.
 
-    Of any number of ranks those that lie half of them apart are a pair; beside it a
-    `SequenceParallel` divides the tokens of a branch among half of them, or fewer.  How the
-    branches are told apart follows from how the pipeline calls the model:
+    Among n ranks, rank i and rank i + n/2 form a pair. A `SequenceParallel` in the same list
+    divides the tokens of a branch among n/2 ranks or fewer. How the pass divides the branches
+    depends on how the pipeline calls the model:
 
-    An even batch is divided: both branches in one call, or several clips.  Every rank computes
-    half of the items, and the results are gathered once, at the end of the call.
+    An even batch (both branches in one call, or several clips) is divided: every rank computes half
+    of the items and gathers the results once, at the end of the call.
 
-    An odd batch is computed in pairs of calls: at the first call of a step, with "cond", the other
-    rank computes the second, with "uncond", on what is expected of it: the same video and
-    timestep, and of everything else what the second call had in the step before.  Both results
-    are exchanged at once.  When the second call comes, its arguments are compared with those that
-    were expected; if one differs, it is computed then, and the report says so.
+    An odd batch is computed in pairs of calls. During the first call of a step ("cond") the other
+    rank computes the second one ("uncond") on predicted arguments: the same video and timestep, and
+    everything else as in the second call of the step before. The ranks exchange both results at
+    once. When the second call comes, the pass compares its arguments with the predicted ones. If
+    one differs, the call is computed then, and the report says so.
 
-    Source: CFG parallelism, xDiT, arXiv:2411.01738; computing a call before it is made is ours.
+    Source: CFG parallelism, xDiT, arXiv:2411.01738; computing a call ahead is ours.
     """
 
     stage: ClassVar[Stage] = "branches"

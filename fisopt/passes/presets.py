@@ -102,11 +102,13 @@ def resolve(passes: Sequence[Pass | str]) -> tuple[Pass, ...]:
             )
     for each in result:
         if each.stage is not None and result.count(each) > 1:
-            raise OptionError(f"{shown(each)} is given twice: it edits a block once; give it once")
+            raise OptionError(
+                f"{shown(each)} is given twice, but edits a block only once; give it once"
+            )
     if len(caches := [each for each in result if each.stage == "steps"]) > 1:
         raise OptionError(
-            f"{shown(caches[1])} comes after another step cache: what a block adds is reused from "
-            "one step, so one cache decides about it; give one, its blocks= may name several parts"
+            f"{shown(caches[1])} comes after another step cache, but only one can decide about "
+            "reuse; give one, whose blocks= may name several parts"
         )
     return tuple(result)
 
@@ -132,10 +134,10 @@ def _preset(name: str) -> tuple[Pass, ...]:
     if called in MAKERS:
         form = f"fisopt.{called}({options or ')'}"
         raise OptionError(
-            f"got {name!r}: a pass is given as an object, not as text; write passes=[{form}]"
+            f"got {name!r}: give a pass as an object, not as text; write passes=[{form}]"
         )
     raise OptionError(
-        f"{unknown(called)}. A pass is given as an object, not as text: "
+        f"{unknown(called)}. Give a pass as an object, not as text: "
         "passes=[fisopt.FrameInterleave(stride=2)]"
     )
 

@@ -41,12 +41,12 @@ class SequenceParallel(Pass):
         %o  = _c10d_functional::all_to_all_single(%o1, ...)            [2, 40, f21*900, 128]
 
     It comes after every other pass and is one graph for all ranks.  Text that is joined to the
-    sequence is on every rank, and its heads are divided inside of attentions.  Tokens and heads
+    sequence is on every rank, and its heads are divided inside attentions.  Tokens and heads
     that the ranks do not divide are filled up, which the report says; so are operators that
     combine tokens in another way: they get all of them.
 
     Attributes:
-        degree: how many ranks share the tokens of one clip; None for all, or beside a
+        degree: how many ranks share the tokens of one clip; None for all, or next to a
             `GuidanceParallel` for half of them.  It divides their number: the ranks 0 to
             ``degree - 1`` share one clip, the next ones another.
         group: the ranks, a process group of torch or its name; None for all.

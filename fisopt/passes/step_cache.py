@@ -20,7 +20,7 @@ from fisopt.rewrite.selection import ALL
 
 @dataclass(frozen=True)
 class StepCache(Cache):
-    """At some denoising steps, take what blocks add to the video from the last step that ran them.
+    """At some denoising steps, reuse what blocks added to the video at the last step that ran them.
 
     Before and after, at a step that reuses (the first block is computed)::
 
@@ -32,21 +32,20 @@ class StepCache(Cache):
         %h1 = block_a(%h0, ...)
         %hn = aten::add(%h1, %state)
 
-    Every guidance branch has its own state and decides for itself; another generation begins
-    without any.  It comes last among the passes of a list, so that what is kept is what the
-    sparse, reduced or tiled blocks add.
+    Every guidance branch has its own state and decides for itself; a new generation starts without
+    state. The pass runs last in a list of passes, so that it caches what the sparse, reduced or
+    tiled blocks add.
 
     Attributes:
-        threshold: reuse where what the blocks before the first of ``blocks`` add has changed by
-            at most this share since the last step that computed all: mean of the absolute change
-            over mean of the absolute value.  It is decided in each call, once these blocks have
-            run.  None: reuse at every one of ``steps``.
-        order: what is taken: 0 what was added last, 1 that and its change per step since the time
-            before, carried on in a straight line.
-        max_run: so many steps in a row reuse at most; None is no limit.
-        blocks: the blocks whose work is reused, see `BlockPass`; the others run at every step.
-        steps: the steps that may reuse, see `BlockPass`; without a threshold those that do, by
-            default every second one.  The first step of a generation never does.
+        threshold: reuse if the update by the blocks before the first of ``blocks`` has changed by
+            at most this share since the last step that computed all blocks: mean absolute change
+            over mean absolute value. Each call decides this once these blocks have run. None: reuse
+            at every one of ``steps``.
+        order: 0 reuses the last value; 1 extrapolates linearly from the last two values.
+        max_run: most steps in a row that may reuse; None is no limit.
+        blocks: the blocks to skip at reusing steps, see `BlockPass`; the others run at every step.
+        steps: the steps that may reuse, see `BlockPass`; without a threshold all of them do, by
+            default every second step. The first step of a generation never reuses.
 
     Source: FirstBlockCache is ``StepCache(threshold)``, DBCache with Fn and Bn blocks
     ``StepCache(threshold, blocks="Fn:-Bn")``, its warm-up ``steps="8:"``.
@@ -85,19 +84,19 @@ class StepCache(Cache):
 
     @property
     def stepwise(self) -> bool:
-        """True: a step keeps what a later one takes."""
+        """True: a step stores what a later one reuses."""
         return True
 
     def at(self, step: Step) -> Pass:
-        """What is done at a step: it computes all blocks, reuses some, or looks first."""
+        """The pass for a step: it computes all blocks, reuses some, or measures first."""
         if step.index == 0 or not self.active(step):
             return Computed(self, first=bool(self.order) and step.index == 0)
         return Reused(self) if self.threshold is None else Look(self)
 
     def afresh(self) -> Pass:
-        """Compute what no earlier step has left."""
+        """Compute all blocks, because no earlier step left any state."""
         return Reused(self).afresh()
 
     def run(self, rewriter: Rewriter) -> None:
-        """Rewrite as at a step that reuses."""
+        """Rewrite for a step that reuses."""
         Reused(self).run(rewriter)

@@ -28,24 +28,24 @@ DEFAULT = TileMask(2)
 
 @dataclass(frozen=True)
 class TileAttention(BlockPass):
-    """Replace self-attention over the video by attention over kept tiles of frames.
+    """Replace self-attention over the video by attention over selected tiles of frames.
 
-    Before and after (the same for attention that is written out in products and a softmax)::
+    Before and after (the same for attention written as products and a softmax)::
 
         %y = aten::scaled_dot_product_attention(%q, %k, %v, %mask)
 
         %y = fisopt::tile_attention(%q, %k, %v, %mask, @rows, @keys, pairs, None)
 
-    Text that is joined to the sequence sees everything and is seen by all, and so are keys of the
-    past that a cache holds; the model's own masks hold as before.  Attention to text, and
-    attention inside one frame, stay as they are.  In a block that runs on some frames only, the
-    mask is that of their number.
+    Text joined to the sequence attends to everything, and every token attends to it and to past
+    keys in a cache. The model's own masks still apply. Cross-attention to text, and attention
+    inside one frame, stay unchanged. In a block that runs on some frames only, the pass uses the
+    mask for that number of frames.
 
     Attributes:
-        mask: which tiles are kept; an int is the k of ``TileMask``.
-        table: a mask for every block, in place of ``mask``: a MaskTable, a mapping from block
-            paths to masks or None, or the path of a file that ``fisopt search`` wrote.
-        blocks: the sparse blocks, see `BlockPass`; of a table only these are used.
+        mask: which tiles to keep; an int is the k of ``TileMask``.
+        table: a mask for every block, instead of ``mask``: a MaskTable, a mapping from block paths
+            to masks or None, or the path of a file that ``fisopt search`` wrote.
+        blocks: the sparse blocks, see `BlockPass`; the pass uses only their masks of a table.
         steps: the sparse steps, see `BlockPass`.
 
     Source: Efficient-vDiT, arXiv:2502.06155.
@@ -73,7 +73,7 @@ class TileAttention(BlockPass):
             )
 
     def requires(self, program: Program) -> None:
-        """Check the masks against the frames, the table and the choice against the blocks."""
+        """Check the masks against the frames, and ``table`` and ``blocks`` against the model."""
         super().requires(program)
         paths = [block.path for block in program.blocks]
         if isinstance(self.table, MaskTable):

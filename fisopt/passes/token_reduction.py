@@ -27,7 +27,7 @@ from fisopt.rewrite.rewriter import Rewriter
 from fisopt.rewrite.selection import ALL
 
 Ratios = float | tuple[float, ...]
-"""A dropped share: one for all blocks, or one for each video block in execution order."""
+"""A share to drop: one for all blocks, or one for each video block in execution order."""
 
 
 @dataclass(frozen=True)
@@ -150,30 +150,32 @@ class TokenReduction(BlockPass):
         %s          = aten::scaled_dot_product_attention(%r, ...)
         %y          = fisopt::restore_tokens(%s, %o, 2, 5, 0, 0)
 
-    Per head and batch item.  Text joined to the sequence is never reduced; masks lose the rows and
-    columns of the tokens that are left out; cross-attention is not touched.  A ratio of 0 leaves
-    the attention as it was, to the bit.
+    The pass matches tokens for each head and batch item. It never reduces text joined to the
+    sequence, nor cross-attention; it removes the rows and columns of dropped tokens from masks.
+    With a ratio of 0 the attention is bit-identical.
 
     Attributes:
-        query: dropped share of the queries, in [0, 1); at most the sources can be dropped, so
-            the share is capped at 1 - destinations / tokens.
-        value: dropped share of the keys and values.
-        destination_stride: frames, rows and columns of a cell, one random token of which always
-            stays and stands for tokens that are left out.  Of one frame, as an image has, a cell
-            is rows and columns; with two frames every block is dense.
-        cache_steps: steps for which one match is used; 1 matches at every step.  The ratios are
-            those of the first of them, and the first that is active makes the match.
-        mode: a kept token is taken as it is ("replace") or is the mean of all for which it stands.
-        seed: of the choice of destinations; the same seed gives the same output.
-        schedule: ratios by block and step in the place of ``query`` and ``value``, or its file.
+        query: share of the queries to drop, in [0, 1), capped at 1 - destinations / tokens, because
+            the pass never drops a destination.
+        value: share of the keys and values to drop.
+        destination_stride: frames, rows and columns of a cell. One random token of each cell is a
+            destination: it always stays and represents dropped tokens. For a single frame (an
+            image) a cell is rows and columns; with two frames every block is dense.
+        cache_steps: number of steps that share one match; 1 matches at every step. The ratios are
+            those of the first of these steps, and the first active one computes the match.
+        mode: a kept token stays as it is ("replace"), or becomes the mean of all tokens that it
+            represents.
+        seed: seed of the choice of destinations; the same seed gives the same output.
+        schedule: ratios by block and step, or a file of them, instead of ``query`` and ``value``.
         table: the file of tiers of a ``schedule`` that is a file; see `Schedule.load`.
-        redraw: choose the destinations anew in every cache window, rather than once for all
-            steps; then every window runs a Program of its own.  None: where steps differ anyway,
-            because of ``cache_steps`` or a schedule.
-        search: a token that is left out looks for what it is most like among "all" destinations,
-            as published, or among those of its own cell and of the cells "near" it, 27 at most.
-        blocks: the blocks that are reduced, see `BlockPass`; of a schedule only these are used.
-        steps: the steps at which they are, see `BlockPass`.
+        redraw: choose new destinations in every cache window instead of once for all steps; every
+            window then runs a Program of its own. None: redraw if steps differ anyway, because of
+            ``cache_steps`` or a schedule.
+        search: a dropped token takes the most similar destination among "all" of them, as
+            published, or among those of its own cell and of the cells "near" it, at most 27.
+        blocks: the blocks to reduce, see `BlockPass`; the pass uses only their ratios of a
+            schedule.
+        steps: the steps to reduce at, see `BlockPass`.
 
     Source: AsymRnR, arXiv:2412.11706, and its code, both modes and both ways to draw.
     """
@@ -220,8 +222,8 @@ class TokenReduction(BlockPass):
         self._load()
         if self.schedule is not None and (self.query or self.value):
             raise OptionError(
-                "TokenReduction: the schedule says what is dropped; leave query and value at 0, "
-                f"got {self.query} and {self.value}"
+                "TokenReduction: the schedule sets the dropped shares; leave query and value at "
+                f"0, got {self.query} and {self.value}"
             )
 
     def _load(self) -> None:
@@ -247,7 +249,7 @@ class TokenReduction(BlockPass):
         return differ or super().stepwise
 
     def at(self, step: Step) -> Reduction | None:
-        """What is done at a step; None where nothing is dropped."""
+        """The pass for a step; None if the step drops nothing."""
         if not self.active(step):
             return None
         since = step.index % self.cache_steps
@@ -272,7 +274,7 @@ class TokenReduction(BlockPass):
         return Reduction(query, value, *how, blocks=self.blocks)
 
     def run(self, rewriter: Rewriter) -> None:
-        """Rewrite as at a step that makes its own match."""
+        """Rewrite for a step that computes its own match."""
         steps = self.schedule.steps if isinstance(self.schedule, Schedule) else None
         reduction = replace(self, steps=ALL).at(Step(0, steps))
         if reduction is None:

@@ -19,8 +19,8 @@ def encode_kernels(kernels: KernelOptions) -> dict[str, str]:
     """
     if callable(kernels.attention):
         raise RecipeError(
-            f"attention={shown(kernels.attention)} is a function, which a recipe cannot say; leave "
-            "it out, and pass it beside the recipe"
+            f"attention={shown(kernels.attention)} is a function, which a recipe cannot hold; "
+            "leave it out, and pass it together with the recipe"
         )
     chosen = {key: getattr(kernels, key) for key in _KEYS}
     return {key: value for key, value in chosen.items() if value is not None}

@@ -44,7 +44,7 @@ def encode(pass_: Pass, store: Store) -> dict[str, Any]:
         RecipeError: an option is of a type that a recipe cannot say.
     """
     if not dataclasses.is_dataclass(pass_):
-        raise RecipeError(f"{_name(type(pass_))} cannot be part of a recipe: it is no dataclass")
+        raise RecipeError(f"{_name(type(pass_))} cannot be part of a recipe: it is not a dataclass")
     options = {}
     for field in dataclasses.fields(pass_):
         if not field.init:
@@ -99,14 +99,15 @@ def decode(said: Any, store: Store, where: str) -> Pass:
         raise RecipeError(f"{where}: got options {shown(options)} of {name}, wanted them by name")
     if paths := [k for k in _paths(known[name]) if isinstance(options.get(k), str)]:
         raise RecipeError(
-            f"{where}: {name}.{paths[0]} names the file {shown(options[paths[0]])}; a recipe reads "
-            "files only that it was saved with: give the pass in Python, or save the recipe again"
+            f"{where}: {name}.{paths[0]} names the file {shown(options[paths[0]])}; a recipe "
+            "reads only files that were saved with it: give the pass in Python, or save the "
+            "recipe again"
         )
     values = {str(k): _decoded(v, store, f"{where}, {name}.{k}") for k, v in options.items()}
     try:
         return known[name](**values)
     except (TypeError, ValueError, FisoptError) as error:
-        raise RecipeError(f"{where}: {name} refuses its options: {error}") from error
+        raise RecipeError(f"{where}: {name} rejects its options: {error}") from error
 
 
 def _paths(cls: type[Pass]) -> list[str]:

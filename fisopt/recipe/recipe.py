@@ -45,9 +45,9 @@ from fisopt.rewrite.pass_base import Pass
 from fisopt.versions import versions
 
 FORMAT = 3
-"""The newest form of recipe that this version reads."""
+"""The newest recipe format that this version reads."""
 FROM_CONFIG = "config"
-"""In the place of a path: read the recipe from the model's own configuration."""
+"""Instead of a path: read the recipe from the model's own configuration."""
 _SOURCES = 'a Recipe, its path, its plain values or "config"'
 _KEYS = {"fisopt_recipe", "model", "versions", "passes"}
 _FORM = f"wanted {{{', '.join(sorted(_KEYS))}}}"
@@ -55,16 +55,16 @@ _FORM = f"wanted {{{', '.join(sorted(_KEYS))}}}"
 
 @dataclass(frozen=True)
 class Recipe(metaclass=Checked):
-    """What was done to a model.
+    """The passes and kernels of an optimised model.
 
     Attributes:
         passes: the passes, in order.
-        model: the model that they were chosen for.
-        versions: what the recipe was made with, by package.
-        source: where it was read, for errors.
+        model: the model that the passes were chosen for.
+        versions: the versions of the packages that made the recipe.
+        source: where the recipe was read from, for errors.
         kernels: the kernels that were chosen.
-        tuned: what the passes were chosen for and what they reached: ``target``, ``steps``,
-            ``prompts``, ``speed_up``, ``error``, ``psnr``; empty if they were not tuned.
+        tuned: what tuning aimed at and reached: ``target``, ``steps``, ``prompts``, ``speed_up``,
+            ``error``, ``psnr``; empty if the passes were not tuned.
     """
 
     passes: tuple[Pass, ...]
@@ -84,7 +84,7 @@ class Recipe(metaclass=Checked):
         kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
         tuned: Tuned = UNTUNED,
     ) -> Recipe:
-        """The recipe of a model: its passes, or presets, its kernels, and what they were tuned for.
+        """Make the recipe of a model from passes or presets, kernels and the result of tuning.
 
         Raises:
             OptionError: see `fisopt.optimize`.
@@ -95,8 +95,8 @@ class Recipe(metaclass=Checked):
         """The recipe as plain values, complete in itself.
 
         Raises:
-            RecipeError: an option of a pass cannot be written, or it is larger than what `load`
-                reads.
+            RecipeError: an option of a pass cannot be written, or the recipe is larger than `load`
+                accepts.
         """
         store, kernels = Store(), encode_kernels(self.kernels)
         return {
@@ -110,10 +110,10 @@ class Recipe(metaclass=Checked):
 
     @staticmethod
     def from_plain(said: Any, source: str, store: Store | None = None) -> Recipe:
-        """The inverse of `plain`; nothing is imported or run for it.
+        """The inverse of `plain`; it imports and runs nothing.
 
         Raises:
-            RecipeError: it is no recipe, of a newer form, or names what is not known here.
+            RecipeError: this is not a recipe, has a newer format, or names something unknown here.
         """
         try:
             check_value(said)
@@ -145,14 +145,14 @@ class Recipe(metaclass=Checked):
 
         Args:
             path: where.
-            force: replace a file that is there.
+            force: replace an existing file.
 
         Returns:
             The path.
 
         Raises:
-            ExportError: the path exists and ``force`` is not given, or writing failed; what was
-                there is unchanged.
+            ExportError: the path exists and ``force`` is not set, or writing failed; an existing
+                file stays unchanged.
             RecipeError: an option of a pass cannot be written.
         """
         flag("Recipe.save: force", force)
@@ -167,9 +167,9 @@ class Recipe(metaclass=Checked):
         """Read a recipe.
 
         Raises:
-            RecipeError: it is no recipe, of a newer form, a file of it is missing or has other
-                content, or it names what is not known here.
-            FileError: it cannot be read.
+            RecipeError: this is not a recipe, has a newer format, one of its files is missing or
+                has other content, or it names something unknown here.
+            FileError: the file cannot be read.
         """
         path = path_of("Recipe.load: path", path)
         try:
@@ -180,7 +180,7 @@ class Recipe(metaclass=Checked):
 
     @staticmethod
     def read(source: Recipe | Path | str | Mapping[str, Any], model: nn.Module) -> Recipe:
-        """Read a recipe wherever it is, and check that it is for a model.
+        """Read a recipe from any source and check that it is for this model.
 
         Args:
             source: a recipe, its path, its plain values, or "config" for the ``fisopt`` entry of
@@ -188,7 +188,7 @@ class Recipe(metaclass=Checked):
             model: the model to apply it to.
 
         Raises:
-            RecipeError: it cannot be read, or is for another model.
+            RecipeError: the recipe cannot be read, or is for another model.
         """
         if isinstance(source, Recipe):
             recipe = source

@@ -51,9 +51,9 @@ def layout_of(grid: tuple[int, int, int]) -> TokenLayout:
 class FrameAxis:
     """One tensor dimension that carries latent frames.
 
-    The dimension is ``before`` entries of something else (text), then a row-major
-    ``outer * frames * inner`` block of video, then ``after`` entries of something else.
-    ``inner`` is the tokens per frame of a token dimension and 1 of a frame dimension.
+    The dimension has ``before`` entries of something else (text), then a row-major
+    ``outer * frames * inner`` block of video, then ``after`` entries of something else. ``inner``
+    is the number of tokens per frame for a token dimension, and 1 for a frame dimension.
     """
 
     frames: int
@@ -96,7 +96,7 @@ def axes_of(node: fx.Node) -> Axes:
     """Return the frame axis of every dimension of a node's value (None: carries no frames).
 
     Raises:
-        OptionTypeError: it is no node.
+        OptionTypeError: the argument is not a node.
     """
     try:
         axes: Axes = node.meta.get(KEY, ())

@@ -20,18 +20,19 @@ from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.outline import structure
 
 EXTRA = "fisopt.extra"
-"""How many results, after the model's own, passes have added to a call."""
+"""Number of results that passes have added to a call, after the model's own."""
 
 
 @dataclass(frozen=True)
 class Block:
     """One call of a video block.
 
-    Nodes of ``body`` say what the block computes; `passed` leads from them to the Program.
+    The nodes of ``body`` compute the block; `passed` maps its placeholders to the Program's nodes.
 
     Attributes:
-        path: where the model holds the block; ``path@1`` is its second call.
-        index: its place among the video blocks, in execution order; those that hooks skip count.
+        path: module path of the block; ``path@1`` is its second call.
+        index: its position among the video blocks in execution order, including blocks that hooks
+            skip.
         call: the node of the Program's graph that calls it.
         body: the graph that is called; blocks of equal structure share it.
     """
@@ -43,36 +44,36 @@ class Block:
 
     @property
     def arguments(self) -> list[fx.Node]:
-        """The placeholders of the body, in order; parameters of the block are among them."""
+        """The placeholders of the body, in order, including the block's parameters."""
         return [n for n in self.body.graph.nodes if n.op == "placeholder"]
 
     @cached_property
     def results(self) -> list[fx.Node]:
-        """The nodes of the body that hold the model's own results, without what passes added."""
+        """The nodes of the body with the model's own results, without those that passes added."""
         held = results(self.body.graph)
         return held[: len(held) - self.call.meta.get(EXTRA, 0)]
 
     @cached_property
     def streams(self) -> dict[fx.Node, Stream | None]:
-        """Every result that carries frames, and the residual stream that it is the update of."""
+        """Every result that carries frames, and the residual stream that it updates."""
         graph = self.body.graph
         return {n: residual_stream(graph, n) for n in self.results if carries_frames(n)}
 
     @cached_property
     def stream(self) -> fx.Node | None:
-        """The argument that is, as it stands, the residual stream of the block's video.
+        """The argument that is, unchanged, the residual stream of the block's video.
 
-        None where there is none, or where it is a sum or is viewed in another form.
+        None if there is no such argument, or if the stream is a sum or a view of another shape.
         """
         return next((self.source(result) for result in self.streams), None)
 
     def source(self, result: fx.Node) -> fx.Node | None:
-        """The argument that is, as it stands, the residual stream of a result, None if none is."""
+        """The argument that is, unchanged, a result's residual stream; None if there is none."""
         return residual_source(self.body.graph, result)
 
     @cached_property
     def branches(self) -> list[Branch]:
-        """The residual branches of the block's video, in order: what is added to its stream."""
+        """The residual branches of the block's video, in order: the terms added to its stream."""
         graph, found = self.body.graph, []
         for result, stream in self.streams.items():
             path = residual_path(graph, result, stream.arguments) if stream is not None else set()
@@ -86,7 +87,7 @@ class Block:
         return value
 
     def returned(self, result: fx.Node) -> fx.Node | None:
-        """The node of the Program that holds a result, None where nobody uses it."""
+        """The node of the Program that holds a result; None if nothing uses the result."""
         held = results(self.body.graph)
         return result_nodes(self.call, len(held))[held.index(result)]
 

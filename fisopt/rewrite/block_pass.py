@@ -15,15 +15,15 @@ from fisopt.rewrite.selection import ALL, Selected, among, outside, selection
 class BlockPass(Pass):
     """A pass that edits some blocks at some steps; the others stay as they are.
 
-    A subclass goes through `chosen` in its `run`.  One with a `__post_init__`, a `requires` or an
-    `at` of its own calls that of this class in it.
+    A subclass iterates over `chosen` in its `run`. If it overrides `__post_init__`, `requires` or
+    `at`, it must call this class's method there.
 
     Attributes:
-        blocks: the video blocks that it edits, counted in execution order from 0: numbers and
-            slices such as ":", "1:-2", "::2", "25%:50%" or "0,3,-1", or a list of ints;
-            negative numbers count from the end, shares are of all, rounded.
-        steps: the denoising steps at which it is active, in the same way; other steps are dense.
-            A slice may be longer than the run.
+        blocks: the video blocks to edit, counted in execution order from 0: numbers and slices such
+            as ":", "1:-2", "::2", "25%:50%" or "0,3,-1", or a list of ints. Negative numbers count
+            from the end; percentages are of all blocks, rounded.
+        steps: the denoising steps at which the pass is active, in the same notation; other steps
+            are dense. A slice may reach past the end of the run.
     """
 
     blocks: Selected = field(default=ALL, kw_only=True)
@@ -47,7 +47,7 @@ class BlockPass(Pass):
         """Whether a step is one of `steps`.
 
         Raises:
-            ScheduleError: that depends on the number of steps, which is not known.
+            ScheduleError: the answer depends on the number of steps, which is unknown.
         """
         return step.among(str(self.steps), self.name)
 
@@ -56,10 +56,10 @@ class BlockPass(Pass):
         self.chosen(program)
 
     def chosen(self, program: Program) -> list[Block]:
-        """The blocks of a Program that are to be edited, in order.
+        """The blocks of a Program to edit, in order.
 
         Raises:
-            PreconditionError: one of them does not exist, or there are none.
+            PreconditionError: one of the blocks does not exist, or there are none.
         """
         every, selected = len(program.block_paths), str(self.blocks)
         chosen = [block for block in program.blocks if among(selected, block.index, every)]

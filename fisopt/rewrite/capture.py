@@ -56,7 +56,7 @@ def capture(
     layout = layout_of(spec.grid_of(inputs.kwargs()))
     if spec.images and layout.height != 1:
         raise CaptureError(
-            "images=True: the grid is (rows, 1, columns), rows in the place of frames; got "
+            "images=True: the grid is (rows, 1, columns), with rows instead of frames; got "
             f"{layout}"
         )
     plain = unhooked(model)
@@ -141,9 +141,9 @@ def _follow(
     if kept:
         raise CaptureError(
             f"{type(model).__name__}: forward sets {_some(list(changed))}, and {kept}. A captured "
-            "graph sees one call and keeps nothing of it. Pass a cache as an argument, written in "
-            "place or set anew in the dict or list that holds it, or hold it in a buffer of one "
-            "size that is written in place; pass what counts calls as an argument"
+            "graph sees one call and keeps nothing from it. Pass a cache as an argument and "
+            "write it in place or replace it in its dict or list, or keep it in a buffer of one "
+            "size and write that in place; pass a call counter as an argument"
         )
     return Found(found, tuple(_effects(model, list(changed), pinned)))
 
@@ -169,13 +169,13 @@ def _effects(model: nn.Module, changed: Sequence[str], pinned: Iterable[str]) ->
     hooked = [path for path, module in model.named_modules() if has_hooks(module)]
     if changed:
         yield (
-            f"forward sets {_some(changed)}; the captured graph does not: what one call leaves "
-            "is not there at the next, what it records is not recorded"
+            f"forward sets {_some(changed)}; the captured graph does not, so a later call does "
+            "not see it and records nothing"
         )
     if hooked:
         yield (
-            f"hooks run on {_some(hooked)}: what they return is in the graph, what they record "
-            "is not"
+            f"hooks run on {_some(hooked)}: the graph contains what they return, but not what "
+            "they record"
         )
 
 

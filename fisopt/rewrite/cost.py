@@ -26,9 +26,9 @@ from fisopt.rewrite.program import Program, check_program
 aten = torch.ops.aten
 _OF_TORCH = ("aten", "prims", "prim")
 FLOPS_A_SECOND, BYTES_A_SECOND = 600e12, 3e12
-"""Of an attention, and of memory, as on an H100."""
+"""Rates of attention and of memory, as on an H100."""
 FLOPS_A_BYTE = FLOPS_A_SECOND / BYTES_A_SECOND
-"""FLOPs of an attention in the time of a byte."""
+"""FLOPs that an attention computes in the time that memory takes for one byte."""
 CLASSES: tuple[CostClass, ...] = get_args(CostClass)
 _PRODUCTS = (aten.matmul.default, aten._int_mm.default)
 _CONVOLUTIONS = (
@@ -48,10 +48,10 @@ class Cost:
     Attributes:
         flops: FLOPs by operator class, see `CLASSES`.
         bytes: bytes read and written by unfused operators.
-        traffic: bytes that operators move which take their time by that.
+        traffic: bytes moved by memory-bound operators.
         sent: bytes that a rank sends to others.
-        unknown: operators of other libraries whose cost is not declared, and their calls; of them
-            bytes are counted alone.
+        unknown: operators of other libraries without a declared cost, and their number of calls;
+            fisopt counts only their bytes.
     """
 
     flops: dict[str, float] = field(default_factory=lambda: dict.fromkeys(CLASSES, 0.0))
@@ -67,7 +67,7 @@ class Cost:
 
     @property
     def work(self) -> float:
-        """All FLOPs, and those that there was time for while tokens were moved."""
+        """All FLOPs, plus those that the device could compute while it moves tokens."""
         return self.total + FLOPS_A_BYTE * self.traffic
 
     @property
@@ -92,8 +92,8 @@ def not_predicted(*costs: Cost) -> str | None:
     if not unknown:
         return None
     return (
-        f"not in the prediction: {calls}; what they cost is declared by "
-        "fisopt.operators.attention or fisopt.operator"
+        f"not in the prediction: {calls}; declare their cost with fisopt.operators.attention or "
+        "fisopt.operator"
     )
 
 
@@ -149,10 +149,10 @@ def graph_cost(graph: fx.Graph) -> Cost:
 
 @checked
 def predicted_ratio(dense: Program, optimised: Program) -> float:
-    """The speed-up to expect: FLOPs of the dense Program over those of the optimised one.
+    """The predicted speed-up: FLOPs of the dense Program over those of the optimised one.
 
-    Moving tokens counts as the FLOPs that there was time for.  `Cost.unknown` has the operators
-    that it leaves out.
+    Moving tokens counts as the FLOPs that the device could compute in that time. `Cost.unknown`
+    lists the operators that the ratio leaves out.
     """
     return program_cost(dense).work / program_cost(optimised).work
 

@@ -34,7 +34,7 @@ class Measured(Mapping[str, float]):
                 return values[full]
         raise UnmeasuredError(
             f"{self._owner} reads measurement {key!r}, which no step of this branch has made yet; "
-            "use step.measured.get(...) and let the first steps do without"
+            "use step.measured.get(...) and let the first steps run without it"
         )
 
     def __iter__(self) -> Iterator[str]:
@@ -56,6 +56,6 @@ def only_in_a_run(owner: str, key: str) -> Mapping[str, float]:
         UndecidedError: always.
     """
     raise UndecidedError(
-        f"{owner} decides by what it measures (it reads {key!r}), so what runs at a step is known "
-        "in a running generation only"
+        f"{owner} decides by its measurements (it reads {key!r}), so what runs at a step is known "
+        "only in a running generation"
     )

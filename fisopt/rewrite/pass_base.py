@@ -19,22 +19,22 @@ from fisopt.spec import ModelSpec
 
 Stage = Literal["frames", "attention", "steps", "outputs", "branches", "ranks"]
 STAGES: tuple[Stage, ...] = ("frames", "attention", "steps", "outputs", "branches", "ranks")
-"""What a pass decides, in the order in which it must be decided."""
+"""What a pass decides, in the order in which passes must decide."""
 
 
 @dataclass(frozen=True)
 class Step:
     """One denoising step of a run.
 
-    A scheduler that calls the model twice a step has a step for each call.
+    If a scheduler calls the model twice per step, each call counts as a step.
 
     Attributes:
-        index: its place in the run, from 0.
-        count: the number of steps of the run, where it is known.
-        skipped: steps of the scheduler that come before the run: it starts between noise and
-            video, as under ``strength``.
-        measured: in a running generation, the numbers that this guidance branch measured last, by
-            name: those of the pass itself as it names them, those of others as "Pass/name".
+        index: its position in the run, from 0.
+        count: the number of steps of the run, if known.
+        skipped: number of scheduler steps before the run, if it starts between noise and video, as
+            under ``strength``.
+        measured: in a running generation, the newest measurements of this guidance branch, by name:
+            the pass's own under its names, those of other passes as "Pass/name".
     """
 
     index: int
@@ -49,10 +49,10 @@ class Step:
         return replace(self, index=self.index + self.skipped, count=count, skipped=0)
 
     def among(self, steps: str, name: str) -> bool:
-        """Whether this is one of the steps that are selected for a pass; see `BlockPass.steps`.
+        """Whether a selection of steps includes this one; see `BlockPass.steps`.
 
         Raises:
-            ScheduleError: that depends on the number of steps, which is not known.
+            ScheduleError: the answer depends on the number of steps, which is unknown.
         """
         if self.count is None and needs_count(steps):
             raise ScheduleError(
@@ -66,13 +66,13 @@ class Step:
 
 @dataclass(frozen=True)
 class PassResult:
-    """What a pass made of a Program.
+    """The result of a pass on a Program.
 
     Attributes:
-        program: the new Program; the one that was given is unchanged.
-        modified: whether anything was edited, as the Rewriter counted.
-        notes: what was applied, one line each.
-        skipped: what was not applied and why, one line each, the block first.
+        program: the new Program; the input Program is unchanged.
+        modified: whether the Rewriter edited anything.
+        notes: what the pass applied, one line each.
+        skipped: what the pass could not apply and why, one line each, the block first.
     """
 
     program: Program
@@ -84,15 +84,16 @@ class PassResult:
 class Pass(metaclass=Checked):
     """One named transformation of a Program; options are the fields of a frozen dataclass.
 
-    A subclass overrides `run` and edits through the Rewriter only.  Equal passes (same class,
-    same options) are one: their results are shared.
+    A subclass overrides `run` and edits through the Rewriter only. Equal passes (same class, same
+    options) share their results.
 
     Attributes:
-        stage: what the pass decides, where its place among other passes follows from it: the
-            frames that a block computes come before the tokens that its attention sees, then come
-            which blocks a step computes at all and what is returned of them, and what each rank
-            computes of it comes last: which guidance branches, then which tokens.
-        differentiable: whether a Program can be trained through after it; False is an error then.
+        stage: what the pass decides; this sets its position among other passes. First come the
+            frames that a block computes, then the tokens that its attention sees, then which blocks
+            a step computes and what is returned of them. What each rank computes comes last: which
+            guidance branches, then which tokens.
+        differentiable: whether gradients can flow through a Program after this pass; if False,
+            training with the pass raises.
     """
 
     stage: ClassVar[Stage | None] = None
@@ -100,7 +101,7 @@ class Pass(metaclass=Checked):
 
     @property
     def name(self) -> str:
-        """How reports and errors call the pass."""
+        """The pass's name in reports and errors."""
         return type(self).__name__
 
     def prepare(self, model: nn.Module, spec: ModelSpec | None, passes: Sequence[Pass]) -> None:
@@ -128,8 +129,8 @@ class Pass(metaclass=Checked):
         check_program(program)
         if program.mesh and (self.stage != "ranks" or program.mesh[-1].of == "tokens"):
             raise PreconditionError(
-                f"the Program is divided among {program.mesh[-1].count} ranks, and what follows "
-                "would see the part of one; apply this pass first",
+                f"the Program is divided among {program.mesh[-1].count} ranks, so this pass would "
+                "see only one rank's part; apply this pass first",
                 pass_name=self.name,
             )
         needs_axes = self.stage in ("frames", "attention", "ranks")
@@ -188,23 +189,23 @@ class Pass(metaclass=Checked):
 
     @property
     def stepwise(self) -> bool:
-        """Whether `at` answers differently at different steps."""
+        """Whether `at` returns different passes at different steps."""
         return False
 
     def at(self, step: Step) -> Pass | None:
         """The pass to run at a denoising step: itself, another, or none (that step is dense).
 
-        It may decide by what the branch has measured, see `Step.measured`; then no schedule is
-        known before a run, and what needs one, such as an export, refuses the pass.
+        It may decide by the branch's measurements, see `Step.measured`. The schedule is then
+        unknown before a run, so whatever needs one, such as `fisopt.export`, raises.
         """
         del step
         return self
 
     def then(self, step: Step) -> Pass:
-        """The pass that runs the rest of a call whose beginning this one has ended.
+        """The pass that runs the rest of a call, after this pass has ended its first part.
 
-        A pass whose Programs end early (`Rewriter.stop`) defines it; ``step.measured`` has what
-        was measured until there.
+        A pass whose Programs end early (`Rewriter.stop`) must define it; ``step.measured`` has the
+        measurements up to that point.
         """
         raise PassError(
             "it ends the Program (Rewriter.stop) and has no `then`, which says what runs the rest",
@@ -212,5 +213,5 @@ class Pass(metaclass=Checked):
         )
 
     def afresh(self) -> Pass:
-        """The pass to run instead where the state that it loads is not there."""
+        """The pass to run instead if the state that this pass loads does not exist."""
         return self

@@ -27,12 +27,12 @@ class PassManager(metaclass=Checked):
     """Run passes over a Program.
 
     Attributes:
-        passes: the passes; they run in this order, those of an earlier stage first, a step cache
-            and what divides the Program among ranks last.
-        strict: a pass that cannot be applied everywhere is an error.
+        passes: the passes; they run in this order, except that passes of an earlier stage run
+            first: a step cache and passes that divide the Program among ranks run last.
+        strict: raise if a pass cannot be applied everywhere.
         stop_after: run only the first n passes (to bisect a wrong result).
         on_pass: called with the pass and its result after each.
-        names: how each pass is called; by default its own name, numbered where several have it.
+        names: a name for each pass; by default its own name, numbered if several share it.
     """
 
     passes: Sequence[Pass]
@@ -44,7 +44,7 @@ class PassManager(metaclass=Checked):
 
     @staticmethod
     def of(variant: Variant, *, strict: bool = True) -> PassManager:
-        """What runs the passes of a variant."""
+        """Make the PassManager for the passes of a variant."""
         return PassManager(variant.passes, strict, names=variant.names)
 
     def __post_init__(self) -> None:
@@ -58,8 +58,8 @@ class PassManager(metaclass=Checked):
         """Apply the passes.
 
         Raises:
-            PassError: a pass refused, failed, or returned an invalid Program; it is named.
-            OptionTypeError: it is no Program.
+            PassError: a pass raised, failed, or returned an invalid Program; the error names it.
+            OptionTypeError: the argument is not a Program.
         """
         check_program(program)
         names = names_of(self.passes) if self.names is None else self.names

@@ -56,25 +56,26 @@ class Returned:
 
 @dataclass
 class Program:
-    """A video DiT as a graph: one call a repeated block and the code around the blocks.
+    """A video DiT as a graph: one call for each repeated block, and the code around the blocks.
 
     Attributes:
         graph_module: the graph; blocks are submodules that take their parameters as arguments.
         layout: the token grid of the video.
-        inputs: the call it was captured for; plain values are baked in.
-        source: the model, and what makes it again at another shape.
+        inputs: the call it was captured for; its plain values are constants of the graph.
+        source: the model, and how to capture it again at another shape.
         out_structure: the pytree of the return value.
-        writes: the inputs and buffers that the model changes in place, or parts of them: the graph
-            returns the new values after the model's own results and what it puts, in order.
-        puts: what the model puts into dicts and lists of its arguments; the graph returns the
-            tensors among it after the model's own results.
-        loads: names of the state that it takes after its inputs, in order; the pass comes first.
-        stores: names of the state that it returns after what it writes, in order.
-        gauges: names of the measurements that it returns after the state, in order.
-        unfinished: the pass that has ended it before the model's end, to decide how the call goes
-            on; what it stores is for the rest of the same call.
-        resumed: whether it is the rest of such a call.
-        mesh: what ranks divide among them, the first that was divided first.
+        writes: the inputs and buffers that the model changes in place, or parts of them. The graph
+            returns their new values after the model's own results and after ``puts``, in order.
+        puts: values that the model puts into dicts and lists of its arguments; the graph returns
+            the tensors among them after the model's own results.
+        loads: names of the state that the graph takes after its inputs, in order; each starts with
+            its pass.
+        stores: names of the state that the graph returns after ``writes``, in order.
+        gauges: names of the measurements that the graph returns after the state, in order.
+        unfinished: the pass that has ended the Program early, to decide how the call continues; the
+            state it stores is for the rest of the same call.
+        resumed: whether the Program is the rest of such a call.
+        mesh: what the ranks divide among them, in the order of division.
     """
 
     graph_module: fx.GraphModule
@@ -98,12 +99,12 @@ class Program:
 
     @property
     def ranks(self) -> int:
-        """How many ranks run it together."""
+        """Number of ranks that run it together."""
         return math.prod(share.count for share in self.mesh)
 
     @property
     def framed(self) -> tuple[str, ...]:
-        """Names of the inputs that carry frames or are written: no two steps share their values."""
+        """Names of the inputs that carry frames or are written: their values change each step."""
         written = [w.name for w in self.writes if w.leaf is not None]
         put = tuple(p.name for p in self.puts)
         written += [n for n in self.inputs.names if n.startswith(put)]
@@ -119,34 +120,34 @@ class Program:
         return [Block(n.meta[REGION], i, n, self.callee(n)) for i, n in pairs]
 
     def block(self, path: str) -> Block:
-        """The video block of a path that runs."""
+        """The video block at a path, if it runs."""
         return next(block for block in self.blocks if block.path == path)
 
     @property
     def block_paths(self) -> list[str]:
-        """The video blocks, in execution order, with those that hooks skip."""
+        """Paths of the video blocks in execution order, including those that hooks skip."""
         ran = [n.meta[REGION] for n in self.graph.nodes if _calls_block(n)]
         return self.source.with_skipped(ran)
 
     @property
     def own_results(self) -> int:
-        """How many values it returns before any state: the model's results, puts and writes."""
+        """Number of values it returns before any state: the model's results, puts and writes."""
         return self.out_structure.num_leaves + len(self.left)
 
     @property
     def left(self) -> list[tuple[str, tuple[int, ...]]]:
-        """What it puts into containers and writes, in order: names and sizes."""
+        """Names and sizes of ``puts`` and ``writes``, in order."""
         put = [(p.name, result.shape) for p in self.puts for result in p.results]
         return [*put, *((w.name, w.shape) for w in self.writes)]
 
     @property
     def written(self) -> set[fx.Node]:
-        """The nodes behind the video blocks that end in a write, results of blocks included."""
+        """The nodes after the video blocks that lead to a write, including results of blocks."""
         return self._behind(slice(self.out_structure.num_leaves, self.own_results))
 
     @property
     def returned(self) -> set[fx.Node]:
-        """The nodes behind the video blocks that end in what the model returns, likewise."""
+        """The nodes after the video blocks that lead to the model's results, likewise."""
         return self._behind(slice(self.out_structure.num_leaves))
 
     def _behind(self, ends: slice) -> set[fx.Node]:
@@ -160,14 +161,14 @@ class Program:
         return found
 
     def callee(self, call: fx.Node) -> fx.GraphModule:
-        """The graph module that a call node calls."""
+        """The graph module of a call node."""
         module = self.graph_module.get_submodule(str(call.target))
         if not isinstance(module, fx.GraphModule):
             raise VerifyError(f"{call} does not call a graph module")
         return module
 
     def copy(self) -> Program:
-        """A Program whose graph can be edited; callees and parameters are shared."""
+        """A copy with a graph of its own to edit; it shares callees and parameters."""
         module = self.graph_module
         graph, _ = copied(module.graph)
         shared = fx.GraphModule(module, graph, class_name="Program")
@@ -183,13 +184,14 @@ class Program:
         return build(self.source, bound)
 
     def resized(self, grid: int | TokenLayout) -> Program:
-        """The unoptimised Program at another token grid, or at another number of latent frames.
+        """The unoptimised Program at another token grid or another number of latent frames.
 
-        With other frames it is node for node the same.  At a grid ``(K, 1, 1)``, or any of K
-        tokens, its blocks are those that K tokens run through, where the model takes such a grid.
+        With another number of frames it has the same nodes. At a grid ``(K, 1, 1)``, or any grid of
+        K tokens, its blocks compute K tokens, if the model accepts such a grid.
 
         Raises:
-            CaptureError: the model does not, or how its inputs follow the grid is not known.
+            CaptureError: the model does not accept it, or fisopt does not know how to resize the
+                inputs.
         """
         other = replace(self.layout, frames=grid) if isinstance(grid, int) else grid
         if other == self.layout:
@@ -231,12 +233,12 @@ class Program:
         return returned.output
 
     def check(self, inputs: Inputs) -> None:
-        """Refuse inputs that lie in memory that the model writes into as another input."""
+        """Raise if an input shares memory with another input that the model writes."""
         if self.writes:
             check_apart(inputs, self.writes)
 
     def write_back(self, inputs: Inputs, returned: Returned) -> None:
-        """Bring what a run has made of caches and buffers to where they are held."""
+        """Copy the new values of caches and buffers after a run to where the model holds them."""
         put = len(returned.written) - len(self.writes)
         if self.writes:
             held = partial(held_at, self.source.model, self.graph_module)
@@ -245,7 +247,7 @@ class Program:
             place(inputs.given, self.puts, returned.written[:put])
 
     def split(self, values: Sequence[Any]) -> Returned:
-        """Sort what the graph returns: the model's own return value, state, measurements."""
+        """Split the graph's outputs into the model's own return value, state and measurements."""
         count, own = self.out_structure.num_leaves, self.own_results
         end = own + len(self.stores)
         return Returned(

@@ -26,13 +26,13 @@ from fisopt.rewrite.tracing.trace import MODE
 
 
 class Rewriter(Editor):
-    """Edit a Program; every new node gets its value, its axes and the name of its maker.
+    """Edit a Program; every new node gets its value, its axes and the name of the pass.
 
     Attributes:
-        program: the Program being edited, a copy of the one the pass was given.
+        program: the Program to edit, a copy of the pass's input.
         changed: whether an edit was made.
-        notes: what was applied, one short line each.
-        skipped: what could not be applied, as (block, reason).
+        notes: what the pass applied, one short line each.
+        skipped: what the pass could not apply, as (block, reason).
     """
 
     def __init__(self, program: Program, pass_name: str) -> None:
@@ -47,28 +47,28 @@ class Rewriter(Editor):
         }
 
     def note(self, text: str) -> None:
-        """Report something that was applied."""
+        """Report something that the pass applied."""
         self.notes.append(text)
 
     def skip(self, where: str, reason: str) -> None:
-        """Report something that could not be applied: an error when strict."""
+        """Report something that the pass could not apply; raise if strict."""
         self.skipped.append((where, reason))
 
     @contextmanager
     def edit(self, block: Block, *others: Block, name: str = "edited") -> Iterator[BlockEdit]:
-        """Edit a copy of a block's graph; leaving puts it in the place of the block.
+        """Edit a copy of a block's graph; leaving the context replaces the block by it.
 
-        New nodes of this Rewriter go before the block's call meanwhile.  Blocks whose graphs are
-        equal afterwards share one.  An edit that changes nothing leaves the block as it was, and
-        so does an exception.
+        Meanwhile this Rewriter inserts new nodes before the block's call. Blocks whose graphs are
+        equal afterwards share one graph. If the edit changes nothing, or raises, the block stays as
+        it was.
 
         Args:
             block: the block.
-            others: blocks that call the same graph and are to be edited alike.
-            name: what to call the new graph, behind the name of the old one.
+            others: blocks that call the same graph and get the same edit.
+            name: suffix for the new graph's name, after the name of the old one.
 
         Raises:
-            PassError: a result of the block is left without a value.
+            PassError: the edit leaves a result of the block without a value.
         """
         if any(other.body is not block.body for other in others):
             raise PassError(
@@ -164,14 +164,14 @@ class Rewriter(Editor):
         name: str,
         axes: Sequence[Axes] | None = None,
     ) -> list[fx.Node]:
-        """Insert a call of a block graph here; callees of equal structure are shared.
+        """Insert a call of a block graph here; callees of equal structure become one.
 
         Args:
             callee: the block's graph.
             args: its arguments.
-            like: the block call that this one stands for; its identity is handed on.
-            name: what to call the callee, made unique.
-            axes: the axes of each result, those of the callee if not given.
+            like: the block call that this one replaces; the new call inherits its identity.
+            name: name of the callee, made unique.
+            axes: the axes of each result; by default those of the callee.
 
         Returns:
             One node for each result of the callee.
@@ -210,7 +210,7 @@ class Rewriter(Editor):
         return self._keys[key]
 
     def buffer(self, name: str, value: torch.Tensor, argument: str | None = None) -> fx.Node:
-        """Read a constant tensor here; equal names with equal values are one buffer a device."""
+        """Read a constant tensor here; equal names and values share one buffer per device."""
         module = self.program.graph_module
         path = f"fisopt_{name}"
         held = getattr(module, path, None)
@@ -237,14 +237,14 @@ class Rewriter(Editor):
         return node
 
     def mark(self, share: Share) -> None:
-        """Say that ranks divide something of the Program from here on."""
+        """Declare that ranks divide something of the Program from here on."""
         self.program.mesh += (share,)
         self.changed = True
 
     def load(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> fx.Node:
-        """Take a tensor that an earlier step of the same pass stored under a name."""
+        """Load a tensor that an earlier step of the same pass stored under a name."""
         self.program.loads += (f"{self.pass_name}/{name}",)
         return self.argument(f"state_{len(self.program.loads)}", shape, dtype, device)
 
@@ -252,7 +252,7 @@ class Rewriter(Editor):
         """Return a tensor for a later step of the same pass to load.
 
         Raises:
-            PassError: the pass stores one under this name already.
+            PassError: the pass already stores a tensor under this name.
         """
         program, stored = self.program, f"{self.pass_name}/{name}"
         if stored in program.stores:
@@ -265,12 +265,12 @@ class Rewriter(Editor):
         program.stores += (stored,)
 
     def measure(self, name: str, node: fx.Node) -> None:
-        """Return a measurement: a tensor that is not finite stops the run by this name.
+        """Return a measurement; if the tensor is not finite, the run stops with this name.
 
-        One of a single number is there for `Pass.at` to read at the branch's next steps.
+        `Pass.at` can read a measurement of one number at the branch's next steps.
 
         Raises:
-            PassError: the pass measures something by this name already, or the node is complex.
+            PassError: the pass already measures something under this name, or the node is complex.
         """
         measured = f"{self.pass_name}/{name}"
         if node.meta["val"].is_complex():
@@ -289,7 +289,7 @@ class Rewriter(Editor):
         self.program.gauges += (measured,)
 
     def forget(self, calls: Sequence[fx.Node]) -> None:
-        """Return no state and no measurement that depends on some calls."""
+        """Remove all state and measurements that depend on some calls."""
         program = self.program
         held = outputs_of(self.graph)
         behind = set(calls)
@@ -304,13 +304,13 @@ class Rewriter(Editor):
         program.gauges = tuple(name for name in program.gauges if name in kept)
 
     def stop(self, *known: fx.Node) -> None:
-        """End the Program where some values are known; it returns none of the model's results.
+        """End the Program as soon as some values are known; it returns none of the model's results.
 
-        What was measured until here is measured now, and `Pass.then` says what runs the rest of
-        the call.
+        The measurements up to here take effect, and `Pass.then` chooses what runs the rest of the
+        call.
 
         Raises:
-            PassError: another pass has ended it.
+            PassError: another pass has already ended the Program.
         """
         program = self.program
         if program.unfinished:
@@ -328,7 +328,7 @@ class Rewriter(Editor):
         program.unfinished = self.pass_name
 
     def resume(self, *known: fx.Node) -> None:
-        """Let the Program begin where `stop`, called with the same values, has ended it."""
+        """Start the Program where `stop` with the same values ended it."""
         first = first_half(self.graph, known)
         inside = set(first)
         self.program.resumed = True
@@ -340,7 +340,7 @@ class Rewriter(Editor):
             node.replace_all_uses_with(held, lambda user: user not in inside)
 
     def erase_dead(self) -> None:
-        """Drop nodes that nobody uses and callees that nobody calls."""
+        """Remove unused nodes and callees."""
         super().erase_dead()
         called = {str(n.target) for n in self.graph.nodes if n.op == "call_module"}
         module = self.program.graph_module

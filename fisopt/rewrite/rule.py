@@ -35,14 +35,15 @@ from fisopt.rewrite.selection import ALL
 
 @dataclass(frozen=True)
 class Rule(metaclass=Checked):
-    """What to replace, by what, and where.
+    """A pattern, its replacement and a condition.
 
     Attributes:
-        name: how reports call it.
-        pattern: a function of tensors made of calls of operators (``torch.ops.aten...``) that
-            returns one value; literals must be equal in the graph.
+        name: the rule's name in reports.
+        pattern: a function of tensors that calls operators (``torch.ops.aten...``) and returns one
+            value; its literals match only equal literals in the graph.
         replacement: a function of the same parameters that returns a value of the same shape.
-        where: whether a match is meant; it sees shapes, dtypes and frame axes.
+        where: a condition that decides whether to replace a match; it sees shapes, dtypes and frame
+            axes.
     """
 
     name: str
@@ -98,7 +99,7 @@ class Rule(metaclass=Checked):
             ) from error
 
     def matches(self, graph: fx.Graph) -> list[Match]:
-        """Every place in a graph where the pattern is found, in order; places may overlap."""
+        """Every match of the pattern in a graph, in order; matches may overlap."""
         names = _parameters(self._pattern)
         order = {node: i for i, node in enumerate(graph.nodes)}
         found = []
@@ -110,7 +111,7 @@ class Rule(metaclass=Checked):
         return sorted(found, key=lambda match: order[match.result])
 
     def made(self, editor: Editor, match: Match) -> fx.Node | None:
-        """Insert the replacement of a match; None where it is not meant."""
+        """Insert the replacement of a match; None if ``where`` rejects the match."""
         if not self.where(match):
             return None
         made: dict[fx.Node, Any] = {}
@@ -143,12 +144,13 @@ def _returned(graph: fx.Graph) -> Any:
 
 @dataclass(frozen=True)
 class RulePass(BlockPass):
-    """Apply rules, one after the other, to the graphs of all blocks and the code around them.
+    """Apply rules one after another to the graphs of all blocks and the code around them.
 
     Attributes:
-        rules: each is applied wherever it matches, once; the next one sees the result.
-        blocks: the blocks to apply them to, see `BlockPass`; if not all, then to nothing else.
-        steps: the steps at which they are applied, see `BlockPass`.
+        rules: the pass applies each wherever it matches, once; the next rule sees the result.
+        blocks: the blocks to apply the rules to, see `BlockPass`; unless these are all blocks, the
+            code around them stays unchanged.
+        steps: the steps to apply the rules at, see `BlockPass`.
     """
 
     rules: tuple[Rule, ...] = ()

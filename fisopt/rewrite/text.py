@@ -18,11 +18,11 @@ from fisopt.rewrite.program import Program, check_program
 def format_graph(program: Program, *, blocks: bool = True, parameters: bool = False) -> str:
     """Print a Program as text: the graph of block calls, then each distinct block.
 
-    One line a node: ``%name: [shape] = operator(arguments)``; a dimension that carries frames
-    is printed with its structure, ``f9*64`` being nine frames of 64 tokens.
+    Each node has one line: ``%name: [shape] = operator(arguments)``. A dimension that carries
+    frames shows its structure: ``f9*64`` is nine frames of 64 tokens.
 
     Args:
-        program: what to print.
+        program: the Program to print.
         blocks: also print the graph of each distinct block.
         parameters: also print the parameters among a block's arguments.
     """

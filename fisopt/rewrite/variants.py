@@ -86,8 +86,8 @@ class Variants:
         for each in passes:
             if not each.stepwise and _unasked(type(each)):
                 raise OptionError(
-                    f"{each.name} defines `at` and no `stepwise`, so no step would ask it; define "
-                    "`stepwise` to say whether its steps differ"
+                    f"{each.name} defines `at` and no `stepwise`, so fisopt would never call it; "
+                    "define `stepwise` to say whether its steps differ"
                 )
         return Variants(Variant(tuple(passes), names_of(passes)), steps)
 
@@ -146,8 +146,8 @@ class Variants:
         found = tuple(self.at(Step(i, self.steps), only_in_a_run) for i in range(self.steps))
         if undecided := dict.fromkeys(name for v in found for name in v.undecided):
             raise UndecidedError(
-                f"{', '.join(undecided)} decides at each step by what it measures there, so what "
-                "runs at a step is known in a running generation only"
+                f"{', '.join(undecided)} decides at each step by its measurements, so what runs "
+                "at a step is known only in a running generation"
             )
         return found
 
@@ -178,7 +178,10 @@ def names_of(passes: Sequence[Pass]) -> tuple[str, ...]:
     names = []
     for name in (p.name for p in passes):
         if "/" in name:
-            raise OptionError(f"a pass is named {name!r}; a slash ends its name in those of state")
+            raise OptionError(
+                f"a pass is named {name!r}; leave out the slash, which ends a pass's name in "
+                "names of state"
+            )
         seen[name] += 1
         names.append(name if seen[name] == 1 else f"{name} {seen[name]}")
     return tuple(names)

@@ -22,9 +22,9 @@ def verify(program: Program) -> None:
     """Check a Program.
 
     Raises:
-        VerifyError: the graph is malformed, a value or an axis is missing or wrong, a block is
-            called with arguments or results of other sizes or frames, or on two parts of the
-            video, an operator mutates or has no contract.
+        VerifyError: the graph is malformed; a value or an axis is missing or wrong; a call passes a
+            block arguments of other sizes or frames, expects other results, or mixes two parts of
+            the video; an operator mutates its operands or has no contract.
     """
     check_program(program)
     module = program.graph_module
@@ -66,7 +66,7 @@ def _check_graph(module: fx.GraphModule, where: str) -> None:
         raise VerifyError(f"{where}: {error}") from error
     *_, last = module.graph.nodes
     if last.op != "output":
-        raise VerifyError(f"{where}: {last} comes behind the output; edit through Rewriter")
+        raise VerifyError(f"{where}: {last} comes after the output; edit through Rewriter")
     for node in module.graph.nodes:
         if node.op == "output":
             continue

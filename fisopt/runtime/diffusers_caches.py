@@ -25,7 +25,7 @@ def translated(config: Any) -> tuple[StepCache, str]:
             "FirstBlockCacheConfig(threshold=0.1)"
         )
     if (make := _TRANSLATIONS.get(name)) is None:
-        raise _refused(name, "it caches inside of blocks, whose layers a graph does not call")
+        raise _refused(name, "it caches inside blocks, whose layers a graph does not call")
     try:
         return make(config)
     except FisoptError:
@@ -87,6 +87,6 @@ _TRANSLATIONS: dict[str, Callable[[Any], tuple[StepCache, str]]] = {
 def _refused(what: str, why: str) -> InputError:
     known = ", ".join(_TRANSLATIONS)
     return InputError(
-        f"enable_cache of an optimised module: {what} cannot become a StepCache: {why}; give one "
-        f"among the passes, or a config that can ({known})"
+        f"enable_cache of an optimised module: {what} cannot become a StepCache: {why}; add one "
+        f"to the passes, or give a config that can ({known})"
     )

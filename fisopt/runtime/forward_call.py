@@ -89,8 +89,8 @@ class ForwardCall:
                     self.generation.note(f"{name} ran afresh at {place}")
                 return now, plan
         raise ScheduleError(
-            f"{', '.join(sorted(plan.missing(held)))}: takes state that no earlier step has left; "
-            "let its `afresh` return a pass that makes it"
+            f"{', '.join(sorted(plan.missing(held)))}: loads state that no earlier step has "
+            "stored; let its `afresh` return a pass that makes it"
         )
 
     def _rest(self, variant: Variant, ended: str, visit: Visit) -> Plan:

@@ -192,7 +192,7 @@ class Generation:
         if state.current is None:
             raise ScheduleError(
                 "a pass keeps state from one denoising step to the next, and no pass depends on "
-                "the step; let its `stepwise` say True"
+                "the step; let its `stepwise` return True"
             )
         key = state.branch or conditions(), model
         return state.branches.enter(key, state.current.index, shape)
@@ -260,9 +260,9 @@ class Generation:
             return None
         if None not in (state.count, state.told_count) and state.count != state.told_count:
             raise ScheduleError(
-                f"generation(num_steps={state.told_count}) and cache_context("
-                f"num_inference_steps={state.count}) disagree; say one number of steps (a "
-                "scheduler that calls the model twice a step has one for each call)"
+                f"generation(num_steps={state.told_count}) and "
+                f"cache_context(num_inference_steps={state.count}) disagree; give one number of "
+                "steps (a scheduler that calls the model twice a step has one for each call)"
             )
         count = state.told_count or state.count
         if count is not None and not 0 <= state.index < count:

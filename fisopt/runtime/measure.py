@@ -27,8 +27,8 @@ def numbers(gauges: Mapping[str, Tensor], place: Callable[[], str]) -> dict[str,
     found = dict(zip(gauges, read, strict=True))
     if wrong := next((name for name, x in found.items() if not isfinite(x)), None):
         raise InputError(
-            f"{wrong} at {place()}: what is measured holds NaN or infinity, so nothing can be "
-            "decided by it; check the weights, the inputs and the dtype"
+            f"{wrong} at {place()}: the measurement holds NaN or infinity, so no pass can decide "
+            "by it; check the weights, the inputs and the dtype"
         )
     return {name: x for name, x in found.items() if gauges[name].numel() == 1}
 

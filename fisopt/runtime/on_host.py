@@ -44,8 +44,8 @@ def device_of(inputs: Inputs) -> torch.device:
     device = next((x.device for _, x in inputs.tensors()), torch.device("cpu"))
     if device.type != "cpu" and torch.is_autocast_enabled(device.type):
         raise InputError(
-            f"offload='block' under torch.autocast({device.type!r}): the model is captured on the "
-            "host, where no such cast takes place; convert it by .to(dtype) instead"
+            f"offload='block' under torch.autocast({device.type!r}): fisopt captures the model on "
+            "the host, where autocast does not apply; convert it by .to(dtype) instead"
         )
     return device
 

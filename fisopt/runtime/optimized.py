@@ -44,13 +44,13 @@ from fisopt.spec import ModelSpec, SpecOf
 class OptimizedModule(Copies, nn.Module):
     """A model that runs rewritten Programs; made by `fisopt.optimize`.
 
-    It has the original's forward signature and return type and passes everything else
-    (``config``, ``dtype``, ``device``, ``state_dict``, ``cache_context``, ...) on to it.  A new
-    shape is captured, rewritten and compiled at its first call.  Gradients flow to inputs and to
-    the original's parameters where they are on and something asks for one.
+    It has the original's forward signature and return type and forwards everything else
+    (``config``, ``dtype``, ``device``, ``state_dict``, ``cache_context``, ...) to it. The first
+    call with a new shape captures, rewrites and compiles the model. Gradients flow to inputs and to
+    the original's parameters if gradients are enabled and one of them requires a gradient.
 
     Attributes:
-        original: the model that was given, unchanged.
+        original: the original model, unchanged.
         passes: the passes, in order.
         report: what each pass did to which block.
     """
@@ -131,7 +131,7 @@ class OptimizedModule(Copies, nn.Module):
         if not isinstance(vars(type(self)).get("forward"), Forward):
             raise InputError(
                 f"{type(self).__name__}: the forward of the optimised module's class was "
-                "exchanged, so its graph would not run; put it back, or do without fisopt"
+                "replaced, so its graph would not run; put it back, or do without fisopt"
             )
         return self._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
@@ -173,21 +173,21 @@ class OptimizedModule(Copies, nn.Module):
             self._watchers.remove(watcher)
 
     def program(self, example_inputs: Mapping[str, Any], step: Step | None = None) -> Program:
-        """The rewritten Program for inputs of some shapes, at a step (default: no dense step)."""
+        """The rewritten Program for these inputs, at a step (default: every pass active)."""
         inputs = bind_example(self.original, example_inputs)
         variant = self._variants.fullest if step is None else self._variants.at(step)
         return self.plan(inputs, variant).program
 
     def plan(self, inputs: Inputs, variant: Variant) -> Plan:
-        """What runs for some inputs and a variant; made once for each state of the model."""
+        """The executable for some inputs and a variant; made once for each state of the model."""
         return self._plans.plan(inputs, variant)
 
     def rewritten(self, inputs: Inputs, variant: Variant) -> Program:
-        """The Program for some inputs and a variant, which is not compiled for it."""
+        """The Program for some inputs and a variant; this compiles nothing."""
         return self._plans.rewritten(inputs, variant)
 
     def clear(self) -> None:
-        """Drop what was captured, rewritten, compiled and quantised; it is made again if needed."""
+        """Drop what was captured, rewritten, compiled and quantised; calls make it again."""
         forget(self.original)
         self._plans.clear()
         self._captures.clear()
@@ -202,10 +202,10 @@ class OptimizedModule(Copies, nn.Module):
             yield
 
     def enable_cache(self, config: Any) -> None:
-        """Cache steps as a config of diffusers says; a `StepCache` among the passes does it.
+        """Cache steps as a diffusers config describes; this adds a `StepCache` to the passes.
 
         Raises:
-            InputError: it has a step cache already, or no `StepCache` does what is asked for.
+            InputError: the module already has a step cache, or no `StepCache` matches the config.
         """
         if self.is_cache_enabled:
             raise InputError(
@@ -217,7 +217,7 @@ class OptimizedModule(Copies, nn.Module):
             self._generation.note(note)
 
     def disable_cache(self) -> None:
-        """Take the step cache out of the passes."""
+        """Remove the step cache from the passes."""
         self._exchange([p for p in self.passes if not isinstance(p, StepCache)])
 
     @property
@@ -233,12 +233,12 @@ class OptimizedModule(Copies, nn.Module):
 
     @property
     def spec(self) -> ModelSpec | SpecOf:
-        """Where the original's blocks are, and its token grid; or what finds that at a call."""
+        """The original's blocks and token grid, or a function that finds them at a call."""
         return self._captures.spec
 
     @property
     def captures(self) -> Captures:
-        """What was captured of the original."""
+        """The captured Programs of the original."""
         return self._captures
 
     @property
@@ -248,23 +248,23 @@ class OptimizedModule(Copies, nn.Module):
 
     @property
     def options(self) -> KernelOptions:
-        """Which kernels were asked for."""
+        """The requested kernels."""
         return self._settings.kernels
 
     @property
     def last_inputs(self) -> Inputs | None:
-        """The inputs of the newest shapes that it was prepared for, None if there are none."""
+        """The inputs of the shapes that it ran or prepared last; None before the first."""
         newest = self._plans.newest()
         return None if newest is None else newest.program.inputs
 
     @property
     def branch(self) -> str:
-        """The guidance branch that is being run, as the pipeline names it."""
+        """The current guidance branch, as the pipeline names it."""
         return self._generation.branch
 
     @property
     def step(self) -> Step | None:
-        """The step that was entered last, None if no pass asked for it."""
+        """The step entered last; None if no pass needs it."""
         return self._generation.current
 
     @property
@@ -274,16 +274,16 @@ class OptimizedModule(Copies, nn.Module):
         return Recipe.of(self.original, self.passes, settings.kernels, settings.tuned)
 
     def save_recipe(self, path: Path | str, *, force: bool = False) -> Path:
-        """Write the recipe as one file of YAML, schedules and mask tables in it.
+        """Write the recipe as one YAML file, including schedules and mask tables.
 
         Raises:
-            ExportError: the path exists and ``force`` is not given, or writing failed.
+            ExportError: the path exists and ``force`` is not set, or writing failed.
             RecipeError: an option of a pass cannot be written.
         """
         return self.recipe.save(path, force=force)
 
     def generation(self, num_steps: int) -> AbstractContextManager[None]:
-        """Say that the calls inside belong to one generation of ``num_steps`` steps."""
+        """Declare that the calls inside belong to one generation of ``num_steps`` steps."""
         return self._generation.generation(num_steps)
 
     def warmup(
@@ -297,10 +297,10 @@ class OptimizedModule(Copies, nn.Module):
 
         Args:
             example_inputs: keyword arguments of one forward call.
-            step: warm up what runs at this step.
-            num_steps: warm up everything that runs in a generation of this many steps.  With
-                neither, what runs where every pass is active.
-            progress: show a bar over the stages that are compiled.
+            step: warm up the variant of this step.
+            num_steps: warm up every variant of a generation with this many steps. Without ``step``
+                and ``num_steps``, warm up the variant with every pass active.
+            progress: show a progress bar over the stages to compile.
         """
         variants = Variants.of(self.passes, num_steps)
         inputs = bind_example(self.original, example_inputs)
@@ -315,7 +315,7 @@ class OptimizedModule(Copies, nn.Module):
         return f"OptimizedModule({type(self).__name__}, passes={list(self.passes)})"
 
     def train(self, mode: bool = True) -> OptimizedModule:
-        """Stay in evaluation mode, in which gradients flow too; there is no other."""
+        """Stay in evaluation mode, the only mode; gradients flow in it too."""
         if mode:
             raise InputError(
                 "an optimised module has no training mode, in which every run may draw other "

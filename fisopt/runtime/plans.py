@@ -282,7 +282,7 @@ def _check_training(variant: Variant, program: Program, settings: Settings) -> N
     """
     if settings.offload is not None:
         raise InputError(
-            "offload='block' copies weights to where they are used, which gradients do not reach; "
+            "offload='block' runs on copies of the weights, so the weights get no gradients; "
             "leave it out to train, or call the module under torch.no_grad"
         )
     if sharded(program.source.model):

@@ -137,7 +137,7 @@ class Report:
             lines.append(f"  {line}" + (f" ({count} times)" if count > 1 else ""))
         if self.dropped:
             dropped = counted(self.dropped, "variant")
-            lines.append(f"  {dropped} made room for newer ones (cache_size)")
+            lines.append(f"  {dropped} evicted for newer ones (cache_size)")
         if self.weights.total:
             lines.append(f"  offload: {self.weights}")
         if not self.variants:

@@ -56,7 +56,7 @@ class SameAdapters:
         if before is not None and (change := _change(before, now)):
             raise InputError(
                 f"{type(self._model).__name__}: adapters changed in the middle of a generation: "
-                f"{change}. The clip would be of two models: change them between generations. "
+                f"{change}. The clip would mix two models: change them between generations. "
                 "Strengths may change at any step (set_adapters with the same names, "
                 "attention_kwargs={'scale': ...}), and 0 turns an adapter off"
             )

@@ -182,7 +182,7 @@ class Run:
             raise ScheduleError(
                 f"timestep {time.value:g} is entry {entry} of the scheduler's list, and the call "
                 f"before was entry {self.entry}: either steps were left out or another scheduler "
-                "is in use; say the step by cache_context(name, step_index=...) or open "
+                "is in use; give the step by cache_context(name, step_index=...) or open "
                 "generation(num_steps)"
             )
         return entry if entry >= self.entry else None

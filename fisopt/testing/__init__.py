@@ -1,4 +1,4 @@
-"""What a pass, an operator or an adapter of your own is tested with; nothing here needs pytest."""
+"""Test kit for passes, operators and adapters of your own; it does not need pytest."""
 
 from fisopt.testing.checks import assert_program, check_contract, check_pass
 from fisopt.testing.zoo import KINDS, Case, zoo

@@ -21,17 +21,20 @@ from fisopt.rewrite.verify import verify
 from fisopt.testing.zoo import KINDS, Case, zoo
 
 Oracle = Callable[[nn.Module, Sequence[nn.Module], Mapping[str, Any]], Any]
-"""Computes without the pass what a model returns under it: given a copy of the model, which may be
-changed, its video blocks, and the arguments of a call."""
+"""Computes, without the pass, what a model should return under it.
+
+It gets a copy of the model, which it may change, the copy's video blocks, and the arguments of a
+call.
+"""
 
 
 def assert_program(program: Program, text: str, *, blocks: bool = True) -> None:
-    """Compare the text of a Program with what is wanted.
+    """Compare the text of a Program with the expected text.
 
     Args:
         program: the Program.
-        text: what `format_graph` should return; common indentation is ignored.
-        blocks: whether the graphs of blocks are in the text.
+        text: what `format_graph` should return; the check ignores common indentation.
+        blocks: whether the text includes the graphs of blocks.
 
     Raises:
         CheckError: they differ; the message is a unified diff.
@@ -44,21 +47,21 @@ def assert_program(program: Program, text: str, *, blocks: bool = True) -> None:
 
 
 def check_contract(program: Program, passes: Sequence[Pass]) -> tuple[PassResult, ...]:
-    """Check what holds for every pass, one after another on a Program.
+    """Check the contract that every pass must keep, one pass after another on a Program.
 
-    The Program that a pass is given stays as it was.  The new one verifies, shares the parameters,
-    and is the same each time.  ``modified`` is true if the text changed.  There is a note, nothing
-    was skipped, and passes with equal options are equal.
+    The contract: a pass leaves its input Program unchanged. The new Program passes `verify`, shares
+    the parameters, and is the same each time. ``modified`` is true if the text changed. The pass
+    writes a note and skips nothing, and passes with equal options are equal.
 
     Args:
-        program: of any model.
+        program: a Program of any model.
         passes: the passes in order.
 
     Returns:
         What each pass made.
 
     Raises:
-        CheckError: one of these does not hold; the message names it and the pass.
+        CheckError: a pass breaks the contract; the message names the pass and the broken part.
     """
     first, again = (_applied(program, passes) for _ in range(2))
     for pass_, result, other in zip(passes, first, again, strict=True):
@@ -75,10 +78,14 @@ def _applied(program: Program, passes: Sequence[Pass]) -> tuple[PassResult, ...]
     results = []
     for pass_ in passes:
         twin = type(pass_)(**vars(pass_))
-        _hold(twin == pass_ and hash(twin) == hash(pass_), pass_, "does not equal its twin")
+        _hold(
+            twin == pass_ and hash(twin) == hash(pass_),
+            pass_,
+            ("does not equal a pass with the same options"),
+        )
         before = _text(program)
         result = pass_(program)
-        _hold(_text(program) == before, pass_, "changed the Program that it was given")
+        _hold(_text(program) == before, pass_, "changed its input Program")
         changed = _text(result.program) != before
         _hold(result.modified == changed, pass_, f"says modified={result.modified}")
         _hold(bool(result.notes), pass_, "left no note; call rewriter.note")
@@ -98,12 +105,12 @@ def check_pass(
     step: Step | None = None,
     tolerance: float = 1e-4,
 ) -> dict[str, PassResult]:
-    """Check a pass on tiny models: its contract, and what it computes.
+    """Check a pass on tiny models: its contract, and its numbers against an oracle.
 
     Args:
         pass_: the pass.
-        oracle: what the model should return, computed without the pass; without one only the
-            contract is checked.
+        oracle: a function that computes the expected output without the pass; without an oracle
+            `check_pass` only checks the contract.
         models: names of `zoo`, or cases.
         grid: latent frames, rows and columns of tokens.
         step: the denoising step, for a pass that differs between steps; the first of four if None.
@@ -113,8 +120,8 @@ def check_pass(
         What the pass made of each model, by name.
 
     Raises:
-        CheckError: the contract does not hold, the pass is dense at this step, or the result is
-            not the oracle's; the message names the model.
+        CheckError: the pass breaks the contract, is dense at this step, or differs from the oracle;
+            the message names the model.
         FisoptError: the pass cannot be applied to a model.
     """
     now = step or Step(0, 4)

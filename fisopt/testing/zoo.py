@@ -18,7 +18,7 @@ from fisopt.rewrite.tracing.block_paths import blocks_of
 from fisopt.spec import ModelSpec
 
 CONTEXT = {"text": 12, "text_2": 7, "image": 6, "audio": 9}
-"""Tokens of what is beside the video."""
+"""Number of tokens of the inputs other than the video."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Case:
     """A tiny model, float32, seeded, in evaluation mode.
 
     Attributes:
-        name: Name of the form, such as ``"wan_ti2v"``.
+        name: Name of the variant, such as ``"wan_ti2v"``.
         family: The family's adapter.
-        config: What differs from the defaults of the model class.
-        frames_key: The config entry that fixes the number of latent frames, if there is one: such
-            a model takes one frame count only, and ``model_for`` builds another for another.
+        config: Entries that differ from the defaults of the model class.
+        frames_key: The config entry that fixes the number of latent frames, if there is one. Such a
+            model takes one frame count only, so `model_for` builds one for each count.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Case:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model; one and the same every time, so change a copy."""
+        """The model; the same object every time, so change a copy."""
         return _build(self.family, self.config)
 
     def model_for(self, frames: int) -> nn.Module:
-        """The model that takes this many latent frames; one and the same where all are taken."""
+        """The model for this many latent frames; the same object if it takes any number."""
         if self.frames_key is None or self.config.get(self.frames_key) == frames:
             return self.model
         return _build(self.family, {**self.config, self.frames_key: frames})
@@ -56,11 +56,11 @@ class Case:
 
     @property
     def spec(self) -> ModelSpec:
-        """Where its blocks are, and its grid."""
+        """Its blocks and its token grid."""
         return models.spec_of(self.model)
 
     def blocks_of(self, model: nn.Module) -> list[nn.Module]:
-        """The video blocks of the model, or of a copy of it, as they are listed in it."""
+        """The video blocks of the model, or of a copy of it, in the model's order."""
         return list(blocks_of(model, self.spec.blocks).values())
 
     def inputs(
@@ -73,7 +73,7 @@ class Case:
             height: rows of tokens.
             width: columns of tokens.
             batch: clips.
-            seed: of everything random.
+            seed: seed of all random numbers.
         """
         overrides = dict(self.config)
         if self.frames_key is not None:
@@ -96,7 +96,7 @@ class Case:
         return inputs
 
     def captured(self, frames: int, height: int, width: int, batch: int = 1) -> Program:
-        """The Program for such inputs, captured once in a process."""
+        """The Program for these inputs, captured once in a process."""
         return _captured(self.name, (frames, height, width), batch)
 
 
@@ -120,7 +120,7 @@ def _build(family: Family, config: Mapping[str, Any]) -> nn.Module:
 
 @cache
 def zoo() -> dict[str, Case]:
-    """A tiny model of every form of every family that has an adapter, by name; built when used."""
+    """Tiny models of every variant of every family with an adapter, by name; built on first use."""
     fixed = {"latte": "video_length"}
     return {
         name: Case(name, family, config, fixed.get(name))
@@ -130,5 +130,6 @@ def zoo() -> dict[str, Case]:
 
 
 KINDS = ("wan", "hunyuan_video", "cogvideox_5b", "ltx", "mochi")
-"""One of each: text across, text behind in two kinds of blocks, text in front, rotary tables that
-are given in other forms, and a model that is exported anew for each size."""
+"""One of each kind: cross-attention to text, text after the video in two kinds of blocks, text
+before the video, other forms of rotary tables, and a model that capture exports anew for each size.
+"""

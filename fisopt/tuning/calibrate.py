@@ -35,11 +35,11 @@ from fisopt.tuning.recorder import Generate, Recorder
 from fisopt.tuning.replay import Call, forward_errors, tensors
 
 PROBE = 0.5
-"""The share at which a block is reduced alone."""
+"""The share to drop when one block is reduced alone."""
 
 
 PROBED = 4
-"""Steps of the first prompt, spread evenly, whose calls are run again to see errors."""
+"""Number of the first prompt's steps, spread evenly, whose calls run again to measure errors."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class _Watcher:
         """Add the measurements of one forward call."""
         step = self.module.step
         if step is None or step.index >= self.steps:
-            raise InputError(f"calibrate: told {self.steps} steps, the pipeline is at {step}")
+            raise InputError(f"calibrate: got steps={self.steps}, but the pipeline is at {step}")
         if self.adds:
             self._add(gauges, step.index)
 
@@ -157,32 +157,34 @@ def calibrate(
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
 ) -> Calibration:
-    """Measure a pipeline's model and make a schedule of token reduction for it.
+    """Measure a pipeline's model and make a token-reduction schedule for it.
 
     Args:
-        pipeline: a diffusers pipeline; it is left as it was.
-        prompts: what to generate while measuring, one text for each generation.
+        pipeline: a diffusers pipeline; `calibrate` leaves it as it was.
+        prompts: texts to generate while measuring, one for each generation.
         steps: denoising steps of a generation.
-        target_ratio: mean cost of a visual attention, as a share of the dense one, in (0, 1).
-        target_error: or the relative L2 error of the model's output in one forward call.
-        destination_stride: the cells of the reduction: frames, rows, columns in tokens.
-        cache_steps: steps for which one match will be used.
-        search: where tokens will look for what stands for them, see `TokenReduction`.
-        seed: of the noise of the first generation, and of the choice of destinations, which the
-            schedule says.
-        component: of a pipeline with two transformers, the one to measure: each has a schedule of
-            its own, in which the steps of the other are like the nearest of its own.
+        target_ratio: target for the mean cost of a visual attention, as a share of the dense one,
+            in (0, 1).
+        target_error: or target for the relative L2 error of the model's output in one forward call.
+        destination_stride: size of the reduction's cells: frames, rows, columns in tokens.
+        cache_steps: number of steps that share one match.
+        search: where dropped tokens look for their destinations, see `TokenReduction`.
+        seed: seed of the first generation's noise and of the choice of destinations; the schedule
+            records it.
+        component: of a pipeline with two transformers, the one to measure. Each has a schedule of
+            its own; steps of the other transformer copy the nearest of its own steps.
         arguments: more arguments of every call of the pipeline, such as its size; JSON values.
-        generate: runs the pipeline for the prompt of a number, where a call with prompt, steps,
+        generate: runs the pipeline for the prompt of a given number, if a call with prompt, steps,
             generator and arguments is not enough.
-        progress: a file for what is measured so far; a run that was cut short goes on from it.
-        seen: called with the number of steps that are done, of ``len(prompts) * steps``.
+        progress: a file for the measurements so far; an interrupted run resumes from it.
+        seen: called with the number of steps done, of ``len(prompts) * steps``.
 
     Raises:
-        InputError: there is no prompt; no transformer, or two and none is chosen; the target is
-            not one of the two, or out of reach; what ``progress`` holds is damaged or of another
-            run: other prompts, sizes, or weights in any part of the pipeline.
-        OptionError: a count is not positive, or something is of a wrong type.
+        InputError: there is no prompt; there is no transformer, or there are two and no
+            ``component``; there is not exactly one target, or it is out of reach; the file
+            ``progress`` is damaged or belongs to another run: other prompts, sizes, or weights in
+            any part of the pipeline.
+        OptionError: a count is not positive, or an argument has a wrong type.
         FileError: ``progress`` cannot be read or written.
     """
     target = Target(target_ratio, target_error)
@@ -210,7 +212,9 @@ def calibrate(
     run = watcher.counts.nonzero().flatten().tolist()
     if not run or (len(run) < steps and not several):
         missing = next(step for step in range(steps) if step not in run)
-        raise InputError(f"calibrate: told {steps} steps, the pipeline did not run step {missing}")
+        raise InputError(
+            f"calibrate: got steps={steps}, but the pipeline did not run step {missing}"
+        )
     nearest = [min(run, key=lambda own: abs(own - step)) for step in range(steps)]
     means = {f: watcher.sums[f] / watcher.counts[:, None] for f in FEATURES}
     profiles = {f: mean[:, nearest] for f, mean in means.items()}

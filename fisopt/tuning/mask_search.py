@@ -79,35 +79,36 @@ def search_masks(
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
 ) -> MaskSearch:
-    """Find a mask for the self-attention of every block of a pipeline's model.
+    """Find a mask for the self-attention of every block in a pipeline's model.
 
-    Every block runs dense and under every candidate at every step of every prompt; then the
-    chosen masks run together.
+    Each block runs dense and under each candidate at every step of every prompt; then the chosen
+    masks run together.
 
     Args:
-        pipeline: a diffusers pipeline; it is left as it was.
-        prompts: what to generate while measuring, one text for each generation.
-        steps: denoising steps of a generation; all are measured.
-        threshold: choose the sparsest masks that move what a block returns by no more than this,
-            relative L2, in every call.
-        target_ratio: or the masks of least error that make the model so many times cheaper, in
-            FLOPs.
-        candidates: the masks to try; none for those of `default_candidates`.
-        seed: of the noise of the first generation; each next one adds one.
+        pipeline: a diffusers pipeline; `search_masks` leaves it as it was.
+        prompts: texts to generate while measuring, one for each generation.
+        steps: denoising steps of a generation; the search measures all of them.
+        threshold: choose the sparsest masks under which a block's output changes by at most this
+            relative L2 error in every call.
+        target_ratio: or the masks with the least error that make the model this many times cheaper,
+            in FLOPs.
+        candidates: the masks to try; by default those of `default_candidates`.
+        seed: seed of the first generation's noise; each next generation adds one.
         component: of a pipeline with two transformers, the one to search for.
         arguments: more arguments of every call of the pipeline, such as its size; JSON values.
-        generate: runs the pipeline for the prompt of a number, where a call with prompt, steps,
+        generate: runs the pipeline for the prompt of a given number, if a call with prompt, steps,
             generator and arguments is not enough.
-        progress: a file for what is measured; a search that was cut short goes on from it, and
-            another choice measures nothing again.
-        seen: called with the number of steps that are done, of ``2 * len(prompts) * steps``: half
-            of them measure and half check.
+        progress: a file for the measurements; an interrupted search resumes from it, and a search
+            with another threshold or target reuses them all.
+        seen: called with the number of steps done, of ``2 * len(prompts) * steps``: half of them
+            measure and half check.
 
     Raises:
-        OptionError: the threshold or the ratio is none, or out of reach; something is of a wrong
+        OptionError: the threshold or the ratio is invalid or out of reach; an argument has a wrong
             type.
-        InputError: there is no prompt; no transformer, or two and none is chosen; an error is not
-            finite; what ``progress`` holds is damaged or of another run.
+        InputError: there is no prompt; there is no transformer, or there are two and no
+            ``component``; an error is not finite; the file ``progress`` is damaged or belongs to
+            another run.
         PreconditionError: a candidate does not apply.
         FileError: ``progress`` cannot be read or written.
     """

@@ -34,8 +34,8 @@ def notes_of(
         return
     if unknown:
         yield (
-            f"the target {goal} is not reached by what was measured, and {unknown} changes have no "
-            "price: give more minutes; this is the nearest plan"
+            f"no measured plan reaches the target {goal}, and {unknown} changes have no price: "
+            "give more minutes; this is the nearest plan"
         )
     elif goal.bounds_error:
         yield f"the target {goal} is out of reach; this is the nearest plan"

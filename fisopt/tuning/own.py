@@ -52,8 +52,8 @@ def check_counted(pass_: BlockPass, passes: int, gone: int) -> None:
     """
     if gone and passes > 1:
         raise OptionError(
-            f"tune: {pass_.name} leaves out {gone} blocks, after which the other passes would "
-            "count blocks otherwise; tune with this pass alone"
+            f"tune: {pass_.name} leaves out {gone} blocks, so other passes would count blocks "
+            "differently; tune with this pass alone"
         )
 
 

@@ -56,7 +56,7 @@ class Progress:
             raise InputError(f"{path} is not complete: {error}; {anew}") from error
         there = held.get("about") if isinstance(held, dict) else None
         if not isinstance(there, dict):
-            raise InputError(f"{path} is not what fisopt keeps of measurements; {anew}")
+            raise InputError(f"{path} is not a progress file of fisopt; {anew}")
         if other := [n for n in {**self.about, **there} if there.get(n) != self.about.get(n)]:
             kept, now = ({name: run.get(name) for name in other} for run in (there, self.about))
             raise InputError(

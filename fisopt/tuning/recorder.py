@@ -106,8 +106,8 @@ class Recorder:
             return dict(json.loads(json.dumps(said)))
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(
-                f"arguments: got {shown(self.arguments)}, wanted JSON values, by which a run that "
-                f"was cut short is known again ({error}); give others in a `generate` of your own"
+                f"arguments: got {shown(self.arguments)}, wanted JSON values, so that fisopt can "
+                f"recognise an interrupted run ({error}); give others in a `generate` of your own"
             ) from error
 
     def weights(self) -> str:

@@ -34,18 +34,19 @@ class Saving:
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """What is known before anything is measured.
+    """What `rehearse` knows before any measurement.
 
     Attributes:
-        changes: single changes that may be chosen.
-        plans: how many plans there are, as a power of ten.
-        generations: what screening takes, in whole generations; pricing and checks take about
-            as many again.
-        minutes: of one search, by FLOPs at the rate of a large product; None if that is unknown.
-        peak: bytes of weights, and of the largest values of a block, that are held at one time.
-        savings: of every option.
-        most: the largest speed-up of all.
-        plan: passes for the target by the prices of the testbed, where the target is a speed; see
+        changes: number of single changes to choose from.
+        plans: number of possible plans, as a power of ten.
+        generations: cost of screening, in whole generations; pricing and checks take about as many
+            again.
+        minutes: duration of one search, by FLOPs at the rate of a large matrix product; None if
+            that rate is unknown.
+        peak: peak memory in bytes: the weights and a block's largest values at one time.
+        savings: what each option saves.
+        most: the largest speed-up of any plan.
+        plan: passes for the target by the testbed's prices, if the target is a speed; see
             `fisopt.tuning.prior`.
     """
 
@@ -60,7 +61,7 @@ class Rehearsal:
 
     @staticmethod
     def of(space: Space, goal: Goal | None = None) -> Rehearsal:
-        """Tell what a space holds, and what a target may take."""
+        """Compute what a space contains and what reaching a target may cost."""
         components = list(space.components.values())
         plans = sum(log10(1 + len(options)) for options in space.options.values())
         generations = 2 * screening(space) + 2

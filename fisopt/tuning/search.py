@@ -96,7 +96,8 @@ class Search:
             raise OptionError(
                 f"minutes={self.seconds / 60:g} do not allow one measurement: a generation takes "
                 f"{self.generation:.1f} s and the dense ones took "
-                f"{perf_counter() - self.began:.0f} s; give more, fewer prompts or a smaller video"
+                f"{perf_counter() - self.began:.0f} s; give more minutes, fewer prompts or a "
+                "smaller video"
             )
         bands = kept.model.get("bands") or most
         while "bands" not in kept.model and bands > 1:
@@ -198,7 +199,7 @@ class Search:
                     best, least = plan, found
             best, least = self._repair(best, least)
         except OutOfTimeError:
-            self.notes.append("stopped at the minutes that were given")
+            self.notes.append("stopped at the time limit")
         return best
 
     def _on_even_schedules(self) -> list[Plan]:

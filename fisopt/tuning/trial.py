@@ -215,10 +215,10 @@ class Trials:
         if _distance(again, clip.latents) > 1e-6:
             scheduler = type(getattr(self.recorder.pipeline, "scheduler", None)).__name__
             raise InputError(
-                f"tune: two dense runs of prompt {index} with one seed end apart, though the model "
-                f"returned the same: the scheduler ({scheduler}) or the pipeline draws noise that "
-                "the generator does not pair; take a deterministic scheduler, or give `generate` "
-                "a function that seeds all of it"
+                f"tune: two dense runs of prompt {index} with one seed end with different "
+                f"latents, though the model returned the same: the scheduler ({scheduler}) or the "
+                "pipeline draws noise from elsewhere than the generator; use a deterministic "
+                "scheduler, or give `generate` a function that seeds all of it"
             )
 
     def error(self, index: int, passes: Mapping[str, Sequence[Pass]]) -> float:

@@ -41,46 +41,46 @@ def tune(
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
 ) -> Tuned:
-    """Choose passes for a pipeline by a target.
+    """Choose passes for a pipeline that reach a target.
 
-    For each block, branch of it and group of denoising steps one of many options is chosen, by
-    the error that it alone leaves in the final latents; whole plans are then measured and
-    repaired.
+    For each block, branch of a block and group of denoising steps, `tune` chooses one of many
+    options by the error that this option alone causes in the final latents. It then measures and
+    repairs whole plans.
 
     Args:
-        pipeline: a diffusers pipeline, all transformers of which are tuned; it is left as it was.
-            One of no known family is optimised with its ``spec`` before, by `fisopt.optimize`.
+        pipeline: a diffusers pipeline; `tune` tunes all its transformers and leaves it as it was.
+            If the model is of no known family, call `fisopt.optimize` with its ``spec`` first.
         target: "2x", "350ms" (of all transformer calls of one clip), "error<=0.1" (relative L2
-            error of the final latents) or "psnr>=28" (dB, of the final latents).  What a speed is a
-            ratio of, ``costs`` says.
-        prompts: what to generate, two texts or more, one for each generation.  Plans are chosen
-            by the first four; of six or more the others say how good the chosen one is.
+            error of the final latents) or "psnr>=28" (dB, of the final latents). ``costs`` sets the
+            unit of a speed-up.
+        prompts: two texts or more, one for each generation. `tune` chooses plans on the first four;
+            with six or more it measures the chosen plan's quality on the others.
         steps: denoising steps of a generation.
-        minutes: when to stop; fewer minutes price fewer blocks apart.
-        seed: of the noise of the first generation; each next one adds one.
+        minutes: time limit; with less time `tune` measures larger groups of blocks together.
+        seed: seed of the first generation's noise; each next generation adds one.
         arguments: more arguments of every call of the pipeline, such as its size; JSON values.
-        generate: runs the pipeline for the prompt of a number and returns the final latents, where
-            a call with prompt, steps, generator and arguments is not enough.
-        costs: "flops" by the cost model; "inductor" or "eager", by seconds on the pipeline's
-            device, for which every stage (a block under an option) that differs is compiled by this
-            backend and timed once.  None: FLOPs, but of a target in milliseconds "inductor".
-        passes: passes of your own as further choices, see `fisopt.BlockPass`.  Each is tried in
-            every block and group of steps that its ``blocks`` and ``steps`` allow: in the place of
-            other options of the branch that it changes, or of all of the block where it changes
-            several.  A recipe with one loads where its module is imported.
-        progress: a file for what is measured; a run that was cut short goes on from it, and another
-            target measures little again.
+        generate: runs the pipeline for the prompt of a given number and returns the final latents,
+            if a call with prompt, steps, generator and arguments is not enough.
+        costs: "flops" uses the cost model. "inductor" or "eager" use seconds on the pipeline's
+            device: `tune` compiles each distinct stage (a block under an option) with this backend
+            and times it once. None: FLOPs, or "inductor" for a target in milliseconds.
+        passes: passes of your own as further options, see `fisopt.BlockPass`. `tune` tries each in
+            every block and group of steps that its ``blocks`` and ``steps`` allow: instead of other
+            options of the branch that it changes, or of the whole block if it changes several
+            branches. To load a recipe with such a pass, import the pass's module first.
+        progress: a file for the measurements; an interrupted run resumes from it, and a run with
+            another target reuses most of them.
         seen: called with the number of measurements so far.
 
     Returns:
-        The plan.  A target out of reach gives the nearest plan and what limits it.
+        The plan. If the target is out of reach, the nearest plan, with notes on what limits it.
 
     Raises:
-        OptionError: the target is of another unit or below 1x, the minutes allow nothing, or one of
-            the passes is no `BlockPass`.
+        OptionError: the target has another unit or is below 1x, the minutes are too few, or one of
+            the passes is not a `BlockPass`.
         RecipeError: a recipe cannot hold the options of one of the passes.
-        InputError: there are fewer than two prompts; the pipeline draws noise that its generator
-            does not pair; what ``progress`` holds is of another run.
+        InputError: there are fewer than two prompts; the pipeline draws noise from elsewhere than
+            its generator; the file ``progress`` belongs to another run.
     """
     goal = Goal.of(target)
     check_minutes(minutes)
@@ -109,22 +109,22 @@ def rehearse(
     generate: Generate | None = None,
     passes: Sequence[BlockPass] = (),
 ) -> Rehearsal:
-    """What `tune` would do, told without a run of the transformers.
+    """Predict what `tune` would do, without running the transformers.
 
     The pipeline runs once, with transformers that return zeros.
 
     Args:
-        pipeline: see `tune`; so are the others.
-        prompts: of which the first is used.
+        pipeline: see `tune`, also for the other arguments.
+        prompts: `rehearse` uses the first only.
         steps: denoising steps of a generation.
-        target: a plan for it is made by the prices of the testbed, where it is a speed.
-        arguments: of every call.
+        target: if it is a speed, `rehearse` makes a plan for it by the testbed's prices.
+        arguments: more arguments of every call of the pipeline.
         generate: runs the pipeline.
-        passes: of your own.
+        passes: passes of your own.
 
     Raises:
         InputError: see `tune`.
-        OptionError: the target is none.
+        OptionError: the target is invalid.
     """
     goal = None if target is None else Goal.of(target)
     own, recorder = check_own(passes), _recorder(pipeline, prompts, steps, 0, arguments, generate)
@@ -147,7 +147,7 @@ def rehearse_program(
         program: the dense Program, see `fisopt.capture`; one call at each step.
         steps: denoising steps of a generation.
         target: see `rehearse`.
-        passes: of your own.
+        passes: passes of your own.
     """
     calls, own = Counter(range(steps)), check_own(passes)
     component = Component("transformer", program, calls, own=own)

@@ -15,26 +15,27 @@ from fisopt.tuning.costs import Unit
 
 @dataclass(frozen=True)
 class Tuned:
-    """What `fisopt.tune` found.
+    """The result of `fisopt.tune`.
 
     Attributes:
-        target: what was asked for.
+        target: the target that you set.
         reached: whether the plan reaches it.
         passes: the plan, by transformer, as `fisopt.optimize` takes it.
-        recipes: the same with the model that it is for, by transformer; see `save`.
-        speed_up: what the dense transformers cost over what those of the plan cost.
-        error: relative L2 error of the final latents, geometric mean over the prompts: those that
-            no choice was made by, where there are two or more of them.
-        psnr: of the same in dB, mean, the range of the dense latents as peak.
+        recipes: the plan as recipes, by transformer; see `save`.
+        speed_up: cost of the dense transformers over cost of the optimised ones.
+        error: relative L2 error of the final latents, geometric mean over the prompts: over those
+            that `tune` did not choose by, if there are two or more of them.
+        psnr: mean PSNR of the same latents in dB, with the range of the dense latents as peak.
         costs: the unit of cost, see `fisopt.tune`.
-        seconds: of all transformer calls of a clip under the plan, by the times of their stages;
-            None where costs are FLOPs.
-        predicted: the error by the prices of its changes, times what measured plans add to these.
-        prices: squared relative error of every single change that was measured, by name, by
+        seconds: time of all transformer calls of a clip under the plan, by the times of their
+            stages; None if costs are FLOPs.
+        predicted: the error predicted from the prices of the plan's changes, times a correction
+            from measured plans.
+        prices: squared relative error of each single change that `tune` measured, by name and
             prompt.
-        front: predicted points of other targets: ``[speed-up, error]``.
-        choices: what runs in every branch of every block, with the error that it alone leaves.
-        notes: what limits the plan, and what was not tried, in words.
+        front: predicted points for other targets: ``[speed-up, error]``.
+        choices: what runs in every branch of every block, with the error that it causes alone.
+        notes: what limits the plan and what `tune` did not try, in words.
     """
 
     target: str
@@ -53,14 +54,14 @@ class Tuned:
     notes: tuple[str, ...] = ()
 
     def save(self, path: Path | str, *, force: bool = False) -> dict[str, Path]:
-        """Write a recipe for each transformer that is not dense.
+        """Write a recipe for each optimised transformer.
 
         Args:
-            path: of the recipe; of two transformers their names go before its ending.
-            force: replace what is there.
+            path: path of the recipe; with two transformers their names go before its suffix.
+            force: replace existing files.
 
         Returns:
-            What ``fisopt.optimize(pipeline, recipe=...)`` takes, by transformer.
+            The paths by transformer, as ``fisopt.optimize(pipeline, recipe=...)`` takes them.
         """
         path = Path(path)
         many = len(self.recipes) > 1

@@ -82,8 +82,8 @@ def test_force_deletes_only_what_export_wrote(made: OptimizedModule, tmp_path: P
         ("", ["index.html"], "is not that of an artefact"),
         (ours, ["notes.md", "variant_0.txt", "variant_1.txt"], r"notes\.md, variant_1\.txt"),
         (ours.replace("variant_0.txt", "thesis.txt"), ["thesis.txt"], r"artefact thesis\.txt"),
-        (ours, ["variant_0.txt/inside"], r"beside the artefact variant_0\.txt"),
-        (ours, [".git/HEAD"], r"beside the artefact \.git"),
+        (ours, ["variant_0.txt/inside"], r"besides the artefact variant_0\.txt"),
+        (ours, [".git/HEAD"], r"besides the artefact \.git"),
     ):
         there = tmp_path / "there"
         there.mkdir()
@@ -98,7 +98,7 @@ def test_force_deletes_only_what_export_wrote(made: OptimizedModule, tmp_path: P
         shutil.rmtree(there)
     (folder / "variant_0.txt").unlink()
     (folder / "variant_0.txt").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(ExportError, match=r"beside the artefact variant_0\.txt"):
+    with pytest.raises(ExportError, match=r"besides the artefact variant_0\.txt"):
         export(made, folder, "text", force=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
 
@@ -237,7 +237,7 @@ def test_what_cannot_be_exported(made: OptimizedModule, tmp_path: Path) -> None:
     for model, name, options, message in (
         (stepwise, "model", {}, "TokenReduction differs between denoising steps: pass steps="),
         (stepwise, "model", {"steps": 0}, "steps must be at least 1"),
-        (stepwise, "model.pt2", {"steps": 4}, "3 variants and one file cannot hold them"),
+        (stepwise, "model.pt2", {"steps": 4}, "3 variants, and one file holds only one"),
         (made, "model.bin", {}, r"ends in '.pt2'"),
         (made, "model.onnx", {}, r"for this one pass format='onnx' \(--format onnx\)"),
         (made, "model.onnx", {"format": "onnx", "portable": False}, "ONNX knows no fisopt"),
@@ -299,7 +299,9 @@ def test_a_loaded_module_stays_where_it_was_exported(original: Path) -> None:
     loaded = module_of(read_manifest(original)[0])
     assert loaded.to("cpu", torch.float32).float().cpu() is loaded
     for change in (loaded.half, lambda: loaded.to(torch.bfloat16), lambda: loaded.to("meta")):
-        with pytest.raises(InputError, match=r"stays as it was exported: .*float32 on cpu"):
+        with pytest.raises(
+            InputError, match=r"keeps the dtype and device of its export: .*float32 on cpu"
+        ):
             change()
     onnx = replace(loaded.manifest, format="onnx")
     assert module_of(onnx).to("meta").device == torch.device("cpu")

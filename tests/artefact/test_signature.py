@@ -89,7 +89,7 @@ def test_what_its_maker_has_not_signed_is_refused(path: Path, keys: Path, attack
         secret = minisign.SecretKey.from_file(keys / "mine.key")
         beside.write_bytes(bytes(secret.sign(signed.read_bytes(), prehash=False)))
     why = {"none": "is not signed", "old form": "old form", "large": "at most"}
-    with pytest.raises((ExportError, FileError), match=why.get(attack, "is not right")):
+    with pytest.raises((ExportError, FileError), match=why.get(attack, "is wrong")):
         fisopt.load(path, public_key=keys / "mine.pub")
 
 
@@ -99,7 +99,7 @@ def test_what_is_in_a_signed_folder_has_digests(made: Path, tmp_path: Path, keys
     (copy / "recipe.yaml").write_text("another: recipe\n")
     with pytest.raises(ExportError, match=r"recipe\.yaml"):
         fisopt.load(copy, public_key=keys / "mine.pub")
-    with pytest.raises(OptionError, match="wants check='digests'"):
+    with pytest.raises(OptionError, match="needs check='digests'"):
         fisopt.load(copy, public_key=keys / "mine.pub", check="none")
     with pytest.raises(ExportError, match=r"recipe\.yaml"):
         fisopt.sign(copy, keys / "mine.key")
@@ -111,7 +111,7 @@ def test_keys_that_cannot_be_used(made: Path, keys: Path, monkeypatch: pytest.Mo
         fisopt.sign(path, keys / "mine.locked")
     with pytest.raises(ExportError, match="wrong password"):
         fisopt.sign(path, keys / "mine.locked", "another")
-    with pytest.raises(ExportError, match=r"secret key .* is not right"):
+    with pytest.raises(ExportError, match=r"secret key .* is wrong"):
         fisopt.sign(path, keys / "mine.pub")
     with pytest.raises(FileError, match="cannot be read"):
         fisopt.sign(path, keys / "none.key")
@@ -136,4 +136,4 @@ def test_the_commands(path: Path, keys: Path) -> None:
     assert f"signed with the key: fisopt artefact {path.name}" in whole.output
     other = run(app, ["verify", str(path), "--public-key", str(keys / "other.pub")])
     assert other.exit_code == 1
-    assert "is not right" in other.output
+    assert "is wrong" in other.output

@@ -131,10 +131,10 @@ def test_it_may_change_and_an_option_goes_before_it(calls: list[int]) -> None:
     layer = original.layers[0]
     changes: dict[str, Callable[[], object]] = {
         "flash in 2 of 2 calls": lambda: fast.set_attention_backend("_native_flash"),
-        "torch's choice (diffusers was told flex": lambda: fast.set_attention_backend("flex"),
+        "torch's choice (diffusers sets flex": lambda: fast.set_attention_backend("flex"),
         "no cpu device has it": lambda: fast.set_attention_backend("_native_cudnn"),
         "_native_math in 2 of 2 calls": lambda: fast.set_attention_backend("_native_math"),
-        "was told sage and _native_math": lambda: layer.set_attention_backend(KERNEL),
+        "different layers, sage and _native_math": lambda: layer.set_attention_backend(KERNEL),
     }
     for line, change in changes.items():
         change()

@@ -203,7 +203,9 @@ def test_prompts_are_taken_by_row(
 
 def test_guidance_that_was_not_recorded(pipe: TestbedPipeline) -> None:
     found, levels = record(pipe, pipe.transformer, PROMPTS, 1, {**SIZE, "guidance_scale": 1.0})
-    with pytest.raises(InputError, match="ran its transformer once a step; pass the arguments"):
+    with pytest.raises(
+        InputError, match="called its transformer once per step; pass the arguments"
+    ):
         Denoiser(pipe.transformer, levels, GUIDANCE).take(found, torch.arange(2))
 
 

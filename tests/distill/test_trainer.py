@@ -158,7 +158,7 @@ def test_a_state_of_another_run(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is of another run, which has not \{'rate': '0.1'\}"):
         Problem(training(rate=0.1)).trainer.resume(path)
     path.write_bytes(b"no state")
-    with pytest.raises(InputError, match="is no state of a training run"):
+    with pytest.raises(InputError, match="is not the state of a training run"):
         Problem(training()).trainer.resume(path)
 
 

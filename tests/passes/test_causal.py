@@ -202,5 +202,5 @@ def test_every_rank_holds_the_whole_cache() -> None:
 
 
 def test_a_step_cache_would_leave_keys_out() -> None:
-    with pytest.raises(PreconditionError, match=r"blocks\.1.*writes into a cache, which would be"):
+    with pytest.raises(PreconditionError, match=r"blocks\.1.*writes into a cache, and reuse"):
         PassManager([fisopt.StepCache(steps="1:")]).run(captured())

@@ -145,7 +145,7 @@ def test_rotation_in_a_generation() -> None:
         ({"kv": ("all", "some")}, "kv must be 'anchors' or 'all', or a list"),
         ({"rotate": "frames"}, "rotate must be one of"),
         ({"shift": -1}, "shift must be an int of at least 0"),
-        ({"scope": "attention", "feed_forward": 2}, "both say what of a block is sparse"),
+        ({"scope": "attention", "feed_forward": 2}, "both set which part of a block is sparse"),
     ],
 )
 def test_options(options: dict[str, Any], message: str) -> None:

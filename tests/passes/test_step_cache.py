@@ -77,7 +77,7 @@ def test_first_block_cache() -> None:
     for (step, branch, inputs), expected in zip(steps(), want, strict=True):
         with fast.cache_context(branch, step_index=step, num_inference_steps=6):
             torch.testing.assert_close(fast(**inputs)[0], expected, rtol=0, atol=0)
-    computed, reused = ("3 of 4 blocks computed, what they add is kept", "3 of 4 blocks reused")
+    computed, reused = ("3 of 4 blocks computed, what they add is stored", "3 of 4 blocks reused")
     assert (
         fast.report.decisions[f"StepCache: {computed}"] == len(ran) - 2
     )  # the first steps look not

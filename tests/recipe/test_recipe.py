@@ -275,8 +275,8 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "name": (lambda s: s["passes"][0].update(name=["a"]), "pass ['a'] is not known here"),
     "imported": (lambda s: s["passes"][0].update(name="os.system"), "a recipe imports nothing"),
     "options": (lambda s: s["passes"][0].update(options=[1]), "wanted them by name"),
-    "option": (lambda s: s["passes"][0]["options"].update(strid=2), "refuses its options"),
-    "value": (lambda s: s["passes"][0]["options"].update(stride=0), "refuses its options"),
+    "option": (lambda s: s["passes"][0]["options"].update(strid=2), "rejects its options"),
+    "value": (lambda s: s["passes"][0]["options"].update(stride=0), "rejects its options"),
     "mask": (lambda s: s["passes"][1]["options"].update(mask={"mask": "X"}), "is no mask"),
     "kind": (lambda s: s["passes"][1]["options"].update(table={"mask_table": 3}), "wanted {sha256"),
     "away": (

@@ -249,7 +249,7 @@ def test_linear_attention_has_no_pairs() -> None:
 
 @every_image
 def test_frame_interleave_refuses(image: Image) -> None:
-    with pytest.raises(PreconditionError, match=r"the model makes images, whose rows .* TokenRed"):
+    with pytest.raises(PreconditionError, match=r"the model makes images, with rows .* TokenRed"):
         FrameInterleave(2, blocks=":")(image.program())
 
 

@@ -285,7 +285,7 @@ def test_a_node_behind_the_output_is_named(wan: Program) -> None:
     new = program.graph.call_function(aten.relu.default, (node,))
     new.meta["val"] = node.meta["val"]
     set_axes(new, axes_of(node))
-    with pytest.raises(VerifyError, match="comes behind the output; edit through Rewriter"):
+    with pytest.raises(VerifyError, match="comes after the output; edit through Rewriter"):
         verify(program)
 
 

@@ -35,7 +35,7 @@ def test_many_shapes_are_held_up_to_a_size() -> None:
     assert len(fast._plans) == len(fast.report.variants) == 3
     assert len(fast.captures) <= 3
     assert fast.report.dropped == 9
-    assert "9 variants made room" in str(fast.report)
+    assert "9 variants evicted" in str(fast.report)
     fast.clear()
     assert len(fast._plans) == len(fast.report.variants) == len(fast.captures) == 0
     pair.check(changed=False)

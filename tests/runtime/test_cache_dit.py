@@ -12,7 +12,7 @@ import fisopt
 from fisopt import InputError
 
 cache_dit = pytest.importorskip("cache_dit")
-NAMED = r"forward that its class does not define: cache_dit\..* StepCache goes among the passes"
+NAMED = r"forward that its class does not define: cache_dit\..* add StepCache to the passes"
 
 
 def pipeline() -> Any:

@@ -74,7 +74,7 @@ def test_a_quantised_model_is_sparse_and_equals_the_loop(form: str) -> None:
     torch.testing.assert_close(clip(both.fast, 5), want, rtol=0, atol=CLOSE)
     module = both.fast.transformer
     assert module.report.variants[0].density < 0.7
-    named = "made of all tokens at once, such as one scale for a whole activation"
+    named = "computed from all tokens at once, such as one scale for a whole activation"
     assert (named in str(module.report)) == (form == "float8 tensor")
     inputs = module.last_inputs.kwargs()
     dense = module.program(inputs).at(inputs)

@@ -209,9 +209,9 @@ def test_target(given: Any) -> None:
 def test_refusals() -> None:
     with pytest.raises(InputError, match="got 0 prompts"):
         made(0, target_ratio=0.5)
-    with pytest.raises(InputError, match="told 2 steps, the pipeline is at Step"):
+    with pytest.raises(InputError, match="got steps=2, but the pipeline is at Step"):
         made(target_ratio=0.5, steps=2)
-    with pytest.raises(InputError, match="told 4 steps, the pipeline did not run step 3"):
+    with pytest.raises(InputError, match="got steps=4, but the pipeline did not run step 3"):
         made(target_ratio=0.5, steps=4)
     with pytest.raises(InputError, match=r"reaches a cost ratio of 0\.\d+ at most, wanted 0.01"):
         made(1, target_ratio=0.01)

@@ -28,8 +28,8 @@ MODEL = kept()["model"]
 @pytest.mark.parametrize(
     ("held", "message"),
     [
-        *(([], "is not what fisopt keeps"), ({}, "is not what"), (3, "is not what")),
-        *((None, "is not what"), ({"about": []}, "is not what")),
+        *(([], "is not a progress file"), ({}, "is not a progress"), (3, "is not a progress")),
+        *((None, "is not a progress"), ({"about": []}, "is not a progress")),
         (kept(about={}), "was measured with other candidates"),
         (kept(about=ABOUT | {"prompts": ["a", "c"]}), r"other prompts: .*\['a', 'c'\]"),
         (kept(about=ABOUT | {"more": 1}), "was measured with other more"),

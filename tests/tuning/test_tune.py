@@ -323,7 +323,8 @@ def test_refusals(given: dict[str, Any], message: str) -> None:
 
 def test_noise_that_is_not_paired_is_named() -> None:
     with pytest.raises(
-        InputError, match=r"end apart.*scheduler \(FlowMatchEulerDiscreteScheduler\)"
+        InputError,
+        match=r"end with different latents.*scheduler \(FlowMatchEulerDiscreteScheduler\)",
     ):
         fisopt.tune(Denoiser(noisy=True), "2x", PROMPTS, steps=2)
 

@@ -32,23 +32,25 @@ def run(
         typer.Option(
             "--keep",
             "--target-ratio",
-            help="Share of the cost of a visual attention to keep on the mean; below 1.",
+            help="Mean share of a visual attention's cost to keep; below 1.",
             show_default=False,
         ),
     ] = None,
     target_error: Annotated[
         float | None,
-        typer.Option(help="Instead: relative L2 error of one forward call.", show_default=False),
+        typer.Option(
+            help="Instead of --keep: relative L2 error of one forward call.", show_default=False
+        ),
     ] = None,
     texts_: Texts = None,
     stride: Annotated[
-        str, typer.Option(help="Cells that keep one token: FRAMES,ROWS,COLUMNS.")
+        str, typer.Option(help="Size of a cell with one destination: FRAMES,ROWS,COLUMNS.")
     ] = "2,2,2",
     cache_steps: Annotated[int, typer.Option(min=1, help="Steps that share one match.")] = 1,
     search: Annotated[
-        str, typer.Option(help="Where tokens look for others: near or all.")
+        str, typer.Option(help="Where dropped tokens look for destinations: near or all.")
     ] = "near",
-    seed: Annotated[int, typer.Option(help="Of the noise and of the kept tokens.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise and of the destinations.")] = 0,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,

@@ -19,7 +19,7 @@ def run(
     width: Width = None,
     frames: Frames = None,
 ) -> None:
-    """Name the preset to take for a speed, and why."""
+    """Name the preset to use for a speed, and why."""
     from fisopt.cli.choosing import chosen_view, price_presets
     from fisopt.cli.sources import Source
 

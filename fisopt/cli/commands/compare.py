@@ -51,15 +51,15 @@ def run(
         str | None,
         typer.Option(
             help="inductor compiles every model, eager none "
-            "(default: inductor where there is a C++ compiler).",
+            "(default: inductor if there is a C++ compiler).",
             show_default=False,
         ),
     ] = None,
     scorer: Annotated[
         str | None,
         typer.Option(
-            help="clip, or clip:MODEL, a folder or a repository: how well clip and prompt agree; "
-            "fetches 600 MB once (default: the testbed's own, of others none).",
+            help="clip, or clip:MODEL (a folder or a repository): how well clip and prompt agree; "
+            "downloads 600 MB once (default: the testbed's own scorer; otherwise none).",
             show_default=False,
         ),
     ] = None,
@@ -67,12 +67,12 @@ def run(
         list[str] | None,
         typer.Option(
             "--measure",
-            help="lpips: LPIPS to the dense clip; needs fisopt[eval], fetches 233 MB once.",
+            help="lpips: LPIPS to the dense clip; needs fisopt[eval], downloads 233 MB once.",
             show_default=False,
         ),
     ] = None,
     floors: Annotated[
-        int, typer.Option(min=0, help="Prompts that the noise floors are measured on.")
+        int, typer.Option(min=0, help="Number of prompts for measuring the noise floors.")
     ] = 2,
     height: Height = None,
     width: Width = None,

@@ -32,7 +32,7 @@ def run(
         str | None,
         typer.Option(
             help="inductor compiles both models, eager neither "
-            "(default: inductor where there is a C++ compiler).",
+            "(default: inductor if there is a C++ compiler).",
             show_default=False,
         ),
     ] = None,
@@ -41,10 +41,10 @@ def run(
     out: Out = Path("out"),
     weights: Annotated[
         Path | None,
-        typer.Option(help="Another trained testbed, a folder written by save_pretrained."),
+        typer.Option(help="Another trained testbed: a folder that save_pretrained wrote."),
     ] = None,
     ranks: Annotated[
-        int, typer.Option(min=1, max=64, help="Processes that make each clip together.")
+        int, typer.Option(min=1, max=64, help="Number of processes that share each clip.")
     ] = 1,
 ) -> None:
     """Run the testbed dense and optimised, side by side."""

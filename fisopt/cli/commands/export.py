@@ -28,14 +28,14 @@ def run(
     imports: Imports = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(help="A recipe in the place of passes.", show_default=False),
+        typer.Option(help="A recipe instead of passes.", show_default=False),
     ] = None,
     form: Annotated[str, typer.Option("--format", help="pt2, onnx, aoti or text.")] = "pt2",
     portable: Annotated[
         bool,
         typer.Option(
             "--portable/--native",
-            help="Plain torch operators, or fisopt's own: faster, and need fisopt to load.",
+            help="Plain torch operators; or fisopt's, which are faster and need fisopt to load.",
         ),
     ] = True,
     steps: Annotated[
@@ -52,10 +52,10 @@ def run(
     ] = "transformer",
     dynamic: Annotated[
         bool,
-        typer.Option("--dynamic/--static", help="Leave sizes open where the graph allows it."),
+        typer.Option("--dynamic/--static", help="Keep sizes dynamic where the graph allows it."),
     ] = True,
     strict: Strict = True,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
     """Export an optimised model."""
     import fisopt

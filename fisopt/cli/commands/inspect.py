@@ -24,17 +24,17 @@ def run(
     ranks: Annotated[
         str | None,
         typer.Option(
-            help="Also predict the call, in bfloat16, on so many GPUs, such as 1,2,4,8.",
+            help="Also predict the time of a call on these numbers of GPUs in bfloat16: 1,2,4,8.",
             show_default=False,
         ),
     ] = None,
-    link: Annotated[str, typer.Option(help="What a GPU sends to the others.")] = "350GB/s",
+    link: Annotated[str, typer.Option(help="Bandwidth from a GPU to the others.")] = "350GB/s",
     text: Annotated[bool, typer.Option("--text/--no-text", help="Print the program text.")] = True,
     blocks: Annotated[
         bool, typer.Option("--blocks", help="In the text, also print each distinct block.")
     ] = False,
     full: Annotated[
-        bool, typer.Option("--full", help="Print all of the text, not the first lines.")
+        bool, typer.Option("--full", help="Print the whole text, not only the first lines.")
     ] = False,
     strict: Strict = True,
 ) -> None:

@@ -30,7 +30,7 @@ def run(
     steps: Annotated[int, typer.Option(min=1, help="Steps of the student's sampler.")] = 4,
     guidance: Guidance = None,
     batch: Annotated[
-        int, typer.Option(min=1, help="Prompts of a call, for a pipeline that takes lists.")
+        int, typer.Option(min=1, help="Prompts in one call, for a pipeline that takes lists.")
     ] = 1,
     height: Height = None,
     width: Width = None,

@@ -31,7 +31,7 @@ def run(
     threshold: Annotated[
         float | None,
         typer.Option(
-            help="How far a mask may move what its block returns, relative L2; not the paper's r."
+            help="Largest relative L2 change of a block's output by a mask; not the paper's r."
         ),
     ] = None,
     target_ratio: Annotated[
@@ -39,7 +39,7 @@ def run(
         typer.Option(
             "--speed",
             "--target-ratio",
-            help="Instead: how many times cheaper, in FLOPs; more than 1.",
+            help="Instead of --threshold: how many times cheaper, in FLOPs; more than 1.",
         ),
     ] = None,
     candidates: Annotated[
@@ -53,7 +53,9 @@ def run(
     ] = None,
     prompts: Count = None,
     texts_: Texts = None,
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps, all measured.")] = 4,
+    steps: Annotated[
+        int, typer.Option(min=1, help="Denoising steps; the search measures all.")
+    ] = 4,
     guidance: Guidance = None,
     seed: Seed = 0,
     height: Height = None,
@@ -96,8 +98,8 @@ def run(
     stdout().print(masks_table(found))
     said = found.table.measured
     lines = [
-        f"predicted speed-up {said['predicted_speed_up']:.3f}x; all masks together move the "
-        f"model's result by {said['joint_error_mean']:.3f} on the mean, "
+        f"predicted speed-up {said['predicted_speed_up']:.3f}x; all masks together change the "
+        f"model's result by {said['joint_error_mean']:.3f} on average, "
         f"{said['joint_error_max']:.3f} at most"
     ]
     written = [found.table.save(table)]

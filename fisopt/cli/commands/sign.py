@@ -20,7 +20,7 @@ def run(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that were exported.")],
     key: Annotated[Path, typer.Option("--key", "-k", help="The file of your secret key.")],
 ) -> None:
-    """Write a signature beside every artefact."""
+    """Write a signature next to every artefact."""
     from fisopt.artefact.sign import sign
     from fisopt.artefact.signature import is_encrypted
 

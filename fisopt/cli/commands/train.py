@@ -37,9 +37,9 @@ def run(
         int | None,
         typer.Option(
             min=1,
-            help="Learn few steps, each what the teacher does in many, guidance folded in: its "
-            "steps for a clip, a multiple of --steps.  Without it the student learns to run under "
-            "the passes.",
+            help="The teacher's steps for a clip, a multiple of --steps: the student learns few "
+            "steps without guidance.  Without this option it only learns to run under the "
+            "passes.",
             show_default=False,
         ),
     ] = None,
@@ -50,15 +50,17 @@ def run(
     prepared: Annotated[
         Path | None,
         typer.Option(
-            help="In the place of prompts: the folder that `fisopt distill prepare` wrote, for "
-            "these --steps and this size; written now if it is missing.",
+            help="Instead of prompts: the folder that `fisopt distill prepare` wrote, for these "
+            "--steps and this size; the command writes it if it is missing.",
             show_default=False,
         ),
     ] = None,
     train_steps: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 1000,
-    batch: Annotated[int, typer.Option(min=1, help="Clips of a micro-batch.")] = 4,
-    accumulate: Annotated[int, typer.Option(min=1, help="Micro-batches of a step.")] = 1,
-    rate: Annotated[float, typer.Option(help="Learning rate at its height.")] = 2e-4,
+    batch: Annotated[int, typer.Option(min=1, help="Clips in a micro-batch.")] = 4,
+    accumulate: Annotated[
+        int, typer.Option(min=1, help="Micro-batches for each optimiser step.")
+    ] = 1,
+    rate: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
     lora: Annotated[
         int | None,
         typer.Option(min=1, help="Train adapters of this rank (peft).", show_default=False),
@@ -67,11 +69,11 @@ def run(
         bool,
         typer.Option(
             "--through",
-            help="Gradients pass between the steps of the sampler, all in memory at once: nearer "
-            "to the teacher's clips.",
+            help="Let gradients flow through all sampling steps, all in memory at once: closer to "
+            "the teacher's clips.",
         ),
     ] = False,
-    seed: Annotated[int, typer.Option(min=0, help="Of noise and prompts.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of noise and prompts.")] = 0,
     height: Height = None,
     width: Width = None,
     frames: Frames = None,
@@ -99,7 +101,7 @@ def run(
     texts = texts_of(source, texts_, prompts)
     pipeline = source.load()
     if prepared is not None and not (prepared / FILE).exists():
-        with stages("recording what the prompts are to the transformer"):
+        with stages("recording the transformer's inputs for the prompts"):
             arguments = source.arguments(guidance)
             prepare(
                 pipeline, texts, prepared, steps=steps, arguments=arguments, component=component

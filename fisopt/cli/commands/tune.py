@@ -33,7 +33,7 @@ def run(
         str,
         typer.Option(help="2x, 350ms (of one clip), error<=0.1 or psnr>=28 (of the latents)."),
     ],
-    minutes: Annotated[float, typer.Option(help="When to stop.")] = 15.0,
+    minutes: Annotated[float, typer.Option(help="Time limit of the search.")] = 15.0,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a generation.")] = 4,
     prompts: Count = None,
     texts_: Texts = None,
@@ -42,8 +42,8 @@ def run(
     costs: Annotated[
         str | None,
         typer.Option(
-            help="What a speed is a ratio of: flops, or inductor or eager, for which each stage is "
-            "timed once by that backend. Default: flops, of a target in ms inductor."
+            help="Unit of a speed-up: flops, or inductor or eager: seconds, each stage timed once "
+            "with that backend. Default: flops; inductor for a target in ms."
         ),
     ] = None,
     passes: Passes = None,
@@ -55,7 +55,7 @@ def run(
     dtype: Dtype = None,
     dry_run: Annotated[
         bool,
-        typer.Option("--dry-run", help="Say how large the search is, and run nothing."),
+        typer.Option("--dry-run", help="Show how large the search is; run nothing."),
     ] = False,
     out: Out = Path("out"),
 ) -> None:

@@ -20,11 +20,13 @@ def run(
     paths: Annotated[list[Path], typer.Argument(help="Files or folders that were exported.")],
     trust: Annotated[
         str,
-        typer.Option(help="data, or code: also take native code and operators of other libraries."),
+        typer.Option(
+            help="data, or code: also accept native code and operators of other libraries."
+        ),
     ] = "data",
     public_key: Annotated[
         str | None,
-        typer.Option(help="Also want a signature by this key of minisign, as text or its file."),
+        typer.Option(help="Also require a signature by this minisign key, as text or a file."),
     ] = None,
 ) -> None:
     """Say of every artefact what it is, or why it cannot be loaded."""

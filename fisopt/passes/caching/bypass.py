@@ -43,7 +43,9 @@ class Bypass:
             if (node := block.returned(result)) is None:
                 continue
             if node in written and block.streams.get(result) is None:
-                self.refused.append((block, "it writes into a cache, which would be left out"))
+                self.refused.append(
+                    (block, ("it writes into a cache, and reuse would skip this write"))
+                )
                 return
             source, whole = block.source(result), _whole(node)
             before = block.passed(source) if source is not None else None

@@ -41,7 +41,8 @@ class Cache(BlockPass):
         if self.threshold is not None and chosen[0].index == 0:
             raise PreconditionError(
                 f"blocks={self.blocks!r} with a threshold: the blocks before the first of them "
-                "decide, and there is none; leave out the first block, as blocks='1:' does",
+                "decide about reuse, and there are none; leave out the first block, as in "
+                "blocks='1:'",
                 pass_name=self.name,
             )
 
@@ -83,7 +84,7 @@ class CachedStep(Pass):
         every = len(rewriter.program.blocks)
         bypass = Bypass(rewriter, self.cache.chosen(rewriter.program))
         for block, reason in bypass.refused:
-            rewriter.skip(block.path, f"{reason}, so what it adds cannot be taken from a step")
+            rewriter.skip(block.path, f"{reason}, so no step can reuse what it adds")
         if not bypass.blocks:
             rewriter.note(f"dense: none of {every} blocks can be reused")
             return
@@ -141,7 +142,7 @@ class Computed(CachedStep):
                 added = rewriter.call(aten.sub.Tensor, node, bypass.before(node))
                 kept.keep(i, added, past)
             bypass.settle(node, node)
-        return "computed, what they add is kept"
+        return "computed, what they add is stored"
 
 
 @dataclass(frozen=True)
@@ -206,8 +207,8 @@ def _update(rewriter: Rewriter, begin: Block) -> fx.Node:
     if before.refused or start is stream or value_key(start) != value_key(stream):
         where, reason = before.refused[0] if before.refused else (begin, "nothing is added")
         raise PreconditionError(
-            f"the blocks before it decide by what they add, and {reason}; begin later (blocks=), "
-            "or say the steps that reuse instead of a threshold (steps=)",
+            f"the blocks before it decide by what they add, but {reason}; start at a later block "
+            "(blocks=), or give the steps that reuse instead of a threshold (steps=)",
             pass_name=rewriter.pass_name,
             node=where.path,
         )

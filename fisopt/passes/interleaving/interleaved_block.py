@@ -158,18 +158,18 @@ class Interleaver:
             unplaced = short[-2] != shape(value)[-2] and axes_of(value)[-2] is None
             if unplaced or in_window(block.body.graph, attention):
                 note(
-                    f"{block.path}: {attention.result.name} reads the keys of every frame: where "
-                    "the frames are among them is not known"
+                    f"{block.path}: {attention.result.name} reads the keys of every frame, "
+                    "because the positions of the frames among them are unknown"
                 )
         if found := [n.name for n in _mixers(block) if n in cut and not any(axes_of(n))]:
             note(
-                f"{block.path}: {_some(found)} made of all tokens at once, such as one scale for a "
-                "whole activation; here of the anchors alone"
+                f"{block.path}: {_some(found)} computed from all tokens at once, such as one "
+                "scale for a whole activation; here from the anchors only"
             )
         if found := [n.name for n in _mixers(block) if n in cut and any(axes_of(n))]:
             note(
-                f"{block.path}: {_some(found)} made of several frames, such as by a convolution "
-                "over time; here of anchors, as if they were neighbours"
+                f"{block.path}: {_some(found)} computed from several frames, such as by a "
+                "convolution over time; here from anchors, as if they were neighbours"
             )
         for barrier in done.barriers:
             note(f"{block.path}: computed on every frame, unknown operator: {barrier}")

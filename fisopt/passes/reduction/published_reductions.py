@@ -112,19 +112,19 @@ def published_reduction(
 ) -> TokenReduction:
     """A published configuration with its table of tiers.
 
-    ``published_reduction("mochi-1", "fast", tables="schedulers")`` takes the table by its name
-    from a folder, ``published_reduction("mochi-1", "tiers.safetensors", "fast")`` from a file.
+    ``published_reduction("mochi-1", "fast", tables="schedulers")`` finds the table by its name in a
+    folder; ``published_reduction("mochi-1", "tiers.safetensors", "fast")`` reads a file.
 
     Args:
         name: one of `PUBLISHED_REDUCTIONS`.
-        table: the safetensors file of tiers that the authors give for it; or the speed.
-        speed: "base" (also if nothing is said) or "fast".
-        seed: of the choice of destinations.
-        tables: in the place of ``table``, the folder of the authors' tables.
+        table: the authors' safetensors file of tiers; or, with ``tables``, the speed.
+        speed: "base" (the default) or "fast".
+        seed: seed of the choice of destinations.
+        tables: instead of ``table``, the folder of the authors' tables.
 
     Raises:
-        OptionError: the name or the speed is not known, or no table is given, or two are.
-        ScheduleError: the table is not complete, or is that of another model.
+        OptionError: the name or the speed is unknown, or you pass no table, or two.
+        ScheduleError: the table is incomplete, or belongs to another model.
         FileError: the table cannot be read.
     """
     if not isinstance(name, str) or name not in PUBLISHED_REDUCTIONS:

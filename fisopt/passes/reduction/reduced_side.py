@@ -57,7 +57,7 @@ def grid_of(
         if size != layout.tokens_per_frame:
             return (
                 f"its sequence of {size} is neither the video's tokens nor one frame's: which of "
-                f"them are the {layout} tokens cannot be told"
+                f"them are the {layout} tokens is unknown"
             )
         return (1, layout.height, layout.width), (1, *stride[1:]), 0, 0, 0
     frames, before, after = axis.frames, axis.before, axis.after

@@ -47,7 +47,7 @@ _TABLES = ("query", "value", "query_thresholds", "value_thresholds")
 
 @dataclass(frozen=True)
 class Schedule(metaclass=Checked):
-    """From feature, block and step to the dropped share.
+    """The share of tokens to drop, by feature, block and step.
 
     Attributes:
         query: tiers of the queries.
@@ -91,12 +91,12 @@ class Schedule(metaclass=Checked):
 
     @property
     def blocks(self) -> int:
-        """Video blocks that it has tiers for."""
+        """Number of video blocks with tiers."""
         return len(self.query)
 
     @property
     def steps(self) -> int:
-        """Steps that it has tiers for."""
+        """Number of steps with tiers."""
         return len(self.query[0])
 
     def thresholds(self, feature: Feature) -> Thresholds:
@@ -114,17 +114,17 @@ class Schedule(metaclass=Checked):
         return tuple(self.ratio(feature, block, step) for block in range(self.blocks))
 
     def column(self, step: Step) -> int:
-        """The step of the table that stands for a step of a run.
+        """The step of the table that corresponds to a step of a run.
 
-        A run of fewer steps reads the table at the same places of the way from noise to video.
+        A run of fewer steps reads the table at the same relative positions between noise and video.
 
         Raises:
-            ScheduleError: the run has more steps than the table, or does not say how many.
+            ScheduleError: the run has more steps than the table, or its number of steps is unknown.
         """
         if (count := step.count) is None:
             raise ScheduleError(
-                f"{self} needs the number of steps of the run, which a scheduler or a pipeline "
-                "tells; in a loop of your own say `with optimized.generation(num_steps):`"
+                f"{self} needs the number of steps of the run; a pipeline or scheduler gives it, "
+                "in a loop of your own write `with optimized.generation(num_steps):`"
             )
         if count > self.steps or step.index >= count:
             raise ScheduleError(
@@ -136,7 +136,7 @@ class Schedule(metaclass=Checked):
         return round(step.index * (self.steps - 1) / (count - 1))
 
     def pairs(self, cache_steps: int = 1) -> set[tuple[float, float]]:
-        """The distinct shares of queries and of values that occur: the shapes of attention."""
+        """The distinct pairs of query and value shares: each is one shape of attention."""
         return {
             (self.ratio("query", b, s), self.ratio("value", b, s))
             for b in range(self.blocks)
@@ -146,13 +146,13 @@ class Schedule(metaclass=Checked):
     def attention_cost(
         self, grid: Cells, stride: Cells, *, cache_steps: int = 1, text: int = 0
     ) -> float:
-        """Mean cost of a visual attention, matching not counted, as a share of the dense one.
+        """Mean cost of a visual attention, without matching, as a share of the dense one.
 
         Args:
             grid: frames, rows and columns of the tokens.
-            stride: the cells that hold one destination each.
-            cache_steps: steps for which one match, and its shares, are used.
-            text: entries that are joined to the sequence.
+            stride: size of the cells, each with one destination.
+            cache_steps: number of steps that reuse one match and its shares.
+            text: number of text tokens joined to the sequence.
         """
         tokens, count = grid[0] * grid[1] * grid[2], destination_count(grid, stride)
 
@@ -186,25 +186,25 @@ class Schedule(metaclass=Checked):
         Args:
             path: the YAML file.
             table: the safetensors file of tiers, if the YAML file does not hold them; by default
-                the one that it names, or the one beside it that `table_beside` finds.
+                the file that the YAML file names, or the one next to it that `table_beside` finds.
 
         Raises:
-            ScheduleError: a file is not complete, or not of a schedule's form.
+            ScheduleError: a file is incomplete, or is not a schedule.
             FileError: a file cannot be read.
         """
         return Schedule(*read_schedule(path, table))
 
     def save(self, path: str | Path, extra: Mapping[str, torch.Tensor] | None = None) -> None:
-        """Write the schedule as one YAML file, in the place of a file that is there.
+        """Write the schedule as one YAML file; replace an existing file.
 
         Args:
             path: the YAML file.
-            extra: tensors for people, such as what was measured: a safetensors file beside it,
-                which no schedule needs.
+            extra: tensors for your information, such as measurements: `save` writes them to a
+                safetensors file next to it, which `load` does not need.
 
         Raises:
-            ScheduleError: it is larger than what `load` reads.
-            FileError: it cannot be written; what was there is unchanged.
+            ScheduleError: the schedule is larger than `load` accepts.
+            FileError: the file cannot be written; an existing file stays unchanged.
         """
         tiers = {f: getattr(self, f) for f in FEATURES}
         limits = {f: self.thresholds(f) for f in FEATURES}

@@ -62,7 +62,7 @@ def read_schedule(path: str | Path, table: str | Path | None = None) -> Read:
                 "together), nothing else can be dropped"
             )
     if "tiers" in said and (table is not None or "table" in said):
-        raise ScheduleError(f"{path} holds tiers, and a table is named as well: leave one out")
+        raise ScheduleError(f"{path} holds tiers and also names a table: leave one out")
     if "tiers" in said:
         table, tiers = path, _held_tiers(path, said["tiers"])
     else:

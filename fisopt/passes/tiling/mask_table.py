@@ -34,10 +34,9 @@ class MaskTable(metaclass=Checked):
     """A mask, or None for dense, for every video block of a model.
 
     Attributes:
-        masks: (block path, mask) pairs; a mapping is taken as well, and an int as the k of
-            ``TileMask``.
-        measured: what the table was measured on and what was found, as JSON values; two tables
-            of equal masks are equal.
+        masks: (block path, mask) pairs, or a mapping; an int is the k of ``TileMask``.
+        measured: what the table was measured on and the results, as JSON values. Two tables with
+            equal masks are equal.
     """
 
     masks: tuple[tuple[str, FrameMask | int | None], ...] | Mapping[str, FrameMask | int | None]
@@ -81,11 +80,11 @@ class MaskTable(metaclass=Checked):
         return MaskTable(masks, held.get("measured", {}))
 
     def save(self, path: Path | str) -> Path:
-        """Write the table as JSON, in the place of a file that is there.
+        """Write the table as JSON; replace an existing file.
 
         Raises:
-            OptionError: it is larger than what `load` reads.
-            FileError: it cannot be written; what was there is unchanged.
+            OptionError: the table is larger than `load` accepts.
+            FileError: the file cannot be written; an existing file stays unchanged.
         """
         path = path_of("MaskTable.save: path", path)
         text = json.dumps(self.plain(), indent=1) + "\n"
@@ -98,7 +97,7 @@ class MaskTable(metaclass=Checked):
 
         Raises:
             OptionError: the file is not a table.
-            FileError: it cannot be read.
+            FileError: the file cannot be read.
         """
         path = path_of("MaskTable.load: path", path)
         try:

@@ -21,25 +21,25 @@ from fisopt.errors import OptionError, OptionTypeError, shown
 
 
 class FrameMask(metaclass=Checked):
-    """A pattern of kept tiles; a tile is the attention of one frame's queries to one's keys.
+    """A pattern of tiles to keep; a tile is one frame's queries attending to one frame's keys.
 
-    A subclass is a frozen dataclass whose fields are its parameters, and one function.
+    A subclass is a frozen dataclass whose fields are its parameters; it defines `table`.
     """
 
     @abstractmethod
     def table(self, frames: int) -> Tensor:
-        """The kept tiles at some number of frames.
+        """The tiles to keep for a number of frames.
 
         Returns:
-            bool [frames, frames], or [heads, frames, frames] if heads differ: row i, column j
-            says whether the queries of frame i see the keys of frame j.
+            bool [frames, frames], or [heads, frames, frames] if heads differ: True at row i, column
+            j if the queries of frame i attend to the keys of frame j.
 
         Raises:
             OptionError: the mask does not exist at this number of frames.
         """
 
     def at(self, frames: int) -> str:
-        """The mask in words, as it is at some number of frames."""
+        """The mask in words, for a number of frames."""
         del frames
         return str(self)
 
@@ -59,7 +59,7 @@ class TileMask(FrameMask):
     F; k = F is dense.
 
     Attributes:
-        k: most global frames, 1 to F.
+        k: largest number of global frames, 1 to F.
 
     Source: Efficient-vDiT, arXiv:2502.06155.
     """
@@ -109,12 +109,12 @@ class SlidingWindow(FrameMask):
 
 @dataclass(frozen=True)
 class RadialDecay(FrameMask):
-    """Each frame sees frames ever more thinly with distance: ``near`` each time it doubles.
+    """Each frame sees fewer frames with distance: ``near`` each time the distance doubles.
 
     All frames nearer than ``2 * near``, then every second up to ``4 * near``, every fourth up to
     ``8 * near``, and so on; the cost is F log F.
 
-    Source: the idea is Radial Attention's, arXiv:2506.19852, here at the grain of frames.
+    Source: the idea is Radial Attention's, arXiv:2506.19852, here for whole frames.
     """
 
     near: int = 2
@@ -137,8 +137,8 @@ class FrameTable(FrameMask):
     """A mask given tile by tile, for one number of frames.
 
     Attributes:
-        rows: nested tuples of bool, [frames][frames] or [heads][frames][frames]; nested lists
-            and tensors are taken as well.
+        rows: nested tuples, nested lists or a tensor of bool, [frames][frames] or
+            [heads][frames][frames].
     """
 
     rows: Any

@@ -132,15 +132,15 @@ def _read(graph: fx.Graph, attention: Attention) -> PlainAttention | str:
     if (made := _editor(graph, attention)) is not None:
         return (
             f"{made.meta.get(BY, 'another pass')} has edited the attention of this block "
-            f"({made.target}); frames of a tile mask have no meaning on top of that: keep one "
-            "of the two out of the block, see blocks="
+            f"({made.target}), so a mask over frames no longer applies: use blocks= to keep one "
+            "of the two passes out of the block"
         )
     read = plain_attention(attention)
     if isinstance(read, str):
         return f"its attention cannot be read: {read}"
     for flag, given in (("dropout", read.dropout), ("a causal flag", read.causal)):
         if given:
-            return f"its attention has {flag} ({given}); a tile mask is for neither"
+            return f"its attention has {flag} ({given}); a tile mask supports neither"
     return read
 
 
@@ -150,13 +150,14 @@ def _plan(read: PlainAttention, mask: FrameMask) -> TilePlan | str:
     keys = sequence_axis(read.value)
     if queries is not None and keys is None:
         return (
-            f"its keys are a window of {shape(read.value)[-2]} in which the place of the frames is "
-            "not known: a mask over frames wants the past, then the new keys, more for every frame"
+            f"its keys are a window of {shape(read.value)[-2]} with unknown positions of the "
+            "frames: a mask over frames needs the past keys, then the new ones, more with every "
+            "frame"
         )
     if queries is None or keys is None or _frames(queries) != _frames(keys):
         return (
-            f"its queries are {queries} and its keys {keys}: a mask over frames wants the same "
-            "frames of both (FrameInterleave: kv='anchors')"
+            f"its queries are {queries} and its keys {keys}: a mask over frames needs the same "
+            "frames in both (FrameInterleave: kv='anchors')"
         )
     sizes = read.query.meta["val"].shape
     heads = sizes[-3] if len(sizes) > 2 else 1

@@ -22,18 +22,18 @@ from fisopt.rewrite.relations.table import shape
 from fisopt.rewrite.tracing.trace import MODE
 
 Source = Callable[[Editor, Block], fx.Node]
-"""The node of the Program that a block is passed for an argument that an edit has added."""
+"""For an argument that an edit has added: the node of the Program to pass for it."""
 
 
 class BlockEdit(Editor):
     """Edit the graph of a block; made by `Rewriter.edit`.
 
-    What the edit reads from the Program (a constant, a tensor of an earlier step, a node) becomes
-    an argument of the block, what it stores and measures becomes a result.
+    Whatever the edit reads from the Program (a constant, a tensor of an earlier step, a node)
+    becomes an argument of the block. Whatever it stores or measures becomes a result.
 
     Attributes:
-        block: the block as it was.
-        values: nodes of the Program that stand for results of the block, as they were given.
+        block: the block before the edit.
+        values: nodes of the Program that replace results of the block, as set by `give`.
     """
 
     def __init__(
@@ -62,19 +62,19 @@ class BlockEdit(Editor):
         """Insert an operator into the block; see `Editor.call`."""
         if self._finished is not None:
             raise PassError(
-                f"{target} would come too late: the edited graph is in its place; edit first, "
-                "then `place`",
+                f"{target} comes too late: the edited graph is already placed; edit first, then "
+                "call `place`",
                 pass_name=self.pass_name,
                 node=self.block.path,
             )
         return super().call(target, *args, axes=axes, **kwargs)
 
     def twin(self, node: fx.Node) -> fx.Node:
-        """The node of the copy that stands for a node of the block's body."""
+        """The node of the copy that corresponds to a node of the block's body."""
         return self._twins[node]
 
     def bring(self, node: fx.Node, name: str = "brought") -> fx.Node:
-        """Let the block see a node of the Program, by one more argument."""
+        """Pass a node of the Program to the block as one more argument."""
         if node not in self._made:
             self._made[node] = self._add(name, node.meta["val"], lambda outer, block: node)
             set_axes(self._made[node], axes_of(node))
@@ -88,7 +88,7 @@ class BlockEdit(Editor):
     def load(
         self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
     ) -> fx.Node:
-        """Take a tensor that an earlier step stored in this block under a name."""
+        """Load a tensor that an earlier step stored in this block under a name."""
         like = torch.empty(tuple(shape), dtype=dtype, device="meta")
         return self._add(
             name.replace(".", "_"),
@@ -104,7 +104,7 @@ class BlockEdit(Editor):
         return self.argument(name, like.shape, like.dtype, device or like.device)
 
     def store(self, name: str, node: fx.Node) -> None:
-        """Keep a value of the block for a later step of the same pass; names are of this block."""
+        """Store a value for a later step of the same pass; each block has its own names."""
         self._stores.append((name, node))
         self.changed = True
 
@@ -119,20 +119,21 @@ class BlockEdit(Editor):
         cut: Iterable[fx.Node] = (),
         fill: Fill | None = None,
     ) -> Restricted:
-        """Compute some values on a part of the video only, and all that leads to them alone.
+        """Compute some values, and whatever only they need, on a part of the video.
 
-        Arguments that are needed on a part are passed on it.  A result in ``parts`` is returned
-        on its part; any other node is spread again, for its users want the whole.
+        The call passes arguments on the part that the computation needs. The block returns a result
+        in ``parts`` on its part; `compute` spreads any other node again, because its users need the
+        whole.
 
         Args:
-            parts: nodes of the block's body, and the subset of each; several may differ.
-            cut: nodes of the body that see the part as if it were all: keys and values of
-                attentions among them are those of the part.  Others see the whole.
-            fill: how inner nodes are spread; see `Subset.spread`.
+            parts: nodes of the block's body and the subset of each; subsets may differ.
+            cut: nodes of the body that treat the part as if it were the whole: attentions among
+                them use only the part's keys and values. Others see the whole.
+            fill: how to spread inner nodes; see `Subset.spread`.
 
         Raises:
-            PassError: parts of the block are computed already, or its sizes at as many tokens
-                are not known.
+            PassError: the edit already computes parts of the block, or the block's sizes at this
+                number of tokens are unknown.
             VerifyError: an operator cannot be computed on its part, or two parts meet in one.
         """
         if self._computed:
@@ -156,7 +157,7 @@ class BlockEdit(Editor):
         return restricted
 
     def sizes(self, subset: Subset, node: fx.Node) -> tuple[int, ...]:
-        """The sizes of a node of the body in the block at as many tokens as a computed part has."""
+        """The sizes of a node of the body when the block runs on the part's number of tokens."""
         return shape(self._shorts[subset][self._twins[node]])
 
     def _at(self, subset: Subset) -> dict[fx.Node, fx.Node]:
@@ -175,7 +176,7 @@ class BlockEdit(Editor):
         return {self._twins[a]: b for a, b in zip(body.nodes, short.nodes, strict=True)}
 
     def place(self) -> list[fx.Node]:
-        """Put the graph, as it is now, in the place of the block.
+        """Replace the block by the graph in its current state.
 
         Returns:
             A node of the Program for each result of the block; see `give`.
@@ -185,10 +186,10 @@ class BlockEdit(Editor):
         return self._placed
 
     def give(self, result: fx.Node, value: fx.Node) -> None:
-        """Let a node of the Program stand for a result of the block from now on."""
+        """Let a node of the Program replace a result of the block from now on."""
         if result not in self.block.results:
             raise PassError(
-                f"{result} is no result of the block, whose results are {self.block.results}",
+                f"{result} is not a result of the block, whose results are {self.block.results}",
                 pass_name=self.pass_name,
                 node=self.block.path,
             )
@@ -206,7 +207,7 @@ class BlockEdit(Editor):
         return self._finished
 
     def passed(self, args: Sequence[fx.Node], outer: Editor, block: Block) -> list[fx.Node]:
-        """The arguments of a call of the edited graph, from those of the block's."""
+        """The arguments of a call of the edited graph, from those of the block's call."""
         given = list(args)
         holders = [n for n in self.graph.nodes if n.op == "placeholder"]
         for i, holder in enumerate(holders[: len(given)]):
@@ -216,7 +217,7 @@ class BlockEdit(Editor):
         return [*given, *(source(outer, block) for source in self._sources)]
 
     def hand_over(self, extra: Sequence[fx.Node], outer: Editor, block: Block) -> None:
-        """Store and measure what a call of the edited graph returns beside its results."""
+        """Store and measure what a call of the edited graph returns besides its results."""
         nodes = iter(extra)
         for name, _ in self._stores:
             outer.store(f"{block.path}/{name}", next(nodes))

@@ -154,7 +154,7 @@ class Editing:
         if found.barrier and any(carries_frames(n) for n in node.all_input_nodes):
             raise PassError(
                 f"{node.target} has no relation, so the frame axes of its result are unknown; "
-                "say them (`axes=`) or declare it: fisopt.operator(..., axes=...)",
+                "give them (`axes=`) or declare it: fisopt.operator(..., axes=...)",
                 pass_name=self.pass_name,
                 node=node,
             )

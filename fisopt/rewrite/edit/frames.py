@@ -36,12 +36,12 @@ def interpolation(
 
 @dataclass(frozen=True)
 class Frames(Subset):
-    """Some latent frames, the first and the last among them; the others lie between two of them.
+    """Some latent frames, including the first and the last; every other frame lies between two.
 
     Attributes:
         kept: the frames, in order.
         of: the number of all frames.
-        label: of the constants that say which they are; made of them if not given.
+        label: name of the constants with the frame indices; made from the frames by default.
     """
 
     kept: tuple[int, ...]
@@ -64,15 +64,15 @@ class Frames(Subset):
 
     @property
     def has_ends(self) -> bool:
-        """They are anchors."""
+        """True: the first and the last frame are anchors."""
         return True
 
     def grids(self, layout: TokenLayout) -> Sequence[TokenLayout]:
-        """The grid with as many frames."""
+        """The grid with this many frames."""
         return [replace(layout, frames=len(self.kept))]
 
     def covers(self, axis: FrameAxis) -> bool:
-        """Any dimension that holds all frames."""
+        """True for any dimension with all frames."""
         return axis.frames == self.of
 
     def axis(self, axis: FrameAxis) -> FrameAxis:

@@ -16,19 +16,19 @@ from torch import fx
 from fisopt.errors import LoweringError
 
 SWEEPS = 100
-"""So often is a graph swept before rules that go on for ever are an error."""
+"""Limit on sweeps of a graph; rules that still match after it are an error."""
 Made = fx.Node | Sequence[Any]
-"""What stands for a match: a node, or one for each result of an operator that returns several."""
+"""The replacement of a match: a node, or one for each result of an operator with several."""
 
 
 @dataclass(frozen=True)
 class Match:
-    """One place where a pattern was found.
+    """One place where a pattern matches.
 
     Attributes:
-        inputs: what the pattern's parameters stand for there, by name: nodes or plain values.
+        inputs: the nodes or plain values that the pattern's parameters match, by name.
         result: the node that holds what the pattern computes.
-        nodes: all nodes that the pattern computes with, the result among them.
+        nodes: all nodes that the pattern matches, including the result.
     """
 
     inputs: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Match:
     nodes: frozenset[fx.Node] = frozenset()
 
     def value(self, name: str) -> Any:
-        """The fake tensor that a parameter stands for, or its plain value."""
+        """The fake tensor or plain value that a parameter matches."""
         held = self.inputs[name]
         return held.meta["val"] if isinstance(held, fx.Node) else held
 

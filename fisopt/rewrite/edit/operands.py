@@ -97,8 +97,9 @@ def operands_of(attention: Attention) -> Operands | str:
         return Operands(one.query, one.key, one.value, len(shape(one.key)) - 2, (result,))
     if (made := result.meta.get(BY)) is not None and result.target not in PRODUCTS:
         return (
-            f"{made} has replaced the attention of this block ({result.target}), which wants whole "
-            "frames, so no token can be left out; keep one of the two passes out of the block"
+            f"{made} has replaced the attention of this block ({result.target}), which needs "
+            "whole frames, so this pass cannot drop tokens; keep one of the two passes out of "
+            "the block"
         )
     path = _from_scores(factors(result)[0]) if result.target in PRODUCTS else None
     if path is None:

@@ -15,44 +15,44 @@ from fisopt.rewrite.ops.fill_frames import Fill
 class Subset(ABC):
     """A part of the video's sequence: some frames, some tokens, or the tokens of one rank.
 
-    Every dimension that carries the video is taken on the same part of it.  Text beside the video
-    stays whole.
+    Taking a subset takes the same part of every dimension that carries the video. Text next to the
+    video stays whole.
     """
 
     @property
     @abstractmethod
     def has_ends(self) -> bool:
-        """Whether the first and the last frame are in it."""
+        """Whether it includes the first and the last frame."""
 
     @property
     def items(self) -> int | None:
-        """How many items of a batch have parts of their own, None if one is for all."""
+        """Number of batch items with parts of their own; None if all items share one part."""
         return None
 
     @property
     def exact(self) -> bool:
-        """Whether what is taken of a spread value is what was spread, to the bit."""
+        """Whether `take` after `spread` returns the same piece, to the bit."""
         return False
 
     @abstractmethod
     def grids(self, layout: TokenLayout) -> Sequence[TokenLayout]:
-        """Token grids of as many tokens, the best first: a block's sizes are read at one."""
+        """Token grids of this many tokens, the best first; fisopt reads a block's sizes at one."""
 
     @abstractmethod
     def covers(self, axis: FrameAxis) -> bool:
-        """Whether it says which entries of such a dimension to take."""
+        """Whether the subset defines which entries of such a dimension to take."""
 
     @abstractmethod
     def axis(self, axis: FrameAxis) -> FrameAxis | None:
-        """The frames of a dimension of which it was taken, None if it has frames no more."""
+        """The frame axis of a dimension after `take`; None if it no longer has frames."""
 
     @abstractmethod
     def shape(self, sizes: Sequence[int], dim: int, axis: FrameAxis) -> list[int]:
-        """The sizes of a value of which it was taken along a dimension."""
+        """The sizes of a value after `take` along a dimension."""
 
     @abstractmethod
     def gather(self, editor: Editor, node: fx.Node, dim: int, axis: FrameAxis) -> fx.Node:
-        """Take it of one dimension."""
+        """Take the subset of one dimension."""
 
     @abstractmethod
     def scatter(
@@ -64,12 +64,12 @@ class Subset(ABC):
         full: fx.Node | None,
         fill: Fill | None,
     ) -> fx.Node:
-        """Make one dimension whole."""
+        """Make one dimension whole again."""
 
     def take(self, editor: Editor, node: fx.Node, dims: Collection[int] | None = None) -> fx.Node:
-        """The entries of a value that belong to it, of every dimension that carries the video.
+        """Take the subset's entries of a value, along every dimension that carries the video.
 
-        A value is taken once, however often it is asked for.
+        Repeated calls for the same value return one node.
 
         Args:
             editor: where: around the blocks, or inside one.
@@ -77,7 +77,7 @@ class Subset(ABC):
             dims: only these dimensions.
 
         Raises:
-            PassError: it does not say which entries those are.
+            PassError: the subset does not define which entries those are.
         """
         axes = axes_of(node)
         chosen = tuple(d for d, a in enumerate(axes) if a and (dims is None or d in dims))
@@ -101,17 +101,17 @@ class Subset(ABC):
         full: fx.Node | None = None,
         fill: Fill | None = None,
     ) -> fx.Node:
-        """Make a value whole of which only this part was computed.
+        """Make a value whole after only this part of it was computed.
 
-        Taking an exact part of the result gives the piece, so that nothing moves between two
-        blocks on one part, and what nobody else reads is not made whole.
+        Taking an exact part that was spread returns the piece. So no tokens move between two
+        blocks on one part, and a value that nothing else reads never becomes whole.
 
         Args:
             editor: where: around the blocks, or inside one.
-            piece: what was computed.
-            axes: of the same value where it is whole.
-            full: what the value was before, whole: the rest is made from it.
-            fill: how; "residual" for frames and "carry" for tokens if not given.
+            piece: the computed part.
+            axes: frame axes of the whole value.
+            full: the whole value from before, from which the rest is filled.
+            fill: how to fill the rest; by default "residual" for frames and "carry" for tokens.
         """
         whole, dims = piece, tuple(d for d, axis in enumerate(axes) if axis is not None)
         for d in dims:

@@ -23,14 +23,15 @@ _TRIED = 3
 class Tokens(Subset):
     """Some tokens of the video, chosen when the model runs or by a constant.
 
-    A block computes them as if there were no others.  What is left has frames no more, unless
-    ``grid`` says how the tokens lie: then token ``t`` is of frame ``t // (height * width)`` of it.
+    A block computes them as if there were no others. The result no longer has frames, unless
+    ``grid`` gives the tokens' layout: then token ``t`` belongs to frame ``t // (height * width)``
+    of that grid.
 
     Attributes:
-        index: a node around the blocks: positions of tokens, int64 [K], or [items, K] where
-            every item of the batch has its own.
+        index: a node outside the blocks: positions of tokens, int64 [K], or [items, K] if every
+            batch item has its own.
         layout: the grid of all tokens.
-        grid: the grid that the tokens are, K in all: a shard of every frame is one.
+        grid: the grid that the K tokens form, such as a shard of every frame.
     """
 
     index: fx.Node
@@ -52,27 +53,27 @@ class Tokens(Subset):
 
     @property
     def count(self) -> int:
-        """How many tokens they are."""
+        """The number of tokens, K."""
         return int(self.index.meta["val"].shape[-1])
 
     @property
     def items(self) -> int | None:
-        """How many items have tokens of their own, None if they are the same for all."""
+        """Number of batch items with tokens of their own; None if all items share them."""
         sizes = self.index.meta["val"].shape
         return int(sizes[0]) if len(sizes) == 2 else None
 
     @property
     def has_ends(self) -> bool:
-        """Whatever they are, that is not known."""
+        """False: the positions are unknown before the model runs."""
         return False
 
     @property
     def exact(self) -> bool:
-        """They are put where they were taken."""
+        """True: `scatter` writes the tokens to the positions that `gather` read."""
         return True
 
     def grids(self, layout: TokenLayout) -> Sequence[TokenLayout]:
-        """Their own grid, or any: without sizes of one first, which models treat as special."""
+        """Their own grid, or grids of K tokens; a size of 1, special to models, comes last."""
         if self.grid is not None:
             return [self.grid]
         factors = [n for n in range(1, self.count + 1) if self.count % n == 0]
@@ -89,7 +90,7 @@ class Tokens(Subset):
         return [*sorted(found, key=order)[:_TRIED], TokenLayout(self.count, 1, 1)]
 
     def covers(self, axis: FrameAxis) -> bool:
-        """A dimension of all tokens."""
+        """True for a dimension with all tokens."""
         whole = (axis.frames, axis.inner) == (self.layout.frames, self.layout.tokens_per_frame)
         return whole and axis.outer == 1
 
@@ -128,11 +129,11 @@ class Tokens(Subset):
         full: fx.Node | None,
         fill: Fill | None,
     ) -> fx.Node:
-        """Put the tokens to their places in what was there before, or in zeros."""
+        """Write the tokens to their positions in the previous value, or in zeros."""
         if fill not in (None, "carry"):
             raise PassError(
-                f"{self} say nothing of what lies between them, so fill={fill!r} has no meaning; "
-                "wanted 'carry'",
+                f"{self} do not determine the tokens between them, so fill={fill!r} has no "
+                "meaning; wanted 'carry'",
                 pass_name=editor.pass_name,
                 node=piece,
             )

@@ -28,7 +28,7 @@ from fisopt.rewrite.ops.operator import CostClass, Gradient, Operator, declared,
 from fisopt.rewrite.relations.table import Relation, relation_rule
 
 _IMPLEMENTED = ("CPU", "CUDA", "CompositeExplicitAutograd", "CompositeImplicitAutograd")
-"""Where torch has what runs an operator."""
+"""Dispatch keys under which torch has an operator's implementation."""
 
 
 class Options(TypedDict, total=False):
@@ -90,21 +90,21 @@ def operator(
 @overload
 def operator(target: OpOverload, **options: Unpack[Options]) -> Operator: ...
 def operator(target: str | OpOverload, **options: Unpack[Options]) -> Any:
-    """Declare an operator: a new one, as a decorator of its reference, or one that torch has.
+    """Declare a new operator, as a decorator of its reference, or an operator that torch has.
 
     Args:
-        target: ``"library::name"`` of a new operator, or torch's, such as
+        target: ``"library::name"`` of a new operator, or torch's operator, such as
             ``torch.ops._c10d_functional.all_to_all_single.default``.
         options: see `Options`.
 
     Returns:
-        The `Operator`; for a new one the decorator that makes it.  The reference takes and
-        returns what its annotations say, changes no operand and returns no view of one.
+        The `Operator`; for a new operator the decorator that makes it. The reference must follow
+        its annotations, must not change an operand and must not return a view of one.
 
     Raises:
-        OptionError: it is declared already, has no reference, or its reference, implementation and
-            fake disagree on the example.
-        OptionTypeError: an option does not exist, or is of a wrong type.
+        OptionError: the operator is declared already, has no reference, or its reference,
+            implementation and fake disagree on the example.
+        OptionTypeError: an option does not exist, or has a wrong type.
     """
     _check_options(target, options)
     if isinstance(target, OpOverload):
@@ -175,7 +175,7 @@ def _schema(name: str, reference: Callable[..., Any], options: Options) -> str:
         raise OptionError(f"operator {name}: {error}") from error
     if options.get("gradient", "recompute") == "recompute" and "Tensor[] " in schema:
         raise OptionError(
-            f"operator {name} takes lists of tensors, whose gradients are not recomputed; say "
+            f"operator {name} takes lists of tensors, whose gradients are not recomputed; set "
             "gradient='missing', or take the tensors one by one"
         )
     return schema

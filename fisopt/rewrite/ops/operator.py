@@ -21,17 +21,17 @@ Gradient = Literal["recompute", "zero", "missing"]
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """A declared operator; calling it runs it.
+    """A declared operator; a call runs it.
 
-    What is not said here, `fisopt.rewrite.ops.declare.Options` says.
+    `fisopt.rewrite.ops.declare.Options` describes the other attributes.
 
     Attributes:
-        target: what graphs call.
+        target: the overload that graphs call.
         reference: its meaning in plain torch.
-        implementation: what runs where no kernel is attached.
+        implementation: the function that runs on devices without a kernel.
         plan: positions of the operands that ``planned`` takes as lists.
-        moves: positions of operands, as are ``selects`` and ``restores``.
-        definition: what torch knows it by; None for an operator that torch has.
+        moves: positions of operands, as in ``selects`` and ``restores``.
+        definition: torch's definition of a new operator; None for an operator that torch has.
     """
 
     target: OpOverload
@@ -59,7 +59,7 @@ class Operator:
 
     @property
     def entries(self) -> tuple[int, ...]:
-        """Positions of the operands of whose entries the result's are."""
+        """Positions of the operands whose entries make up the result."""
         rest = (i for i in (self.selects, self.restores) if i is not None)
         return tuple(dict.fromkeys((*self.moves, *rest)))
 
@@ -68,10 +68,10 @@ class Operator:
         return self.target(*args, **kwargs)
 
     def kernel(self, device: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        """Attach what runs on a kind of device, such as ``"cuda"``; it takes every operand.
+        """Attach a kernel for a type of device, such as ``"cuda"``; the kernel takes every operand.
 
         Raises:
-            OptionError: torch has the operator, and its kernels.
+            OptionError: the operator is torch's, which has its kernels.
         """
         if self.definition is None:
             raise OptionError(f"{self.target} is torch's: it has the kernels that torch has")
@@ -80,7 +80,7 @@ class Operator:
     def arguments(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The operands of a call as graphs hold them: by position, save those by name alone."""
+        """The operands of a call as graphs hold them: by position, except keyword-only ones."""
         known = self.target._schema.arguments
         rest = [operand for operand in known if not operand.kwarg_only][len(args) :]
         named = {operand.name for operand in known if operand.kwarg_only}

@@ -34,29 +34,30 @@ def attention(
     mask: str | None = None,
     plain: Mapping[str, Any] | None = None,
 ) -> None:
-    """Declare an attention operator, so that passes see it and its cost is counted.
+    """Declare an attention operator, so that passes edit it and fisopt counts its cost.
 
     It computes ``softmax(scale * query @ key.T + mask) @ value``; its first three operands are
-    queries, keys and values.  Models that are captured from now on have it as one attention,
-    which calls the operator.  A pass that leaves tokens or frames out calls it on fewer of them,
-    and one with an attention of its own puts that in its place.
+    queries, keys and values. Every model captured after the declaration has it as one attention
+    node, which calls the operator. A pass that drops tokens or frames calls it on fewer of them. A
+    pass with an attention of its own replaces it.
 
     Args:
-        op: the operator: what ``torch.library.custom_op`` made, or ``torch.ops.mine.flash``.  It
-            returns one tensor and needs a fake (``op.register_fake``), as torch.export does.
-        layout: of queries, keys, values and result: "bhnd" is [batch, heads, tokens, features],
-            "bnhd" is [batch, tokens, heads, features].
-        scale: the operand that is the scale, by name, or a number; None is one over the root of
-            the features, also of an operand that is None.
-        mask: the operand that is the mask, by name, as
-            `torch.nn.functional.scaled_dot_product_attention` takes it.
-        plain: values of the other operands, by name, under which it computes just that, such as
-            ``{"causal": False}``; those that are not named are so at their defaults.  Under other
-            values it is an attention that is counted, and that no pass cuts or replaces.
+        op: the operator: one made by ``torch.library.custom_op``, or ``torch.ops.mine.flash``. It
+            must return one tensor and have a fake (``op.register_fake``), as torch.export requires.
+        layout: dimensions of queries, keys, values and result: "bhnd" is [batch, heads, tokens,
+            features], "bnhd" is [batch, tokens, heads, features].
+        scale: name of the scale operand, or a number. None, also as the operand's value, is one
+            over the square root of the number of features.
+        mask: name of the mask operand, whose values are as in
+            `torch.nn.functional.scaled_dot_product_attention`.
+        plain: values of the other operands, by name, with which it computes exactly this formula,
+            such as ``{"causal": False}``; by default their default values. With other values fisopt
+            counts the attention, but no pass cuts or replaces it.
 
     Raises:
-        OptionError: it is declared already, takes no such operands, or returns something else.
-        OptionTypeError: it is no operator.
+        OptionError: the operator is declared already, has no such operands, or returns something
+            else.
+        OptionTypeError: ``op`` is not an operator.
     """
     choice("layout", layout, get_args(Layout))
     target = _overload(op)

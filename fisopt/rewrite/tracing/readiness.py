@@ -51,31 +51,30 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
     """
     if model.training:
         raise InputError(
-            f"{type(model).__name__} is in training mode, in which runs may draw other numbers: "
-            "call model.eval() first; gradients flow all the same"
+            f"{type(model).__name__} is in training mode, where runs may differ: call "
+            "model.eval() first; gradients flow there too"
         )
     if everywhere := list(_everywhere()):
         raise InputError(
             f"{type(model).__name__}: {', '.join(everywhere)} is a hook of every module "
             "(register_module_forward_hook), which no captured graph runs; remove it, or hook "
-            "the layers that are meant"
+            "the layers that you mean"
         )
     for path, module in (*model.named_modules(), *(hidden or {}).items()):
         where = f"{type(model).__name__}: {path or 'the model'}"
         if hooks := list(_hooks(module)):
             raise InputError(
                 f"{where} runs under hooks ({'; '.join(hooks)}), which do not reach a captured "
-                "graph; remove them first (disable_cache() for a step cache, in the place of which "
-                "StepCache goes among the passes, as SequenceParallel does in that of parallelism; "
-                "remove_all_hooks() of a pipeline that offloads): "
-                "the two cannot be combined"
+                "graph; remove them first. For a step cache call disable_cache() and add "
+                "StepCache to the passes; for parallelism add SequenceParallel; for an "
+                "offloading pipeline call remove_all_hooks()"
             )
         if foreign := foreign_forward(module):
             raise InputError(
-                f"{where} runs a forward that its class does not define: {foreign}. What it keeps "
-                "between calls would not reach a captured graph, so it cannot be combined with "
-                "fisopt; put the class's own forward back (for a step cache, StepCache goes among "
-                "the passes), or define this one in a subclass"
+                f"{where} runs a forward that its class does not define: {foreign}. A captured "
+                "graph would not see what it keeps between calls, so it cannot be combined with "
+                "fisopt; put the class's own forward back (and add StepCache to the passes if "
+                "this was a step cache), or define this one in a subclass"
             )
         if odd := _odd_weight(module):
             raise InputError(

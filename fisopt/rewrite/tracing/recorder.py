@@ -51,8 +51,8 @@ class Tape:
         """
         if not self.knows(tensor):
             raise CaptureError(
-                f"a tensor {list(tensor.shape)} of type {type(tensor).__name__} comes from "
-                "nowhere in this run of the model; make it in forward, or hold it as a buffer"
+                f"a tensor {list(tensor.shape)} of type {type(tensor).__name__} has no known "
+                "origin in this run of the model; make it in forward, or hold it as a buffer"
             )
         return self._nodes[id(tensor)]
 

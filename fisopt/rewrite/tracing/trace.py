@@ -262,8 +262,10 @@ def _refusal(model: nn.Module, error: Exception, inputs: Inputs) -> str:
     return (
         f"{type(model).__name__} cannot be traced"
         + (f" at\n    {line}\n" if line else ": ")
-        + f"{why}\n"
-        "Data-dependent control flow must leave the traced part, and so must kernels that torch "
-        "does not know (or be a torch.library.custom_op with a fake): rewrite that line with "
-        "tensor operations, or give ModelSpec a `prepare` function that does."
+        + (
+            f"{why}\nMove data-dependent control flow out of the traced part, and kernels that "
+            "torch does not know too (or make them a torch.library.custom_op with a fake): "
+            "rewrite that line with tensor operations, or give ModelSpec a `prepare` function "
+            "that does."
+        )
     )

@@ -45,9 +45,9 @@ def check_gradients(module: fx.GraphModule, model: nn.Module) -> None:
     """
     if module.meta.get(SWITCHES):
         raise InputError(
-            f"{type(model).__name__} turns gradients off or on inside of its forward "
-            "(torch.no_grad), which a captured graph does not, so its gradients would be others; "
-            "write .detach() there, which a graph keeps, or call it under torch.no_grad"
+            f"{type(model).__name__} switches gradients off or on inside its forward "
+            "(torch.no_grad); a captured graph does not, so its gradients would differ; write "
+            ".detach() there, which a graph keeps, or call it under torch.no_grad"
         )
     graphs = (m.graph for m in (module, *module.children()) if isinstance(m, fx.GraphModule))
     for node in chain.from_iterable(graph.nodes for graph in graphs):

@@ -109,9 +109,9 @@ def take_writes(graph: fx.Graph, inputs: Inputs) -> tuple[tuple[Write, ...], lis
         place, value = (*node.args, None, None)[:2]
         if node.target is not _COPY or not isinstance(place, fx.Node) or node.users:
             raise CaptureError(
-                f"{node.format_node()} changes its operand in place, which no rewritten graph may "
-                "do; write the operator without the change (return the new value), or register "
-                "it with a functional form"
+                f"{node.format_node()} changes its operand in place, which a rewritten graph must "
+                "not do; write the operator without the change (return the new value), or "
+                "register it with a functional form"
             )
         if place in leaves:
             leaf = leaves[place]

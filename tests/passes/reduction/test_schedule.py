@@ -154,7 +154,7 @@ def test_a_run_that_starts_between_noise_and_video_reads_its_own_place() -> None
 
 
 def test_schedule_and_ratios() -> None:
-    with pytest.raises(ValueError, match="the schedule says what is dropped"):
+    with pytest.raises(ValueError, match="the schedule sets the dropped shares"):
         TokenReduction(query=0.5, schedule=schedule())
 
 

@@ -115,7 +115,7 @@ def test_an_argument_is_no_result() -> None:
     def give(rewriter: Rewriter, block: Block, edit: BlockEdit) -> None:
         edit.give(block.arguments[0], block.passed(block.arguments[0]))
 
-    with pytest.raises(PassError, match="is no result of the block"):
+    with pytest.raises(PassError, match="is not a result of the block"):
         Edit(give)(program)
 
 

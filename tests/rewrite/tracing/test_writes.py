@@ -228,9 +228,9 @@ def test_a_pass_that_cuts_a_write_is_an_error(write: str) -> None:
 @pytest.mark.parametrize(
     ("write", "why"),
     [
-        ("slice", "it writes into a cache, which would be left out"),
-        ("stacked", "it writes into a cache, which would be left out"),
-        ("set", "it writes into a cache, which would be left out"),
+        ("slice", "it writes into a cache, and reuse would skip this write"),
+        ("stacked", "it writes into a cache, and reuse would skip this write"),
+        ("set", "it writes into a cache, and reuse would skip this write"),
         ("returned", "result .* is no update of an argument"),
     ],
 )
