@@ -141,8 +141,9 @@ def optimize(
             block before them computes.
 
     Returns:
-        An OptimizedModule, or the pipeline.  The original model is unchanged and shares its
-        parameters with the result (``result.original``).
+        An OptimizedModule, or the pipeline.  The original model is unchanged, but for weights that
+        ``SequenceParallel(shard_weights=True)`` divides, and shares its parameters with the result
+        (``result.original``).
 
     Raises:
         OptionError: a pass, preset or backend is unknown, or an argument has a wrong type.
@@ -218,14 +219,24 @@ def _optimize_module(
         passes = recipe.passes
         kernels = settings.kernels.over(recipe.kernels)
         settings = replace(settings, kernels=kernels, tuned=recipe.tuned)
-    for each in passes:
-        each.prepare(model, told if isinstance(told, ModelSpec) else None, passes)
     optimized = OptimizedModule(
         model, passes, told, settings=settings, scheduler=scheduler, captures=captures
     )
+    _prepare(optimized, told if isinstance(told, ModelSpec) else None, settings)
     if example_inputs is not None:
         optimized.program(example_inputs)
     return optimized
+
+
+def _prepare(optimized: OptimizedModule, spec: ModelSpec | None, settings: Settings) -> None:
+    """Let passes change the model, after all else was checked."""
+    for each in optimized.passes:
+        if each.changes_model and settings.offload is not None:
+            raise OptionError(
+                f"optimize: {each.name} divides the weights among ranks, and offload='block' keeps "
+                "them on the host; leave out one of the two"
+            )
+        each.prepare(optimized.original, spec, optimized.passes)
 
 
 def _captures_of(program: Program, spec: ModelSpec | None) -> Captures:

@@ -18,13 +18,13 @@ from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.sizes import check_sizes
 from fisopt.concurrency import running
 from fisopt.errors import InputError, ScheduleError
+from fisopt.passes.sharding.agreement import together
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.program import pass_of
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.runtime.branches import Held, conditioning
 from fisopt.runtime.caller import CallersScheduler
 from fisopt.runtime.generation import Generation
-from fisopt.runtime.same_ranks import together
 from fisopt.stored.tree import structure_of, structure_text
 
 

@@ -57,11 +57,16 @@ def _nothing() -> None:
 
 
 def _start(_: None, *weights: Any) -> list[Any]:
-    """Begin to gather some weights; none is waited for."""
+    """Begin to gather some weights; a GPU waits for none of them."""
     from torch.distributed.tensor import Replicate
 
-    whole = [Replicate()]
-    return [x.redistribute(placements=whole * x.device_mesh.ndim, async_op=True) for x in weights]
+    return [
+        x.redistribute(
+            placements=[Replicate()] * x.device_mesh.ndim,
+            async_op=x.device.type != "cpu",  # gloo corrupts memory when several are under way
+        )
+        for x in weights
+    ]
 
 
 def _take(_: None, started: list[Any]) -> list[Tensor]:

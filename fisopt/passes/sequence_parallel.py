@@ -16,7 +16,7 @@ from torch import distributed, nn
 from fisopt.checked import is_int
 from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.sharding.divided_program import DividedProgram
-from fisopt.passes.sharding.group import ranks_of
+from fisopt.passes.sharding.group import is_set_up, ranks_of
 from fisopt.passes.sharding.shard import part
 from fisopt.passes.sharding.weights import shard_weights
 from fisopt.passes.sharding.what import FrameTokens
@@ -94,10 +94,16 @@ class SequenceParallel(Pass):
                 "blocks=..., grid=...))",
                 pass_name=self.name,
             )
-        beside = [Share("branches", "", 2) for p in passes if p.stage == "branches"]
+        several = is_set_up() and distributed.get_world_size() > 1
+        beside = [Share("branches", "", 2) for p in passes if several and p.stage == "branches"]
         ranks = ranks_of(self.degree, self.group, self.name, beside)
         if ranks.count > 1:
-            shard_weights(blocks_of(model, spec.blocks), ranks, self.name)
+            shard_weights(model, blocks_of(model, spec.blocks), ranks, self.name)
+
+    @property
+    def changes_model(self) -> bool:
+        """Whether `prepare` divides the weights of the model."""
+        return self.shard_weights
 
     def run(self, rewriter: Rewriter) -> None:
         """Divide the blocks, and what follows their tokens."""

@@ -104,6 +104,11 @@ class Pass(metaclass=Checked):
         """The pass's name in reports and errors."""
         return type(self).__name__
 
+    @property
+    def changes_model(self) -> bool:
+        """Whether `prepare` does something, which cannot be undone."""
+        return False
+
     def prepare(self, model: nn.Module, spec: ModelSpec | None, passes: Sequence[Pass]) -> None:
         """Change a model before `fisopt.optimize` captures it; most passes do nothing.
 

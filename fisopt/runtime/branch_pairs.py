@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 from fisopt.errors import PreconditionError
 from fisopt.lru import Lru
 from fisopt.passes.guidance_parallel import GuidanceParallel, batch_of, video_of
+from fisopt.passes.sharding.agreement import together
 from fisopt.passes.sharding.group import is_set_up, pair
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.outline import outputs_of
@@ -30,7 +31,6 @@ from fisopt.runtime.branches import TIMESTEPS
 from fisopt.runtime.generation import Generation
 from fisopt.runtime.pair import Pair
 from fisopt.runtime.plans import Plans
-from fisopt.runtime.same_ranks import together
 from fisopt.runtime.seen_inputs import SeenInputs
 
 NAME = GuidanceParallel.__name__

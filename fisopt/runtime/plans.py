@@ -20,6 +20,8 @@ from fisopt.codegen.placement import Placement
 from fisopt.concurrency import running, tracing
 from fisopt.errors import InputError, PreconditionError
 from fisopt.lru import Lru
+from fisopt.passes.sharding.agreement import together
+from fisopt.passes.sharding.weights import check_divided
 from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.pass_manager import PassManager
@@ -35,7 +37,7 @@ from fisopt.runtime.generation import Generation
 from fisopt.runtime.on_host import check_on_host, device_of, on_host
 from fisopt.runtime.report import Made, Report
 from fisopt.runtime.same_adapters import SameAdapters
-from fisopt.runtime.same_ranks import SameRanks, together
+from fisopt.runtime.same_ranks import SameRanks
 from fisopt.runtime.settings import Settings
 
 
@@ -212,6 +214,7 @@ class Plans:
             dense = self._captures.dense(self._held_inputs(inputs), key[1], key[2])
             manager = PassManager.of(variant, strict=self._settings.strict)
             program = manager.run(dense)
+            check_divided(program)
             before = set(self._compiled)
             choices: list[Choice] = []
             run = compile_program(

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Hashable
 from typing import Any
 
-from torch import distributed, nn
+from torch import nn
 
-from fisopt.errors import RankError
-from fisopt.passes.sharding.agreement import are_processes, compare, digest, weights_digest
+from fisopt.passes.sharding.agreement import (
+    are_processes,
+    compare,
+    digest,
+    together,
+    weights_digest,
+)
 from fisopt.passes.sharding.group import check_backend
 from fisopt.rewrite.mesh import Share
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.variants import Variant
-
-_LOST = ("gloo", "nccl", "connection", "process group", "timed out", "timeout", "peer")
 
 
 class SameRanks:
@@ -63,7 +64,7 @@ class SameRanks:
         facts = {
             "passes": str([p for p in variant.passes if p.stage not in ("branches", "ranks")]),
             "kernels": self._kernels,
-            "weights": self._weights,
+            "weights": weights_digest(self._model),
             **{f"input {inputs.names[i]!r}": digest(x) for i, x in inputs.tensors()},
         }
         with together(share.count):
@@ -77,29 +78,3 @@ class SameRanks:
         new = call not in local.seen
         local.seen.add(call)
         return new
-
-    @cached_property
-    def _weights(self) -> str:
-        return weights_digest(self._model)
-
-
-@contextmanager
-def together(count: int) -> Iterator[None]:
-    """Run what some ranks run together; one that is gone or late is an error that says so.
-
-    Raises:
-        RankError: a collective of the group failed.
-    """
-    try:
-        yield
-    except RankError:
-        raise
-    except RuntimeError as error:
-        if count == 1 or not any(word in str(error).lower() for word in _LOST):
-            raise
-        rank = distributed.get_rank() if distributed.is_initialized() else "?"
-        raise RankError(
-            f"rank {rank} waited for the other ranks of its {count} in vain: one of them has "
-            f"ended, or did not answer within the timeout of the process group; what it said comes "
-            f"first in the log. All ranks have to be started again ({error})"
-        ) from error

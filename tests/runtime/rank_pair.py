@@ -9,8 +9,7 @@ import torch
 from torch import distributed
 
 from fisopt.errors import RankError
-from fisopt.passes.sharding.agreement import compare
-from fisopt.runtime.same_ranks import together
+from fisopt.passes.sharding.agreement import compare, together
 
 functional = torch.ops._c10d_functional
 

@@ -39,6 +39,10 @@ def main(kind: str, backend: Any) -> None:
         fisopt.optimize(other, divided, spec=case.spec, backend="eager")
     except fisopt.RankError as error:
         said = str(error)
+    try:
+        fisopt.optimize(fast, passes, backend="eager")(**inputs)
+    except fisopt.InputError as error:
+        said += str(error)
     told = {
         "errors": [*map(float, errors)],
         "held": sum(w.to_local().numel() for w in held) / whole,

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 from torch import distributed, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 import fisopt
-from fisopt import InputError, OptionTypeError, PreconditionError
+from fisopt import InputError, OptionError, OptionTypeError, PreconditionError
 from fisopt.passes.sharding.collectives import Ranks
 from fisopt.passes.sharding.group import UNBOUND
 from fisopt.passes.sharding.weights import shard_weights
@@ -79,6 +79,9 @@ def test_what_no_graph_does_is_refused(alone: Any, tmp_path: Path) -> None:
     cast = divided(alone, mp_policy=MixedPrecisionPolicy(param_dtype=torch.bfloat16))
     with pytest.raises(InputError, match=r"layers\.0 is divided by fully_shard with Mixed"):
         fisopt.optimize(cast, [], spec=SPEC, backend="eager")(**video())
+    cast = divided(alone, mp_policy=MixedPrecisionPolicy(output_dtype=torch.bfloat16))
+    with pytest.raises(InputError, match="casts at every call"):
+        fisopt.optimize(cast, [], spec=SPEC, backend="eager")(**video())
     with pytest.raises(InputError, match="ranks divide its weights already"):
         fisopt.optimize(divided(alone), [], spec=SPEC, backend="eager", offload="block")
     fast = fisopt.optimize(divided(alone), [], spec=SPEC, backend="eager")
@@ -99,14 +102,49 @@ def test_what_cannot_be_divided_is_refused(alone: Any) -> None:
     for odd in (torch.zeros(3, device="meta"), torch.zeros(3, dtype=torch.float8_e4m3fn)):
         layers = build().layers
         layers[1].mlp.bias = nn.Parameter(odd, requires_grad=False)
-        with pytest.raises(PreconditionError, match=r"mine\.mlp\.bias is a Parameter of"):
-            shard_weights({"mine": layers[1]}, ranks, "SequenceParallel")
+        with pytest.raises(PreconditionError, match=r"1\.mlp\.bias is a Parameter of"):
+            shard_weights(layers, {"1": layers[1]}, ranks, "SequenceParallel")
         assert type(layers[1].qkv.weight) is nn.Parameter, "nothing was divided"
+
+
+def test_weights_that_are_one_are_not_made_two(alone: Any) -> None:
+    ranks = Ranks(1, distributed.group.WORLD.group_name)  # type: ignore[union-attr]
+    model = build()
+    model.out.weight = model.layers[1].mlp.weight
+    blocks = {f"layers.{i}": layer for i, layer in enumerate(model.layers)}
+    with pytest.raises(PreconditionError, match=r"mlp\.weight and out\.weight are one weight"):
+        shard_weights(model, blocks, ranks, "SequenceParallel")
+    with pytest.raises(PreconditionError, match="names no module as a block"):
+        shard_weights(model, {}, ranks, "SequenceParallel")
+
+
+def test_blocks_in_blocks_are_divided_once(alone: Any) -> None:
+    ranks = Ranks(1, distributed.group.WORLD.group_name)  # type: ignore[union-attr]
+    model = build()
+    layer = model.layers[0]
+    for _ in range(2):
+        shard_weights(
+            model, {"layers.0": layer, "layers.0.mlp": layer.mlp}, ranks, "SequenceParallel"
+        )
+    assert all(isinstance(x, DTensor) for x in layer.parameters())
+    assert not isinstance(layer.mlp, FSDPModule)
+    model(**video())
+    assert all(isinstance(x, DTensor) for x in layer.parameters()), (
+        "its own call gathers and lets go"
+    )
+
+
+def test_what_divides_is_refused_beside_offload_before_it_divides(alone: Any) -> None:
+    model = build()
+    both = fisopt.SequenceParallel(shard_weights=True)
+    with pytest.raises(OptionError, match="leave out one of the two"):
+        fisopt.optimize(model, [both], spec=SPEC, offload="block")
+    assert type(model.layers[0].qkv.weight) is nn.Parameter
 
 
 def test_a_group_that_is_only_looked_at_divides_nothing() -> None:
     layer = build().layers[0]
-    shard_weights({"layers.0": layer}, Ranks(2, UNBOUND), "SequenceParallel")
+    shard_weights(layer, {"layers.0": layer}, Ranks(2, UNBOUND), "SequenceParallel")
     assert type(layer.qkv.weight) is nn.Parameter
 
 
@@ -122,4 +160,5 @@ def test_two_processes_hold_half_each(kind: str) -> None:
         assert max(told["errors"]) < 1e-5
         assert told["held"] == pytest.approx(0.5, abs=0.01)
         assert "weights: gathered from 2 ranks" in told["report"]
-        assert "do not run the same: weights of" in told["said"]
+        assert "do not run the same: weight" in told["said"]
+        assert "divided among the ranks [0, 1], and the tokens among none" in told["said"]

@@ -13,8 +13,8 @@ import torch
 from torch import distributed
 
 import fisopt
+from fisopt.passes.sharding.agreement import together
 from fisopt.passes.sharding.group import check_backend
-from fisopt.runtime.same_ranks import together
 from tests.runtime.parallel_worker import clip
 
 ROOT = Path(__file__).parents[2]

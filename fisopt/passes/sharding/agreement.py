@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from fisopt.passes.sharding.group import process_group
 
 SAMPLE = 16
 """Entries of each weight that are compared."""
+_LOST = ("gloo", "nccl", "connection", "process group", "timed out", "timeout", "peer")
 
 
 def compare(facts: Mapping[str, str], group: str) -> None:
@@ -59,3 +61,25 @@ def digest(x: Tensor) -> str:
     plain = torch.view_as_real(plain) if plain.is_complex() else plain
     values = torch.empty(plain.numel(), dtype=plain.dtype).copy_(plain.reshape(-1))
     return f"{zlib.crc32(values.view(torch.uint8).numpy().tobytes()):08x} {list(x.shape)}"
+
+
+@contextmanager
+def together(count: int) -> Iterator[None]:
+    """Run what some ranks run together; one that is gone or late is an error that says so.
+
+    Raises:
+        RankError: a collective of the group failed.
+    """
+    try:
+        yield
+    except RankError:
+        raise
+    except RuntimeError as error:
+        if count == 1 or not any(word in str(error).lower() for word in _LOST):
+            raise
+        rank = distributed.get_rank() if distributed.is_initialized() else "?"
+        raise RankError(
+            f"rank {rank} waited for the other ranks of its {count} in vain: one of them has "
+            f"ended, or did not answer within the timeout of the process group; what it said comes "
+            f"first in the log. All ranks have to be started again ({error})"
+        ) from error

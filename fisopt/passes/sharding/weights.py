@@ -6,58 +6,119 @@ Source: PyTorch FSDP, arXiv:2304.11277; a shard is a slice of the first dimensio
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import torch
 from torch import distributed, nn
 
-from fisopt.errors import PreconditionError
-from fisopt.passes.sharding.agreement import are_processes, compare, weights_digest
+from fisopt.errors import InputError, PreconditionError
+from fisopt.passes.sharding.agreement import are_processes, compare, digest, together
 from fisopt.passes.sharding.collectives import Ranks
 from fisopt.passes.sharding.group import process_group
+from fisopt.rewrite.program import Program
 from fisopt.rewrite.tools.fsdp import is_sharded
 
 
-def shard_weights(blocks: Mapping[str, nn.Module], ranks: Ranks, name: str) -> None:
+def shard_weights(
+    model: nn.Module, blocks: Mapping[str, nn.Module], ranks: Ranks, name: str
+) -> None:
     """Let each rank of a group hold a part of the weights of some blocks.
 
-    They move to the device that the group sends from: a GPU where it has a backend for one.
+    They move to the device that the group sends from: a GPU under NCCL.
 
     Args:
-        blocks: the blocks by path, those that are divided already among them.
+        model: the model.
+        blocks: its blocks by path; those that are divided already stay as they are.
         ranks: the group.
         name: of the pass, for errors.
 
     Raises:
-        PreconditionError: a weight is quantised, or on the meta device.
+        PreconditionError: there are no blocks, or a weight is quantised, on the meta device, or
+            of several modules.
         RankError: two ranks hold other weights.
     """
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard
 
     if not are_processes(ranks.group):
         return
-    whole = {p: b for p, b in blocks.items() if not any(map(is_sharded, b.parameters()))}
-    for path, block in whole.items():
-        for key, weight in block.named_parameters():
-            if type(weight) is not nn.Parameter or weight.is_meta or not _is_float(weight):
+    if not blocks:
+        raise PreconditionError(
+            f"shard_weights=True: the spec of {type(model).__name__} names no module as a block",
+            pass_name=name,
+        )
+    outer = {p: b for p, b in blocks.items() if not any(p.startswith(f"{q}.") for q in blocks)}
+    whole = {p: b for p, b in outer.items() if not isinstance(b, FSDPModule)}
+    _check(model, whole, name)
+    facts = {
+        f"weight {path}.{key}": digest(weight)
+        for path, block in whole.items()
+        for key, weight in block.named_parameters()
+    }
+    with together(ranks.count):
+        compare(facts, ranks.group)
+    group = process_group(ranks.group)
+    mesh = DeviceMesh.from_group(group, "cuda" if _sends_from_gpus(group) else "cpu")
+    for block in whole.values():
+        if any(True for _ in block.parameters()):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+
+
+def check_divided(program: Program) -> None:
+    """Insist that ranks which divide weights run the same Program at the same time.
+
+    Each gathers the weights of a block when it comes to it, so that ranks which do not keep
+    together would gather those of different blocks.
+
+    Raises:
+        InputError: no pass divides the tokens among the ranks that divide the weights.
+    """
+    model = program.source.model
+    weights: list[Any] = [x for x in model.parameters() if is_sharded(x)]
+    meshes = {x.device_mesh for x in weights}
+    shared = [
+        sorted(distributed.get_process_group_ranks(process_group(s.group)))
+        for s in program.mesh
+        if s.of == "tokens"
+    ]
+    for mesh in meshes:
+        held = sorted(mesh.mesh.flatten().tolist())
+        if len(held) > 1 and held not in shared:
+            raise InputError(
+                f"the weights of {type(model).__name__} are divided among the ranks {held}, and "
+                f"the tokens among {shared[0] if shared else 'none'}: ranks that gather weights "
+                "have to keep together; add SequenceParallel() over the same ranks"
+            )
+
+
+def _check(model: nn.Module, blocks: Mapping[str, nn.Module], name: str) -> None:
+    inside = {id(m) for b in blocks.values() for m in b.modules()}
+    owners: dict[int, list[tuple[str, bool]]] = {}
+    for path, module in model.named_modules():
+        for key, weight in module._parameters.items():
+            if weight is None:
+                continue
+            full, divided = f"{path}.{key}" if path else key, id(module) in inside
+            owners.setdefault(id(weight), []).append((full, divided))
+            if divided and not _can_be_divided(weight):
                 raise PreconditionError(
-                    f"shard_weights=True: {path}.{key} is a {type(weight).__name__} of "
-                    f"{weight.dtype} on {weight.device}; wanted parameters of floating-point "
-                    "numbers that are loaded: leave it out for a quantised model",
+                    f"shard_weights=True: {full} is a {type(weight).__name__} of {weight.dtype} "
+                    f"on {weight.device}; wanted parameters of floating-point numbers that are "
+                    "loaded: leave it out for a quantised model",
                     pass_name=name,
                 )
-    compare({f"weights of {p}": weights_digest(b) for p, b in whole.items()}, ranks.group)
-    group = process_group(ranks.group)
-    mesh = DeviceMesh.from_group(group, _device(group))
-    for block in whole.values():
-        fully_shard(block, mesh=mesh)
+    for places in owners.values():
+        if len(places) > 1 and any(divided for _, divided in places):
+            raise PreconditionError(
+                f"shard_weights=True: {' and '.join(p for p, _ in places)} are one weight, which "
+                "dividing would make two; leave it out",
+                pass_name=name,
+            )
 
 
-def _is_float(weight: nn.Parameter) -> bool:
-    return weight.is_floating_point() and weight.element_size() > 1
+def _can_be_divided(weight: Any) -> bool:
+    plain = type(weight) is nn.Parameter and not weight.is_meta
+    return plain and weight.is_floating_point() and weight.element_size() > 1
 
 
-def _device(group: distributed.ProcessGroup) -> str:
-    """The type of device that a group sends from."""
-    gpu = torch.cuda.is_available() and "cuda" in distributed.get_backend_config(group)
-    return "cuda" if gpu else "cpu"
+def _sends_from_gpus(group: Any) -> bool:
+    return "nccl" in distributed.get_backend_config(group)

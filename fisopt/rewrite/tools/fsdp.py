@@ -75,10 +75,11 @@ def _check(model: str, path: str, state: Any) -> None:
             "SequenceParallel(shard_weights=True) does; the graph gathers them itself"
         )
     policy = getattr(state, "_mp_policy", None)
-    if getattr(policy, "param_dtype", None) is not None:
+    casts = [getattr(policy, name, None) for name in ("param_dtype", "output_dtype")]
+    if any(dtype is not None for dtype in casts):
         raise InputError(
-            f"{model}: {path} is divided by fully_shard with {policy}, which casts its weights at "
-            "every call, and a graph of fisopt reads them as they are: convert the model by "
+            f"{model}: {path} is divided by fully_shard with {policy}, which casts at every call, "
+            "and a graph of fisopt computes with weights as they are: convert the model by "
             ".to(dtype) before fully_shard, and leave out mp_policy"
         )
 
