@@ -154,7 +154,7 @@ def capture_table(result: Result) -> str:
 def reduction_table(rows: list[Result]) -> str:
     """Token reduction: calibrated schedules beside one share for all, at equal cost."""
     return markdown(
-        ["steps", "cost of attention", "form", "one forward", "PSNR dB", "SSIM", "all three %"],
+        ["steps", "cost of attention", "form", "one forward", "PSNR dB", "SSIM", "all three %", "clips"],
         [
             [
                 r["steps"],
@@ -165,6 +165,7 @@ def reduction_table(rows: list[Result]) -> str:
                 f"{r['psnr']:.1f}",
                 f"{r['ssim']:.3f}",
                 f"{r['right']:.0f}",
+                r["clips"],
             ]
             for r in rows
         ],
@@ -229,7 +230,7 @@ def published_table(rows: dict[str, Result]) -> str:
 def masks_table(rows: list[Result]) -> str:
     """Searched mask tables beside one mask for every block, at equal cost."""
     return markdown(
-        ["steps", "cost of", "masks", "speed-up", "one forward", "PSNR dB", "SSIM", "all three %"],
+        ["steps", "cost of", "masks", "speed-up", "one forward", "PSNR dB", "SSIM", "all three %", "clips"],
         [
             [
                 r["steps"],
@@ -240,6 +241,7 @@ def masks_table(rows: list[Result]) -> str:
                 f"{r['psnr']:.1f}",
                 f"{r['ssim']:.3f}",
                 f"{r['right']:.0f}",
+                r["clips"],
             ]
             for r in rows
         ],
