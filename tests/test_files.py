@@ -135,8 +135,8 @@ def test_force_deletes_nothing_of_another_kind(tmp_path: Path) -> None:
     file = foreign / "a.mp4"
     os.mkfifo(tmp_path / "pipe")
     for path, told, message in (
-        (foreign, None, "is a folder and a file is to be written"),
-        (file, but("mark"), "is a file and a folder is to be written"),
+        (foreign, None, "is a folder and a file would be written"),
+        (file, but("mark"), "is a file and a folder would be written"),
         (foreign, but("mark"), "holds other things, a.mp4; .* choose another path"),
         (tmp_path / "pipe", None, "a pipe, which fisopt does not"),
         (Path("/dev/null"), None, "is a device"),

@@ -69,7 +69,7 @@ def test_goes_on_with_the_same_weights_only(tmp_path: Path) -> None:
         Progress(path, ABOUT | {"weights": "of another"}, _damage)
     path.unlink()
     path.mkdir()
-    with pytest.raises(FileError, match="is a folder and a file is to be written"):
+    with pytest.raises(FileError, match="is a folder and a file would be written"):
         Progress(path, ABOUT, _damage)
 
 
