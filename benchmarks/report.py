@@ -174,12 +174,11 @@ def peers_section(peers: dict[str, Any]) -> list[str]:
 def reduction_section(reduction: dict[str, Any]) -> list[str]:
     """Token reduction."""
     note = (
-        f"{reduction['what']}, {reduction['rows'][0]['clips']} other clips "
-        f"({tables.host(reduction)}). The cost is the mean cost of a visual attention over blocks "
-        "and steps, without matching, as a share of the dense one; timed is the measured cost of "
-        "the same attentions on this machine. Uniform drops the same share everywhere. One "
-        "forward is the relative L2 error of one call on the dense trajectory, mean over four "
-        "steps."
+        f"{reduction['what']}, tested on other clips ({tables.host(reduction)}). The cost is the "
+        "mean cost of a visual attention over blocks and steps, without matching, as a share of "
+        "the dense one; timed is the measured cost of the same attentions on this machine. "
+        "Uniform drops the same share everywhere. One forward is the relative L2 error of one "
+        "call on the dense trajectory, mean over four steps."
     )
     table = tables.reduction_table(reduction["rows"])
     return ["### Token reduction", "", note, "", table, ""]

@@ -8,6 +8,8 @@ from fisopt.comparison.intervals import difference_of, mean_of
 from fisopt.comparison.shown import FORMS
 
 Result = dict[str, Any]
+MEASURED = ("PSNR dB", "SSIM", "all three %", "clips")
+"""The last columns of a table whose rows are of several numbers of clips."""
 
 
 def speed(row: Result) -> float:
@@ -154,7 +156,7 @@ def capture_table(result: Result) -> str:
 def reduction_table(rows: list[Result]) -> str:
     """Token reduction: calibrated schedules beside one share for all, at equal cost."""
     return markdown(
-        ["steps", "cost of attention", "form", "one forward", "PSNR dB", "SSIM", "all three %", "clips"],
+        ["steps", "cost of attention", "form", "one forward", *MEASURED],
         [
             [
                 r["steps"],
@@ -230,7 +232,7 @@ def published_table(rows: dict[str, Result]) -> str:
 def masks_table(rows: list[Result]) -> str:
     """Searched mask tables beside one mask for every block, at equal cost."""
     return markdown(
-        ["steps", "cost of", "masks", "speed-up", "one forward", "PSNR dB", "SSIM", "all three %", "clips"],
+        ["steps", "cost of", "masks", "speed-up", "one forward", *MEASURED],
         [
             [
                 r["steps"],
