@@ -156,7 +156,7 @@ def test_what_cannot_be_measured() -> None:
 
 def test_an_artefact_decides_by_no_values(tmp_path: Path) -> None:
     model = optimized(Hold(2), Decide())
-    with pytest.raises(ExportError, match=r"Decide decides by what it measures .*fixed schedule"):
+    with pytest.raises(ExportError, match=r"Decide decides by its measurements .*fixed schedule"):
         fisopt.export(model, tmp_path / "x", example_inputs=call(0), steps=4, dynamic=False)
     with pytest.raises(ScheduleError, match="known only in a running generation"):
         model.warmup(call(0), num_steps=4)

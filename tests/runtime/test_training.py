@@ -386,7 +386,7 @@ def test_a_detached_value_stays_a_constant() -> None:
 def test_a_model_that_turns_gradients_off_is_refused() -> None:
     model = with_function(Switched())
     fast = fisopt.optimize(model, [], INPUTS, SPEC, "eager")
-    with pytest.raises(InputError, match=r"PlainDiT turns gradients off or on .*\.detach\(\)"):
+    with pytest.raises(InputError, match=r"PlainDiT switches gradients off or on .*\.detach\(\)"):
         fast(**INPUTS)
     with torch.no_grad():
         torch.testing.assert_close(fast(**INPUTS), model(**INPUTS))
