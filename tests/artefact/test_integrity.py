@@ -179,7 +179,7 @@ def test_a_folder_is_of_one_export(stepwise: Path, whole: Path, tmp_path: Path) 
     shutil.copy(path / "variant_0.pt2", path / "variant_1.pt2")
     with pytest.raises(ExportError, match=r"variant_1\.pt2: its part .* is not what"):
         fisopt.load(path)
-    with pytest.raises(ExportError, match=r"is one of 2 variants; load the folder"):
+    with pytest.raises(ExportError, match=r"is one of 2 variants; load its folder"):
         fisopt.load(stepwise / "variant_1.pt2")
 
 

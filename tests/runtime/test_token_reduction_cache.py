@@ -193,7 +193,7 @@ def test_state_that_nothing_makes_is_an_error() -> None:
 
     model = optimized([NeverStored()])
     with pytest.raises(
-        ScheduleError, match=r"NeverStored: takes state that no earlier step.*afresh"
+        ScheduleError, match=r"NeverStored: loads state that no earlier step.*afresh"
     ):
         list(generate(model, 1, 3, first=1))
     with pytest.raises(PassError, match="HoldBlocks/blocks is stored twice"):
