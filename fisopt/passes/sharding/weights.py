@@ -74,15 +74,17 @@ def check_divided(program: Program) -> None:
     """
     model = program.source.model
     weights: list[Any] = [x for x in model.parameters() if is_sharded(x)]
-    meshes = {x.device_mesh for x in weights}
+    meshes = [sorted(m.mesh.flatten().tolist()) for m in {x.device_mesh for x in weights}]
+    divided = [held for held in meshes if len(held) > 1]
+    if not divided:
+        return
     shared = [
         sorted(distributed.get_process_group_ranks(process_group(s.group)))
         for s in program.mesh
         if s.of == "tokens"
     ]
-    for mesh in meshes:
-        held = sorted(mesh.mesh.flatten().tolist())
-        if len(held) > 1 and held not in shared:
+    for held in divided:
+        if held not in shared:
             raise InputError(
                 f"the weights of {type(model).__name__} are divided among the ranks {held}, and "
                 f"the tokens among {shared[0] if shared else 'none'}: ranks that gather weights "
