@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fisopt import files
 from fisopt.checked import Checked, choice, count, flag
 from fisopt.distill import ranks
+from fisopt.distill.about import differences
 from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
 from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
@@ -90,6 +91,12 @@ class Training(metaclass=Checked):
 class Trainer:
     """Trains parameters on losses.
 
+    Args:
+        parameters: by name.
+        losses: see `Losses`.
+        training: how to train.
+        about: what else decides the run, as text by name: `resume` takes no state of another run.
+
     Attributes:
         step: number of steps done.
         seconds: time that they took so far.
@@ -97,15 +104,22 @@ class Trainer:
         loss: running mean of the loss.
         average: the moving average of the parameters, by name.
         curve: the record of each step.
+        whole: whether no step is half done, as it is where an interrupt comes while weights change;
+            only a whole state is worth saving.
         runs: the module in training, for callbacks that run it.
     """
 
     runs: Any = None
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], losses: Losses, training: Training
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        losses: Losses,
+        training: Training,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.parameters, self.losses, self.training = dict(parameters), losses, training
+        self.about = dict(about or {})
         if not self.parameters:
             raise InputError("distill: there is no parameter to train")
         for parameter in self.parameters.values():
@@ -116,17 +130,18 @@ class Trainer:
         self.minutes = training.minutes
         self.curve: list[dict[str, float]] = []
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
+        self.whole = True
 
     def run(self, seen: Seen = lambda _: None) -> None:
         """Train to the end; call ``seen`` after every step.
 
         Raises:
             InputError: a loss is not finite; the weights stay as before that step.
+            RankError: several processes begin at different steps, or with different weights.
         """
+        ranks.check_alike(self.step, self.parameters)
         while self.progress < 1:
-            began = time.perf_counter()
             self.advance()
-            self.seconds += time.perf_counter() - began
             seen(self)
 
     @contextmanager
@@ -158,8 +173,8 @@ class Trainer:
         return max(shares)
 
     def advance(self) -> None:
-        """Make one step."""
-        told = self.training
+        """Make one step, and time it."""
+        told, began = self.training, time.perf_counter()
         total = torch.zeros((), device=self.device)
         whole = told.accumulate * ranks.count()
         for index in range(told.accumulate):
@@ -179,6 +194,7 @@ class Trainer:
                 f"{float(norm):g}; the weights stay as before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
+        self.whole = False
         set_rate(self.optimizer, told.rate * self._rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -189,6 +205,10 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
         share = max(0.02, 1 / self.step)
         self.loss = value if self.step == 1 else self.loss + share * (value - self.loss)
+        seconds = self.seconds + time.perf_counter() - began
+        self.seconds = ranks.first(seconds, self.device)  # one clock: all end with the same step
+        self.curve.append({"step": self.step, "loss": self.loss, "seconds": self.seconds})
+        self.whole = True
 
     def _rate(self) -> float:
         told = self.training
@@ -230,8 +250,10 @@ class Trainer:
         except Exception as error:
             raise InputError(f"{path} is not the state of a training run:  {error}") from error
         if about != self._about():
-            mine = {n: v for n, v in self._about().items() if about.get(n) != v}
-            raise InputError(f"{path} is of another run, which has not {mine}; choose another path")
+            raise InputError(
+                f"{path} is the state of another run: {differences(about, self._about())}; choose "
+                "another folder, or delete this one"
+            )
         self._take(state["parameters"])
         for name, value in self.average.items():
             value.copy_(state["average"][name])
@@ -240,9 +262,9 @@ class Trainer:
         self.curve = state["curve"]
         return True
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, str]:
         told = {
             n: str(v) for n, v in asdict(self.training).items() if n not in ("steps", "minutes")
         }
         shapes = {n: list(p.shape) for n, p in self.parameters.items()}
-        return {**told, "shapes": shapes}
+        return {**told, "shapes": str(shapes), "processes": str(ranks.count()), **self.about}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from fisopt import (
@@ -29,11 +30,12 @@ from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.path import sampled, walk, walked
 from fisopt.distill.prepared import FILE
 from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
-from tests.distill.conftest import PROMPTS, SIZE
+from tests.distill.conftest import PROMPTS, SIZE, tiny
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
 SUPPLIED = Supplied(reuse=2, kept=2)
 SHORT = {"training": TRAINING, "supplied": SUPPLIED, "arguments": SIZE}
+ONE = {**SHORT, "training": replace(TRAINING, steps=1)}
 PASSES = [FrameInterleave(2, blocks=":", steps=":1")]
 
 
@@ -122,6 +124,76 @@ def test_resumed_equals_uninterrupted(pipe: TestbedPipeline, few: Student, tmp_p
     for (name, got), want in zip(again.weights.items(), few.weights.values(), strict=True):
         assert torch.equal(got, want), name
     assert [p["loss"] for p in again.curve] == [p["loss"] for p in few.curve]
+
+
+def test_an_interrupt_while_the_weights_change(
+    pipe: TestbedPipeline, few: Student, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What is half done is not saved: the run goes on from the last whole state."""
+    run = {**SHORT, "steps": 2, "teacher_steps": 8, "folder": tmp_path, "save_every": 3}
+    real, calls = torch.optim.AdamW.step, iter(range(100))
+
+    def interrupted(self: Any) -> None:
+        real(self)
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            consistency(pipe, PROMPTS, **run)
+    assert torch.load(tmp_path / "state.pt")["step"] == 3
+    again = consistency(pipe, PROMPTS, **run)
+    for (name, got), want in zip(again.weights.items(), few.weights.values(), strict=True):
+        assert torch.equal(got, want), name
+
+
+@pytest.fixture(scope="module")
+def left(pipe: TestbedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the state of a run."""
+    folder = tmp_path_factory.mktemp("left")
+    consistency(pipe, PROMPTS, steps=2, teacher_steps=4, folder=folder, **ONE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"teacher_steps": 8}, "hops: there 2, here 4"),
+        ({"guidance": 3.0}, "teacher_guidance: there 2, here 3"),
+        ({"passes": PASSES}, r"passes: there \[\], here \[FrameInterleave"),
+        ({"supplied": Supplied(through=True)}, "supplied: there .*through=False.*through=True"),
+        (
+            {"arguments": {**SIZE, "negative_prompt": PROMPTS[1]}},
+            "arguments: there .*negative_prompt",
+        ),
+        ({"lora": 2}, "lora: there None, here 2"),
+        ({"latents": torch.zeros(2, 3, 5, 32, 32)}, "latents: there None, here float32"),
+    ],
+)
+def test_a_folder_of_another_run(
+    pipe: TestbedPipeline, left: Path, changed: dict[str, Any], message: str
+) -> None:
+    """The student of another run would come back as if it were this one's."""
+    run = {**ONE, "steps": 2, "teacher_steps": 4, "folder": left, **changed}
+    with pytest.raises(InputError, match=rf"state\.pt is the state of another run: .*{message}"):
+        consistency(pipe, PROMPTS, **run)
+
+
+def test_a_folder_of_other_prompts_levels_weights_or_task(
+    pipe: TestbedPipeline, left: Path
+) -> None:
+    run = {**ONE, "steps": 2, "folder": left}
+    with pytest.raises(InputError, match=r"prompts: there 2, .*, here 1, "):
+        consistency(pipe, PROMPTS[:1], teacher_steps=4, **run)
+    with pytest.raises(InputError, match=r"hops: .*passes: there \[\], here \[FrameInterleave"):
+        sparse(pipe, PROMPTS, PASSES, **run)
+    other = tiny()
+    other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    other.transformer.proj_out.bias.data.add_(1)
+    with pytest.raises(InputError, match=r"run: levels: there .*; teacher: there \S+, here \S+; c"):
+        consistency(other, PROMPTS, teacher_steps=4, **run)
+    assert len(consistency(pipe, PROMPTS, teacher_steps=4, **run).curve) == 1
 
 
 def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> None:
