@@ -151,7 +151,7 @@ def follow(
     learnt = dict(student.named_parameters())
     if task.lora is not None:
         student.requires_grad_(False)
-        learnt = adapted(student, task.lora, models.spec_of(student).blocks)
+        learnt = adapted(student, task.lora, models.spec_of(student).blocks, training.seed)
     runs: Any = student
     if task.passes or task.backend != "eager":
         recipe = replace(task.recipe, model=Identity.of(student))

@@ -45,8 +45,9 @@ class Training(metaclass=Checked):
         warmup: steps in which the learning rate rises.
         decay: the last share of the run, in which the learning rate falls to zero.
         clip: largest gradient norm.
-        average: decay of the moving average of the weights; lower at the start.
-        precision: dtype of autocast; None for the weights' dtype.
+        average: decay of the moving average of the weights, 0 to under 1; lower at the start.
+        precision: dtype of autocast; None computes in the weights' dtype, which is float32: weights
+            of fewer bits would hardly change under small learning rates.
         optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
         checkpoints: gradient checkpointing: keep only the blocks' inputs and run the blocks again
             in the backward pass.
@@ -78,6 +79,17 @@ class Training(metaclass=Checked):
             raise OptionError("Training: wanted steps or minutes, got neither")
         if self.steps is not None:
             count("Training: steps", self.steps)
+        if not isinstance(self.average, (int, float)) or not 0 <= self.average < 1:
+            raise OptionError(
+                f"Training: average: got {shown(self.average)}, wanted a number from 0 to under 1"
+            )
+        if self.precision is not None and (
+            not isinstance(self.precision, torch.dtype) or not self.precision.is_floating_point
+        ):
+            raise OptionError(
+                f"Training: precision: got {shown(self.precision)}, wanted a dtype such as "
+                "torch.bfloat16, or None"
+            )
         for name, least in (("minutes", 0), ("rate", 0), ("clip", 0), ("decay", 0)):
             value = getattr(self, name)
             if value is not None and (
@@ -96,6 +108,9 @@ class Trainer:
         losses: see `Losses`.
         training: how to train.
         about: what else decides the run, as text by name: `resume` takes no state of another run.
+
+    Raises:
+        InputError: there is no parameter, or one has fewer than 32 bits.
 
     Attributes:
         step: number of steps done.
@@ -122,7 +137,14 @@ class Trainer:
         self.about = dict(about or {})
         if not self.parameters:
             raise InputError("distill: there is no parameter to train")
-        for parameter in self.parameters.values():
+        for name, parameter in self.parameters.items():
+            if parameter.dtype.itemsize < 4:
+                raise InputError(
+                    f"distill: got {name} of {parameter.dtype}, wanted float32: steps of a small "
+                    "learning rate round to nothing in fewer than 32 bits; call .float() on the "
+                    "transformer and pass Training(precision=torch.bfloat16), or train adapters "
+                    "with lora=32"
+                )
             parameter.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = optimiser(training.optimiser, self.parameters.values(), training.rate)

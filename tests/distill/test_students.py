@@ -228,6 +228,39 @@ def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Pat
     assert not torch.allclose(clips(pipe, plain, 2, 1.0), want)
 
 
+def test_an_adapter_begins_at_the_seed(pipe: TestbedPipeline) -> None:
+    """Whatever torch's own generator holds."""
+    run = {**ONE, "steps": 2, "teacher_steps": 4, "lora": 2}
+    torch.manual_seed(1)
+    one = consistency(pipe, PROMPTS, **run).weights
+    torch.manual_seed(2)
+    two = consistency(pipe, PROMPTS, **run).weights
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+    run["training"] = replace(ONE["training"], seed=1)
+    other = consistency(pipe, PROMPTS, **run).weights
+    starts = [name for name in one if "lora_A" in name]
+    assert starts
+    assert not any(torch.allclose(one[name], other[name], atol=1e-3) for name in starts)
+
+
+def test_weights_of_few_bits_train_by_adapters(tmp_path: Path) -> None:
+    half = tiny()
+    half.to(torch.bfloat16)
+    run = {**SHORT, "training": replace(TRAINING, rate=2e-2), "steps": 2, "guidance": 1.0}
+    with pytest.raises(InputError, match=r"of torch\.bfloat16, wanted float32: .* or train adap"):
+        sparse(half, PROMPTS, PASSES, **run)
+    made = sparse(half, PROMPTS, PASSES, lora=4, **run)
+    learnt = {n: v for n, v in made.weights.items() if "lora" in n}
+    assert {v.dtype for v in learnt.values()} == {torch.float32}
+    assert any("lora_B" in n and float(v.abs().max()) > 1e-3 for n, v in learnt.items())
+    assert (made.save(tmp_path / "lora") / "pytorch_lora_weights.safetensors").is_file()
+    half.transformer.float()
+    run["training"] = replace(TRAINING, steps=2, precision=torch.bfloat16)
+    full = sparse(half, PROMPTS, PASSES, **run)
+    assert {v.dtype for v in full.weights.values()} == {torch.float32}
+
+
 def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None:
     training = replace(TRAINING, checkpoints=True)
     run = {**SHORT, "training": training, "steps": 2, "teacher_steps": 8}

@@ -235,6 +235,11 @@ def test_longer_training_goes_on(tmp_path: Path) -> None:
         ({"minutes": float("inf")}, "minutes: got inf"),
         ({"batch": 1.5}, "batch: got 1.5"),
         ({"optimiser": "sgd"}, "optimiser must be one of"),
+        ({"average": 1.0}, "average: got 1.0, wanted a number from 0 to under 1"),
+        ({"average": -0.1}, "average: got -0.1"),
+        ({"average": float("nan")}, "average: got nan"),
+        ({"precision": "bf16"}, "precision: got 'bf16', wanted a dtype such as torch.bfloat16"),
+        ({"precision": torch.int8}, "precision: got torch.int8"),
         ({"lr": 1}, "has no option 'lr'"),
     ],
 )
@@ -246,3 +251,11 @@ def test_options(options: dict[str, object], message: str) -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(InputError, match="no parameter to train"):
         Trainer({}, lambda *_: [], training())
+
+
+def test_weights_of_few_bits() -> None:
+    """At a rate of 2e-5 a weight of 1 would stay what it is in bfloat16."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    message = r"got weight of torch.bfloat16, wanted float32: .* call \.float\(\) .*precision="
+    with pytest.raises(InputError, match=message):
+        Trainer({"weight": weight}, lambda *_: [], training())
