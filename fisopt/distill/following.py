@@ -52,7 +52,7 @@ class Task:
         guidance: in the student; 1 runs one branch.
         recipe: what the student runs: its passes, and what attends.
         arguments: more arguments of every call of the pipeline.
-        component: the transformer, of a pipeline with two.
+        component: the transformer, of a pipeline that has another one too.
         backend: what runs the student, see `fisopt.optimize`.
         latents: clips to learn from, one a prompt; None for the teacher's own paths.
         lead: hops of the teacher before the student's own jump; None for whole segments.

@@ -31,6 +31,7 @@ from fisopt.distill.path import sampled, walk, walked
 from fisopt.distill.prepared import FILE
 from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
 from tests.distill.conftest import PROMPTS, SIZE, tiny
+from tests.standins import wan22
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
 SUPPLIED = Supplied(reuse=2, kept=2)
@@ -288,6 +289,34 @@ def test_what_was_prepared_needs_no_prompts(
     (folder / "conditions.safetensors").write_bytes(b"foreign")
     with pytest.raises(InputError, match=r"is not what fisopt\.distill\.prepare writes"):
         consistency(pipe, folder, steps=2, **run)
+
+
+def test_what_was_prepared_otherwise(pipe: TestbedPipeline, tmp_path: Path) -> None:
+    folder = prepare(pipe, PROMPTS, tmp_path / "data", steps=2, arguments=SIZE)
+    run = {**ONE, "steps": 2, "teacher_steps": 4}
+    assert len(consistency(pipe, folder, **run).curve) == 1
+    with pytest.raises(InputError, match="prepared otherwise: num_frames: there 5, here 9; prep"):
+        consistency(pipe, folder, **{**run, "arguments": {"num_frames": 9}})
+    with pytest.raises(InputError, match="prepared otherwise: guidance_scale: there 2, here 3"):
+        consistency(pipe, folder, guidance=3.0, **run)
+    with pytest.raises(InputError, match="prepared otherwise: fps: there none, here 8"):
+        consistency(pipe, folder, **{**run, "arguments": {"fps": 8}})
+    other = tiny()
+    other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    with pytest.raises(InputError, match=r"prepared otherwise: .*shift: there \S+, here 9"):
+        consistency(other, folder, **run)
+
+
+def test_transformers_that_take_turns(tmp_path: Path) -> None:
+    """Each would be trained on noise levels that it never sees."""
+    two = wan22()
+    run: dict[str, Any] = {"training": ONE["training"], "guidance": 1.0, "steps": 2}
+    message = r"of Wan runs on one side of boundary_ratio=0\.8 only, .* wanted a pipeline of one"
+    for component in ("transformer", "transformer_2"):
+        with pytest.raises(InputError, match=f"distill: {component} {message}"):
+            consistency(two, ["a"], component=component, teacher_steps=2, **run)
+    with pytest.raises(InputError, match=message):
+        prepare(two, ["a"], tmp_path, steps=2, component="transformer")
 
 
 def test_a_full_disk(pipe: TestbedPipeline, tmp_path: Path, monkeypatch: Any) -> None:
