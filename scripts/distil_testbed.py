@@ -446,13 +446,11 @@ class Run:
         marks = iter(range(1, args.marks + 1))
         mark = next(marks) / args.marks
         while trainer.progress < 1:
-            began = time.perf_counter()
             try:
                 trainer.advance()
             except fisopt.InputError as error:
                 print(f"{self.name}: {error}", flush=True)
                 break
-            trainer.seconds += time.perf_counter() - began
             if trainer.step == 1:  # what compiling took is no training
                 trainer.minutes = max(seconds - trainer.seconds, 1.0) / 60
                 trainer.seconds = 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fisopt.cli import app
+from fisopt.distill import Trainer
 from fisopt.models import testbed
 from fisopt.recipe.recipe import Recipe
 
@@ -58,6 +60,28 @@ def test_a_sparse_adapter(weights: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert (tmp_path / "student" / "pytorch_lora_weights.safetensors").is_file()
     assert Recipe.load(tmp_path / "student" / "recipe.yaml").passes
+
+
+@pytest.mark.parametrize("lora", [(), ("--lora", "2")], ids=["weights", "adapters"])
+def test_weights_in_training_are_of_32_bits(
+    weights: Path, tmp_path: Path, lora: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16 a call computes, and only what is not trained is held."""
+    seen: list[Trainer] = []
+    real = Trainer.run
+
+    def run(self: Trainer, *args: Any) -> None:
+        seen.append(self)
+        real(self, *args)
+
+    monkeypatch.setattr(Trainer, "run", run)
+    few = ("--teacher-steps", "4", "--guidance", "2", "--train-steps", "1", "--prompt", PROMPT)
+    result = distill(weights, tmp_path, *few, "--dtype", "bfloat16", *lora)
+    assert result.exit_code == 0, result.output
+    assert seen[0].training.precision == torch.bfloat16
+    assert {p.dtype for p in seen[0].parameters.values()} == {torch.float32}
+    held = {p.dtype for n, p in seen[0].runs.named_parameters() if "lora" not in n}
+    assert held == ({torch.bfloat16} if lora else {torch.float32})
 
 
 def test_prepare_needs_no_text_encoder_later(weights: Path, tmp_path: Path) -> None:

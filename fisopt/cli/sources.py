@@ -86,7 +86,7 @@ class Source:
         Raises:
             InputError: nothing with weights has this name, or the device or dtype is not there.
         """
-        device, dtype = self._place()
+        device, dtype = self.place()
         if self.is_testbed:
             pipeline: Any = testbed.load_testbed(None if self.model == TESTBED else self.model)
         elif self.is_pipeline:
@@ -124,7 +124,12 @@ class Source:
         owner, slash, name = self.model.partition("/")
         return bool(owner.strip(".") and slash and name) and "/" not in name
 
-    def _place(self) -> tuple[torch.device, torch.dtype]:
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """The device and the dtype that are meant.
+
+        Raises:
+            InputError: there is no such device or dtype.
+        """
         cuda = torch.cuda.is_available()
         try:
             device = torch.device(self.device or ("cuda" if cuda else "cpu"))

@@ -61,7 +61,8 @@ def consistency(
         training: steps, batch, learning rate and so on.
         supplied: how many of the teacher's paths to compute, and where the student's steps start.
         arguments: more arguments of every call of the pipeline, such as the size of a clip.
-        component: of a pipeline with two transformers, the one to train.
+        component: the transformer to train, of a pipeline that has two and runs one at all noise
+            levels; two that take turns by noise level (Wan 2.2 A14B) are not trained.
         backend: what runs the student, see `fisopt.optimize`.
         latents: clips to learn from, [prompts, ...], one for each prompt, in the model's latent
             format; None for the teacher's own paths. With clips, steps start at noised clips.
@@ -79,9 +80,12 @@ def consistency(
     Raises:
         OptionError: an argument is out of range or has a wrong type; the student's steps do not
             divide the teacher's.
-        InputError: latents have another shape; there is no prompt; the scheduler is not a
-            deterministic sampler's; a pass has no gradient; or a loss is not finite: ``folder``
-            then keeps the state from before.
+        InputError: latents have another shape; there is no prompt; ``folder`` holds the state of
+            another run; what was prepared was prepared otherwise; two transformers take turns by
+            noise level; parameters have fewer than 32 bits; the scheduler is not a deterministic
+            sampler's; a pass has no gradient; or a loss is not finite: ``folder`` then keeps the
+            state from before.
+        RankError: several processes begin at different steps, or with different weights.
         FileError: the state cannot be written.
     """
     count("distill: steps", steps)

@@ -6,6 +6,7 @@ import copy
 import inspect
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +18,21 @@ from fisopt import models
 from fisopt.api import optimize
 from fisopt.checked import count
 from fisopt.codegen.compile import Backend
+from fisopt.distill.about import hashed, text
 from fisopt.distill.block_outputs import BlockOutputs
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.features import Compared
 from fisopt.distill.lessons import Supplied, jumps, walks
+from fisopt.distill.levels import Levels
 from fisopt.distill.lora import adapted
 from fisopt.distill.prepare import recorded, teacher_of
+from fisopt.distill.prepared import FILE
 from fisopt.distill.student import Student
 from fisopt.distill.trainer import Seen, Trainer, Training
-from fisopt.errors import InputError, OptionError, shown
+from fisopt.errors import InputError, OptionError, RecipeError, shown
 from fisopt.pipelines import one_of
-from fisopt.recipe.identity import Identity
+from fisopt.recipe.identity import Identity, digest, weights_digest
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.pass_base import Pass
 
@@ -48,7 +52,7 @@ class Task:
         guidance: in the student; 1 runs one branch.
         recipe: what the student runs: its passes, and what attends.
         arguments: more arguments of every call of the pipeline.
-        component: the transformer, of a pipeline with two.
+        component: the transformer, of a pipeline that has another one too.
         backend: what runs the student, see `fisopt.optimize`.
         latents: clips to learn from, one a prompt; None for the teacher's own paths.
         lead: hops of the teacher before the student's own jump; None for whole segments.
@@ -147,7 +151,7 @@ def follow(
     learnt = dict(student.named_parameters())
     if task.lora is not None:
         student.requires_grad_(False)
-        learnt = adapted(student, task.lora, models.spec_of(student).blocks)
+        learnt = adapted(student, task.lora, models.spec_of(student).blocks, training.seed)
     runs: Any = student
     if task.passes or task.backend != "eager":
         recipe = replace(task.recipe, model=Identity.of(student))
@@ -163,7 +167,8 @@ def follow(
         losses = walks(learns, taught, conditions, clips, task.hops, training, supplied)
     else:
         losses = jumps(learns, taught, conditions, clips, task.hops, task.lead, training.batch)
-    trainer = Trainer(learnt, losses, training)
+    about = {} if folder is None else _about(task, supplied, levels, teacher)
+    trainer = Trainer(learnt, losses, training, about)
     trainer.runs = runs
     curve = _run(trainer, folder, save_every, seen)
     trainer.finish()
@@ -180,6 +185,23 @@ def follow(
         curve=tuple(curve),
         adapter="" if task.lora is None else component,
     )
+
+
+def _about(task: Task, supplied: Supplied, levels: Levels, teacher: Any) -> dict[str, str]:
+    """What decides a run beside how it trains."""
+    told = ("component", "steps", "hops", "teacher_guidance", "guidance", "arguments", "latents")
+    found = {n: getattr(task, n) for n in (*told, "lead", "lora", "features")}
+    if isinstance(task.prompts, (Path, str)):
+        found["prompts"] = f"prepared, {hashed(Path(task.prompts) / FILE)}"
+    else:
+        found["prompts"] = f"{len(task.prompts)}, {hashed(repr(list(task.prompts)).encode())}"
+    found["levels"] = [levels.prediction, levels.horizon, [round(v.sigma, 6) for v in levels]]
+    found["passes"], found["kernels"] = task.passes, task.recipe.kernels
+    with suppress(RecipeError):  # of a pass that no recipe takes; its repr has to do
+        found["passes in full"] = digest(task.recipe.plain()["passes"])
+    found["teacher"] = weights_digest([teacher])
+    found["supplied"] = supplied
+    return {n: v if isinstance(v, str) else text(v) for n, v in found.items()}
 
 
 def _compared(task: Task, teacher: Any, student: Any, learns: Denoiser) -> Denoiser:
@@ -223,8 +245,6 @@ def _run(
         trainer.resume(state)
 
     def note(trainer: Trainer) -> None:
-        point = {"step": trainer.step, "loss": trainer.loss, "seconds": trainer.seconds}
-        trainer.curve.append(point)
         if state is not None and trainer.step % save_every == 0:
             trainer.save(state)
         seen(trainer)
@@ -232,6 +252,6 @@ def _run(
     try:
         trainer.run(note)
     finally:
-        if state is not None:
+        if state is not None and trainer.whole:
             trainer.save(state)
     return trainer.curve

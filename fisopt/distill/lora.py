@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fisopt.errors import InputError
@@ -14,13 +15,16 @@ NAME = "distilled"
 WEIGHTS = "pytorch_lora_weights.safetensors"
 
 
-def adapted(model: nn.Module, rank: int, blocks: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    """Give the linear layers in a model's blocks adapters.
+def adapted(
+    model: nn.Module, rank: int, blocks: tuple[str, ...], seed: int
+) -> dict[str, nn.Parameter]:
+    """Give the linear layers in a model's blocks adapters, of float32 whatever the weights are.
 
     Args:
         model: of diffusers.
         rank: of each adapter; its strength is 1.
         blocks: where the blocks are, as `fisopt.ModelSpec` says it.
+        seed: of their first values; torch's own generators stay as they are.
 
     Returns:
         The parameters of the adapters, by name.
@@ -44,9 +48,14 @@ def adapted(model: nn.Module, rank: int, blocks: tuple[str, ...]) -> dict[str, n
         if isinstance(module, nn.Linear) and name.startswith(starts)
     ]
     taking: Any = model
-    taking.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), NAME)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        taking.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), NAME)
     model.eval()
-    return {n: p for n, p in model.named_parameters() if f".{NAME}." in n}
+    learnt = {n: p for n, p in model.named_parameters() if f".{NAME}." in n}
+    for parameter in learnt.values():
+        parameter.data = parameter.data.float()
+    return learnt
 
 
 def write(model: nn.Module, component: str, folder: Path) -> None:

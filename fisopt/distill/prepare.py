@@ -12,7 +12,8 @@ from fisopt.checked import checked, count, path_of
 from fisopt.distill import prepared
 from fisopt.distill.conditions import Conditions, Recorded, record
 from fisopt.distill.levels import Levels
-from fisopt.pipelines import one_of
+from fisopt.errors import InputError
+from fisopt.pipelines import one_of, transformers_of
 
 
 @checked
@@ -40,7 +41,8 @@ def prepare(
         steps: steps of the student's sampler.
         arguments: more arguments of every call of the pipeline, such as the size of a clip, and
             guidance. Without guidance `prepare` records one branch only.
-        component: of a pipeline with two transformers, the one to train.
+        component: the transformer to train, of a pipeline that has two and runs one at all noise
+            levels; two that take turns by noise level (Wan 2.2 A14B) are not trained.
         batch: number of prompts in one call, for a pipeline that takes lists.
         seen: called after every call with the number of prompts so far.
 
@@ -48,7 +50,8 @@ def prepare(
         The folder.
 
     Raises:
-        InputError: there is no prompt, or an input of the transformer cannot be written.
+        InputError: there is no prompt, an input of the transformer cannot be written, or two
+            transformers take turns by noise level.
         FileError: the folder cannot be written; existing files stay unchanged.
     """
     count("distill: steps", steps)
@@ -57,7 +60,7 @@ def prepare(
     conditions, levels, teacher = recorded(
         pipeline, component, prompts, steps, arguments or {}, batch, seen
     )
-    prepared.write(place, teacher, conditions, levels)
+    prepared.write(place, teacher, conditions, levels, pipeline, arguments or {})
     return place
 
 
@@ -77,10 +80,21 @@ def recorded(
     batch: int = 1,
     seen: Recorded = lambda _: None,
 ) -> tuple[Conditions, Levels, nn.Module]:
-    """What a pipeline tells its transformer, run or read, and the transformer as it was given."""
+    """What a pipeline tells its transformer, run or read, and the transformer as it was given.
+
+    Raises:
+        InputError: two transformers take turns by noise level; or see `record` and `read`.
+    """
+    boundary = getattr(getattr(pipeline, "config", None), "boundary_ratio", None)
+    if len(transformers_of(pipeline)) > 1 and boundary is not None:
+        raise InputError(
+            f"distill: {component} of {type(pipeline).__name__} runs on one side of "
+            f"boundary_ratio={boundary} only, and training would take it through all noise levels; "
+            "wanted a pipeline of one transformer, such as one of Wan 2.1"
+        )
     held, teacher = getattr(pipeline, component), teacher_of(pipeline, component)
     if isinstance(prompts, (Path, str)):
-        return *prepared.read(Path(prompts), teacher, steps), teacher
+        return *prepared.read(Path(prompts), teacher, steps, pipeline, arguments), teacher
     setattr(pipeline, component, teacher)
     try:
         return *record(pipeline, teacher, prompts, steps, arguments, batch, seen), teacher

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fisopt.distill.about import differences, text
 from fisopt.distill.conditions import Conditions
 from fisopt.distill.levels import Level, Levels
 from fisopt.errors import FileError, InputError
@@ -25,8 +27,15 @@ _KEY = "fisopt.distill"
 _PLAIN = (type(None), bool, int, float, str)
 
 
-def write(folder: Path, model: nn.Module, conditions: Conditions, levels: Levels) -> Path:
-    """Write what was recorded into a folder.
+def write(
+    folder: Path,
+    model: nn.Module,
+    conditions: Conditions,
+    levels: Levels,
+    pipeline: Any,
+    arguments: Mapping[str, Any],
+) -> Path:
+    """Write what was recorded into a folder, from this pipeline called with these arguments.
 
     Raises:
         InputError: an argument of the transformer is neither a tensor nor a plain value.
@@ -50,6 +59,8 @@ def write(folder: Path, model: nn.Module, conditions: Conditions, levels: Levels
         "time_type": str(conditions.time_type).removeprefix("torch."),
         "prompts": conditions.prompts,
         "levels": asdict(levels),
+        "arguments": _defaults(pipeline) | _texts(arguments),
+        "scheduler": _scheduler(pipeline),
     }
     path = folder / FILE
     with written(path, force=True, error=FileError) as beside:
@@ -58,17 +69,21 @@ def write(folder: Path, model: nn.Module, conditions: Conditions, levels: Levels
     return path
 
 
-def read(folder: Path, model: nn.Module, steps: int) -> tuple[Conditions, Levels]:
+def read(
+    folder: Path, model: nn.Module, steps: int, pipeline: Any, arguments: Mapping[str, Any]
+) -> tuple[Conditions, Levels]:
     """Read what `write` wrote.
 
     Raises:
-        InputError: it is damaged, for another model, or for another number of steps.
+        InputError: it is damaged, for another model, for another number of steps, with another
+            scheduler, or one of these arguments had another value.
     """
     path = folder / FILE
     try:
         with safe_open(path, "pt") as file:
             about = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        told, scheduler = about["arguments"], about["scheduler"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"distill: {path} is not what fisopt.distill.prepare writes: {error}"
@@ -88,6 +103,15 @@ def read(folder: Path, model: nn.Module, steps: int) -> tuple[Conditions, Levels
             f"distill: {path} was prepared for {levels.steps} steps, got steps={steps}: prepare "
             "again, or pass the same number"
         )
+    given = _texts(arguments)
+    found = differences({n: told[n] for n in given if n in told}, given)
+    if getattr(pipeline, "scheduler", None) is not None:
+        found = found or differences(scheduler, _scheduler(pipeline))
+    if found:
+        raise InputError(
+            f"distill: {path} was prepared otherwise: {found}; prepare again, or train with what "
+            "was prepared"
+        )
     branches = tuple(
         _branch(number, said, tensors) for number, said in enumerate(about["branches"])
     )
@@ -102,6 +126,23 @@ def read(folder: Path, model: nn.Module, steps: int) -> tuple[Conditions, Levels
         about["prompts"],
     )
     return conditions, levels
+
+
+def _texts(arguments: Mapping[str, Any]) -> dict[str, str]:
+    return {name: text(value) for name, value in arguments.items()}
+
+
+def _defaults(pipeline: Any) -> dict[str, str]:
+    """What a call takes that is not told otherwise."""
+    takes = inspect.signature(pipeline.__call__).parameters.values()
+    return {p.name: text(p.default) for p in takes if p.default is not p.empty}
+
+
+def _scheduler(pipeline: Any) -> dict[str, str]:
+    """What decides the noise levels of a number of steps."""
+    held = pipeline.scheduler
+    config = {n: text(v) for n, v in dict(held.config).items() if not n.startswith("_")}
+    return {**config, "scheduler": type(held).__name__, "shift": text(getattr(held, "shift", None))}
 
 
 def _plain(value: Any) -> Any:

@@ -6,10 +6,12 @@ begins (``torch.distributed.init_process_group``, or ``accelerate.Accelerator()`
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, distributed
+
+from fisopt.errors import RankError
 
 
 def count() -> int:
@@ -27,6 +29,46 @@ def add(values: Iterable[Tensor]) -> None:
     if count() > 1:
         for value in values:
             distributed.all_reduce(value)
+
+
+def first(value: float, device: torch.device) -> float:
+    """The value that the first one has."""
+    if count() == 1:
+        return value
+    held = torch.tensor(value, dtype=torch.float64, device=device)
+    distributed.broadcast(held, 0)
+    return float(held)
+
+
+@torch.no_grad()
+def check_alike(step: int, parameters: Mapping[str, Tensor]) -> None:
+    """Check that all begin at the same step with the same values.
+
+    Raises:
+        RankError: on every process, if one has another step or another value than the first.
+    """
+    if count() == 1:
+        return
+    device = next(iter(parameters.values())).device
+    differ = [step != int(first(step, device))]
+    for value in parameters.values():
+        other = value.detach().clone()
+        distributed.broadcast(other, 0)
+        differ.append(not torch.allclose(other, value, rtol=0, atol=0, equal_nan=True))
+    found = torch.tensor(differ, dtype=torch.int32, device=device)
+    distributed.all_reduce(found)
+    step_differs, *others = found.tolist()
+    if step_differs:
+        raise RankError(
+            f"distill: process {own()} begins at step {step}, and not all begin at the same; give "
+            "every process the same folder"
+        )
+    if any(others):
+        name, number = next((n, k) for n, k in zip(parameters, others, strict=True) if k)
+        raise RankError(
+            f"distill: {name} has other values in {number} of {count()} processes than in the "
+            "first; load the same weights in all, and draw new ones after the same torch seed"
+        )
 
 
 def _several() -> bool:

@@ -55,7 +55,8 @@ def sparse(
         training: see `consistency`, also for the arguments below.
         supplied: where the student's steps start, and how many paths to compute.
         arguments: more arguments of every call of the pipeline.
-        component: of a pipeline with two transformers, the one to train.
+        component: the transformer to train, of a pipeline that has two and runs one at all noise
+            levels; two that take turns by noise level (Wan 2.2 A14B) are not trained.
         backend: what runs the student, see `fisopt.optimize`.
         lora: rank of adapters to train instead of the weights (peft).
         features: weight, next to the loss of the output, of the relative distance between each

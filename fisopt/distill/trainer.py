@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from fisopt import files
 from fisopt.checked import Checked, choice, count, flag
 from fisopt.distill import ranks
+from fisopt.distill.about import differences
 from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
 from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
@@ -44,8 +45,9 @@ class Training(metaclass=Checked):
         warmup: steps in which the learning rate rises.
         decay: the last share of the run, in which the learning rate falls to zero.
         clip: largest gradient norm.
-        average: decay of the moving average of the weights; lower at the start.
-        precision: dtype of autocast; None for the weights' dtype.
+        average: decay of the moving average of the weights, 0 to under 1; lower at the start.
+        precision: dtype of autocast; None computes in the weights' dtype, which is float32: weights
+            of fewer bits would hardly change under small learning rates.
         optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
         checkpoints: gradient checkpointing: keep only the blocks' inputs and run the blocks again
             in the backward pass.
@@ -77,6 +79,17 @@ class Training(metaclass=Checked):
             raise OptionError("Training: wanted steps or minutes, got neither")
         if self.steps is not None:
             count("Training: steps", self.steps)
+        if not isinstance(self.average, (int, float)) or not 0 <= self.average < 1:
+            raise OptionError(
+                f"Training: average: got {shown(self.average)}, wanted a number from 0 to under 1"
+            )
+        if self.precision is not None and (
+            not isinstance(self.precision, torch.dtype) or not self.precision.is_floating_point
+        ):
+            raise OptionError(
+                f"Training: precision: got {shown(self.precision)}, wanted a dtype such as "
+                "torch.bfloat16, or None"
+            )
         for name, least in (("minutes", 0), ("rate", 0), ("clip", 0), ("decay", 0)):
             value = getattr(self, name)
             if value is not None and (
@@ -90,6 +103,15 @@ class Training(metaclass=Checked):
 class Trainer:
     """Trains parameters on losses.
 
+    Args:
+        parameters: by name.
+        losses: see `Losses`.
+        training: how to train.
+        about: what else decides the run, as text by name: `resume` takes no state of another run.
+
+    Raises:
+        InputError: there is no parameter, or one has fewer than 32 bits.
+
     Attributes:
         step: number of steps done.
         seconds: time that they took so far.
@@ -97,18 +119,32 @@ class Trainer:
         loss: running mean of the loss.
         average: the moving average of the parameters, by name.
         curve: the record of each step.
+        whole: whether no step is half done, as it is where an interrupt comes while weights change;
+            only a whole state is worth saving.
         runs: the module in training, for callbacks that run it.
     """
 
     runs: Any = None
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], losses: Losses, training: Training
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        losses: Losses,
+        training: Training,
+        about: Mapping[str, str] | None = None,
     ) -> None:
         self.parameters, self.losses, self.training = dict(parameters), losses, training
+        self.about = dict(about or {})
         if not self.parameters:
             raise InputError("distill: there is no parameter to train")
-        for parameter in self.parameters.values():
+        for name, parameter in self.parameters.items():
+            if parameter.dtype.itemsize < 4:
+                raise InputError(
+                    f"distill: got {name} of {parameter.dtype}, wanted float32: steps of a small "
+                    "learning rate round to nothing in fewer than 32 bits; call .float() on the "
+                    "transformer and pass Training(precision=torch.bfloat16), or train adapters "
+                    "with lora=32"
+                )
             parameter.requires_grad_(True)
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = optimiser(training.optimiser, self.parameters.values(), training.rate)
@@ -116,17 +152,18 @@ class Trainer:
         self.minutes = training.minutes
         self.curve: list[dict[str, float]] = []
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
+        self.whole = True
 
     def run(self, seen: Seen = lambda _: None) -> None:
         """Train to the end; call ``seen`` after every step.
 
         Raises:
             InputError: a loss is not finite; the weights stay as before that step.
+            RankError: several processes begin at different steps, or with different weights.
         """
+        ranks.check_alike(self.step, self.parameters)
         while self.progress < 1:
-            began = time.perf_counter()
             self.advance()
-            self.seconds += time.perf_counter() - began
             seen(self)
 
     @contextmanager
@@ -158,8 +195,8 @@ class Trainer:
         return max(shares)
 
     def advance(self) -> None:
-        """Make one step."""
-        told = self.training
+        """Make one step, and time it."""
+        told, began = self.training, time.perf_counter()
         total = torch.zeros((), device=self.device)
         whole = told.accumulate * ranks.count()
         for index in range(told.accumulate):
@@ -179,6 +216,7 @@ class Trainer:
                 f"{float(norm):g}; the weights stay as before it; use a lower rate, got "
                 f"{told.rate:g}"
             )
+        self.whole = False
         set_rate(self.optimizer, told.rate * self._rate())
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -189,6 +227,10 @@ class Trainer:
             torch._foreach_lerp_(list(self.average.values()), now, 1 - keep)
         share = max(0.02, 1 / self.step)
         self.loss = value if self.step == 1 else self.loss + share * (value - self.loss)
+        seconds = self.seconds + time.perf_counter() - began
+        self.seconds = ranks.first(seconds, self.device)  # one clock: all end with the same step
+        self.curve.append({"step": self.step, "loss": self.loss, "seconds": self.seconds})
+        self.whole = True
 
     def _rate(self) -> float:
         told = self.training
@@ -230,8 +272,10 @@ class Trainer:
         except Exception as error:
             raise InputError(f"{path} is not the state of a training run:  {error}") from error
         if about != self._about():
-            mine = {n: v for n, v in self._about().items() if about.get(n) != v}
-            raise InputError(f"{path} is of another run, which has not {mine}; choose another path")
+            raise InputError(
+                f"{path} is the state of another run: {differences(about, self._about())}; choose "
+                "another folder, or delete this one"
+            )
         self._take(state["parameters"])
         for name, value in self.average.items():
             value.copy_(state["average"][name])
@@ -240,9 +284,9 @@ class Trainer:
         self.curve = state["curve"]
         return True
 
-    def _about(self) -> dict[str, Any]:
+    def _about(self) -> dict[str, str]:
         told = {
             n: str(v) for n, v in asdict(self.training).items() if n not in ("steps", "minutes")
         }
         shapes = {n: list(p.shape) for n, p in self.parameters.items()}
-        return {**told, "shapes": shapes}
+        return {**told, "shapes": str(shapes), "processes": str(ranks.count()), **self.about}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from fisopt import (
@@ -29,11 +30,13 @@ from fisopt.distill.denoiser import Denoiser
 from fisopt.distill.path import sampled, walk, walked
 from fisopt.distill.prepared import FILE
 from fisopt.models.testbed import TestbedPipeline, build_pipeline, build_transformer
-from tests.distill.conftest import PROMPTS, SIZE
+from tests.distill.conftest import PROMPTS, SIZE, tiny
+from tests.standins import wan22
 
 TRAINING = Training(steps=12, batch=2, rate=2e-3, warmup=2, average=0.5)
 SUPPLIED = Supplied(reuse=2, kept=2)
 SHORT = {"training": TRAINING, "supplied": SUPPLIED, "arguments": SIZE}
+ONE = {**SHORT, "training": replace(TRAINING, steps=1)}
 PASSES = [FrameInterleave(2, blocks=":", steps=":1")]
 
 
@@ -124,6 +127,76 @@ def test_resumed_equals_uninterrupted(pipe: TestbedPipeline, few: Student, tmp_p
     assert [p["loss"] for p in again.curve] == [p["loss"] for p in few.curve]
 
 
+def test_an_interrupt_while_the_weights_change(
+    pipe: TestbedPipeline, few: Student, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """What is half done is not saved: the run goes on from the last whole state."""
+    run = {**SHORT, "steps": 2, "teacher_steps": 8, "folder": tmp_path, "save_every": 3}
+    real, calls = torch.optim.AdamW.step, iter(range(100))
+
+    def interrupted(self: Any) -> None:
+        real(self)
+        if next(calls) == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            consistency(pipe, PROMPTS, **run)
+    assert torch.load(tmp_path / "state.pt")["step"] == 3
+    again = consistency(pipe, PROMPTS, **run)
+    for (name, got), want in zip(again.weights.items(), few.weights.values(), strict=True):
+        assert torch.equal(got, want), name
+
+
+@pytest.fixture(scope="module")
+def left(pipe: TestbedPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the state of a run."""
+    folder = tmp_path_factory.mktemp("left")
+    consistency(pipe, PROMPTS, steps=2, teacher_steps=4, folder=folder, **ONE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"teacher_steps": 8}, "hops: there 2, here 4"),
+        ({"guidance": 3.0}, "teacher_guidance: there 2, here 3"),
+        ({"passes": PASSES}, r"passes: there \[\], here \[FrameInterleave"),
+        ({"supplied": Supplied(through=True)}, "supplied: there .*through=False.*through=True"),
+        (
+            {"arguments": {**SIZE, "negative_prompt": PROMPTS[1]}},
+            "arguments: there .*negative_prompt",
+        ),
+        ({"lora": 2}, "lora: there None, here 2"),
+        ({"latents": torch.zeros(2, 3, 5, 32, 32)}, "latents: there None, here float32"),
+    ],
+)
+def test_a_folder_of_another_run(
+    pipe: TestbedPipeline, left: Path, changed: dict[str, Any], message: str
+) -> None:
+    """The student of another run would come back as if it were this one's."""
+    run = {**ONE, "steps": 2, "teacher_steps": 4, "folder": left, **changed}
+    with pytest.raises(InputError, match=rf"state\.pt is the state of another run: .*{message}"):
+        consistency(pipe, PROMPTS, **run)
+
+
+def test_a_folder_of_other_prompts_levels_weights_or_task(
+    pipe: TestbedPipeline, left: Path
+) -> None:
+    run = {**ONE, "steps": 2, "folder": left}
+    with pytest.raises(InputError, match=r"prompts: there 2, .*, here 1, "):
+        consistency(pipe, PROMPTS[:1], teacher_steps=4, **run)
+    with pytest.raises(InputError, match=r"hops: .*passes: there \[\], here \[FrameInterleave"):
+        sparse(pipe, PROMPTS, PASSES, **run)
+    other = tiny()
+    other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    other.transformer.proj_out.bias.data.add_(1)
+    with pytest.raises(InputError, match=r"run: levels: there .*; teacher: there \S+, here \S+; c"):
+        consistency(other, PROMPTS, teacher_steps=4, **run)
+    assert len(consistency(pipe, PROMPTS, teacher_steps=4, **run).curve) == 1
+
+
 def test_what_is_saved_is_what_diffusers_loads(few: Student, tmp_path: Path) -> None:
     folder = few.save(tmp_path / "few")
     loaded = type(few.model).from_pretrained(folder)
@@ -156,6 +229,39 @@ def test_an_adapter_is_what_diffusers_loads(pipe: TestbedPipeline, tmp_path: Pat
     assert not torch.allclose(clips(pipe, plain, 2, 1.0), want)
 
 
+def test_an_adapter_begins_at_the_seed(pipe: TestbedPipeline) -> None:
+    """Whatever torch's own generator holds."""
+    run = {**ONE, "steps": 2, "teacher_steps": 4, "lora": 2}
+    torch.manual_seed(1)
+    one = consistency(pipe, PROMPTS, **run).weights
+    torch.manual_seed(2)
+    two = consistency(pipe, PROMPTS, **run).weights
+    for name, value in one.items():
+        assert torch.equal(value, two[name]), name
+    run["training"] = replace(ONE["training"], seed=1)
+    other = consistency(pipe, PROMPTS, **run).weights
+    starts = [name for name in one if "lora_A" in name]
+    assert starts
+    assert not any(torch.allclose(one[name], other[name], atol=1e-3) for name in starts)
+
+
+def test_weights_of_few_bits_train_by_adapters(tmp_path: Path) -> None:
+    half = tiny()
+    half.to(torch.bfloat16)
+    run = {**SHORT, "training": replace(TRAINING, rate=2e-2), "steps": 2, "guidance": 1.0}
+    with pytest.raises(InputError, match=r"of torch\.bfloat16, wanted float32: .* or train adap"):
+        sparse(half, PROMPTS, PASSES, **run)
+    made = sparse(half, PROMPTS, PASSES, lora=4, **run)
+    learnt = {n: v for n, v in made.weights.items() if "lora" in n}
+    assert {v.dtype for v in learnt.values()} == {torch.float32}
+    assert any("lora_B" in n and float(v.abs().max()) > 1e-3 for n, v in learnt.items())
+    assert (made.save(tmp_path / "lora") / "pytorch_lora_weights.safetensors").is_file()
+    half.transformer.float()
+    run["training"] = replace(TRAINING, steps=2, precision=torch.bfloat16)
+    full = sparse(half, PROMPTS, PASSES, **run)
+    assert {v.dtype for v in full.weights.values()} == {torch.float32}
+
+
 def test_checkpoints_change_nothing(pipe: TestbedPipeline, few: Student) -> None:
     training = replace(TRAINING, checkpoints=True)
     run = {**SHORT, "training": training, "steps": 2, "teacher_steps": 8}
@@ -183,6 +289,34 @@ def test_what_was_prepared_needs_no_prompts(
     (folder / "conditions.safetensors").write_bytes(b"foreign")
     with pytest.raises(InputError, match=r"is not what fisopt\.distill\.prepare writes"):
         consistency(pipe, folder, steps=2, **run)
+
+
+def test_what_was_prepared_otherwise(pipe: TestbedPipeline, tmp_path: Path) -> None:
+    folder = prepare(pipe, PROMPTS, tmp_path / "data", steps=2, arguments=SIZE)
+    run = {**ONE, "steps": 2, "teacher_steps": 4}
+    assert len(consistency(pipe, folder, **run).curve) == 1
+    with pytest.raises(InputError, match="prepared otherwise: num_frames: there 5, here 9; prep"):
+        consistency(pipe, folder, **{**run, "arguments": {"num_frames": 9}})
+    with pytest.raises(InputError, match="prepared otherwise: guidance_scale: there 2, here 3"):
+        consistency(pipe, folder, guidance=3.0, **run)
+    with pytest.raises(InputError, match="prepared otherwise: fps: there none, here 8"):
+        consistency(pipe, folder, **{**run, "arguments": {"fps": 8}})
+    other = tiny()
+    other.scheduler = FlowMatchEulerDiscreteScheduler(shift=9.0)
+    with pytest.raises(InputError, match=r"prepared otherwise: .*shift: there \S+, here 9"):
+        consistency(other, folder, **run)
+
+
+def test_transformers_that_take_turns(tmp_path: Path) -> None:
+    """Each would be trained on noise levels that it never sees."""
+    two = wan22()
+    run: dict[str, Any] = {"training": ONE["training"], "guidance": 1.0, "steps": 2}
+    message = r"of Wan runs on one side of boundary_ratio=0\.8 only, .* wanted a pipeline of one"
+    for component in ("transformer", "transformer_2"):
+        with pytest.raises(InputError, match=f"distill: {component} {message}"):
+            consistency(two, ["a"], component=component, teacher_steps=2, **run)
+    with pytest.raises(InputError, match=message):
+        prepare(two, ["a"], tmp_path, steps=2, component="transformer")
 
 
 def test_a_full_disk(pipe: TestbedPipeline, tmp_path: Path, monkeypatch: Any) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 
 from fisopt import InputError, OptionError
 from fisopt.distill import Trainer, Training
+from fisopt.distill import trainer as trainer_module
+from fisopt.errors import RankError
 
 GOAL = torch.tensor([1.0, -2.0, 3.0])
 
@@ -58,9 +62,26 @@ def test_the_sum_of_micro_batches_is_one_batch() -> None:
     torch.testing.assert_close(one.numbers, two.numbers)
 
 
-def _part(rank: int, folder: Path) -> None:
+def _open(rank: int, folder: Path) -> None:
     store = torch.distributed.FileStore(str(folder / "store"), 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+
+
+def _run(part: Callable[[int, Path], None], folder: Path) -> None:
+    """Run a function in two processes."""
+    context = multiprocessing.get_context("fork")
+    parts = [context.Process(target=part, args=(rank, folder)) for rank in range(2)]
+    for each in parts:
+        each.start()
+    for each in parts:
+        each.join(60)
+        if each.exitcode is None:
+            each.kill()
+    assert [each.exitcode for each in parts] == [0, 0]
+
+
+def _part(rank: int, folder: Path) -> None:
+    _open(rank, folder)
     problem = Problem(training(steps=5))
     problem.trainer.run()
     torch.save((problem.numbers.detach(), problem.trainer.loss), folder / f"{rank}.pt")
@@ -69,13 +90,7 @@ def _part(rank: int, folder: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("fork")
-    parts = [context.Process(target=_part, args=(rank, tmp_path)) for rank in range(2)]
-    for part in parts:
-        part.start()
-    for part in parts:
-        part.join(60)
-        assert part.exitcode == 0
+    _run(_part, tmp_path)
     alone = Problem(training(steps=5, accumulate=2))
     alone.trainer.run()
     for rank in range(2):
@@ -84,6 +99,41 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
         assert loss == pytest.approx(alone.trainer.loss)
     assert (tmp_path / "state0.pt").is_file()
     assert not (tmp_path / "state1.pt").exists()
+
+
+def _timed(rank: int, folder: Path) -> None:
+    _open(rank, folder)
+    ticks = count()
+    trainer_module.time = SimpleNamespace(perf_counter=lambda: next(ticks) * (1.0 + rank))
+    problem = Problem(training(steps=None, minutes=0.1))
+    problem.trainer.run()
+    torch.save((problem.numbers.detach(), problem.trainer.step), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_share_one_clock(tmp_path: Path) -> None:
+    """By its own the second, which has twice the seconds, would end after half of the steps."""
+    _run(_timed, tmp_path)
+    (numbers, step), (others, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert step == same == 6
+    assert torch.equal(numbers, others)
+
+
+def _unlike(rank: int, folder: Path) -> None:
+    _open(rank, folder)
+    problem = Problem(training(steps=1))
+    problem.numbers.data += rank
+    with pytest.raises(RankError, match="numbers has other values in 1 of 2 processes"):
+        problem.trainer.run()
+    problem.numbers.data -= rank
+    problem.trainer.step = rank
+    with pytest.raises(RankError, match=f"process {rank} begins at step {rank}, and not all"):
+        problem.trainer.run()
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_that_begin_unlike(tmp_path: Path) -> None:
+    _run(_unlike, tmp_path)
 
 
 def _launched(folder: Path) -> None:
@@ -155,7 +205,9 @@ def test_a_state_of_another_run(tmp_path: Path) -> None:
     path = tmp_path / "state.pt"
     assert not Problem(training()).trainer.resume(path)
     Problem(training()).trainer.save(path)
-    with pytest.raises(InputError, match=r"is of another run, which has not \{'rate': '0.1'\}"):
+    with pytest.raises(
+        InputError, match=r"state of another run: rate: there 0.2, here 0.1; choose"
+    ):
         Problem(training(rate=0.1)).trainer.resume(path)
     path.write_bytes(b"no state")
     with pytest.raises(InputError, match="is not the state of a training run"):
@@ -183,6 +235,11 @@ def test_longer_training_goes_on(tmp_path: Path) -> None:
         ({"minutes": float("inf")}, "minutes: got inf"),
         ({"batch": 1.5}, "batch: got 1.5"),
         ({"optimiser": "sgd"}, "optimiser must be one of"),
+        ({"average": 1.0}, "average: got 1.0, wanted a number from 0 to under 1"),
+        ({"average": -0.1}, "average: got -0.1"),
+        ({"average": float("nan")}, "average: got nan"),
+        ({"precision": "bf16"}, "precision: got 'bf16', wanted a dtype such as torch.bfloat16"),
+        ({"precision": torch.int8}, "precision: got torch.int8"),
         ({"lr": 1}, "has no option 'lr'"),
     ],
 )
@@ -194,3 +251,11 @@ def test_options(options: dict[str, object], message: str) -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(InputError, match="no parameter to train"):
         Trainer({}, lambda *_: [], training())
+
+
+def test_weights_of_few_bits() -> None:
+    """At a rate of 2e-5 a weight of 1 would stay what it is in bfloat16."""
+    weight = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    message = r"got weight of torch.bfloat16, wanted float32: .* call \.float\(\) .*precision="
+    with pytest.raises(InputError, match=message):
+        Trainer({"weight": weight}, lambda *_: [], training())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,9 +10,9 @@ import typer
 
 from fisopt.cli.console import bars, stderr, stdout
 from fisopt.cli.options import (
+    DTYPES,
     Component,
     Device,
-    Dtype,
     Frames,
     Guidance,
     Height,
@@ -78,11 +79,20 @@ def run(
     width: Width = None,
     frames: Frames = None,
     device: Device = None,
-    dtype: Dtype = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Compute in {', '.join(DTYPES)} (default: bfloat16 on a GPU, else float32).  The "
+            "weights that are trained are of float32; with --lora the others are of this dtype.",
+            show_default=False,
+        ),
+    ] = None,
     component: Component = None,
     out: Out = Path("out"),
 ) -> None:
     """Train a student of few steps, or one that has learnt to be sparse."""
+    import torch
+
     from fisopt.cli.comparing import texts_of
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
@@ -96,8 +106,18 @@ def run(
     chosen: Any = parse_passes(passes or [], imports)
     if recipe is not None:
         chosen = Recipe.load(recipe)
-    training = Training(steps=train_steps, batch=batch, accumulate=accumulate, rate=rate, seed=seed)
     source = Source(model, device, dtype, height, width, frames)
+    computed = source.place()[1]
+    training = Training(
+        steps=train_steps,
+        batch=batch,
+        accumulate=accumulate,
+        rate=rate,
+        precision=None if computed == torch.float32 else computed,
+        seed=seed,
+    )
+    if lora is None:
+        source = replace(source, dtype="float32")
     texts = texts_of(source, texts_, prompts)
     pipeline = source.load()
     if prepared is not None and not (prepared / FILE).exists():
