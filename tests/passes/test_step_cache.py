@@ -191,7 +191,9 @@ def test_report_and_prediction() -> None:
 def test_nothing_is_known_beforehand() -> None:
     fast = optimized(FORMS["fused"], [StepCache(0.15)])
     inputs = next(calls(FORMS["fused"]))[2]
-    with pytest.raises(fisopt.ScheduleError, match="StepCache decides at each step by its measurements"):
+    with pytest.raises(
+        fisopt.ScheduleError, match="StepCache decides at each step by its measurements"
+    ):
         fast.warmup(inputs, num_steps=STEPS)
     with pytest.raises(fisopt.ExportError, match=r"StepCache decides.*has a fixed schedule"):
         fisopt.export(fast, "never", example_inputs=inputs, steps=STEPS)

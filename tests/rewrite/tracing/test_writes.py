@@ -121,7 +121,9 @@ def test_a_window_that_moves_on() -> None:
     output = sparse(**got)
     torch.testing.assert_close(output, looped(model, rolled, "all"), atol=1e-5, rtol=0)
     torch.testing.assert_close(got["caches"], rolled["caches"], atol=1e-5, rtol=0)
-    with pytest.raises(PreconditionError, match=r"window of 50 with unknown positions of the frames"):
+    with pytest.raises(
+        PreconditionError, match=r"window of 50 with unknown positions of the frames"
+    ):
         PassManager([TileAttention(1)]).run(program)
     with pytest.raises(PreconditionError, match=r"sequence of 50 is neither"):
         PassManager([fisopt.TokenReduction(value=0.5)]).run(program)
