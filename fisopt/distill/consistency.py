@@ -81,7 +81,7 @@ def consistency(
         OptionError: an argument is out of range or has a wrong type; the student's steps do not
             divide the teacher's.
         InputError: latents have another shape; there is no prompt; ``folder`` holds the state of
-            another run; what was prepared was prepared otherwise; two transformers take turns by
+            another run; the folder was prepared otherwise; two transformers take turns by
             noise level; parameters have fewer than 32 bits; the scheduler is not a deterministic
             sampler's; a pass has no gradient; or a loss is not finite: ``folder`` then keeps the
             state from before.

@@ -187,4 +187,6 @@ def test_cosmos_pads_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_convolution_over_time_that_reads_anchors_is_named() -> None:
     result = FrameInterleave(stride=2)(captured("sana_video"))
-    assert "is made of several frames, such as by a convolution over time" in str(result.notes)
+    assert "is computed from several frames, such as by a convolution over time" in str(
+        result.notes
+    )

@@ -78,7 +78,7 @@ def test_what_is_measured_decides_in_a_run_only() -> None:
     assert now.names == ("While 2", "While 3"), "own numbers first, then those of others"
     assert seen == [("While", "change"), ("While 2", "change"), ("While 3", "Other/change")]
     with pytest.raises(
-        ScheduleError, match=r"While decides by what it measures .it reads 'change'"
+        ScheduleError, match=r"While decides by its measurements .it reads 'change'"
     ):
         _ = Variants.of(passes, 4).schedule
 
