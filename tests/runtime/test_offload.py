@@ -133,7 +133,7 @@ def test_what_does_not_go_together_is_refused() -> None:
         fisopt.optimize(model, [], spec=SPEC, offload="layer")
     with pytest.raises(OptionError, match="prefetch: got -1, wanted 0 or more"):
         fisopt.optimize(model, [], spec=SPEC, offload="block", prefetch=-1)
-    with pytest.raises(OptionError, match="prefetch=2 without offload"):
+    with pytest.raises(OptionError, match="prefetch=2 has no effect without offload"):
         fisopt.optimize(model, [], spec=SPEC, prefetch=2)
     pair = Pair(offload=Offload())
     pair.check(changed=False)

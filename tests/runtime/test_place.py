@@ -187,7 +187,7 @@ def test_what_records_is_warned_of(pair: Pair, what: str) -> None:
         match = r"forward sets layers\.0\.options\.seen"
     else:
         layer.mlp.register_forward_hook(lambda *call: recorder.seen.append(call[2]))
-        match = r"hooks run on layers\.0\.mlp: what they return is in the graph"
+        match = r"hooks run on layers\.0\.mlp: the graph contains what they return"
     with pytest.warns(UserWarning, match=match):
         got = pair.fast(**pair.inputs)
     assert recorder.seen == [], "neither a traced tensor nor one of the graph's"
