@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.handing import Steps, hand_over, reading_stages
 from fisopt.codegen.placement import size
+from fisopt.counted import counted
 from fisopt.rewrite.tools.fsdp import is_sharded
 from fisopt.rewrite.tracing.weights import held_at
 
@@ -44,7 +45,7 @@ def gather(module: fx.GraphModule, model: nn.Module) -> Choice | None:
     most = max(sum(sizes[i : i + AHEAD + 1]) for i in range(len(sizes)))
     ranks = max(x.device_mesh.size() for x in given.values())
     said = f"{size(most)} of {size(sum(sizes))} whole at once"
-    return Choice("weights", f"gathered from {ranks} ranks", said)
+    return Choice("weights", f"gathered from {counted(ranks, 'rank')}", said)
 
 
 def sharded(model: nn.Module) -> bool:

@@ -12,8 +12,8 @@ from fisopt.passes.sharding.agreement import (
     are_processes,
     compare,
     digest,
+    sampled_weights,
     together,
-    weights_digest,
 )
 from fisopt.passes.sharding.group import check_backend
 from fisopt.rewrite.mesh import Share
@@ -64,7 +64,7 @@ class SameRanks:
         facts = {
             "passes": str([p for p in variant.passes if p.stage not in ("branches", "ranks")]),
             "kernels": self._kernels,
-            "weights": weights_digest(self._model),
+            "weights": sampled_weights(self._model),
             **{f"input {inputs.names[i]!r}": digest(x) for i, x in inputs.tensors()},
         }
         with together(share.count):

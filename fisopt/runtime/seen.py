@@ -14,8 +14,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, described, is_hooked
-from fisopt.rewrite.tools.tool import aside, read_by_graphs
-from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, HOOKS, ROOT_HOOK
+from fisopt.rewrite.tools.tool import HOOKS, aside, read_by_graphs
+from fisopt.rewrite.tracing.readiness import GLOBAL_HOOKS, ROOT_HOOK
 from fisopt.runtime.reach import FUNCTIONS, parts
 
 PLAIN = (str, bytes, int, float, complex)

@@ -44,7 +44,7 @@ def are_processes(group: str) -> bool:
     return distributed.get_backend(known) != "fake"
 
 
-def weights_digest(model: nn.Module) -> str:
+def sampled_weights(model: nn.Module) -> str:
     """A digest of some entries of every weight that is a plain tensor."""
     found = 0
     for name, weight in model.named_parameters():

@@ -15,9 +15,7 @@ from typing import Any
 from torch import nn
 
 from fisopt.errors import InputError
-from fisopt.rewrite.tools.tool import Tool
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+from fisopt.rewrite.tools.tool import HOOKS, Tool
 
 
 def is_sharded(x: Any) -> bool:
@@ -29,12 +27,8 @@ def is_sharded(x: Any) -> bool:
 class Fsdp(Tool):
     """What fully_shard leaves in a model."""
 
-    def settle(self, model: nn.Module) -> None:
-        """Change nothing.
-
-        Raises:
-            InputError: torch gathers around the whole call, or casts what it gathers.
-        """
+    def check(self, model: nn.Module) -> None:
+        """Refuse a model in which torch gathers around the whole call, or casts what it gathers."""
         for path, module in model.named_modules():
             if (state := _state(module)) is not None:
                 _check(type(model).__name__, path, state)
@@ -43,7 +37,7 @@ class Fsdp(Tool):
     def traced(self, model: nn.Module) -> Iterator[None]:
         """Inside, no module gathers its weights."""
         divided = [m for m in model.modules() if _state(m) is not None]
-        kept = [(m, {name: getattr(m, name) for name in _HOOKS}) for m in divided]
+        kept = [(m, {name: getattr(m, name) for name in HOOKS}) for m in divided]
         try:
             for module, hooks in kept:
                 for name, held in hooks.items():

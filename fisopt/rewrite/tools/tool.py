@@ -18,6 +18,9 @@ Place = tuple[Mapping[str, Any], str]
 Read = Callable[[Any], tuple[Any, ...]]
 """Reads what of an attribute a graph depends on."""
 
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""Where torch keeps the hooks of a module's forward call."""
+
 _FILES = {
     "peft": "fisopt.rewrite.tools.peft",
     "torchao": "fisopt.rewrite.tools.torchao",
@@ -36,6 +39,10 @@ class Tool:
 
     def settle(self, model: nn.Module) -> None:
         """Do to a model what its layers would do to themselves at their next call."""
+        del model
+
+    def check(self, model: nn.Module) -> None:
+        """Raise an InputError for a model in a state that no graph can be captured in."""
         del model
 
     def composites(self) -> Mapping[OpOverload, Callable[..., Any]]:

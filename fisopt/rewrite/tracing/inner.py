@@ -47,9 +47,7 @@ def inner_place(module: nn.Module, name: str, path: str) -> Place | None:
     """
     for held in (module._parameters, module._buffers):
         weight = held.get(name)
-        if weight is None or is_sharded(weight):
-            continue
-        if is_traceable_wrapper_subclass(weight) and path in dict(_leaves(weight)):
+        if _is_made_of_others(weight) and path in dict(_leaves(weight)):
             return _Inner(held, name, path), path
     return None
 
@@ -62,7 +60,7 @@ def with_inner(weight: Any, made: Callable[[str, torch.Tensor], torch.Tensor], p
         made: gives the tensor in the place of another, from its path.
         path: of the weight.
     """
-    if not is_traceable_wrapper_subclass(weight):
+    if not _is_made_of_others(weight):
         return made(path, weight)
     names, context = weight.__tensor_flatten__()
     inner = {name: with_inner(getattr(weight, name), made, f"{path}.{name}") for name in names}
@@ -88,7 +86,7 @@ def inner_form(weight: Any) -> tuple[Any, ...]:
         return ()
     if is_sharded(weight):
         return repr(weight.placements), repr(weight.device_mesh)
-    if not is_traceable_wrapper_subclass(weight):
+    if not _is_made_of_others(weight):
         return tuple((name, x) for name, x in vars(weight).items() if isinstance(x, _PLAIN))
     tensors = tuple((path, x.shape, x.dtype, x.device) for path, x in _leaves(weight))
     return tensors, repr(weight.__tensor_flatten__()[1])
@@ -98,15 +96,20 @@ def stored(weight: torch.Tensor) -> int:
     """Bytes that a weight takes, whatever type it says that it is of."""
     if is_sharded(weight):
         weight = cast("Any", weight).to_local()
-    held = [x for _, x in _leaves(weight)] if is_traceable_wrapper_subclass(weight) else [weight]
+    held = [x for _, x in _leaves(weight)] if _is_made_of_others(weight) else [weight]
     return sum(x.numel() * x.element_size() for x in held)
+
+
+def _is_made_of_others(weight: Any) -> bool:
+    """Whether a graph reads the inner tensors of a weight; one that ranks divide is read whole."""
+    return is_traceable_wrapper_subclass(weight) and not is_sharded(weight)
 
 
 def _leaves(weight: Any) -> Iterator[tuple[str, torch.Tensor]]:
     """The plain tensors of a weight, by their paths in it."""
     for attribute in weight.__tensor_flatten__()[0]:
         inner = getattr(weight, attribute)
-        if is_traceable_wrapper_subclass(inner):
+        if _is_made_of_others(inner):
             yield from ((f"{attribute}.{path}", x) for path, x in _leaves(inner))
         else:
             yield attribute, inner

@@ -21,15 +21,12 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from fisopt.errors import InputError
 from fisopt.rewrite.tools.diffusers_hooks import OFFLOAD, is_hooked, refused
 from fisopt.rewrite.tools.fsdp import gathers
-from fisopt.rewrite.tools.tool import tools
+from fisopt.rewrite.tools.tool import HOOKS, tools
 
 ROOT_HOOK = ("_hf_hook", "_old_forward", "forward")
 """What accelerate leaves on a hooked module; on the whole model it runs around the graph."""
 
 INSTALLED = {"site-packages", "dist-packages"}
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-"""Where torch keeps the hooks of a forward call."""
 
 
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
@@ -60,6 +57,8 @@ def check_model(model: nn.Module, hidden: Mapping[str, nn.Module] | None = None)
             "(register_module_forward_hook), which no captured graph runs; remove it, or hook "
             "the layers that you mean"
         )
+    for tool in tools():
+        tool.check(model)
     for path, module in (*model.named_modules(), *(hidden or {}).items()):
         where = f"{type(model).__name__}: {path or 'the model'}"
         if hooks := list(_hooks(module)):

@@ -25,10 +25,10 @@ from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import FakeTensor
 
 from fisopt.rewrite.tools.diffusers_hooks import REGISTRY, described, is_hooked
-from fisopt.rewrite.tools.tool import read_by_graphs
+from fisopt.rewrite.tools.tool import HOOKS, read_by_graphs
 from fisopt.rewrite.tracing.held_state import slots
 from fisopt.rewrite.tracing.inner import inner_form
-from fisopt.rewrite.tracing.readiness import HOOKS, INSTALLED
+from fisopt.rewrite.tracing.readiness import INSTALLED
 from fisopt.runtime.disk.foreign import FOREIGN, defines, exchanged_in
 from fisopt.runtime.disk.tokens import (
     NotStableError,
