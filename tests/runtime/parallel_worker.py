@@ -43,7 +43,7 @@ def main(folder: str, kind: str) -> None:
     fisopt.optimize(pipe, passes=[*passes, *parallel], backend=backend)
     if kind == "killed" and rank == 1:
         pipe.transformer.register_forward_hook(lambda *_: os._exit(9))  # after its first call
-    prompt = "blue square moving up" if kind == "prompts" and rank else PROMPT
+    prompt = "blue square moving up slow over checks" if kind == "prompts" and rank else PROMPT
     said = ""
     try:
         torch.save(clip(pipe, prompt), Path(folder) / f"clip_{rank}.pt")
