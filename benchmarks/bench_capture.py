@@ -143,9 +143,13 @@ def main() -> None:
     path = RESULTS / "capture.json"
     rows = {r["model"]: r for r in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for name in arguments.names:
-        if not arguments.cached:
-            rows[name] = child("--one", name, os.environ | {"FISOPT_CACHE": "off"})
-        rows[name] |= cached(name)
+        try:
+            if not arguments.cached:
+                rows[name] = child("--one", name, os.environ | {"FISOPT_CACHE": "off"})
+            rows[name] |= cached(name)
+        except subprocess.CalledProcessError as error:  # such as a model that needs a package
+            print(f"{name}: {error.stderr.splitlines()[-1]}", file=sys.stderr, flush=True)
+            continue
         print(rows[name], flush=True)
         write("capture", {"machine": machine(), "rows": list(rows.values())})
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from diffusers.models.transformers import transformer_cosmos
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 from torch import Tensor
 
+from fisopt.errors import InputError
 from fisopt.models.family import Call, Config, Family, Published, patch_size
 from fisopt.spec import Grid
 
@@ -77,6 +79,11 @@ def _inputs(config: Config, call: Call) -> dict[str, Any]:
         given[:, :, 0] = 1
         inputs["condition_mask"] = given
     if config["concat_padding_mask"]:
+        if not hasattr(transformer_cosmos, "transforms"):  # which it resizes the mask with
+            raise InputError(
+                "CosmosTransformer3DModel needs torchvision for its padding mask and found none; "
+                "install torchvision, or build the model with concat_padding_mask=False"
+            )
         _, rows, columns = _compression(config)
         inputs["padding_mask"] = call.normal(1, 1, height * rows, width * columns) * 0
     return inputs

@@ -45,19 +45,23 @@ def _plain(path: str, tensor: Tensor, model: nn.Module, held: set[Any]) -> dict[
             f"{path} is a tensor {list(tensor.shape)} that the model holds, and no attribute of a "
             "layer"
         )
-    size = tensor.numel() * tensor.element_size()
-    if size > LARGEST or tensor.is_meta or tensor.dtype not in NUMBERS:
+    size = 0 if tensor.is_meta else tensor.numel() * tensor.element_size()
+    if size > LARGEST or tensor.dtype not in NUMBERS:
         raise NotPlainError(
             f"{path} is a tensor {list(tensor.shape)} of {tensor.dtype} on {tensor.device}, "
             f"{size:,} bytes; up to {LARGEST:,} are stored"
         )
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
     return {
         "dtype": NUMBERS[tensor.dtype],
         "sizes": list(tensor.shape),
         "device": plain_device(tensor.device),
-        "data": base64.b64encode(data).decode(),
+        "data": "" if tensor.is_meta else base64.b64encode(_bytes(tensor)).decode(),
     }
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+    return data.numpy().tobytes()
 
 
 def constant(said: Any, model: nn.Module) -> Tensor:
@@ -71,10 +75,13 @@ def constant(said: Any, model: nn.Module) -> Tensor:
         if not isinstance(value, Tensor):
             raise MalformedError(f"{shown(said['name'])} is no tensor of the model")
         return value.detach()
-    sizes = [plain(x, int) for x in said["sizes"]]
+    sizes, dtype = [plain(x, int) for x in said["sizes"]], DTYPES[said["dtype"]]
+    device = device_of(said["device"])
+    if device.type == "meta":
+        return torch.empty(sizes, dtype=dtype, device=device)
     data = bytearray(base64.b64decode(said["data"], validate=True))
     flat = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return flat.view(DTYPES[said["dtype"]]).reshape(sizes).to(device_of(said["device"]))
+    return flat.view(dtype).reshape(sizes).to(device)
 
 
 def _memory(tensor: Tensor) -> Any:

@@ -163,6 +163,13 @@ def test_published_shapes_without_weights(family: str) -> None:
     assert predicted_ratio(program, sparse) > 1.2
 
 
+def test_cosmos_says_what_resizes_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(transformer_cosmos, "transforms", raising=False)
+    model = models.build("cosmos-predict2.5-2b", num_layers=1)
+    with pytest.raises(fisopt.InputError, match="install torchvision"):
+        models.example_inputs(model)
+
+
 def test_cosmos_pads_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     """The published models resize a mask of padding by torchvision, here by torch."""
 

@@ -446,6 +446,17 @@ def test_a_tensor_that_the_model_holds_in_a_list_is_not_stored(folder: Folder) -
         del Small.positions
 
 
+def test_a_table_without_numbers_is_kept_as_its_form(folder: Folder) -> None:
+    """Kandinsky 5 makes its frequencies in forward; on the meta device they are a shape alone."""
+    model = fisopt.models.build("kandinsky5", num_visual_blocks=1, num_text_blocks=1)
+    call = fisopt.models.example_inputs(model, height=64, width=64, num_frames=9)
+    first, second = (fisopt.capture(model, call) for _ in range(2))
+    assert not [note for note in first.source.notes if "not kept" in note]
+    assert is_read(second)
+    assert any("lifted" in name for name, x in second.graph_module.named_buffers() if x.is_meta)
+    assert structure(second.graph) == structure(first.graph)
+
+
 PROCESS = """
 import torch, fisopt
 from model_of_mine import Mine
