@@ -55,6 +55,19 @@ def test_writes_a_recipe_and_a_page(pipeline: Denoiser, tmp_path: Path) -> None:
     assert "fisopt tune some --target 1.1x" in page
 
 
+def test_fp8_is_searched_with_and_written(pipeline: Denoiser, tmp_path: Path) -> None:
+    out = tmp_path / "r.yaml"
+    line = ("some", "--target", "1.1x", "--steps", "2", "--prompt", "a", "--prompt", "b")
+    result = invoke(*line, "--linear", "fp8-simulated", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    assert "linears in FP8 alone leave" in result.output
+    assert fisopt.Recipe.load(out).kernels.linear == "fp8-simulated"
+    assert "--linear fp8-simulated" in out.with_suffix(".html").read_text()
+    wrong = invoke(*line, "--linear", "int4", "--out", str(out))
+    assert wrong.exit_code == 2
+    assert "linear must be one of" in wrong.output
+
+
 def test_a_dry_run_writes_nothing(pipeline: Denoiser, tmp_path: Path) -> None:
     result = invoke(
         *("some", "--target", "2x", "--steps", "2", "--dry-run", "--out", str(tmp_path / "r.yaml")),

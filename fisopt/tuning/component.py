@@ -36,6 +36,7 @@ class Component:
         own: passes of the user that may be chosen too.
         saved: by option, what each block saves in one call; where it does not apply, 0.
         total: what one call costs.
+        unrounded: what it costs with linears in the precision of the model.
         reuse: what one call saves that takes what its blocks add from an earlier one.
     """
 
@@ -68,6 +69,7 @@ class Component:
             option = own_option(pass_, self.dense, program)
             self.saved[option] = [b - a if b - a > LEAST * b else 0.0 for b, a in pairs]
         self.total = self.costs.whole(self.dense)
+        self.unrounded = self.costs.unrounded.whole(self.dense)
         cached = PassManager([cache_of([1], len(self.calls))], strict=False).run(self.dense)
         self.reuse = max(0.0, self.total - self.costs.whole(cached))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
@@ -33,6 +34,10 @@ class Costs(Protocol):
     def exact(self) -> bool:
         """Whether a rewritten Program is costed itself, and not by what its options save."""
 
+    @property
+    def unrounded(self) -> Costs:
+        """The same, of linears in the precision of the model."""
+
     def blocks(self, program: Program) -> list[float]:
         """Of each video block in one call."""
 
@@ -44,6 +49,11 @@ class FlopCosts:
     """FLOPs, with what is moved, by the cost model."""
 
     exact = True
+
+    @property
+    def unrounded(self) -> Costs:
+        """See `Costs`; rounding changes no FLOPs."""
+        return self
 
     def blocks(self, program: Program) -> list[float]:
         """See `Costs`."""
@@ -63,12 +73,23 @@ class StageTimes:
     Args:
         backend: what runs it.
         known: seconds by stage, added to.
+        kernels: which kernels run it.
     """
 
     exact = False
 
-    def __init__(self, backend: Backend, known: MutableMapping[str, float]) -> None:
-        self.backend, self.known = backend, known
+    def __init__(
+        self,
+        backend: Backend,
+        known: MutableMapping[str, float],
+        kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+    ) -> None:
+        self.backend, self.known, self.kernels = backend, known, kernels
+
+    @property
+    def unrounded(self) -> StageTimes:
+        """See `Costs`."""
+        return StageTimes(self.backend, self.known, replace(self.kernels, linear=None))
 
     def blocks(self, program: Program) -> list[float]:
         """See `Costs`."""
@@ -80,22 +101,24 @@ class StageTimes:
         return sum(seconds for _, seconds in self._stages(program))
 
     def _stages(self, program: Program) -> Iterator[tuple[str, float]]:
-        options, choices = with_told(KernelOptions(), program.source.model)
+        options, choices = with_told(self.kernels, program.source.model)
         if self.backend == "eager":
             module = lowered(program, options, choices)
         else:
             module = staged(program, {}, choices, options)
         for call in module.graph.nodes:
-            if call.op == "call_module":
+            if call.op == "call_module" and REGION in call.meta:
                 yield str(call.meta[REGION]), self._seconds(program, module, call)
 
     def _seconds(self, program: Program, module: fx.GraphModule, call: fx.Node) -> float:
         stage = module.get_submodule(str(call.target))
-        device = _device(call)
         graph: Any = getattr(stage, "_orig_mod", stage).graph  # of a compiled one
+        takes = [node for node in graph.nodes if node.op == "placeholder"]
+        device = _device(takes)
         name = f"{self.backend} {_named(device)} {_kind(graph)}"
         if name not in self.known:
-            values = [_value(program, module, node) for node in call.args]
+            pairs = zip(call.args, takes, strict=True)
+            values = [_value(program, module, node, taken) for node, taken in pairs]
             with torch.no_grad():
                 self.known[name] = fastest(
                     lambda: stage(*values), device, warm=WARM, least=LEAST, seconds=SECONDS
@@ -103,14 +126,19 @@ class StageTimes:
         return self.known[name]
 
 
-def costs_of(unit: Unit, known: MutableMapping[str, float]) -> Costs:
+def costs_of(
+    unit: Unit,
+    known: MutableMapping[str, float],
+    kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+) -> Costs:
     """Costs in a unit.
 
     Args:
         unit: one of `UNITS`.
         known: seconds by stage that were measured before.
+        kernels: which kernels run what is timed.
     """
-    return FlopCosts() if unit == "flops" else StageTimes(unit, known)
+    return FlopCosts() if unit == "flops" else StageTimes(unit, known, kernels)
 
 
 def _kind(graph: fx.Graph) -> str:
@@ -119,7 +147,7 @@ def _kind(graph: fx.Graph) -> str:
     return hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
 
 
-def _value(program: Program, module: fx.GraphModule, node: Any) -> Any:
+def _value(program: Program, module: fx.GraphModule, node: Any, taken: fx.Node) -> Any:
     """A value for an argument of a stage: the weight that it is, or random numbers."""
     if not isinstance(node, fx.Node):
         return node
@@ -130,7 +158,7 @@ def _value(program: Program, module: fx.GraphModule, node: Any) -> Any:
             return held[name]
         owner, _, name = path.rpartition(".")
         return getattr(module.get_submodule(owner), name)
-    return _random(node.meta["val"])
+    return _random(taken.meta["val"])
 
 
 def _random(fake: Any) -> Any:
@@ -142,6 +170,8 @@ def _random(fake: Any) -> Any:
         )
     made: dict[str, Any] = {"dtype": fake.dtype, "device": fake.device}
     shape = tuple(map(int, fake.shape))
+    if fake.dtype.itemsize == 1 and fake.dtype.is_floating_point:
+        return torch.randn(shape, device=fake.device).to(fake.dtype)
     if fake.dtype.is_floating_point or fake.dtype.is_complex:
         return torch.randn(shape, **made)
     return torch.zeros(shape, **made)
@@ -154,7 +184,7 @@ def _named(device: torch.device) -> str:
     return f"{device.type} {torch.get_num_threads()}"
 
 
-def _device(call: fx.Node) -> torch.device:
-    fakes = [node.meta["val"] for node in call.all_input_nodes]
+def _device(takes: Sequence[fx.Node]) -> torch.device:
+    fakes = [node.meta["val"] for node in takes]
     found = (x.device for x in fakes if isinstance(x, Tensor) and x.device.type != "cpu")
     return next(found, torch.device("cpu"))

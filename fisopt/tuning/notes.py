@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fisopt.codegen.kernel_options import KernelOptions
+from fisopt.codegen.linears import UNCOUNTED
+from fisopt.tuning.costs import Unit
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Prices
@@ -45,3 +48,18 @@ def notes_of(
             f"the target {goal} is out of reach: with every option in every block the transformers "
             f"are {most:.2f} times cheaper; this is the nearest plan"
         )
+
+
+def rounding_notes(kernels: KernelOptions, unit: Unit, psnr: float, gained: float) -> Iterator[str]:
+    """What the user should know of linears that round, a sentence each.
+
+    Args:
+        kernels: what rounds.
+        unit: of costs.
+        psnr: of the latents of the dense model that rounds, in dB.
+        gained: the speed-up that rounding alone brings, by the costs.
+    """
+    speed = UNCOUNTED if unit == "flops" else f"FP8 alone is {gained:.2f} times as fast"
+    yield f"linears in FP8 alone leave {psnr:.1f} dB to the model in its own precision; {speed}"
+    if kernels.linear == "fp8-simulated":
+        yield "the recipe simulates FP8; on a GPU with FP8 pass linear='fp8' beside the recipe"

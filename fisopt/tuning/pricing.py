@@ -29,6 +29,8 @@ Column = tuple[str, Steps, Option]
 Row = tuple[str, tuple[int, ...], Part]
 """A band of blocks, under the first option of a part."""
 PARTS: tuple[Part, ...] = get_args(Part)
+ROUNDED = "linears in FP8"
+"""Part of the names of what is measured against the model in its own precision."""
 SAVED_EVERY = 5.0
 """Seconds between two writes of what is measured."""
 
@@ -89,6 +91,20 @@ class Measured:
                 self.seen(self.count)
             if now - self._written > SAVED_EVERY:
                 self.write(clip)
+        return known[name]
+
+    def whole_error(self, plan: Plan, clip: int) -> float:
+        """The same of a plan whose linears round, against the model in its own precision.
+
+        It is measured whatever the time.
+        """
+        if not self.trials.kernels.rounds:
+            return self.error(plan, clip)
+        known: dict[str, float] = self.kept.prompts.setdefault(str(clip), {})
+        name = f"{named(plan)} and {ROUNDED}"
+        if name not in known:
+            known[name] = self.trials.whole_error(clip, self.space.passes(plan))
+            self.count += 1
         return known[name]
 
     def known(self, plan: Plan) -> list[int]:

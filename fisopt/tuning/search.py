@@ -16,7 +16,7 @@ from fisopt.tuning.chosen import choices_of
 from fisopt.tuning.component import Component
 from fisopt.tuning.costs import Costs, Unit, costs_of
 from fisopt.tuning.goal import Goal, psnr_of
-from fisopt.tuning.notes import notes_of
+from fisopt.tuning.notes import notes_of, rounding_notes
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
@@ -78,6 +78,14 @@ class Search:
         self.prices = Prices(self.measured)
         self.notes: list[str] = []
         self.level = 1.0
+        self.rounded = self._rounding() if trials.kernels.rounds else 0.0
+
+    def _rounding(self) -> float:
+        """Squared error of rounded linears alone; said in a note."""
+        found = geometric(self.measured.whole_error(Plan(), clip) for clip in self.clips)
+        psnr = psnr_of(found**0.5, self.trials.peak())
+        self.notes += rounding_notes(self.trials.kernels, self.unit, psnr, self._gained)
+        return found
 
     def _dense(self) -> float:
         """Record every clip; returns the seconds of one generation, capture left out."""
@@ -88,7 +96,7 @@ class Search:
     def _space(self, kept: Progress) -> Space:
         """The space, its blocks in as many bands as there is time to price."""
         timed = kept.model.setdefault("seconds", {})
-        costs = costs_of(self.unit, timed)
+        costs = costs_of(self.unit, timed, self.trials.kernels)
         components = components_of(self.trials, self.trials.clips[0], costs, self.own)
         steps, most = self.trials.recorder.steps, most_bands(components)
         left = self.began + SCREENING * self.seconds - perf_counter()
@@ -153,8 +161,7 @@ class Search:
             self.prices.guessed = {**dict.fromkeys(runs, together), **self.prices.guessed}
         knapsack = Knapsack(self.space, prices, runs)
         if self.goal.bounds_error:
-            bound = self.goal.most_error(self.trials.peak()) ** 2
-            return knapsack.most_saved(bound / self.level) or Plan()
+            return knapsack.most_saved(self._bound / self.level) or Plan()
         wanted = 1 - 1 / self.speed
         asked, fastest = wanted, knapsack.most_saved(float("inf")) or Plan()
         for _ in range(3):
@@ -167,10 +174,20 @@ class Search:
 
     @property
     def speed(self) -> float:
-        """The speed-up that is asked for."""
+        """The speed-up that is asked for, over a dense generation with the plan's kernels."""
         if self.goal.kind == "ms":
             return max(1.0, 1000 * self.space.total / self.goal.value)
-        return self.goal.value
+        return max(1.0, self.goal.value / self._gained)
+
+    @property
+    def _gained(self) -> float:
+        """The speed-up that the plan's kernels bring without any pass."""
+        return self.space.unrounded / self.space.total
+
+    @property
+    def _bound(self) -> float:
+        """The squared error that passes may add, where quality is given."""
+        return max(0.0, self.goal.most_error(self.trials.peak()) ** 2 - self.rounded)
 
     def error(self, plan: Plan) -> float:
         """Squared error of a plan, geometric mean over the clips: the mean of their decibels."""
@@ -220,7 +237,7 @@ class Search:
         """What sorts plans, the best one first: those that are as wanted, then the others."""
         if not self.goal.bounds_error:
             return self._short(plan), error
-        over = error > self.goal.most_error(self.trials.peak()) ** 2
+        over = error > self._bound
         return over, error if over else self.space.cost(plan)
 
     def _short(self, plan: Plan) -> bool:
@@ -281,9 +298,9 @@ class Search:
 
     def _told(self, plan: Plan) -> Tuned:
         """What was found."""
-        errors = [self.measured.error(plan, clip) for clip in self.checks]
+        errors = [self.measured.whole_error(plan, clip) for clip in self.checks]
         peak, prices = self.trials.peak(), self.prices.all()
-        speed = self._speed_of(plan)
+        speed = self._gained * self._speed_of(plan)
         error = geometric(errors) ** 0.5
         psnr = fmean(psnr_of(e**0.5, peak) for e in errors)
         reached = not self._short(plan)
@@ -294,9 +311,9 @@ class Search:
         self.notes += notes_of(self.goal, self.prices, knapsack, minutes, reached=reached)
         front = []
         for s in FRONT:
-            point = knapsack.least_error(1 - 1 / s)
+            point = knapsack.least_error(1 - self._gained / s)
             if point is not None:
-                front.append((s, round((self.level * knapsack.predicted(point)) ** 0.5, 4)))
+                front.append((s, round(self._predicted(knapsack, point), 4)))
         said: dict[str, Any] = {"target": str(self.goal), "steps": self.space.steps}
         if self.unit != "flops":
             said["costs"] = self.unit
@@ -304,7 +321,9 @@ class Search:
         passes = self.space.passes(plan)
         tuned = {**said, **figures, "prompts": len(self.checks)}
         recipes = {
-            name: Recipe.of(self.trials.modules[name].original, passes[name], tuned=tuned)
+            name: Recipe.of(
+                self.trials.modules[name].original, passes[name], self.trials.kernels, tuned
+            )
             for name in passes
         }
         return Tuned(
@@ -317,12 +336,15 @@ class Search:
             seconds=None if self.unit == "flops" else self.space.cost(plan),
             error=error,
             psnr=psnr,
-            predicted=(self.level * knapsack.predicted(plan)) ** 0.5,
+            predicted=self._predicted(knapsack, plan),
             prices=self.measured.by_name(),
             front=tuple(front),
             choices=tuple(choices_of(self.space, plan, prices, str(self.goal))),
             notes=tuple(dict.fromkeys(self.notes)),
         )
+
+    def _predicted(self, knapsack: Knapsack, plan: Plan) -> float:
+        return float((self.rounded + self.level * knapsack.predicted(plan)) ** 0.5)
 
 
 def geometric(values: Iterable[float]) -> float:

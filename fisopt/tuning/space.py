@@ -82,12 +82,17 @@ class Space:
         components: its transformers.
         steps: denoising steps of a generation.
         bands: parts into which the blocks of each are cut, beside the first.
+
+    Attributes:
+        total: what a dense generation costs with the kernels of the plan.
+        unrounded: what it costs with linears in the precision of the model.
     """
 
     def __init__(self, components: Sequence[Component], steps: int, bands: int) -> None:
         self.components = {c.name: c for c in components}
         self.steps = steps
         self.total = sum(c.total * sum(c.calls.values()) for c in components)
+        self.unrounded = sum(c.unrounded * sum(c.calls.values()) for c in components)
         self.options: dict[Place, list[Option]] = {}
         self.reuses: list[Reuse] = []
         self._costs: dict[tuple[str, Variant], float] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fisopt import models
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import InputError
 from fisopt.pipelines import SchedulerOf, transformers_of
 from fisopt.rewrite.analysis.structure import results
@@ -56,11 +57,13 @@ class Clip:
     Attributes:
         lines: its calls, in order.
         latents: what it ended in.
+        exact: what it ends in where linears multiply in the precision of the model.
         seconds: how long it took.
     """
 
     lines: list[Line] = field(default_factory=list)
     latents: list[Tensor] = field(default_factory=list)
+    exact: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
 
 
@@ -153,16 +156,22 @@ class Trials:
 
     Args:
         recorder: runs the pipeline.
+        kernels: what runs the transformers, dense and under passes.
 
     Attributes:
         modules: its transformers, by name.
         clips: what ran dense, by the number of the prompt.
     """
 
-    def __init__(self, recorder: Recorder) -> None:
-        self.recorder, self.script = recorder, Script()
+    def __init__(
+        self,
+        recorder: Recorder,
+        kernels: KernelOptions = KernelOptions(),  # noqa: B008 - it cannot change
+    ) -> None:
+        self.recorder, self.kernels, self.script = recorder, kernels, Script()
         self.clips: dict[int, Clip] = {}
         self.modules: dict[str, Rehearsed] = {}
+        self._exact: dict[str, OptimizedModule] = {}
 
     @contextmanager
     def ready(self) -> Iterator[None]:
@@ -174,12 +183,17 @@ class Trials:
             original = module.original if isinstance(module, OptimizedModule) else module
             spec = module.spec if isinstance(module, OptimizedModule) else models.spec_of(original)
             scheduler = SchedulerOf(pipeline)
-            settings = Settings(backend="eager", cache_size=PLANS)
+            settings = Settings(backend="eager", cache_size=PLANS, kernels=self.kernels)
             made = Rehearsed(
                 original, (), spec, settings=settings, scheduler=scheduler, captures=captures
             )
             made.join(name, self.script, self.recorder.steps)
             self.modules[name] = made
+            if self.kernels.rounds:
+                exact = replace(settings, kernels=replace(self.kernels, linear=None))
+                self._exact[name] = OptimizedModule(
+                    original, (), spec, settings=exact, scheduler=scheduler, captures=made.captures
+                )
             setattr(pipeline, name, made)
         try:
             yield
@@ -202,6 +216,7 @@ class Trials:
                 torch.cuda.synchronize()
             clip = self.script.clip
             clip.seconds, clip.latents = perf_counter() - began, latents
+            clip.exact = self._run_exact(index) or latents
             if not clip.lines:
                 raise InputError("tune: the pipeline did not call its transformer")
             self.clips[index] = clip
@@ -221,12 +236,36 @@ class Trials:
                 "scheduler, or give `generate` a function that seeds all of it"
             )
 
+    def _run_exact(self, index: int) -> list[Tensor]:
+        """The latents of a dense clip of unrounded linears; none where nothing is rounded."""
+        if not self._exact:
+            return []
+        pipeline = self.recorder.pipeline
+        try:
+            for name, module in self._exact.items():
+                setattr(pipeline, name, module)
+            return self._latents(index)
+        finally:
+            for name, made in self.modules.items():
+                setattr(pipeline, name, made)
+
     def error(self, index: int, passes: Mapping[str, Sequence[Pass]]) -> float:
-        """Squared relative L2 error of a clip's final latents under passes, by transformer."""
+        """Squared relative L2 error of a clip's final latents under passes, by transformer.
+
+        It is what the passes add: against the dense clip of the same kernels.
+        """
         clip = self.dense(index)
+        return _distance(self._played(index, passes), clip.latents)
+
+    def whole_error(self, index: int, passes: Mapping[str, Sequence[Pass]]) -> float:
+        """The same with what rounded linears add: against the model in its own precision."""
+        clip = self.dense(index)
+        return _distance(self._played(index, passes), clip.exact)
+
+    def _played(self, index: int, passes: Mapping[str, Sequence[Pass]]) -> list[Tensor]:
         self._use(passes)
-        self.script.play(clip)
-        return _distance(self._latents(index), clip.latents)
+        self.script.play(self.clips[index])
+        return self._latents(index)
 
     def pretend(self, index: int) -> Clip:
         """The calls of a generation in which the transformers return zeros at once."""
@@ -239,7 +278,7 @@ class Trials:
         """Range of the dense latents over their root mean square, mean of the clips."""
         found = []
         for clip in self.clips.values():
-            x = torch.cat([t.double().flatten() for t in clip.latents])
+            x = torch.cat([t.double().flatten() for t in clip.exact])
             found.append(float((x.max() - x.min()) / x.square().mean().sqrt()))
         return sum(found) / len(found)
 

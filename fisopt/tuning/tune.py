@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from fisopt.checked import checked, choice
+from fisopt.codegen.kernel_options import KernelOptions, Linear
 from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import transformers_of
 from fisopt.rewrite.block_pass import BlockPass
@@ -37,6 +38,7 @@ def tune(
     arguments: Mapping[str, Any] | None = None,
     generate: Generate | None = None,
     costs: Unit | None = None,
+    linear: Linear | None = None,
     passes: Sequence[BlockPass] = (),
     progress: Path | str | None = None,
     seen: Callable[[int], object] | None = None,
@@ -64,6 +66,10 @@ def tune(
         costs: "flops" uses the cost model. "inductor" or "eager" use seconds on the pipeline's
             device: `tune` compiles each distinct stage (a block under an option) with this backend
             and times it once. None: FLOPs, or "inductor" for a target in milliseconds.
+        linear: precision of large linear layers, see `fisopt.optimize`. With "fp8" or
+            "fp8-simulated" every clip of the search rounds them, the recipe says so, and `tune`
+            compares with the model in its own precision. FLOPs do not count what FP8 saves; a
+            search by seconds counts it.
         passes: passes of your own as further options, see `fisopt.BlockPass`. `tune` tries each in
             every block and group of steps that its ``blocks`` and ``steps`` allow: instead of other
             options of the branch that it changes, or of the whole block if it changes several
@@ -76,15 +82,17 @@ def tune(
         The plan. If the target is out of reach, the nearest plan, with notes on what limits it.
 
     Raises:
-        OptionError: the target has another unit or is below 1x, the minutes are too few, or one of
-            the passes is not a `BlockPass`.
+        OptionError: the target has another unit or is below 1x, the minutes are too few, one of
+            the passes is not a `BlockPass`, or ``costs`` are seconds of simulated FP8.
+        LoweringError: ``linear="fp8"`` on a device without FP8.
         RecipeError: a recipe cannot hold the options of one of the passes.
         InputError: there are fewer than two prompts; the pipeline draws noise from elsewhere than
             its generator; the file ``progress`` belongs to another run.
     """
     goal = Goal.of(target)
     check_minutes(minutes)
-    unit, own = unit_for(costs, goal), check_own(passes)
+    unit, own = unit_for(costs, goal, linear), check_own(passes)
+    kernels = KernelOptions(linear)
     if isinstance(prompts, (list, tuple)) and len(prompts) < 2:
         raise InputError(
             f"tune: got {len(prompts)} prompts, wanted two or more: one to choose by, others to "
@@ -93,8 +101,10 @@ def tune(
     recorder = _recorder(pipeline, prompts, steps, seed, arguments, generate)
     about = recorder.about()
     about["weights"] = recorder.weights() if progress is not None else ""
+    if kernels.rounds:
+        about["linear"] = linear
     kept = Progress(progress, about, damage)
-    trials = Trials(recorder)
+    trials = Trials(recorder, kernels)
     with trials.ready():
         return Search(trials, goal, kept, unit, 60.0 * minutes, seen, own).run()
 
@@ -184,15 +194,21 @@ def check_minutes(minutes: object) -> None:
         raise OptionError(f"minutes must be a number above 0, got {shown(minutes)}")
 
 
-def unit_for(costs: object, goal: Goal) -> Unit:
+def unit_for(costs: object, goal: Goal, linear: Linear | None = None) -> Unit:
     """The unit of costs for a target: the one that is given, else the one that fits.
 
     Raises:
-        OptionError: it is none, or a target in milliseconds is to be reached by FLOPs.
+        OptionError: it is none, a target in milliseconds is to be reached by FLOPs, or what is to
+            be timed is simulated.
     """
     if costs is None:
-        return "inductor" if goal.kind == "ms" else "flops"
+        costs = "inductor" if goal.kind == "ms" else "flops"
     choice("costs", costs, UNITS)
+    if linear == "fp8-simulated" and costs != "flops":
+        raise OptionError(
+            f"target {goal} with costs={costs!r} needs times, and linear='fp8-simulated' has those "
+            "of no device; pass linear='fp8' on a GPU, or a target such as '2x' with costs='flops'"
+        )
     if goal.kind == "ms" and costs == "flops":
         raise OptionError(
             f"target {goal} is a time and costs='flops' has none; pass costs='inductor' or "

@@ -10,6 +10,7 @@ import torch
 
 import fisopt
 from fisopt import InputError, OptionError
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.tuning import component as component_module
 from fisopt.tuning import costs as costs_module
@@ -104,3 +105,18 @@ def test_refusals() -> None:
         fisopt.tune(object(), "2x", costs="seconds", **given)
     with pytest.raises(OptionError, match="target 350ms is a time and costs='flops' has none"):
         fisopt.tune(object(), "350ms", costs="flops", **given)
+
+
+def test_stages_that_round_are_timed_so_and_dense_as_it_is(counted: list[torch.device]) -> None:
+    """FP8 stages run on weights in FP8; the dense reference is the model's own precision."""
+    program, known = captured("wan"), dict[str, float]()
+    rounding = costs_of("eager", known, KernelOptions("fp8-simulated"))
+    rounded = rounding.whole(program)
+    assert len(counted) == len(known)
+    plain = StageTimes("eager", {}).whole(program)
+    assert rounding.unrounded.whole(program) > plain  # counted on: no stage of the two is one
+    stages = len(known)
+    assert rounding.whole(program) == rounded
+    assert len(known) == stages
+    flops = FlopCosts()
+    assert flops.unrounded is flops

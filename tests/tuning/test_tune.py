@@ -335,3 +335,67 @@ def test_places_have_names() -> None:
     assert str(Option("self_attention", 2, "anchors")) == "self_attention stride 2 anchors"
     with pytest.raises(OptionError):
         fisopt.tune(Denoiser(), "2 frames", PROMPTS, steps=2)
+
+
+def test_linears_in_fp8_are_in_every_clip_and_the_error_is_told_against_the_exact_model(
+    few: None, tmp_path: Path
+) -> None:
+    """The search compares with the rounded dense clip, what is told with the unrounded one."""
+    pipeline = Denoiser()
+    model = pipeline.transformer
+    exact = [latents(pipeline, i, 2) for i in range(2)]
+    kept = tmp_path / "measured.json"
+    found = fisopt.tune(
+        pipeline, "1.2x", PROMPTS, steps=2, minutes=5, linear="fp8-simulated", progress=kept
+    )
+    assert pipeline.transformer is model
+    recipe = found.recipes["transformer"]
+    assert recipe.kernels.linear == "fp8-simulated"
+    fisopt.optimize(pipeline, recipe=recipe, backend="eager")
+    got = [latents(pipeline, i, 2) for i in range(2)]
+    assert "simulated fp8 in" in str(pipeline.transformer.report)
+    errors = [float((a - b).norm() / b.norm()) for a, b in zip(got, exact, strict=True)]
+    assert found.error == pytest.approx((errors[0] * errors[1]) ** 0.5, rel=1e-3)
+
+    pipeline.transformer = model
+    fisopt.optimize(pipeline, [], backend="eager", linear="fp8-simulated")
+    rounded = [latents(pipeline, i, 2) for i in range(2)]
+    alone = [float((a - b).norm() / b.norm()) for a, b in zip(rounded, exact, strict=True)]
+    measured = json.loads(kept.read_text())["prompts"]
+    dense = next(name for name in measured["0"] if "linears in FP8" in name)
+    for index in range(2):
+        told = [e for n, e in measured[str(index)].items() if "linears in FP8" in n]
+        assert min(abs(e**0.5 - alone[index]) for e in told) < 1e-4, (dense, told)
+    single = next(n for n in measured["0"] if "feed_forward" in n and "linears" not in n)
+    assert measured["0"][single] > 0
+    assert any("leave" in n and "dB to the model in its own precision" in n for n in found.notes)
+    assert any("pass linear='fp8' beside the recipe" in n for n in found.notes)
+
+    # a bound that FP8 alone passes leaves the model dense, and the plan says that it is missed
+    pipeline.transformer = model
+    bounded = fisopt.tune(
+        pipeline,
+        "error<=0.0001",
+        PROMPTS,
+        steps=2,
+        minutes=5,
+        linear="fp8-simulated",
+        progress=kept,
+    )
+    assert not bounded.reached
+    assert bounded.passes == {"transformer": []}
+    assert bounded.error == pytest.approx((alone[0] * alone[1]) ** 0.5, rel=1e-3)
+    assert bounded.predicted == pytest.approx(bounded.error, rel=1e-3)
+    with pytest.raises(InputError, match="was measured with other linear"):
+        fisopt.tune(pipeline, "1.2x", PROMPTS, steps=2, minutes=5, progress=kept)
+
+
+def test_simulated_fp8_has_no_time_and_fp8_needs_a_device() -> None:
+    pipeline = Denoiser()
+    for target, costs in (("350ms", None), ("2x", "eager")):
+        with pytest.raises(OptionError, match="fp8-simulated' has those of no device"):
+            fisopt.tune(pipeline, target, PROMPTS, steps=3, costs=costs, linear="fp8-simulated")  # type: ignore[arg-type]
+    with pytest.raises(fisopt.LoweringError, match="needs a GPU that multiplies FP8"):
+        fisopt.tune(pipeline, "2x", PROMPTS, steps=3, linear="fp8")
+    with pytest.raises(OptionError, match="linear must be one of"):
+        fisopt.tune(pipeline, "2x", PROMPTS, steps=3, linear="fp9")  # type: ignore[arg-type]

@@ -46,6 +46,13 @@ def run(
             "with that backend. Default: flops; inductor for a target in ms."
         ),
     ] = None,
+    linear: Annotated[
+        str | None,
+        typer.Option(
+            help="Precision of large linear layers: model, fp8, or fp8-simulated (any device, "
+            "without the speed)."
+        ),
+    ] = None,
     passes: Passes = None,
     imports: Imports = None,
     height: Height = None,
@@ -66,6 +73,7 @@ def run(
     from fisopt.cli.expressions import parse_passes
     from fisopt.cli.sources import Source
     from fisopt.cli.tuning_view import front_table, rehearsed_table, tuned_table
+    from fisopt.codegen.kernel_options import KernelOptions
     from fisopt.errors import FileError
     from fisopt.files import check_free
     from fisopt.page.write import has_packages, write_page
@@ -74,7 +82,8 @@ def run(
     from fisopt.tuning.tune import check_minutes, rehearse_program, unit_for
     from fisopt.tuning.tuned_page import page_of
 
-    unit = unit_for(costs, Goal.of(target))  # refused before a large model is loaded
+    rounding = KernelOptions(linear).linear  # type: ignore[arg-type]  # it checks
+    unit = unit_for(costs, Goal.of(target), rounding)  # refused before a large model is loaded
     check_minutes(minutes)
     own = check_own(parse_passes(passes or (), imports))
     source = Source(model, device, dtype, height, width, frames)
@@ -109,6 +118,7 @@ def run(
             seed=seed,
             arguments=arguments,
             costs=unit,
+            linear=rounding,
             passes=own,
             progress=measured,
             seen=seen,
@@ -116,7 +126,8 @@ def run(
     written = [*made.save(out, force=True).values(), measured]
     if has_packages():
         options = {"target": target, "minutes": minutes, "steps": steps, "seed": seed}
-        options |= {"costs": unit, "pass": list(passes or ()), "import": list(imports or ())}
+        options |= {"costs": unit, "linear": linear}
+        options |= {"pass": list(passes or ()), "import": list(imports or ())}
         shape = {"height": height, "width": width, "frames": frames, "guidance": guidance}
         command = repeated("tune", model, {**options, "prompt": list(texts), **shape})
         written.append(write_page(page_of(made, pipeline, command), out.with_suffix(".html")))
