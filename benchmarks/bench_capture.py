@@ -94,10 +94,7 @@ def measure(name: str) -> dict[str, Any]:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     exported = export_seconds(name, model, inputs)
     cost = fisopt.program_cost(program)
-    ratios = {
-        label: round(fisopt.predicted_ratio(program, step(program).program), 3)
-        for label, step in PASSES.items()
-    }
+    ratios = {label: predicted(program, step) for label, step in PASSES.items()}
     return {
         "model": name,
         "grid": str(program.layout),
@@ -114,6 +111,15 @@ def measure(name: str) -> dict[str, Any]:
         "expected_share": EXPECTED_SHARE.get(name),
         "predicted_ratio": ratios,
     }
+
+
+def predicted(program: fisopt.Program, step: fisopt.Pass) -> float | None:
+    """What a pass promises, None where it refuses the model."""
+    try:
+        return round(fisopt.predicted_ratio(program, step(program).program), 3)
+    except fisopt.PreconditionError as error:
+        print(f"{type(program.source.model).__name__}: {error}", file=sys.stderr)
+        return None
 
 
 def export_seconds(name: str, model: torch.nn.Module, inputs: dict[str, Any]) -> float | None:

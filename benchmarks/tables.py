@@ -138,7 +138,7 @@ def capture_table(result: Result) -> str:
     """Published models captured without weights."""
     labels = list(result["rows"][0]["predicted_ratio"])
     return markdown(
-        ["model", "grid", "blocks", "attention share", "capture", *labels],
+        ["model", "grid", "blocks", "attention share", "capture", "read from disk", *labels],
         [
             [
                 r["model"],
@@ -146,7 +146,8 @@ def capture_table(result: Result) -> str:
                 r["blocks"],
                 f"{r['attention_share']:.0f} %",
                 f"{r['cpu_seconds']:.0f} s, {r['peak_gib']:.1f} GiB",
-                *(f"{ratio:.2f}x" for ratio in r["predicted_ratio"].values()),
+                f"{r['cached_cpu_seconds']:.1f} s" if r.get("cached_cpu_seconds") else "",
+                *(f"{x:.2f}x" if x else "refused" for x in r["predicted_ratio"].values()),
             ]
             for r in result["rows"]
         ],
