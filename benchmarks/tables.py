@@ -117,10 +117,14 @@ def forward_lines(rows: list[Result], shown: tuple[str, ...]) -> list[str]:
     return lines
 
 
+SPENT = ("linear", "attention", "pointwise", "calls")
+"""Where a call on the testbed spends its milliseconds."""
+
+
 def speed_table(result: Result) -> str:
     """Wall-clock on the testbed beside the prediction."""
     return markdown(
-        ["configuration", "median ms", "speed-up", "predicted", "reached"],
+        ["configuration", "median ms", "speed-up", "predicted", "reached", *SPENT],
         [
             [
                 r["configuration"],
@@ -128,8 +132,27 @@ def speed_table(result: Result) -> str:
                 f"{r['ratio']:.2f}x",
                 f"{r['predicted']:.2f}x" if r["predicted"] else "",
                 f"{100 * r['reached']:.0f} %" if r["reached"] else "",
+                *(r["spent_ms"][kind] if "spent_ms" in r else "" for kind in SPENT),
             ]
             for r in result["rows"]
+        ],
+    )
+
+
+def clip_table(rows: list[Result]) -> str:
+    """Whole clips of the testbed, and their transformer calls alone."""
+    return markdown(
+        ["configuration", "clip ms", "transformer ms", "speed-up", "predicted", "reached"],
+        [
+            [
+                r["configuration"],
+                r["median_ms"],
+                r["transformer_ms"],
+                f"{r['ratio']:.2f}x",
+                f"{r['predicted']:.2f}x",
+                f"{100 * r['reached']:.0f} %",
+            ]
+            for r in rows
         ],
     )
 
