@@ -312,8 +312,8 @@ def precision_table(rows: list[Result]) -> str:
         [
             [
                 *(r["steps"], r["passes"], names[r["linear"]]),
-                f"{r['one_forward_l2']:.3f}",
-                f"{r['psnr']:.1f}" if r["one_forward_l2"] else "",
+                f"{r['one_forward_l2']:.3f}" if r["one_forward_l2"] is not None else "",
+                f"{r['psnr']:.1f}" if r["one_forward_l2"] != 0 else "",
                 f"{r['ssim']:.3f}",
                 f"{r['right']:.0f}",
             ]
