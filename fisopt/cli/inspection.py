@@ -170,7 +170,7 @@ def _costs(found: Inspection) -> Table:
         costs.append(program_cost(found.optimised))
         headers.append("optimised")
     table = Table(
-        title="One forward call, TFLOPs (a multiply-add is two)",
+        title="One forward call, TFLOPs (to multiply and add is two)",
         title_justify="left",
         header_style="bold",
     )

@@ -230,7 +230,10 @@ def _of_the_model(calls: Calls, call: dict[str, Any]) -> dict[str, Any]:
 def _measurements(model: Mapping[str, Any], errors: list[list[list[float]]]) -> Measurements:
     """What is known of a model, with the errors of some calls."""
     if not model:
-        raise InputError("mask search: the pipeline did not call its transformer")
+        raise InputError(
+            "mask search: the pipeline did not call its transformer; check that it makes a clip, "
+            "and that component= names the transformer that it calls"
+        )
     masks = tuple(cast("FrameMask", from_json(mask)) for mask in model["candidates"])
     return Measurements(tuple(model["blocks"]), masks, model["flops"], model["total"], errors)
 
