@@ -90,6 +90,30 @@ def test_version() -> None:
     assert fisopt_command("--version").output == f"fisopt {fisopt.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [("demo", "compare"), ("compare", "compare"), ("compare", "eval"), ("sign", "sign")],
+)
+def test_help_names_extras_whole(command: str, extra: str) -> None:
+    """Rich takes words in brackets for markup."""
+    assert f"fisopt[{extra}]" in fisopt_command(command, "--help").output
+
+
+def test_doctor_shows_whole_paths_and_numbers_that_agree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "OPTIONAL", {"not-there": "flying: pip install 'fisopt[wings]'"})
+    output = fisopt_command("doctor").output
+    assert "CPU, 1 thread " in output
+    assert "fisopt[wings]" in output
+    assert str(folder) in "".join(output.split())
+
+
 def test_doctor_says_what_is_missing_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "OPTIONAL", {"torch": "nothing", "not-there": "flying: pip it"})
     monkeypatch.setattr(doctor, "has_compiler", lambda: False)
