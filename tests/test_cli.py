@@ -114,6 +114,20 @@ def test_doctor_shows_whole_paths_and_numbers_that_agree(
     assert str(folder) in "".join(output.split())
 
 
+def test_libraries_that_are_imported_later_warn_of_nothing_either() -> None:
+    code = (
+        "import logging; from fisopt import cli; cli.main(version=False); import diffusers, "
+        "transformers; diffusers.logging.get_logger('diffusers.models.modeling_utils')"
+        ".warning('kept in float32'); print(diffusers.logging.get_verbosity(), logging.ERROR)"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_VERBOSITY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean
+    )
+    assert done.stdout.split()[0] == done.stdout.split()[1]
+    assert "kept in float32" not in done.stderr
+
+
 def test_doctor_says_what_is_missing_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "OPTIONAL", {"torch": "nothing", "not-there": "flying: pip it"})
     monkeypatch.setattr(doctor, "has_compiler", lambda: False)
@@ -215,7 +229,7 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
         "blocks.0-1",
         "self-attention",
         "predicted speed-up",
-        "over 4 denoising steps (dense: 0)",
+        "(dense steps: 0)",
         "2 of 2 blocks sparse",
         "%hidden_states: [1, 16, f9, 8, 12]",
         "fisopt::gather_frames(",
