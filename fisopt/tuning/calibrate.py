@@ -59,9 +59,9 @@ class Target(metaclass=Checked):
         number = len(given) == 1 and isinstance(given[0], (int, float))
         if not number or not 0 < given[0] < 1:
             raise InputError(
-                "calibrate: wanted a target ratio or a target error, one of the two "
-                "(--keep, --target-error), in (0, 1); "
-                f"got ratio {shown(self.ratio)} and error {shown(self.error)}"
+                "calibrate: give a target ratio (--keep) or a target error (--target-error), one "
+                "of the two, more than 0 and less than 1; got ratio "
+                f"{shown(self.ratio)} and error {shown(self.error)}"
             )
 
     def __str__(self) -> str:

@@ -55,7 +55,9 @@ def check_bound(threshold: object, target_ratio: object) -> None:
         OptionError: both or none are given, or a number is out of range.
     """
     if (threshold is None) == (target_ratio is None):
-        raise OptionError("give either threshold or target_ratio (--threshold, --speed)")
+        raise OptionError(
+            "mask search: give either threshold (--threshold) or target_ratio (--speed)"
+        )
     for name, value, least in (("threshold", threshold, 0), ("target ratio", target_ratio, 1)):
         if value is None:
             continue

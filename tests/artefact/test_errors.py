@@ -188,7 +188,7 @@ def test_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("foreign.pt2", "no manifest in it"),
-        ("text.onnx", "not a complete ONNX"),
+        ("text.onnx", "not a complete ONNX or .pt2 file: there is no record at byte 0"),
         ("empty", r"it has no manifest.json"),
         ("nothing", "does not exist"),
     ):
