@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
 PAGES["CHANGELOG.md"] = "changelog.md"
 PAGES["README.md"] = "index.md"
-LINK = re.compile(r"\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"(!?\[(?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
+TEST = re.compile(r"`(tests/[\w/]+\.py::\w+)`")
 FENCE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -27,22 +28,27 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Let links to the root's pages lead to those of the site, and name other files in place."""
+    """Let links to the root's pages lead to those of the site, and name other files on demand."""
     folder = posixpath.dirname(page.file.src_uri)
     parts = FENCE.split(markdown)
     for index in range(0, len(parts), 2):
-        parts[index] = LINK.sub(lambda found: _link(found, folder, files), parts[index])
+        text = LINK.sub(lambda found: _link(found, folder, files), parts[index])
+        parts[index] = TEST.sub(lambda found: _hint("test", found[1]), text)
     return "".join(parts)
 
 
 def _link(found: re.Match[str], folder: str, files: Files) -> str:
-    target, anchor = found[1], found[2] or ""
+    words, target, anchor = found[1], found[2], found[3] or ""
     path = posixpath.normpath(posixpath.join("docs", folder, target))
     inside = posixpath.relpath(path, "docs")
     if files.get_file_from_path(inside) or not (ROOT / path).exists():
         root = (ROOT / target).exists() and target in PAGES
-        return f"]({PAGES[target]}{anchor})" if root and not folder else found[0]
+        return f"{words}]({PAGES[target]}{anchor})" if root and not folder else found[0]
     if path in PAGES:
-        return f"]({posixpath.relpath(PAGES[path], folder or '.')}{anchor})"
-    # The site holds no files of the repository: the path stands behind the words.
-    return f"](#){{ title='{path} in the repository' }}"
+        return f"{words}]({posixpath.relpath(PAGES[path], folder or '.')}{anchor})"
+    return _hint(words[1:], f"{path} in the repository")  # of which the site holds no files
+
+
+def _hint(words: str, where: str) -> str:
+    """Words that say on demand where something is that the site does not hold."""
+    return f'<abbr title="{where}">{words}</abbr>'

@@ -77,7 +77,10 @@ def scratch(data: bytes, suffix: str) -> Iterator[Path]:
             file.flush()
             yield Path(file.name)
     except OSError as error:
-        raise FileError(f"a temporary file cannot be written: {_reason(error)}") from error
+        raise FileError(
+            f"a temporary file cannot be written: {_reason(error)}; set TMPDIR to a folder that "
+            "takes files"
+        ) from error
 
 
 @contextmanager

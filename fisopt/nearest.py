@@ -11,5 +11,5 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
     if not isinstance(name, str):
         return ""
     by_lower = {word.lower(): word for word in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(by_lower[word] for word in near)}? " if near else ""

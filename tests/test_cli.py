@@ -90,6 +90,44 @@ def test_version() -> None:
     assert fisopt_command("--version").output == f"fisopt {fisopt.__version__}\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [("demo", "compare"), ("compare", "compare"), ("compare", "eval"), ("sign", "sign")],
+)
+def test_help_names_extras_whole(command: str, extra: str) -> None:
+    """Rich takes words in brackets for markup."""
+    assert f"fisopt[{extra}]" in fisopt_command(command, "--help").output
+
+
+def test_doctor_shows_whole_paths_and_numbers_that_agree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "OPTIONAL", {"not-there": "flying: pip install 'fisopt[wings]'"})
+    output = fisopt_command("doctor").output
+    assert "CPU, 1 thread " in output
+    assert "fisopt[wings]" in output
+    assert str(folder) in "".join(output.split())
+
+
+def test_libraries_that_are_imported_later_warn_of_nothing_either() -> None:
+    code = (
+        "import logging; from fisopt import cli; cli.main(version=False); import diffusers, "
+        "transformers; diffusers.logging.get_logger('diffusers.models.modeling_utils')"
+        ".warning('kept in float32'); print(diffusers.logging.get_verbosity(), logging.ERROR)"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.endswith("_VERBOSITY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean
+    )
+    assert done.stdout.split()[0] == done.stdout.split()[1]
+    assert "kept in float32" not in done.stderr
+
+
 def test_doctor_says_what_is_missing_and_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "OPTIONAL", {"torch": "nothing", "not-there": "flying: pip it"})
     monkeypatch.setattr(doctor, "has_compiler", lambda: False)
@@ -191,7 +229,7 @@ def test_inspect_shows_the_model_and_what_a_pass_makes_of_it() -> None:
         "blocks.0-1",
         "self-attention",
         "predicted speed-up",
-        "over 4 denoising steps (dense: 0)",
+        "(dense steps: 0)",
         "2 of 2 blocks sparse",
         "%hidden_states: [1, 16, f9, 8, 12]",
         "fisopt::gather_frames(",

@@ -57,7 +57,7 @@ def test_writes_schedule_tables_and_heat_map(
     [
         (("nothing", "--keep", "0.5"), "'nothing' is no pipeline"),
         (("testbed", "--keep", "0.5", "--height", "64"), "unexpected keyword argument"),
-        (("testbed",), "wanted a target ratio or a target error, one of the two"),
+        (("testbed",), "give a target ratio (--keep) or a target error"),
         (("testbed", "--keep", "0.5", "--stride", "2,2"), "three ints like 2,2,2"),
     ],
 )

@@ -72,7 +72,7 @@ def test_the_answer_is_in_the_first_ten_lines() -> None:
             "17 frames of 64 x 64 pixels",
             "FrameInterleave(stride=3",
             "predicted speed-up",
-            "over 4 denoising steps (dense: 0)",
+            "(dense steps: 0)",
         ):
             assert said in first, columns
         assert re.search(
@@ -92,7 +92,7 @@ def test_every_pass_and_preset(name: str) -> None:
     ("passes", "lines"),
     [
         (["TokenReduction(query=.5)"], ["matching", "new", "TokenReduction(query=0.5)"]),
-        (["TokenReduction(value=.5, cache_steps=2)"], ["over 4 denoising steps (dense: none)"]),
+        (["TokenReduction(value=.5, cache_steps=2)"], ["(dense steps: none)"]),
         (["TokenReduction"], ["dense: nothing is dropped", "predicted speed-up 1.00x"]),
         (["FrameInterleave(stride=1)"], ["stride 1", "predicted speed-up 1.00x"]),
         (["TileAttention(mask=5)"], ["every tile is kept", "predicted speed-up 1.00x"]),
@@ -181,4 +181,4 @@ def test_choose_names_a_preset_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "no preset reaches 9x at 4 steps" in choose("--speed", "9")
     assert "no preset reaches 2x at 25 steps" in choose("--steps", "25")
     assert "decided in the run" in said
-    assert "loses the testbed's clips" in said
+    assert "loses the clips" in said

@@ -113,7 +113,7 @@ def test_threshold_bounds_every_block(weights: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ((), "give either threshold or target_ratio (--threshold, --speed)"),
+        ((), "give either threshold (--threshold) or target_ratio (--speed)"),
         (("--threshold", "1", "--speed", "2"), "give either"),
         (("--threshold", "0"), "threshold must be more than 0, got 0.0"),
         (("--threshold", "-1"), "threshold must be more than 0, got -1.0"),

@@ -69,7 +69,9 @@ def test_shapes_of_what_has_weights(tmp_path: Path) -> None:
     found = shapes_of(Source(str(tmp_path), height=64, width=96, frames=17))
     assert found.size.layers == len(tiny.blocks_of(tiny.model))
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "UNet"}')
-    with pytest.raises(InputError, match="its transformer is a 'UNet', and no adapter knows it"):
+    with pytest.raises(
+        InputError, match="its transformer is a 'UNet', for which there is no adapter"
+    ):
         shapes_of(Source(str(tmp_path)))
     with pytest.raises(InputError, match="unknown model 'nothing'; the nearest names are"):
         shapes_of(Source("nothing"))

@@ -11,9 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import torch
+from markdown.extensions.toc import slugify
 
 from fisopt.models.testbed.pipeline import WEIGHTS
 from tests import prose
@@ -27,7 +29,23 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]*)(?:#([^)\s]*))?[^)]*\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+OUTER = re.compile(r"""https?://[^\s)\]"'<>`]+""")
+PAPER = re.compile(r"arxiv(?:\.org/abs/|:)(\d{4}\.\d{5})", re.IGNORECASE)
+PAPERS = {
+    "2205.14135": "FlashAttention",
+    "2304.11277": "PyTorch FSDP",
+    "2309.14509": "DeepSpeed Ulysses",
+    "2403.06807": "Multistep Consistency Models",
+    "2411.01738": "xDiT",
+    "2412.11706": "AsymRnR",
+    "2502.06155": "Efficient-vDiT",
+    "2503.06923": "TaylorSeer",
+    "2506.19852": "Radial Attention",
+    "2605.11869": "FIS-DiT",
+}
+WITH_LINKS = [*PAGES, ROOT / "CITATION.cff", ROOT / "SECURITY.md", ROOT / "pyproject.toml"]
 
 
 def name_of(page: Path) -> str:
@@ -42,6 +60,12 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
         for found in FENCE.finditer(text)
         if found[1] == "python"
     ]
+
+
+def anchors(page: Path) -> list[str]:
+    """What links may name in a page: its headings, as the site and GitHub write them."""
+    headings = HEADING.findall(FENCE.sub("", page.read_text()))
+    return [slugify(heading.replace("`", ""), "-") for heading in headings]
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=name_of)
@@ -74,10 +98,37 @@ def test_the_readme_is_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_links_lead_somewhere(page: Path) -> None:
-    prose = FENCE.sub("", page.read_text())
-    for target in LINK.findall(prose):
-        if not target.startswith(("http:", "https:", "mailto:")):
-            assert (page.parent / target).exists(), f"{name_of(page)} links to {target}"
+    for target, anchor in LINK.findall(FENCE.sub("", page.read_text())):
+        if target.startswith(("http:", "https:")):
+            continue
+        there = page.parent / target if target else page
+        assert there.exists(), f"{name_of(page)} links to {target}"
+        if anchor and there.suffix == ".md":
+            assert anchor in anchors(there), f"{name_of(page)} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_headings_of_a_page_differ(page: Path) -> None:
+    """Else a link to the second leads to the first."""
+    assert len(anchors(page)) == len(set(anchors(page)))
+
+
+@pytest.mark.parametrize("file", WITH_LINKS, ids=name_of)
+def test_outer_links_are_well_formed(file: Path) -> None:
+    for link in OUTER.findall(file.read_text()):
+        parts = urlsplit(link)
+        assert parts.scheme == "https" or parts.hostname == "127.0.0.1", link
+        assert re.fullmatch(r"[a-z0-9.-]+\.[a-z0-9]+", parts.hostname or ""), link
+        assert "//" not in parts.path, link
+
+
+def test_papers_have_the_numbers_that_were_looked_up() -> None:
+    """A wrong digit in one place is noticed; those of the passes stand in the citation."""
+    of_passes = PAPER.findall((ROOT / "CITATION.cff").read_text())
+    assert [PAPERS[number] for number in of_passes] == ["FIS-DiT", "AsymRnR", "Efficient-vDiT"]
+    sources = sorted((ROOT / "fisopt").rglob("*.py"))
+    said = {n for file in (*PAGES, *sources) for n in PAPER.findall(file.read_text())}
+    assert said == set(PAPERS)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -35,6 +35,10 @@ def test_the_site_is_built_and_fetches_nothing(tmp_path: Path) -> None:
     pages = list(tmp_path.rglob("*.html"))
     assert len(pages) > 20
     assert not [page for page in pages if FETCHED.search(page.read_text())]
+    text = "".join(page.read_text() for page in pages)
+    assert 'title="benchmarks/results in the repository">' in text
+    assert not re.search(r'<a href="[^"]*" title="[^"]*in the repository', text)
+    assert re.search(r'works: <abbr title="tests/[^"]+">test</abbr>', text)
     reference = (tmp_path / "api.html").read_text()
     for name in ("optimize", "FrameInterleave", "check_pass", "FisoptError"):
         assert f"{name}" in reference

@@ -61,7 +61,10 @@ def check_variant(manifest: Manifest, variant: VariantInfo, file: Path) -> None:
     if manifest.format == "onnx":
         beside = [name for name in variant.parts if name != "model"]
         if not all(map(is_name, beside)):
-            raise ExportError(f"{file}: got parts {shown(beside)}, wanted files beside it")
+            raise ExportError(
+                f"{file}: its manifest names the parts {shown(beside)}, wanted names of files in "
+                "its folder; copy or export it again"
+            )
         found = {"model": onnx_file.sha256(file)}
         found |= {name: of_file(file.with_name(name)) for name in beside}
     else:

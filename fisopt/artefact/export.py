@@ -199,7 +199,10 @@ def check_target(path: Path, format: Format, portable: bool, *, force: bool) -> 
         )
     if format == "onnx":
         if not portable:
-            raise ExportError("ONNX knows no fisopt operators: leave portable=True")
+            raise ExportError(
+                "portable=False: ONNX has no operators of fisopt; leave portable=False out "
+                "(--portable)"
+            )
         onnx.require()
     check_free(path, force=force, foreign=_foreign(path))
 
@@ -219,7 +222,10 @@ def _check_mesh(exports: Exports, format: Format) -> None:
     first, *others = (exported.program for exported in exports.all)
     share_infos(first.mesh)
     if any(other.mesh != first.mesh for other in others):
-        raise ExportError("export: ranks divide the Program at some steps but not at others")
+        raise ExportError(
+            "export: ranks divide the Program at some steps but not at others; let "
+            "SequenceParallel or GuidanceParallel act at every step"
+        )
     if first.mesh and format in ("onnx", "aoti"):
         raise ExportError(
             f"export: a model that is divided among {first.ranks} ranks leaves as format 'pt2', or "

@@ -44,7 +44,8 @@ def exported(module: fx.GraphModule, shapes: Any = None) -> ExportedProgram:
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise ExportError(
-            f"torch.export rejects the rewritten graph: {type(error).__name__}: {first}"
+            f"torch.export rejects the rewritten graph: {type(error).__name__}: {first}; leave "
+            "out passes to find the one that causes it"
         ) from error
     _check_open(functional, shapes or {})
     return functional

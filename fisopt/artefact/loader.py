@@ -91,7 +91,10 @@ def load(
     held = examined(path, trust=trust, check=check, public_key=public_key)
     manifest = held.manifest
     if manifest.format == "text":
-        raise ExportError(f"{path} is a graph as text; it has no weights and cannot be run")
+        raise ExportError(
+            f"{path} is a graph as text, without weights, and cannot be run; export it with "
+            "format='pt2' (--format pt2)"
+        )
     groups = groups_of(manifest.mesh, group)
     modules: dict[int, nn.Module] = {}
     runners: dict[int, Runner] = {}
@@ -169,7 +172,10 @@ def read_manifest(path: Path | str, *, checked: bool = True) -> tuple[Manifest, 
         if os.path.isdir(path):
             held = path / FILE
             if not held.is_file():
-                raise ExportError(f"{path} is not an artefact of fisopt: no {FILE} in it")
+                raise ExportError(
+                    f"{path} is not an artefact of fisopt: it has no {FILE}; copy or export it "
+                    "again"
+                )
             return Manifest.read(read_bytes(held), str(path), checked=checked), path
         with opened(path) as file:
             archive = file.read(2) == b"PK"
@@ -190,7 +196,7 @@ def _checked_structures(manifest: Manifest, path: Path, any_class: bool) -> pytr
     if taken.num_leaves != len(call.leaves) or output.num_leaves != len(call.results):
         raise ExportError(
             f"{path}: the manifest is malformed: wanted a nesting of {len(call.leaves)} arguments "
-            f"and of {len(call.results)} results"
+            f"and of {len(call.results)} results; copy or export it again"
         )
     return output
 

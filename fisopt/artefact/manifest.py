@@ -170,7 +170,8 @@ class Manifest:
             form = said.pop("fisopt_artefact")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ExportError(
-                f"{where} is not an artefact of fisopt: no manifest in it: {error}"
+                f"{where} is not an artefact of fisopt, its manifest cannot be read: {error}; "
+                "copy or export it again"
             ) from error
         if type(form) is not int or not 1 <= form <= FORMAT:
             made = said.get("versions")
@@ -184,9 +185,14 @@ class Manifest:
             read: Manifest = conformed(Manifest, said, "the manifest")
             wrong = read._wrong()
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise ExportError(f"{where}: the manifest is malformed: {error}") from error
+            raise ExportError(
+                f"{where}: the manifest is malformed: {error}; copy or export it again"
+            ) from error
         if wrong:
-            raise ExportError(f"{where}: the manifest is malformed: wanted that {wrong[0]}")
+            raise ExportError(
+                f"{where}: the manifest is malformed: wanted that {wrong[0]}; copy or export it "
+                "again"
+            )
         if checked and seal != digest({"fisopt_artefact": form, **said}):
             raise ExportError(
                 f"{where}: the manifest "

@@ -21,7 +21,7 @@ def compare(one: fx.GraphModule, two: fx.GraphModule) -> None:
     place = {n: i for module in (one, two) for i, n in enumerate(module.graph.nodes)}
     for a, b in zip(one.graph.nodes, two.graph.nodes, strict=True):
         if a.op != b.op or (a.op == "call_function" and a.target != b.target):
-            raise UnfitError(f"the graph has {b.target} in the place of {a.target} at another size")
+            raise UnfitError(f"the graph has {b.target} instead of {a.target} at another size")
         if a.op == "get_attr":
             x, y = (operator.attrgetter(str(n.target))(m) for m, n in ((one, a), (two, b)))
             if x is not y and (x.shape != y.shape or not torch.equal(x, y)):

@@ -70,9 +70,14 @@ def convert(program: ExportedProgram, outputs: list[str]) -> Any:
             )
     except Exception as error:
         lines = [line for line in str(error).splitlines() if "Error" in line] or [str(error)]
-        raise ExportError(f"torch.onnx cannot translate the graph: {lines[-1]}") from error
+        raise ExportError(
+            f"torch.onnx cannot translate the graph: {lines[-1]}; export format='pt2' instead "
+            "(--format pt2)"
+        ) from error
     if made is None:
-        raise ExportError("torch.onnx returned no program")
+        raise ExportError(
+            "torch.onnx returned no program; export format='pt2' instead (--format pt2)"
+        )
     return made
 
 

@@ -81,14 +81,19 @@ def _records(file: BinaryIO, path: Path) -> Iterator[tuple[int, int, bytes | Non
             yield start, end, _manifest(file, length) if tag >> 3 == _METADATA else None
             start = end
     except (ValueError, KeyError, IndexError) as error:
+        why = error if isinstance(error, MalformedError) else _no_record(start)
         raise ExportError(
-            f"{path} is not a complete ONNX or .pt2 file: {error}; copy or export it again"
+            f"{path} is not a complete ONNX or .pt2 file: {why}; copy or export it again"
         ) from error
 
 
 def _check_record(number: int, fits: bool, start: int) -> None:
     if not number or not fits:
-        raise MalformedError(f"there is no record at byte {start}")
+        raise MalformedError(_no_record(start))
+
+
+def _no_record(start: int) -> str:
+    return f"there is no record at byte {start}"
 
 
 def _manifest(file: BinaryIO, length: int) -> bytes | None:

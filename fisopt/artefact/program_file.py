@@ -83,7 +83,8 @@ def read_program(package: Package, where: str, *, any_library: bool = False) -> 
         raise ExportError(f"{where} cannot be loaded: {error}") from error
     except _MALFORMED as error:
         raise ExportError(
-            f"{where} cannot be loaded: its graph is malformed: {type(error).__name__}: {error}"
+            f"{where} cannot be loaded: its graph is malformed: {type(error).__name__}: {error}; "
+            "copy or export it again"
         ) from error
 
 
@@ -112,7 +113,8 @@ def read_module(package: Package, program: ProgramFile, where: str) -> fx.GraphM
                 root.register_buffer(f"weight_{i}", value)
     except _MALFORMED as error:
         raise ExportError(
-            f"{where} cannot be loaded: its weights are malformed: {type(error).__name__}: {error}"
+            f"{where} cannot be loaded: its weights are malformed: {type(error).__name__}: "
+            f"{error}; copy or export it again"
         ) from error
     return fx.GraphModule(root, program.graph)
 

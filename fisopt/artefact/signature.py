@@ -119,7 +119,10 @@ def _public(minisign: Any, key: Path | str) -> Any:
     try:
         return minisign.PublicKey.from_bytes(data.strip())
     except minisign.Error as error:
-        raise OptionError(f"public_key={shown(str(key))} is no key of minisign: {error}") from error
+        raise OptionError(
+            f"public_key={shown(str(key))} is no key of minisign: {error}; wanted the text or the "
+            "file of a public key"
+        ) from error
 
 
 def _package() -> Any:

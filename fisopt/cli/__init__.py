@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import Annotated
 
@@ -20,6 +21,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_show_locals=False,
 )
+VERBOSITY = ("DIFFUSERS_VERBOSITY", "TRANSFORMERS_VERBOSITY")
+"""Both libraries set the level of their logger when they are first imported, from these."""
 TALKATIVE = (
     "torchao",
     "transformers",
@@ -65,5 +68,7 @@ def main(
 ) -> None:
     """The ``fisopt`` command."""
     del version
+    for variable in VERBOSITY:
+        os.environ.setdefault(variable, "error")
     for name in TALKATIVE:
         logging.getLogger(name).setLevel(logging.ERROR)

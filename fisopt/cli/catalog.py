@@ -70,7 +70,7 @@ def models_table(rows: list[tuple[Family, Published, Size]]) -> Group:
             "x".join(map(str, size.grid)),
             f"{size.tokens:,}",
             str(size.layers),
-            f"{size.parameters / 1e9:.2f} B",
+            parameters(size.parameters),
         )
         last = family.name
     note = Text(
@@ -128,3 +128,8 @@ def short(pass_: Pass) -> str:
     values = {option.name: getattr(pass_, option.name) for option in options}
     changed = [f"{o.name}={values[o.name]!r}" for o in options if values[o.name] != o.default]
     return f"{type(pass_).__name__}({', '.join(changed)})"
+
+
+def parameters(count: int) -> str:
+    """A number of parameters, as model cards write it: ``14.29 B``, ``3.4 M``."""
+    return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"

@@ -54,7 +54,7 @@ def price_presets(source: Source, steps: int, *, seen: Callable[[str], object]) 
 def _priced(name: str, dense: Program, steps: int) -> Priced:
     figure = figure_of(name, steps)
     if PAPER in name:
-        return Priced(name, None, figure, "loses the testbed's clips")
+        return Priced(name, None, figure, "loses the clips")
 
     def rewrite(variant: Variant) -> Program:
         return PassManager.of(variant).run(dense)
@@ -86,11 +86,11 @@ def chosen_view(found: list[Priced], speed: float, steps: int) -> Group:
             f"{max(known):.2f}x" if known else "none"
         )
     table = Table(title_justify="left")
-    for header in ("preset", "predicted here", "on the testbed", ""):
+    for header in ("preset", "predicted here", "on the testbed"):
         table.add_column(header)
     for p in sorted(found, key=lambda p: p.speed or 0.0):
         here = "decided in the run" if p.speed is None and not p.why else ""
         here = f"{p.speed:.2f}x" if p.speed is not None else here
-        table.add_row(p.name, here, str(p.figure or ""), Text(p.why))
+        table.add_row(p.name, here, Text(": ".join(filter(None, (str(p.figure or ""), p.why)))))
     advice = "`fisopt tune` finds more for your own weights and prompts."
     return Group(Text(said, style="bold"), table, Text(advice, style="dim"))

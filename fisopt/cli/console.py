@@ -22,12 +22,12 @@ BAD_INPUT = 2
 
 def stdout() -> Console:
     """Return a console for results."""
-    return Console(highlight=False)
+    return Console(highlight=False, markup=False)
 
 
 def stderr() -> Console:
     """Return a console for progress and errors."""
-    return Console(stderr=True, highlight=False)
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 @contextmanager

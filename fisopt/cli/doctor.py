@@ -19,6 +19,7 @@ from fisopt.codegen.compile import has_compiler
 from fisopt.codegen.emit.cache import VARIABLE
 from fisopt.codegen.emit.cache import folder as kernels
 from fisopt.codegen.fp8 import NEEDED as FP8
+from fisopt.counted import counted
 from fisopt.models.testbed.pipeline import WEIGHTS
 from fisopt.reading import MIB
 from fisopt.runtime.disk.folder import captures
@@ -89,7 +90,7 @@ def _version(name: str) -> str | None:
 def _devices() -> list[Finding]:
     """GPUs, and the attentions that run on them."""
     if not torch.cuda.is_available():
-        threads = f"{torch.get_num_threads()} threads"
+        threads = counted(torch.get_num_threads(), "thread")
         return [Finding("device", f"CPU, {threads}", "speed: torch finds no GPU")]
     found = []
     for index in range(torch.cuda.device_count()):
@@ -112,20 +113,22 @@ def _captures() -> Finding:
     files = held.files()
     size = sum(size for _, size, _ in files) / MIB
     where = _cache("cache of captures", held.path)
-    of = f"{len(files)} files, {size:.1f} of {held.limit // MIB} MiB"
+    of = f"{counted(len(files), 'file')}, {size:.1f} of {held.limit // MIB} MiB"
     return Finding(where.name, f"{where.found}: {of}", where.missing)
 
 
 def _cache(name: str, folder: Path) -> Finding:
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return Finding(name, str(folder), "" if os.access(there, os.W_OK) else "it cannot be written")
+    return Finding(
+        name, str(folder), "" if os.access(there, os.W_OK) else "fisopt cannot write there"
+    )
 
 
 def findings_table(found: list[Finding]) -> Table:
     """Lay the findings out."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", style="cyan")
-    table.add_column("found")
+    table.add_column("found", overflow="fold")
     table.add_column("missing for")
     for each in found:
         table.add_row(each.name, Text(each.found), Text(each.missing, style="yellow"))

@@ -139,11 +139,14 @@ def _value(expression: ast.expr) -> Any:
         try:
             return ast.literal_eval(expression)
         except _NO_EXPRESSION as error:
-            raise OptionError(f"{shown(ast.unparse(expression))} is not a literal") from error
+            raise OptionError(
+                f"{shown(ast.unparse(expression))} is not a literal; wanted a number, text in "
+                "quotes, or a list or tuple of these"
+            ) from error
     name = _name(expression)
     if name not in MASKS:
         raise OptionError(
-            f"{shown(ast.unparse(expression))} is not a literal and no mask; "
+            f"{shown(ast.unparse(expression))} is neither a literal nor a mask; "
             f"{did_you_mean(name, MASKS)}Masks are {', '.join(MASKS)}"
         )
     return MASKS[name](**_options(MASKS[name], expression))
@@ -154,7 +157,7 @@ def _options(cls: Callable[..., Any], call: ast.Call) -> dict[str, Any]:
     known = list(inspect.signature(cls).parameters)
     in_order = 0 if isinstance(cls, type) else len(known)
     if len(call.args) > in_order or any(keyword.arg is None for keyword in call.keywords):
-        raise OptionError(f"options of {cls.__name__} are given by name ({', '.join(known)})")
+        raise OptionError(f"give the options of {cls.__name__} by name ({', '.join(known)})")
     given = [*zip(known, call.args, strict=False)]
     given += [(str(keyword.arg), keyword.value) for keyword in call.keywords]
     names = [name for name, _ in given]

@@ -94,7 +94,7 @@ DEMO = """Generate the same clips with the bundled testbed model, dense and opti
 Both models run on this machine, compiled, from the same noise, and warm up
 before the timing starts.  The command writes an animated side-by-side (GIF
 and MP4), a contact sheet (PNG), the figures (JSON) and a page that plays the
-clips (HTML; needs: pip install 'fisopt[compare]').
+clips (HTML; needs: pip install 'fisopt\\[compare]').
 
 \b
 Examples:
@@ -122,7 +122,7 @@ and motion against the dense clip; PSNR by frame; and the scorer's numbers
 interval.  The noise floor is how far two dense runs differ.  The command
 writes compare.html, one page that plays the clips side by side without a
 network, and compare.json.
-Needs: pip install 'fisopt[compare]'.
+Needs: pip install 'fisopt\\[compare]'.
 
 \b
 Examples:
@@ -253,7 +253,7 @@ fast.pt2 is fast.pt2.minisig.  For a folder, it signs the manifest, which
 holds the digests of all files in the folder.  Keys and signatures are those
 of the tool minisign; 'minisign -G' makes a key pair.  The command asks for
 the key's password, or reads it from FISOPT_KEY_PASSWORD.
-Needs: pip install 'fisopt[sign]'.
+Needs: pip install 'fisopt\\[sign]'.
 
 \b
 Examples:

@@ -14,11 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 import fisopt
-from fisopt.cli.catalog import Size, short
+from fisopt.cli.catalog import Size, parameters, short
 from fisopt.cli.schedule import Plan, plan_steps
 from fisopt.cli.shapes import shapes_of
 from fisopt.cli.sources import Source
 from fisopt.cli.stages import Stages
+from fisopt.counted import counted
 from fisopt.rewrite.block import repeated_blocks
 from fisopt.rewrite.cost import CLASSES, Cost, graph_cost, not_predicted, program_cost
 from fisopt.rewrite.pass_base import Pass
@@ -114,7 +115,7 @@ def _summary(found: Inspection) -> Table:
     frames, rows, columns = size.grid
     table.add_row(
         f"{frames} latent frames x {rows} x {columns} = {size.tokens:,} video tokens; "
-        f"{size.layers} layers, {size.parameters / 1e9:.2f} B parameters"
+        f"{size.layers} layers, {parameters(size.parameters)} parameters"
     )
     took = ", ".join(f"{stage} in {spent:.1f} s" for stage, spent in found.stages.items())
     total = sum(found.stages.values())
@@ -126,7 +127,8 @@ def _blocks(found: Inspection) -> Table:
     table = Table(title="Blocks by kind", title_justify="left", header_style="bold")
     table.add_column("kind", style="cyan")
     table.add_column("blocks", overflow="fold")
-    for header in ("count", "operators", "TFLOPs", "attention"):
+    unit, flops = _unit(found)
+    for header in ("count", "operators", unit, "attention"):
         table.add_column(header, justify="right")
     for group in repeated_blocks(found.dense.blocks):
         graph = group[0].body.graph
@@ -137,7 +139,7 @@ def _blocks(found: Inspection) -> Table:
             ranges([block.path for block in group]),
             str(len(group)),
             str(operators),
-            f"{cost.total / 1e12:.3f}",
+            f"{cost.total / flops:.3f}",
             f"{cost.attention_share:.1%}",
         )
     return table
@@ -164,13 +166,14 @@ def ranges(paths: Sequence[str]) -> str:
 
 def _costs(found: Inspection) -> Table:
     dense = program_cost(found.dense)
+    unit, flops = _unit(found)
     costs = [dense]
     headers = ["dense"]
     if found.applied:
         costs.append(program_cost(found.optimised))
         headers.append("optimised")
     table = Table(
-        title="One forward call, TFLOPs (a multiply-add is two)",
+        title=f"One forward call in {unit} (a multiplication and an addition are two)",
         title_justify="left",
         header_style="bold",
     )
@@ -182,12 +185,12 @@ def _costs(found: Inspection) -> Table:
         table.add_column("kept", justify="right")
     for name in CLASSES:
         if any(cost.flops[name] for cost in costs):
-            table.add_row(name, *_cells([cost.flops[name] for cost in costs], costs))
+            table.add_row(name, *_cells([cost.flops[name] for cost in costs], costs, flops))
     if any(cost.traffic for cost in costs):
         moved = [cost.work - cost.total for cost in costs]
-        table.add_row("time for moving tokens", *_cells(moved, costs))
+        table.add_row("time for moving tokens", *_cells(moved, costs, flops))
     table.add_section()
-    table.add_row("all", *_cells([cost.work for cost in costs], costs), style="bold")
+    table.add_row("all", *_cells([cost.work for cost in costs], costs, flops), style="bold")
     sizes = [cost.bytes / 1e9 for cost in costs]
     cells = [cell for size in sizes for cell in (f"{size:,.1f}", "")]
     kept = [f"{sizes[1] / sizes[0]:.1%}"] if found.applied else []
@@ -195,9 +198,14 @@ def _costs(found: Inspection) -> Table:
     return table
 
 
-def _cells(flops: Sequence[float], costs: Sequence[Cost]) -> Iterator[str]:
+def _unit(found: Inspection) -> tuple[str, float]:
+    """The unit of the FLOPs of a call, by name and size; a small model's are no TFLOPs."""
+    return ("TFLOPs", 1e12) if program_cost(found.dense).work >= 1e11 else ("GFLOPs", 1e9)
+
+
+def _cells(flops: Sequence[float], costs: Sequence[Cost], unit: float) -> Iterator[str]:
     for value, cost in zip(flops, costs, strict=True):
-        yield f"{value / 1e12:,.3f}"
+        yield f"{value / unit:,.3f}"
         yield f"{value / cost.work:.1%}"
     if len(flops) > 1:
         yield f"{flops[1] / flops[0]:.1%}" if flops[0] else "new"
@@ -215,14 +223,14 @@ def _verdict(found: Inspection) -> Table:
     plan = found.plan
     if plan.ratio is None:
         table.add_row(
-            f"over {plan.steps} denoising steps: not predicted, {plan.undecided}; the figures "
-            "are of a step where every pass is active"
+            f"over {counted(plan.steps, 'denoising step')}: not predicted, {plan.undecided}; the "
+            "figures are of a step where every pass is active"
         )
     elif plan.stepwise:
         dense = ", ".join(map(str, plan.dense_steps)) or "none"
         table.add_row(
-            f"over {plan.steps} denoising steps (dense: {dense}) {plan.ratio:.2f}x; "
-            f"the figures are of a step where every pass is active"
+            f"over {counted(plan.steps, 'denoising step')}: {plan.ratio:.2f}x (dense steps: "
+            f"{dense}); the figures are of a step where every pass is active"
         )
     return table
 

@@ -83,7 +83,10 @@ def _of_pipeline(source: Source, component: str) -> nn.Module:
     try:
         config = cast("Any", Config).load_config(folder, subfolder=component)
     except OSError as error:
-        raise InputError(f"{source.model}: no config of a {component}: {error}") from error
+        raise InputError(
+            f"{source.model}: the config of its {component} cannot be read: {error}; check the "
+            "name, and --component"
+        ) from error
     wanted = config.get("_class_name")
     for family in models.families().values():
         if family.transformer.__name__ == wanted:
@@ -91,5 +94,6 @@ def _of_pipeline(source: Source, component: str) -> nn.Module:
                 model: nn.Module = cast("Any", family.transformer).from_config(config)
             return model.eval().requires_grad_(False)
     raise InputError(
-        f"{source.model}: its {component} is a {shown(wanted)}, and no adapter knows it"
+        f"{source.model}: its {component} is a {shown(wanted)}, for which there is no adapter; "
+        "use fisopt.optimize in Python, which guesses blocks and grid at the first call"
     )

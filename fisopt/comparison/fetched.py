@@ -36,7 +36,7 @@ def clip_scorer(model: str = CLIP_MODEL, frames: int = 8) -> Scorer:
         processor: Any = AutoProcessor.from_pretrained(model)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
         raise OptionError(
-            f"the CLIP model {model!r} cannot be loaded:  {error}; give a folder that holds one"
+            f"the CLIP model {model!r} cannot be loaded: {error}; give a folder that holds one"
         ) from error
 
     def score(clip: np.ndarray, prompt: str) -> dict[str, float]:
@@ -71,7 +71,10 @@ def lpips(frames: int = 16) -> Measure:
     try:
         network = LearnedPerceptualImagePatchSimilarity(net_type="alex", normalize=True)
     except OSError as error:
-        raise OptionError(f"the weights of AlexNet cannot be downloaded: {error}") from error
+        raise OptionError(
+            f"the weights of AlexNet, which LPIPS needs, cannot be downloaded: {error}; leave "
+            "LPIPS out, or run where there is a network"
+        ) from error
 
     def measure(clip: np.ndarray, dense: np.ndarray) -> float:
         chosen = evenly(len(clip), frames)

@@ -106,5 +106,8 @@ def _first(output: Any) -> np.ndarray:
             f"{list(clip.shape)}, wanted clips [batch][frames, height, width, 3]"
         )
     if not np.isfinite(clip).all():
-        raise InputError("the pipeline returned a clip that holds NaN or infinity")
+        raise InputError(
+            "the pipeline returned a clip that holds NaN or infinity; check its weights and its "
+            "dtype"
+        )
     return clip

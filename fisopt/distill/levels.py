@@ -133,7 +133,10 @@ def levels_of(scheduler: Any) -> Levels:
     if name == "FlowMatchEulerDiscreteScheduler":
         horizon = int(config.num_train_timesteps)  # type: ignore[union-attr]
         if config.stochastic_sampling:  # type: ignore[union-attr]
-            raise InputError(f"distill: {name} with stochastic_sampling adds noise at each step")
+            raise InputError(
+                f"distill: {name} with stochastic_sampling adds noise at each step; set "
+                "stochastic_sampling=False in its config"
+            )
         reversed_ = bool(config.invert_sigmas)  # type: ignore[union-attr]
         prediction = "reversed flow" if reversed_ else "flow"
         sigmas = [float(s) for s in scheduler.sigmas]

@@ -86,7 +86,8 @@ def read(
         told, scheduler = about["arguments"], about["scheduler"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"distill: {path} is not what fisopt.distill.prepare writes: {error}"
+            f"distill: {path} is not what fisopt.distill.prepare writes: {error}; prepare again, "
+            "into an empty folder"
         ) from error
     mine, theirs = Identity.of(model).plain(), about["model"]
     if mine != theirs:

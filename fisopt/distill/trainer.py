@@ -136,7 +136,7 @@ class Trainer:
         self.parameters, self.losses, self.training = dict(parameters), losses, training
         self.about = dict(about or {})
         if not self.parameters:
-            raise InputError("distill: there is no parameter to train")
+            raise InputError("distill: the model has no parameter to train; load one with weights")
         for name, parameter in self.parameters.items():
             if parameter.dtype.itemsize < 4:
                 raise InputError(
@@ -270,7 +270,10 @@ class Trainer:
             state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
             about = state["about"]
         except Exception as error:
-            raise InputError(f"{path} is not the state of a training run:  {error}") from error
+            raise InputError(
+                f"{path} is not the state of a training run: {error}; choose another folder, or "
+                "delete this one"
+            ) from error
         if about != self._about():
             raise InputError(
                 f"{path} is the state of another run: {differences(about, self._about())}; choose "

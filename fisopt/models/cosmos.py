@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers import transformer_cosmos
 from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from fisopt.errors import InputError
 from fisopt.models.family import Call, Config, Family, Published, patch_size
@@ -79,14 +79,20 @@ def _inputs(config: Config, call: Call) -> dict[str, Any]:
         given[:, :, 0] = 1
         inputs["condition_mask"] = given
     if config["concat_padding_mask"]:
-        if not hasattr(transformer_cosmos, "transforms"):  # which it resizes the mask with
-            raise InputError(
-                "CosmosTransformer3DModel needs torchvision for its padding mask and found none; "
-                "install torchvision, or build the model with concat_padding_mask=False"
-            )
         _, rows, columns = _compression(config)
         inputs["padding_mask"] = call.normal(1, 1, height * rows, width * columns) * 0
     return inputs
+
+
+def _prepare(model: CosmosTransformer3DModel) -> nn.Module:
+    """The model as it is, if it can run: it resizes its padding mask with torchvision."""
+    config: Any = model.config
+    if config.concat_padding_mask and not hasattr(transformer_cosmos, "transforms"):
+        raise InputError(
+            "CosmosTransformer3DModel needs torchvision for its padding mask and found none; "
+            "install torchvision, or build the model with concat_padding_mask=False"
+        )
+    return model
 
 
 FAMILY = Family(
@@ -97,6 +103,7 @@ FAMILY = Family(
     patch=patch_size,
     compression=_compression,
     inputs=_inputs,
+    prepare=_prepare,
     published=(
         Published("cosmos-predict2.5-2b", "Cosmos-Predict2.5-2B", _2B_25, 704, 1280, 93),
         Published("cosmos-predict2-2b", "Cosmos-Predict2-2B-Video2World", _2B_WORLD, 704, 1280, 93),

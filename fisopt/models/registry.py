@@ -194,7 +194,7 @@ def _find(name: str) -> tuple[Family, Published]:
                 return family, model
     raise InputError(
         f"unknown model {shown(name)}; the nearest names are "
-        f"{', '.join(_nearest(wanted, [*published(), *families()]))}"
+        f"{', '.join(_nearest(wanted, [*published(), *families()]))}; `fisopt models` lists all"
     )
 
 

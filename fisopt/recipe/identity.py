@@ -94,7 +94,10 @@ class Identity:
         try:
             held = found.sha256
         except (TypeError, ValueError) as error:
-            raise RecipeError(f"{where}: the config is not of plain values: {error}") from error
+            raise RecipeError(
+                f"{where}: the model's config is not of plain values: {error}; save the recipe "
+                "again"
+            ) from error
         if held != said["config_sha256"]:
             raise RecipeError(
                 f"{where}: the model's config has the hash {held}, config_sha256 says "
@@ -122,7 +125,7 @@ class Identity:
                 for n in other[:4]
             )
             raise RecipeError(
-                f"{where} is for another {self.model}: {said}"
+                f"{where} is for a {self.model} of another config: {said}"
                 + (f", and {len(other) - 4} more" if len(other) > 4 else "")
             )
 

@@ -44,7 +44,10 @@ def encode(pass_: Pass, store: Store) -> dict[str, Any]:
         RecipeError: an option is of a type that a recipe cannot say.
     """
     if not dataclasses.is_dataclass(pass_):
-        raise RecipeError(f"{_name(type(pass_))} cannot be part of a recipe: it is not a dataclass")
+        raise RecipeError(
+            f"{_name(type(pass_))} cannot be part of a recipe: it is not a dataclass; write "
+            "@dataclass(frozen=True) above the class"
+        )
     options = {}
     for field in dataclasses.fields(pass_):
         if not field.init:

@@ -49,7 +49,9 @@ class Store:
         if "packed" in said:
             return from_plain(kind, _unpacked(kind, said["packed"]))
         if "value" not in said:
-            raise RecipeError(f"a {kind} of this recipe is in a file; load the recipe by its path")
+            raise RecipeError(
+                f"a {kind} of this recipe is in a file of its own; pass the path of the recipe"
+            )
         return from_plain(kind, said["value"])
 
 
@@ -70,8 +72,8 @@ class Beside(Store):
         name = said["file"]
         if not is_name(name):
             raise RecipeError(
-                f"{self.recipe}: got {kind} file {shown(name)}, wanted the name of a file beside "
-                "the recipe"
+                f"{self.recipe}: got {kind} file {shown(name)}, wanted the name of a file in the "
+                "folder of the recipe"
             )
         path = self.recipe.parent / name
         try:
@@ -97,7 +99,8 @@ def stored(kind: str, said: Any, store: Store, where: str) -> Any:
     if content_hash(value) != said["sha256"]:
         raise RecipeError(
             f"{where}: the {kind} {said.get('file', 'inside')} has other content than the recipe "
-            f"was made with ({content_hash(value)[:12]} in place of {str(said['sha256'])[:12]})"
+            f"was made with (SHA-256 {content_hash(value)[:12]}, not {str(said['sha256'])[:12]}); "
+            "save the recipe again"
         )
     return value
 
@@ -108,7 +111,10 @@ def _unpacked(kind: str, packed: Any) -> Any:
         data = zlib.decompressobj()
         text = data.decompress(base64.b85decode(packed), LARGEST)
         if data.unconsumed_tail or not data.eof:
-            raise RecipeError(f"a {kind} is not complete, or of more than {LARGEST:,} bytes")
+            raise RecipeError(
+                f"a {kind} is not complete, or has more than {LARGEST:,} bytes; save the recipe "
+                "again"
+            )
         return json_value(text)
     except (ValueError, TypeError, zlib.error) as error:
         raise RecipeError(f"a {kind} cannot be unpacked: {error}") from error

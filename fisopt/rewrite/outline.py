@@ -233,7 +233,7 @@ def _quotient_order(graph: fx.Graph, home: Mapping[fx.Node, Region]) -> list[fx.
         ordered = list(nx.lexicographical_topological_sort(quotient, key=first.__getitem__))
     except nx.NetworkXUnfeasible as error:
         raise CaptureError(
-            "a block's result returns to it through code outside of it; name the enclosing "
-            "module as the block"
+            "a block's result returns to it through code outside it; name the enclosing module "
+            "as the block"
         ) from error
     return [item[k] for k in ordered]

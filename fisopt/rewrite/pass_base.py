@@ -56,10 +56,9 @@ class Step:
         """
         if self.count is None and needs_count(steps):
             raise ScheduleError(
-                f"{name}: steps={steps!r} depends on the number of steps, "
-                "which is not known; run the model inside "
-                "`with optimized.generation(num_steps=...):`, or from a pipeline that holds it "
-                "beside a scheduler that knows"
+                f"{name}: steps={steps!r} depends on the number of steps, which is not known; run "
+                "the model inside `with optimized.generation(num_steps=...):`, or from a "
+                "pipeline whose scheduler knows it"
             )
         return among(steps, self.index, self.count)
 
@@ -176,7 +175,7 @@ class Pass(metaclass=Checked):
                 raise PreconditionError(
                     f"{what} has dropout ({probability}), so every run draws other numbers and "
                     "nothing can be left out of it; call model.eval() if a layer is in training "
-                    "mode, as those of adapters may be, and pass a probability of 0 outside of "
+                    "mode, as those of adapters may be, and pass a probability of 0 when not "
                     "training (`dropout_p=self.p if self.training else 0.0`)",
                     pass_name=self.name,
                     node=where,

@@ -64,7 +64,10 @@ def tile_plan(table: Tensor, queries: FrameAxis, keys: FrameAxis) -> TilePlan:
     if empty:
         head, group = empty[0]
         where = f"frame {group - (queries.before > 0)}" + (f" of head {head}" if head else "")
-        raise OptionError(f"the mask leaves the queries of {where} with no key")
+        raise OptionError(
+            f"the mask leaves the queries of {where} with no key; let every frame see one frame "
+            "or more"
+        )
     rows = bounds(queries, table.device)
     columns = bounds(keys, table.device)
     pairs = int((kept.long() * rows.diff()[:, None] * columns.diff()).sum())

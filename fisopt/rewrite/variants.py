@@ -141,7 +141,7 @@ class Variants:
         if self.steps is None:
             raise ScheduleError(
                 f"{', '.join(self.stepwise)} differs between denoising steps, and their number is "
-                "not known"
+                "not known: give num_steps="
             )
         found = tuple(self.at(Step(i, self.steps), only_in_a_run) for i in range(self.steps))
         if undecided := dict.fromkeys(name for v in found for name in v.undecided):

@@ -66,7 +66,10 @@ def _taylor(config: Any) -> tuple[StepCache, str]:
         )
     chosen = [n for n in ("skip_predict_identifiers", "cache_identifiers") if getattr(config, n)]
     if chosen:
-        raise _refused(f"TaylorSeerCacheConfig({chosen[0]}=...)", "it names layers")
+        raise _refused(
+            f"TaylorSeerCacheConfig({chosen[0]}=...)",
+            ("it names layers, which a graph does not call"),
+        )
     before, every = config.disable_cache_before_step, config.cache_interval
     if every < 2:
         raise _refused(f"TaylorSeerCacheConfig(cache_interval={every})", "every step is computed")

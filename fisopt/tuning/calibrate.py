@@ -59,9 +59,9 @@ class Target(metaclass=Checked):
         number = len(given) == 1 and isinstance(given[0], (int, float))
         if not number or not 0 < given[0] < 1:
             raise InputError(
-                "calibrate: wanted a target ratio or a target error, one of the two "
-                "(--keep, --target-error), in (0, 1); "
-                f"got ratio {shown(self.ratio)} and error {shown(self.error)}"
+                "calibrate: give a target ratio (--keep) or a target error (--target-error), one "
+                "of the two, more than 0 and less than 1; got ratio "
+                f"{shown(self.ratio)} and error {shown(self.error)}"
             )
 
     def __str__(self) -> str:
@@ -109,7 +109,10 @@ class _Watcher:
         """Add the measurements of one forward call."""
         step = self.module.step
         if step is None or step.index >= self.steps:
-            raise InputError(f"calibrate: got steps={self.steps}, but the pipeline is at {step}")
+            raise InputError(
+                f"calibrate: got steps={self.steps}, but the pipeline is at {step}; pass the "
+                "number of steps that it runs"
+            )
         if self.adds:
             self._add(gauges, step.index)
 
@@ -213,7 +216,8 @@ def calibrate(
     if not run or (len(run) < steps and not several):
         missing = next(step for step in range(steps) if step not in run)
         raise InputError(
-            f"calibrate: got steps={steps}, but the pipeline did not run step {missing}"
+            f"calibrate: got steps={steps}, but the pipeline did not run step {missing}; pass the "
+            "number of steps that it runs"
         )
     nearest = [min(run, key=lambda own: abs(own - step)) for step in range(steps)]
     means = {f: watcher.sums[f] / watcher.counts[:, None] for f in FEATURES}
@@ -237,7 +241,10 @@ def _measure(recorder: Recorder, module: OptimizedModule, kept: Progress) -> _Wa
                 if index == 0 or watcher.adds:
                     recorder.run(index)
                 if not watcher.sums:
-                    raise InputError("calibrate: the pipeline did not call its transformer")
+                    raise InputError(
+                        "calibrate: the pipeline did not call its transformer; check that it "
+                        "makes a clip, and that component= names the transformer that it calls"
+                    )
                 if watcher.adds:
                     kept.model = watcher.state()
                     kept.keep(index, None)

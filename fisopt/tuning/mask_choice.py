@@ -78,7 +78,7 @@ class Measurements:
             most = self.total / (self.total - flops[:, -1].sum() + least)
             raise OptionError(
                 f"target ratio {ratio} is out of reach: the sparsest candidates in every block "
-                f"make the model {most:.3f} times cheaper"
+                f"make the model {most:.3f} times cheaper; give a lower ratio or sparser candidates"
             )
         error = np.zeros((blocks, choices))
         error[:, :-1] = np.square(self._errors()).mean(axis=0)
@@ -109,7 +109,9 @@ class Measurements:
 
     def _errors(self) -> np.ndarray:
         if not self.errors:
-            raise InputError("mask search: no forward call has been measured")
+            raise InputError(
+                "mask search: no forward call has been measured; give one prompt or more"
+            )
         errors = np.array(self.errors, dtype=np.float64)
         if len(bad := np.argwhere(~np.isfinite(errors))):
             call, block, column = bad[0]

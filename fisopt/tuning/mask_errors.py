@@ -63,7 +63,10 @@ class Calls:
             PreconditionError: one does not apply.
         """
         if not candidates:
-            raise InputError("mask search: there is no candidate mask that is not dense")
+            raise InputError(
+                "mask search: every candidate mask is dense at this number of frames; give "
+                "sparser ones, or more frames"
+            )
         sparse = tuple(TileAttention(mask)(dense).program for mask in candidates)
         return Calls(dense, tuple(candidates), sparse)
 

@@ -55,7 +55,9 @@ def check_bound(threshold: object, target_ratio: object) -> None:
         OptionError: both or none are given, or a number is out of range.
     """
     if (threshold is None) == (target_ratio is None):
-        raise OptionError("give either threshold or target_ratio (--threshold, --speed)")
+        raise OptionError(
+            "mask search: give either threshold (--threshold) or target_ratio (--speed)"
+        )
     for name, value, least in (("threshold", threshold, 0), ("target ratio", target_ratio, 1)):
         if value is None:
             continue
@@ -230,7 +232,10 @@ def _of_the_model(calls: Calls, call: dict[str, Any]) -> dict[str, Any]:
 def _measurements(model: Mapping[str, Any], errors: list[list[list[float]]]) -> Measurements:
     """What is known of a model, with the errors of some calls."""
     if not model:
-        raise InputError("mask search: the pipeline did not call its transformer")
+        raise InputError(
+            "mask search: the pipeline did not call its transformer; check that it makes a clip, "
+            "and that component= names the transformer that it calls"
+        )
     masks = tuple(cast("FrameMask", from_json(mask)) for mask in model["candidates"])
     return Measurements(tuple(model["blocks"]), masks, model["flops"], model["total"], errors)
 

@@ -62,4 +62,4 @@ def rounding_notes(kernels: KernelOptions, unit: Unit, psnr: float, gained: floa
     speed = UNCOUNTED if unit == "flops" else f"FP8 alone is {gained:.2f} times as fast"
     yield f"linears in FP8 alone leave {psnr:.1f} dB to the model in its own precision; {speed}"
     if kernels.linear == "fp8-simulated":
-        yield "the recipe simulates FP8; on a GPU with FP8 pass linear='fp8' beside the recipe"
+        yield "the recipe simulates FP8; on a GPU pass linear='fp8' together with the recipe"

@@ -218,7 +218,9 @@ class Trials:
             clip.seconds, clip.latents = perf_counter() - began, latents
             clip.exact = self._run_exact(index) or latents
             if not clip.lines:
-                raise InputError("tune: the pipeline did not call its transformer")
+                raise InputError(
+                    "tune: the pipeline did not call its transformer; check that it makes a clip"
+                )
             self.clips[index] = clip
             self._check_paired(index, clip)
         return self.clips[index]

@@ -166,8 +166,9 @@ def test_published_shapes_without_weights(family: str) -> None:
 def test_cosmos_says_what_resizes_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(transformer_cosmos, "transforms", raising=False)
     model = models.build("cosmos-predict2.5-2b", num_layers=1)
+    inputs = models.example_inputs(model, height=64, width=64, num_frames=9)  # as the catalog does
     with pytest.raises(fisopt.InputError, match="install torchvision"):
-        models.example_inputs(model)
+        fisopt.capture(model, inputs)
 
 
 def test_cosmos_pads_its_mask(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def test_order_follows_from_what_is_divided(wan: Program) -> None:
     ("passes", "ranks", "says"),
     [
         (PAIR, 3, "3 ranks cannot be paired; wanted an even number of them"),
-        ([*PAIR, SequenceParallel(degree=4)], 4, "degree=4 and 2 beside them does not divide"),
+        ([*PAIR, SequenceParallel(degree=4)], 4, "times 2 of other passes"),
     ],
 )
 def test_refused(passes: list[Any], ranks: int, says: str) -> None:

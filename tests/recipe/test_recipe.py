@@ -281,7 +281,7 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "kind": (lambda s: s["passes"][1]["options"].update(table={"mask_table": 3}), "wanted {sha256"),
     "away": (
         lambda s: s["passes"][1]["options"]["table"]["mask_table"].update(file="../t.json"),
-        "wanted the name of a file beside",
+        "wanted the name of a file in the folder",
     ),
     "missing": (
         lambda s: s["passes"][1]["options"]["table"]["mask_table"].update(file="t.json"),

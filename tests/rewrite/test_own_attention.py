@@ -238,4 +238,4 @@ def test_what_is_refused() -> None:
     assert "name one" in refusal(OptionError, torch.ops.aten.add)
     assert "layout must be one of" in refusal(OptionError, undeclared, layout="nhd")
     said = refusal(OptionError, undeclared, scale="scale", mask="mask", plain={"window": 0})
-    assert "no operand ['scale', 'mask', 'window']; beside queries, keys and values" in said
+    assert "no operand ['scale', 'mask', 'window']; besides queries, keys and values" in said

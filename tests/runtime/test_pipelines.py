@@ -277,11 +277,11 @@ def test_a_loop_that_is_no_pipeline_s_is_refused_the_last_step(video_to_video: A
     pipe, _, clip = video_to_video
     fast = fisopt.optimize(pipe.transformer, ENDS, backend="eager")
     inputs = zoo()["wan"].inputs(5, 3, 4)
-    with pytest.raises(ScheduleError, match="from a pipeline that holds it beside a scheduler"):
+    with pytest.raises(ScheduleError, match="from a pipeline whose scheduler knows it"):
         fast(**inputs)
     fisopt.optimize(pipe, ENDS, backend="eager")
     clip(pipe, 1)
-    with pytest.raises(ScheduleError, match="from a pipeline that holds it beside a scheduler"):
+    with pytest.raises(ScheduleError, match="from a pipeline whose scheduler knows it"):
         pipe.transformer(**inputs)
 
 

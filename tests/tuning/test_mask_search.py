@@ -143,7 +143,7 @@ def test_bad_requests(wan: Program) -> None:
         found.within(0.2)
     with pytest.raises(InputError, match="is nan, wanted a number"):
         found.for_ratio(1.1)
-    with pytest.raises(InputError, match="no candidate"):
+    with pytest.raises(InputError, match="every candidate mask is dense"):
         Calls.of(wan, ())
 
 

@@ -369,7 +369,7 @@ def test_linears_in_fp8_are_in_every_clip_and_the_error_is_told_against_the_exac
     single = next(n for n in measured["0"] if "feed_forward" in n and "linears" not in n)
     assert measured["0"][single] > 0
     assert any("leave" in n and "dB to the model in its own precision" in n for n in found.notes)
-    assert any("pass linear='fp8' beside the recipe" in n for n in found.notes)
+    assert any("pass linear='fp8' together with the recipe" in n for n in found.notes)
 
     # a bound that FP8 alone passes leaves the model dense, and the plan says that it is missed
     pipeline.transformer = model

@@ -103,4 +103,4 @@ def run(
     remove(partial)
     stdout().print(summary(made, cache_steps))
     for path in (out, profiles, picture):
-        stdout().print(f"wrote {path}", markup=False, soft_wrap=True)
+        stdout().print(f"wrote {path}", soft_wrap=True)

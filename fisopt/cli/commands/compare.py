@@ -67,7 +67,7 @@ def run(
         list[str] | None,
         typer.Option(
             "--measure",
-            help="lpips: LPIPS to the dense clip; needs fisopt[eval], downloads 233 MB once.",
+            help="lpips: LPIPS to the dense clip; needs fisopt\\[eval], downloads 233 MB once.",
             show_default=False,
         ),
     ] = None,
@@ -135,4 +135,4 @@ def run(
     }
     stdout().print(found)
     for path in comparing.written(found, page, comparing.repeated("compare", model, options)):
-        stdout().print(f"wrote {path}", markup=False, soft_wrap=True)
+        stdout().print(f"wrote {path}", soft_wrap=True)

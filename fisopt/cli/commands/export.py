@@ -87,4 +87,4 @@ def run(
     if kind != "text":
         written += artefacts.summary(read_manifest(path)[0])
     for line in written:
-        stdout().print(line, markup=False, soft_wrap=True)
+        stdout().print(line, soft_wrap=True)

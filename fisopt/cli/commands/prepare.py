@@ -61,4 +61,4 @@ def run(
             batch=batch,
             seen=lambda done: progress.update(task, completed=done),
         )
-    stdout().print(f"wrote {folder}, {counted(len(texts), 'prompt')}", markup=False)
+    stdout().print(f"wrote {folder}, {counted(len(texts), 'prompt')}")

@@ -106,4 +106,4 @@ def run(
     with stages("writing pictures"):
         written += write_mask_pictures(found.table, found.frames, found.maps, out)
     for line in [*lines, *(f"wrote {path}" for path in written)]:
-        stdout().print(line, markup=False)
+        stdout().print(line)

@@ -154,6 +154,5 @@ def run(
     last = made.curve[-1]
     stdout().print(
         f"loss {made.curve[0]['loss']:.4f} at first, {last['loss']:.4f} after {last['step']} steps",
-        markup=False,
     )
-    stdout().print(f"wrote {folder}", markup=False)
+    stdout().print(f"wrote {folder}")

@@ -134,4 +134,4 @@ def run(
     stdout().print(tuned_table(made))
     stdout().print(front_table(made))
     for line in (*made.notes, *(f"wrote {path}" for path in written)):
-        stdout().print(line, markup=False, soft_wrap=True)
+        stdout().print(line, soft_wrap=True)

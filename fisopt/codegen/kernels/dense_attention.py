@@ -72,8 +72,9 @@ def attend(
         lse = lse.squeeze(-1) if lse.ndim == query.ndim else lse
         return out, lse[..., : query.shape[-2]]
     raise LoweringError(
-        f"no dense attention of {query.device} takes {query.dtype} queries {list(query.shape)} and "
-        f"keys {list(key.shape)} with {'a' if bias is not None else 'no'} mask"
+        f"no dense attention of {query.device} takes {query.dtype} queries {list(query.shape)} "
+        f"and keys {list(key.shape)} with {'a' if bias is not None else 'no'} mask; use float16 "
+        "or bfloat16, or leave TileAttention out"
     )
 
 

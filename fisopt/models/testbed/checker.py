@@ -125,7 +125,10 @@ def _channels_first(frames: Tensor | np.ndarray) -> Tensor:
             f"clip {wanted} of at least 2 frames; from a batch pass frames[i]"
         )
     if not torch.isfinite(pixels).all():
-        raise InputError("check_clip: the clip holds NaN or infinity")
+        raise InputError(
+            "check_clip: the clip holds NaN or infinity; check the weights and the dtype of the "
+            "model that made it"
+        )
     if pixels.min() < -0.01 or pixels.max() > 1.01:
         low, high = pixels.min().item(), pixels.max().item()
         raise InputError(

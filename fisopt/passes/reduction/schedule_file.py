@@ -62,7 +62,9 @@ def read_schedule(path: str | Path, table: str | Path | None = None) -> Read:
                 "together), nothing else can be dropped"
             )
     if "tiers" in said and (table is not None or "table" in said):
-        raise ScheduleError(f"{path} holds tiers and also names a table: leave one out")
+        raise ScheduleError(
+            f"{path} holds tiers, and a table is named besides; leave one of the two out"
+        )
     if "tiers" in said:
         table, tiers = path, _held_tiers(path, said["tiers"])
     else:
@@ -115,7 +117,9 @@ def read_tiers(path: Path) -> dict[Feature, Tiers]:
             names = sorted(held.keys())
             found = {f: held.get_tensor(n) for f, n in IN_FILE.items() if n in names}
     except SafetensorError as error:
-        raise ScheduleError(f"{path} is not a complete safetensors file: {error}") from error
+        raise ScheduleError(
+            f"{path} is not a complete safetensors file: {error}; copy it again"
+        ) from error
     for feature, name in IN_FILE.items():
         if feature not in found:
             raise ScheduleError(
@@ -166,8 +170,8 @@ def _named(path: Path, name: object) -> Path:
     """The table that a file of thresholds names, which is beside it."""
     if not is_name(name):
         raise ScheduleError(
-            f"{path}: got table {shown(name)}, wanted the name of a file beside it; pass table= "
-            "for one that is elsewhere"
+            f"{path}: got table {shown(name)}, wanted the name of a file in its folder; pass "
+            "table= for one that is elsewhere"
         )
     return path.parent / str(name)
 

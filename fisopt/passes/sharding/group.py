@@ -43,7 +43,7 @@ def ranks_of(degree: int | None, group: str | None, name: str, mesh: Sequence[Sh
         others = 1
     count = degree or max(1, world // others)
     if world % (count * others):
-        among = f" and {others} beside them" if others > 1 else ""
+        among = f" (times {others} of other passes)" if others > 1 else ""
         raise PreconditionError(
             f"degree={count}{among} does not divide the {world} ranks of the group; wanted a "
             f"divisor of {world // others}",

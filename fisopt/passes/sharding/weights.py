@@ -43,7 +43,8 @@ def shard_weights(
         return
     if not blocks:
         raise PreconditionError(
-            f"shard_weights=True: the spec of {type(model).__name__} names no module as a block",
+            f"shard_weights=True: the spec of {type(model).__name__} names no module as a block; "
+            "name the modules that process the video, spec=fisopt.ModelSpec(blocks=..., grid=...)",
             pass_name=name,
         )
     outer = {p: b for p, b in blocks.items() if not any(p.startswith(f"{q}.") for q in blocks)}

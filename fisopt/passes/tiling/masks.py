@@ -149,7 +149,10 @@ class FrameTable(FrameMask):
         try:
             sizes = torch.tensor(self.rows, dtype=torch.bool).shape
         except (ValueError, TypeError, RuntimeError) as error:
-            raise OptionError(f"FrameTable: rows are not a regular table: {error}") from error
+            raise OptionError(
+                f"FrameTable: rows differ in length or hold something else than bools: {error}; "
+                "wanted [frames][frames] or [heads][frames][frames]"
+            ) from error
         if len(sizes) not in (2, 3) or sizes[-1] != sizes[-2] or 0 in sizes:
             raise OptionError(
                 "FrameTable: rows must be [frames][frames] or [heads][frames][frames], got "
@@ -161,7 +164,8 @@ class FrameTable(FrameMask):
         result = torch.tensor(self.rows, dtype=torch.bool)
         if result.shape[-1] != frames:
             raise OptionError(
-                f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}"
+                f"FrameTable: it has {result.shape[-1]} frames, the attention has {frames}; "
+                "wanted one row and column a latent frame"
             )
         return result
 

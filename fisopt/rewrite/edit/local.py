@@ -149,7 +149,10 @@ def rewrite(
         if once or tallies.applied == before:
             return tallies
     names = ", ".join(rule.name for rule in rules)
-    raise LoweringError(f"{names}: still something to replace after {SWEEPS} sweeps of the graph")
+    raise LoweringError(
+        f"{names}: after {SWEEPS} sweeps of the graph there is still something to replace; a "
+        "replacement must not hold what its own pattern matches"
+    )
 
 
 def _sweep(editor: Edits, rule: LocalRule, tally: Tally) -> None:

@@ -160,7 +160,7 @@ def plain_attention(attention: Attention) -> PlainAttention | str:
     parts = (read.query, read.key, read.value, read.key_dim, read.path)
     if (one := fused(attention.result)) is not None:
         if not one.plain:
-            return f"what {one.own} means beside its queries, keys and values is not declared"
+            return f"what {one.own} means besides its queries, keys and values is not declared"
         return PlainAttention(
             *parts, mask=one.mask, scale=one.scale, dropout=one.dropout, causal=one.causal
         )

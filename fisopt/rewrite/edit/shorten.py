@@ -45,7 +45,7 @@ def cannot_shorten(operands: Operands) -> str | None:
     if one is not None and one.causal:
         return "its attention is causal, so a token's place in the sequence says what it sees"
     if one is not None and not one.plain:
-        return f"what {one.own} means beside its queries, keys and values is not declared"
+        return f"what {one.own} means besides its queries, keys and values is not declared"
     return None
 
 

@@ -91,7 +91,9 @@ class OwnAttention:
         schema = self.target._schema
         names = [operand.name for operand in schema.arguments]
         if self.target in _OWN or declared(self.target) is not None:
-            raise OptionError(f"attention {self.name} is declared already")
+            raise OptionError(
+                f"attention {self.name} is declared already; declare it once in a process"
+            )
         three = [str(operand.type) for operand in schema.arguments[:3]]
         if three != ["Tensor"] * 3:
             raise OptionError(
@@ -106,8 +108,8 @@ class OwnAttention:
         said = [n for n in (self.scale, self.mask) if isinstance(n, str)]
         if unknown := [n for n in (*said, *self.plain) if n not in names[3:]]:
             raise OptionError(
-                f"attention {self.name}: no operand {unknown}; beside queries, keys and values it "
-                f"takes {names[3:]}"
+                f"attention {self.name}: no operand {unknown}; besides queries, keys and values "
+                f"it takes {names[3:]}"
             )
 
     def written(self, *args: Any, **kwargs: Any) -> Any:

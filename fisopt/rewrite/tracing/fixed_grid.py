@@ -86,6 +86,6 @@ class FixedGrid:
 
     def _untold(self, inputs: Inputs, why: str) -> InputError:
         return InputError(
-            f"the token grid of {shapes_of(inputs)} cannot be told from that of the example, "
+            f"fisopt cannot derive the token grid of {shapes_of(inputs)} from that of the example, "
             f"{self.layout}: {why}; give ModelSpec a function as grid"
         )

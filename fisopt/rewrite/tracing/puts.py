@@ -100,7 +100,7 @@ def _set(model: str, old: Any, new: Any, keys: Keys) -> Iterator[tuple[Keys, Any
     if gone := [key for key in before if key not in now]:
         raise CaptureError(
             f"{model} takes {gone[0]!r} out of argument {_said(keys)}, which no graph can do; let "
-            "it set another value, or do that outside of forward"
+            "it set another value, or do that outside forward"
         )
     for key, value in now.items():
         if key not in before:

@@ -127,7 +127,7 @@ def test_an_int_is_the_k_of_a_tile_mask() -> None:
         (lambda: SlidingWindow(-1), "radius must be an int >= 0"),
         (lambda: RadialDecay(0), "near must be an int of at least 1"),
         (lambda: FrameTable([[1, 0]]), r"got \[1, 2\]"),
-        (lambda: FrameTable([[1, 0], [1]]), "not a regular table"),
+        (lambda: FrameTable([[1, 0], [1]]), "rows differ in length"),
         (lambda: FrameTable([]), "must be"),
         (lambda: FrameTable([[1, 0], [0, 1]]).table(3), "it has 2 frames, the attention has 3"),
     ],
