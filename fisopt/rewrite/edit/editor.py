@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from fisopt.errors import PassError
-from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
 from fisopt.rewrite.ops.operator import Operator, declared
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.tracing.writes import mutates
 
