@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from fisopt.errors import CaptureError
+from fisopt.errors import CaptureError, FisoptError
 from fisopt.nearest import did_you_mean
 from fisopt.rewrite.axes import TokenLayout, axes_of, layout_of
 from fisopt.rewrite.program import BOUNDARIES, Program, build
@@ -124,6 +124,8 @@ def _follow(
     with shape_trials(model, blocks, inputs) as (trial, changed, pinned, carried):
         try:
             search = Search(inputs, layout, spec, trial, trial(inputs))
+        except FisoptError:
+            raise
         except Exception as error:
             refused, found = error, None
         else:
@@ -208,6 +210,7 @@ def _check_tokens_per_frame(program: Program) -> None:
         math.prod(node.meta["val"].shape[:dim]) * axis.inner  # rows may be folded into the batch
         for block in program.blocks
         for node in (block.call, *block.call.users)
+        if isinstance(node.meta.get("val"), torch.Tensor)
         for dim, axis in enumerate(axes_of(node))
         if axis is not None and axis.inner > 1  # 1: frames have a dimension of their own
     ]

@@ -14,14 +14,14 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fisopt import models
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import InputError
 from fisopt.pipelines import SchedulerOf, transformers_of
-from fisopt.rewrite.analysis.structure import results
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.pass_base import Pass, Step
 from fisopt.rewrite.program import Program
 from fisopt.rewrite.tracing.inputs import Inputs, bind
@@ -141,10 +141,17 @@ class Rehearsed(OptimizedModule):
     def _zeros(self, inputs: Inputs) -> Any:
         """What the model returns, as zeros."""
         program = self.program(inputs.kwargs())
-        values = [n.meta["val"] for n in results(program.graph)[: program.own_results]]
+        held = outputs_of(program.graph)[: program.own_results]
+        values = (n.meta["val"] if isinstance(n, fx.Node) else n for n in held)
         device = next(x.device for _, x in inputs.tensors())
-        zeros = [torch.zeros(v.shape, dtype=v.dtype, device=device) for v in values]
+        zeros = [_zeros_like(v, device) for v in values]
         return program.split(zeros).output
+
+
+def _zeros_like(value: Any, device: torch.device) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros(value.shape, dtype=value.dtype, device=device)
 
 
 def _kept(value: Any) -> Any:

@@ -136,6 +136,32 @@ def test_block_is_a_black_box(name: str) -> None:
         assert noted == (name == "spectrum" and kv == "all")
 
 
+def routed(y: Tensor) -> Tensor:
+    """An expert takes the half of the tokens that it scores highest."""
+    best = y[..., 0].topk(y.shape[1] // 2, dim=1).indices[..., None].expand(-1, -1, WIDTH)
+    return torch.zeros_like(y).scatter_add(1, best, y.gather(1, best).tanh())
+
+
+def test_the_report_says_which_operators_see_the_anchors_alone() -> None:
+    """Tokens chosen by rank are chosen of every frame, a mean is one of the anchors."""
+    x = torch.randn(1, GRID[0] * GRID[1] * GRID[2], WIDTH)
+    spec = ModelSpec(blocks=("layers.*",), grid=GRID)
+
+    def notes(mix: Mix, kv: str) -> str:
+        model = Model(mix).eval().requires_grad_(False)
+        manager = PassManager([FrameInterleave(stride=2, blocks=":")])
+        got = manager.run(fisopt.capture(model, {"video": x}, spec=spec))(video=x)
+        torch.testing.assert_close(got, looped(model, x, kv), rtol=0, atol=1e-5)
+        return str(manager.applied[0].result.notes)
+
+    said = notes(routed, "all")
+    assert "computed from every frame, because the positions" in said
+    assert "here from" not in said
+    said = notes(mean, "anchors")
+    assert "here from" in said
+    assert "computed from every frame" not in said
+
+
 def test_reordering_by_number_is_exact() -> None:
     """Tokens are permuted inside the block by a table: numbers speak of all frames."""
     order = torch.randperm(20, generator=torch.Generator().manual_seed(0))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-from fisopt import FrameInterleave, PassManager, Program, TokenReduction
+import fisopt
+from fisopt import FrameInterleave, ModelSpec, PassManager, Program, TokenReduction
 from fisopt.passes.frame_interleave import anchor_frames
 from fisopt.passes.token_reduction import Reduction
+from tests import plain_dit
 from tests.passes.dense_reduction import Attend, Grid, Options, reduced
 from tests.passes.loop import Options as LoopOptions
 from tests.passes.test_frame_interleave import looped
@@ -92,3 +94,31 @@ def test_inside_sparse_blocks(case: Case, program: Program) -> None:
         want = looped(case, inputs, GRID, LoopOptions(2))
     assert attend.seen
     assert_equal(got, want, case.name)
+
+
+class Named(NamedTuple):
+    """What a model may return: a value that is no tensor, beside its result."""
+
+    sample: Tensor
+    steps: int
+    hidden: None = None
+
+
+class Beside(plain_dit.PlainDiT):
+    def forward(self, video: Tensor, text: Tensor, time: Tensor) -> Any:
+        return Named(super().forward(video, text, time)["video"], 3)
+
+
+def test_state_of_a_model_that_returns_more_than_tensors() -> None:
+    """What a pass returns beside a model's results comes after all of them."""
+    form = plain_dit.FORMS["fused"]
+    model = Beside(form).eval().requires_grad_(False)
+    call = plain_dit.inputs(form, 5, 2, 3)
+    spec = ModelSpec(blocks=("layers.*",), grid=(5, 2, 3))
+    passes = [TokenReduction(query=0.4, value=0.4)]
+    got = fisopt.optimize(model, passes, call, spec, backend="eager")(**call)
+    plain = plain_dit.PlainDiT(form).eval().requires_grad_(False)
+    plain.load_state_dict(model.state_dict())
+    want = fisopt.optimize(plain, passes, call, spec, backend="eager")(**call)
+    assert got[1:] == (3, None)
+    assert torch.equal(got[0], want["video"])

@@ -121,35 +121,59 @@ def _from(model: nn.Module, inputs: Inputs) -> Guess:
     check_example(model, inputs)
     plain = unhooked(model)
     found = _run(plain, list(_lists(model)), inputs)
+    attending = {name: seen for name, seen in found.items() if seen.attends}
+    refused = ""
+    for lists in dict.fromkeys((tuple(attending), tuple(found))):
+        taken = _among(plain, {name: found[name] for name in lists}, inputs)
+        if isinstance(taken, _Candidate):
+            return taken.guess(inputs)
+        refused = refused or taken
+    lists = tuple(f"{name}.*" for name in found)
+    raise InputError(
+        f"{type(model).__name__}: no reading of {shapes_of(inputs)} fits the blocks "
+        f"{list(lists)} ({refused}). Give spec=fisopt.ModelSpec(blocks={lists or '(...)'}, "
+        "grid=...): the paths of the modules that process the video, and a function of the "
+        "arguments that returns (frames, rows, columns) in tokens; for images, images=True and "
+        "(rows, 1, columns)"
+    )
+
+
+def _among(model: nn.Module, found: Mapping[str, Seen], inputs: Inputs) -> _Candidate | str:
+    """Return what fits the blocks of some lists, or why nothing does.
+
+    What fits at one length alone counts only where the blocks return the tokens that it says.
+
+    Raises:
+        InputError: Two readings fit.
+    """
     tiers: list[list[_Candidate]] = [[], [], []]
     for reading in readings(inputs.kwargs(), getattr(model, "config", {})):
         grid = TokenLayout(*reading(inputs.kwargs()))
-        fits = {name: _tier(seen, grid, inputs) for name, seen in found.items()}
+        fits = {name: _tier(seen, grid, inputs, reading) for name, seen in found.items()}
         best = min((tier for tier in fits.values() if tier is not None), default=None)
         if best is not None:
             blocks = tuple(f"{name}.*" for name, tier in fits.items() if tier == best)
             tiers[best].append(_Candidate(reading, grid, blocks))
-    refused = "none has as many tokens"
+    refused = "no tensor in a usual order of latents has as many tokens"
     at_one_length: list[_Candidate] = []
     for tier in tiers:
         fitting: dict[Any, tuple[_Candidate, int]] = {}
         for candidate in tier:
             try:
-                step = _follow(plain, candidate.spec, inputs, candidate.grid)
+                step = _follow(model, candidate.spec, inputs, candidate.grid)
             except CaptureError as error:
                 refused = f"{candidate.reading}: {error}"
             else:
                 fitting.setdefault(candidate.key, (candidate, step))
         if followed := [c for c, step in fitting.values() if step]:
-            return _only(model, followed).guess(inputs)
-        at_one_length = at_one_length or [c for c, _ in fitting.values()]
+            return _only(model, followed)
+        if tier is not tiers[-1]:
+            at_one_length = at_one_length or [c for c, _ in fitting.values()]
+        elif fitting:
+            refused = f"at this length alone: {' or '.join(c.why for c, _ in fitting.values())}"
     if at_one_length:
-        return _only(model, at_one_length).guess(inputs)
-    raise InputError(
-        f"{type(model).__name__}: no reading of {shapes_of(inputs)} fits the blocks "
-        f"{[f'{name}.*' for name in found]} ({refused}); give "
-        'spec=fisopt.ModelSpec(blocks=("layers.*",), grid=(frames, rows, columns))'
-    )
+        return _only(model, at_one_length)
+    return refused
 
 
 def _only(model: nn.Module, chosen: Sequence[_Candidate]) -> _Candidate:
@@ -168,7 +192,7 @@ def _only(model: nn.Module, chosen: Sequence[_Candidate]) -> _Candidate:
 
 
 def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str, Seen]:
-    """Run the model; of the lists, those without self-attention count only if none has it.
+    """Run the model and see what the modules of its lists do.
 
     Raises:
         InputError: The model does not run.
@@ -176,13 +200,14 @@ def _run(model: nn.Module, lists: Sequence[str], inputs: Inputs) -> Mapping[str,
     with seen(model, lists) as found, shape_trials(model, [], inputs) as (trial, *_):
         try:
             trial(inputs)
+        except FisoptError:
+            raise
         except Exception as error:
             raise InputError(
                 f"{type(model).__name__} does not run on shapes alone: {type(error).__name__}: "
                 f"{error}\n    {user_line(error)}"
             ) from error
-    attending = {name: seen for name, seen in found.items() if seen.attends}
-    return attending or found
+    return found
 
 
 def _lists(model: nn.Module) -> Iterator[str]:
@@ -192,9 +217,11 @@ def _lists(model: nn.Module) -> Iterator[str]:
             yield name
 
 
-def _tier(found: Seen, grid: TokenLayout, inputs: Inputs) -> int | None:
+def _tier(found: Seen, grid: TokenLayout, inputs: Inputs, reading: Reading) -> int | None:
     """How well what a list returns fits the tokens: 0 alone, 1 with text, 2 with anything."""
-    batch = max((x.shape[0] for _, x in inputs.tensors() if x.ndim > 2), default=1)
+    batch = reading.clips(inputs.kwargs())
+    if batch is None:
+        batch = max((x.shape[0] for _, x in inputs.tensors() if x.ndim > 2), default=1)
     sizes = [size for shape in found.shapes for size in shape[1:-1]]
     if grid.tokens in sizes or any(prod(s[:-1]) == batch * grid.tokens for s in found.shapes):
         return 0

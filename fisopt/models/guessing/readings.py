@@ -14,6 +14,8 @@ from fisopt.spec import Grid
 
 LAYOUTS = ("BCFHW", "BFCHW", "BFHWC")
 """Orders of the dimensions of latents that models of diffusers take."""
+UNBATCHED = ("CFHW", "FCHW")
+"""The same of one clip, as the entries of a list are."""
 NUMBERS = ("num_frames", "height", "width")
 _PATCHES: tuple[Grid, ...] = ((1, 2, 2), (1, 1, 1), (2, 2, 2), (1, 4, 4))
 
@@ -23,7 +25,8 @@ class Sizes:
     """The grid is in the sizes of a tensor of latents.
 
     Attributes:
-        name: the argument, the tensor or a list that holds it alone.
+        name: the argument, a tensor or a list: of one tensor, or of clips without a batch; or the
+            names and fields that lead to it in dicts and named tuples, with dots between them.
         layout: the order of its dimensions.
         patch: latent cells per token.
     """
@@ -34,7 +37,7 @@ class Sizes:
 
     def __call__(self, inputs: Mapping[str, Any]) -> Grid:
         """Return (F, H, W) in tokens for a call's arguments."""
-        value = _alone(inputs.get(self.name))
+        value = _alone(_inside(inputs).get(self.name))
         if not isinstance(value, Tensor) or value.ndim != len(self.layout):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise InputError(
@@ -42,6 +45,10 @@ class Sizes:
                 f"[{', '.join(self.layout)}]"
             )
         return _in_patches([value.shape[self.layout.index(axis)] for axis in "FHW"], self.patch)
+
+    def clips(self, inputs: Mapping[str, Any]) -> int | None:
+        """How many clips there are, where they are the entries of a list."""
+        return len(_inside(inputs)[self.name]) if self.layout in UNBATCHED else None
 
     def __str__(self) -> str:
         return f"{self.name} [{', '.join(self.layout)}] in patches of {_text(self.patch)}"
@@ -66,6 +73,10 @@ class Numbers:
             raise InputError(f"{', '.join(self.names)}: got {size}, wanted three whole numbers")
         return _in_patches(size, self.patch)  # type: ignore[arg-type]
 
+    def clips(self, inputs: Mapping[str, Any]) -> int | None:
+        """None: tokens have a batch."""
+        return None
+
     def __str__(self) -> str:
         return f"the numbers {', '.join(self.names)} in patches of {_text(self.patch)}"
 
@@ -78,10 +89,12 @@ def readings(inputs: Mapping[str, Any], config: Config) -> Iterator[Reading]:
     patches = _patches(config)
     if all(isinstance(inputs.get(name), int) for name in NUMBERS):
         yield from (Numbers(NUMBERS, patch) for patch in patches)
-    for name, given in inputs.items():
+    for name, given in _inside(inputs).items():
         value = _alone(given)
-        if isinstance(value, Tensor) and value.ndim == 5 and value.is_floating_point():
-            for layout in LAYOUTS:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            rank = value.ndim
+            clip = rank == 4 and value is not given
+            for layout in LAYOUTS if rank == 5 else UNBATCHED if clip else ():
                 sizes = [value.shape[layout.index(axis)] for axis in "FHW"]
                 for patch in patches:
                     if all(size % cut == 0 for size, cut in zip(sizes, patch, strict=True)):
@@ -101,8 +114,23 @@ def _patches(config: Config) -> tuple[Grid, ...]:
 
 
 def _alone(value: Any) -> Any:
-    """What a list holds alone; any other value as it is."""
-    return value[0] if isinstance(value, (list, tuple)) and len(value) == 1 else value
+    """What a list holds alone, or a clip of those of one size; any other value as it is."""
+    if not isinstance(value, (list, tuple)) or not value:
+        return value
+    clips = {tuple(x.shape) if isinstance(x, Tensor) and x.ndim == 4 else None for x in value}
+    return value[0] if len(value) == 1 or (len(clips) == 1 and None not in clips) else value
+
+
+def _inside(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, and what is in dicts and named tuples by the path that leads there."""
+    found: dict[str, Any] = {}
+    for name, value in inputs.items():
+        fields = value._asdict() if hasattr(value, "_asdict") else value
+        if isinstance(fields, Mapping):
+            found |= {f"{name}.{key}": inner for key, inner in _inside(fields).items()}
+        else:
+            found[name] = value
+    return found
 
 
 def _in_patches(size: list[int], patch: Grid) -> Grid:

@@ -161,12 +161,18 @@ class Interleaver:
                     f"{block.path}: {attention.result.name} reads the keys of every frame, "
                     "because the positions of the frames among them are unknown"
                 )
-        if found := [n.name for n in _mixers(block) if n in cut and not any(axes_of(n))]:
+        partial = [n for n in _mixers(block) if n in cut and n in done.partial]
+        if found := [n.name for n in _mixers(block) if n in cut and n not in done.partial]:
+            note(
+                f"{block.path}: {_some(found)} computed from every frame, because the positions "
+                "of the frames in what it reads or returns are unknown"
+            )
+        if found := [n.name for n in partial if not any(axes_of(n))]:
             note(
                 f"{block.path}: {_some(found)} computed from all tokens at once, such as one "
                 "scale for a whole activation; here from the anchors only"
             )
-        if found := [n.name for n in _mixers(block) if n in cut and any(axes_of(n))]:
+        if found := [n.name for n in partial if any(axes_of(n))]:
             note(
                 f"{block.path}: {_some(found)} computed from several frames, such as by a "
                 "convolution over time; here from anchors, as if they were neighbours"

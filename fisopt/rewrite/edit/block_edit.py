@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -154,7 +155,9 @@ class BlockEdit(Editor):
         exits = {n: s for n, s in mapped.items() if n not in results(self.graph)}
         restricted = Restrict(self, demand, exits, self._shorts, fill).run()
         self._narrowed = restricted.narrowed
-        return restricted
+        of_body = {twin: node for node, twin in self._twins.items()}
+        partial = frozenset(of_body[n] for n in restricted.partial if n in of_body)
+        return replace(restricted, partial=partial)
 
     def sizes(self, subset: Subset, node: fx.Node) -> tuple[int, ...]:
         """The sizes of a node of the body when the block runs on the part's number of tokens."""

@@ -11,9 +11,9 @@ import torch
 from torch import fx
 
 from fisopt.errors import PassError
-from fisopt.rewrite.analysis.structure import results
 from fisopt.rewrite.axes import Axes, FrameAxis, axes_of, carries_frames, set_axes
 from fisopt.rewrite.ops.operator import Operator, declared
+from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.relations import relation, virtual_shape
 from fisopt.rewrite.tracing.writes import mutates
 
@@ -193,7 +193,7 @@ class Editing:
     def also_return(self, node: fx.Node, position: int | None = None) -> None:
         """Add a result to the graph, after those that it has or at a position among them."""
         output = self.graph.output_node()
-        held = results(self.graph)
+        held = outputs_of(self.graph)
         at = len(held) if position is None else position
         output.args = ((*held[:at], node, *held[at:]),)
         self.changed = True

@@ -7,7 +7,7 @@ want the whole, it is spread again.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from fisopt.rewrite.edit.demand import Demand
 from fisopt.rewrite.edit.editor import GROUP, Editor
 from fisopt.rewrite.edit.subset import Subset
 from fisopt.rewrite.ops.fill_frames import Fill
-from fisopt.rewrite.relations import split_dim, virtual_shape
+from fisopt.rewrite.relations import relation, split_dim, virtual_shape
 
 Shorts = Mapping[Subset, Mapping[fx.Node, fx.Node]]
 """For every subset, the nodes of the same block at as many tokens: its sizes are read there."""
@@ -35,11 +35,13 @@ class Restricted:
         narrowed: arguments that it expects on a subset only, with the dimensions to take it of.
         short: results that it returns on a subset only, by their place among the results.
         barriers: operators that are computed whole because nothing is known of them.
+        partial: operators that combine entries of the video, and read a part of them only.
     """
 
     narrowed: dict[fx.Node, tuple[Subset, tuple[int, ...]]]
     short: dict[int, Subset]
     barriers: tuple[str, ...]
+    partial: frozenset[fx.Node]
 
 
 class Restrict:
@@ -77,7 +79,7 @@ class Restrict:
             VerifyError: an operator cannot be computed on what is demanded of it.
         """
         barriers = tuple(n.format_node() or n.name for n in self.demand.barriers)
-        short = self._short_results()
+        short, partial = self._short_results(), frozenset(self._partial())
         for node in list(self.editor.graph.nodes):
             if node.op == "placeholder":
                 self._narrow(node)
@@ -85,7 +87,14 @@ class Restrict:
                 self._call(node)
             elif node.op == "output":
                 node.args = fx.node.map_arg(node.args, lambda n: self._operand(node, n))  # noqa: B023
-        return Restricted(self.narrowed, short, barriers)
+        return Restricted(self.narrowed, short, barriers, partial)
+
+    def _partial(self) -> Iterator[fx.Node]:
+        for node in self.editor.graph.nodes:
+            if node.op == "call_function":
+                places = ((node, operand, d) for operand, d in relation(node).mixed)
+                if any(self.demand.needs.get(place) is not None for place in places):
+                    yield node
 
     def _short_results(self) -> dict[int, Subset]:
         graph, needs = self.editor.graph, self.demand.needs

@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -55,10 +56,22 @@ class _Attentions(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if func is nn.functional.scaled_dot_product_attention and self.running is not None:
+        if func in _ATTENTIONS and self.running is not None:
             given = inspect.signature(_sdpa).bind_partial(*args[:2], **(kwargs or {})).arguments
-            self.running.attends |= given["query"].shape[-2] == given["key"].shape[-2]
+            dim = _ATTENTIONS[func]
+            self.running.attends |= given["query"].shape[dim] == given["key"].shape[dim]
+        elif func in _SOFTMAX and args and self.running is not None:
+            self.running.attends |= args[0].ndim > 2 and args[0].shape[-1] == args[0].shape[-2]
         return func(*args, **(kwargs or {}))
+
+
+_ATTENTIONS = {
+    nn.functional.scaled_dot_product_attention: -2,
+    nn.functional.multi_head_attention_forward: 0,
+}
+"""Attentions, and the dimension of their operands that is the sequence."""
+_SOFTMAX = (torch.softmax, Tensor.softmax, nn.functional.softmax)
+"""What makes weights of scores; those of a sequence with itself are square."""
 
 
 def _sdpa(query: Any, key: Any, **_: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -29,14 +29,26 @@ def blocks_of(model: nn.Module, patterns: tuple[str, ...]) -> dict[str, nn.Modul
     return {path: m for path, m in model.named_modules() if matches(path, patterns)}
 
 
-def outer_lists(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """The lists of layers that lie in no other list, by path."""
-    found: dict[str, nn.ModuleList] = {}
+def outer_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """The layers of lists that lie in no other list, by path.
+
+    A `ModuleList` is one, and so are several layers of one class in a `Sequential` or `ModuleDict`.
+    """
+    found: dict[str, list[nn.Module]] = {}
     for name, module in model.named_modules():
         inside = any(name.startswith(f"{before}.") for before in found)
-        if isinstance(module, nn.ModuleList) and len(module) and not inside:
-            found[name] = module
+        layers = list(module.children())
+        if name and layers and not inside and _is_list(module, layers):
+            found[name] = layers
     return found
+
+
+def _is_list(module: nn.Module, layers: Sequence[nn.Module]) -> bool:
+    if isinstance(module, nn.ModuleList):
+        return True
+    alike = len({type(layer) for layer in layers}) == 1 < len(layers)
+    composed = any(True for layer in layers for _ in layer.children())
+    return isinstance(module, (nn.Sequential, nn.ModuleDict)) and alike and composed
 
 
 class RunningBlock:

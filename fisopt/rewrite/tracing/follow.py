@@ -132,7 +132,11 @@ class Search:
                     f"the frames of the inputs it is given{images if got[0] == 1 else ''}"
                 )
             if got != wanted:
-                return f"with {frames} frames the spec's grid function says {got}"
+                return (
+                    f"with {frames} frames the spec's grid function says {got}, wanted {wanted}; "
+                    "more frames are tried with zeros as values, so let it read sizes, or give "
+                    "ModelSpec a `resized` function that makes the inputs"
+                )
         return _disagreement(self.before, after, self.grid, step)
 
     def _grid(self, inputs: Inputs) -> Any:

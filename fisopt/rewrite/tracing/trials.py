@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.utils import _pytree as pytree
 
+from fisopt.errors import CaptureError
 from fisopt.rewrite.tools.tool import traced
 from fisopt.rewrite.tracing.carried import Carried, carries
 from fisopt.rewrite.tracing.given_values import given_values
@@ -151,7 +152,23 @@ def _run_fake(
         result = torch.func.functional_call(
             model, fakes, (), inputs.replaced(leaves).kwargs(), tie_weights=False
         )
+    _check_open(model, result)
     return Shapes(tuple(returned), _shapes(result))
+
+
+def _check_open(model: nn.Module, result: Any) -> None:
+    """Refuse results in which tensors are hidden: what is not seen cannot follow the frames."""
+    for leaf in pytree.tree_leaves(result):
+        held = getattr(leaf, "__dict__", {})
+        if not isinstance(leaf, torch.Tensor) and any(
+            isinstance(x, torch.Tensor) for x in pytree.tree_leaves(held)
+        ):
+            kind = type(leaf).__name__
+            raise CaptureError(
+                f"{type(model).__name__} returns an object of type {kind}, in which torch sees no "
+                "tensors; return a tuple, a dict or a NamedTuple, or for a dataclass call "
+                f"torch.export.register_dataclass({kind}) before"
+            )
 
 
 def _shapes(result: Any) -> tuple[Shape, ...]:

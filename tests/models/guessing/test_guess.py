@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -256,3 +258,159 @@ def test_a_model_that_does_not_run() -> None:
 def test_without_blocks_there_is_nothing_to_guess(model: nn.Module) -> None:
     with pytest.raises(InputError, match=r"no adapter for .*spec="):
         fisopt.optimize(model.eval().requires_grad_(False))
+
+
+class Clips(Unknown):
+    """Clips without a batch in a list, padded to a length, as Wan's own code takes them."""
+
+    def forward(self, x: list[Tensor], seq_len: int) -> list[Tensor]:
+        rows = [self.patch(clip.flatten(1).mT) for clip in x]
+        tokens = torch.stack([nn.functional.pad(r, (0, 0, 0, seq_len - len(r))) for r in rows])
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return [self.head(r[: len(s)]) for r, s in zip(tokens, rows, strict=True)]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_list_of_clips(count: int) -> None:
+    def clips(*size: int) -> dict[str, Any]:
+        tokens = size[0] * size[1] * size[2]
+        return {"x": [torch.randn(4, *size) for _ in range(count)], "seq_len": tokens}
+
+    model = Clips().eval().requires_grad_(False)
+    found = guess(model, clips(7, 2, 3))
+    assert found.why.startswith("7x2x3 from x [C, F, H, W] in patches of 1x1x1")
+    assert found.spec.grid_of(clips(5, 3, 4)) == (5, 3, 4)
+    fast = fisopt.optimize(model, passes=[FrameInterleave(1)], backend="eager")
+    inputs = clips(5, 3, 4)
+    for got, want in zip(fast(**inputs), model(**inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+class Arguments(NamedTuple):
+    video: Tensor
+    times: Tensor
+
+
+class Nested(Unknown):
+    def forward(self, given: Arguments | Mapping[str, Tensor]) -> Tensor:
+        pair = given.values() if isinstance(given, Mapping) else given
+        return super().forward(*pair)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["named tuple", "dict"])
+def test_latents_inside_of_an_argument(named: bool) -> None:
+    def given(*size: int) -> dict[str, Any]:
+        made = Arguments(torch.randn(1, 4, *size), torch.ones(1))
+        return {"given": made if named else made._asdict()}
+
+    found = guess(Nested().eval().requires_grad_(False), given(7, 2, 3))
+    assert found.why.startswith("7x2x3 from given.video [B, C, F, H, W]")
+    assert found.spec.grid_of(given(5, 3, 4)) == (5, 3, 4)
+
+
+class Held(Unknown):
+    """Blocks in what is no `ModuleList`."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        if kind == "dict":
+            self.layers: Any = nn.ModuleDict({f"block{i}": x for i, x in enumerate(self.layers)})
+        else:
+            self.layers = nn.Sequential(*self.layers)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        x = self.patch(hidden_states.flatten(2).transpose(1, 2))
+        for layer in self.layers.children():
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("kind", ["dict", "sequential"])
+def test_blocks_in_other_containers(kind: str) -> None:
+    model = Held(kind).eval().requires_grad_(False)
+    found = guess(model, {"hidden_states": torch.randn(1, 4, 7, 2, 3)})
+    assert found.spec.blocks == ("layers.*",)
+    assert found.why.startswith("7x2x3")
+
+
+class Written(nn.Module):
+    """Attention that torch has no operator for, or in a module of torch's own."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True) if own else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.attend is not None:
+            return x + self.attend(q, k, v, need_weights=False)[0]
+        return x + torch.softmax(q @ k.mT, -1) @ v
+
+
+class Refined(Unknown):
+    """A list over the text has attention, and that over the video is written in another way."""
+
+    def __init__(self, own: bool) -> None:
+        super().__init__()
+        self.words, self.layers = self.layers, nn.ModuleList(Written(own) for _ in range(3))
+
+    def forward(self, hidden_states: Tensor, text: Tensor) -> Tensor:
+        for layer in self.words:
+            text = layer(text)
+        tokens = self.patch(hidden_states.flatten(2).transpose(1, 2)) + text.mean(1, keepdim=True)
+        for layer in self.layers:
+            tokens = layer(tokens)
+        return self.head(tokens)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["module", "written"])
+def test_attention_of_any_form_is_attention(own: bool) -> None:
+    model = Refined(own).eval().requires_grad_(False)
+    inputs = {"hidden_states": torch.randn(1, 4, 7, 2, 3), "text": torch.randn(1, 5, 16)}
+    assert guess(model, inputs).spec.blocks == ("layers.*",)
+
+
+@dataclass
+class Output:
+    sample: Tensor
+
+
+class Hidden(Unknown):
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Any:
+        return Output(super().forward(hidden_states, timestep))
+
+
+def test_results_that_hide_tensors_are_refused() -> None:
+    """Nothing of them follows the frames, so that any reading would do."""
+    model, said = Hidden().eval().requires_grad_(False), r"type Output, .*register_dataclass"
+    spec = fisopt.ModelSpec(blocks=("layers.*",), grid=(7, 2, 3))
+    with pytest.raises(CaptureError, match=said):
+        guess(model, call(1, 4, 7, 2, 3))
+    with pytest.raises(CaptureError, match=said):
+        fisopt.capture(model, call(1, 4, 7, 2, 3), spec)
+
+
+class OneLength(Unknown):
+    """Learned positions for one length, behind registers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places, self.registers = (
+            nn.Parameter(torch.ones(42, 16)),
+            nn.Parameter(torch.ones(3, 16)),
+        )
+
+    def forward(self, hidden_states: Tensor, timestep: Tensor) -> Tensor:
+        tokens = self.patch(hidden_states.flatten(2).transpose(1, 2)) + self.places
+        joined = torch.cat([self.registers[None], tokens], 1)
+        for layer in self.layers:
+            joined = layer(joined)
+        return self.head(joined[:, 3:])
+
+
+def test_more_tokens_than_a_reading_says_are_no_fit_at_one_length() -> None:
+    model = OneLength().eval().requires_grad_(False)
+    with pytest.raises(InputError, match=r"at this length alone: .*'layers\.\*',\), grid="):
+        guess(model, call(1, 4, 7, 2, 3))

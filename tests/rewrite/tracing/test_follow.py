@@ -482,3 +482,29 @@ def test_rows_and_columns_follow_the_inputs() -> None:
     )
     with pytest.raises(fisopt.InputError, match="give ModelSpec a function as grid"):
         program.at(plain_dit.inputs(Form(), 5, 2, 4))
+
+
+def test_a_grid_function_that_reads_values_is_told_so() -> None:
+    """More frames are tried with zeros, in which a table of places says nothing."""
+
+    class Placed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(2))
+
+        def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
+            for layer in self.layers:
+                tokens = layer(tokens + places.sum(-1, keepdim=True))
+            return tokens
+
+    def grid(call: dict[str, Any]) -> tuple[int, int, int]:
+        frames, rows, columns = (int(x) + 1 for x in call["places"].amax(0))
+        return frames, rows, columns
+
+    places = torch.cartesian_prod(torch.arange(5), torch.arange(2), torch.arange(3)).float()
+    inputs = {"tokens": torch.randn(1, 30, 4), "places": places}
+    said = r"says \(1, 1, 1\), wanted \(6, 2, 3\); more frames are tried with zeros .*`resized`"
+    with pytest.raises(CaptureError, match=said):
+        fisopt.capture(
+            Placed().eval().requires_grad_(False), inputs, ModelSpec(("layers.*",), grid)
+        )
