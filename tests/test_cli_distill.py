@@ -62,6 +62,22 @@ def test_a_sparse_adapter(weights: Path, tmp_path: Path) -> None:
     assert Recipe.load(tmp_path / "student" / "recipe.yaml").passes
 
 
+def test_processes_of_a_launcher_do_not_all_write_one_folder(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun starts them; one process with the same variables is alone."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    few = ("--teacher-steps", "4", "--train-steps", "1", "--prompt", PROMPT)
+    recording = ["distill", "prepare", str(weights), "--prompt", PROMPT, "--out", str(tmp_path)]
+    recorded = CliRunner().invoke(app, recording, env={"COLUMNS": "160", "TERM": "dumb"})
+    for result in (distill(weights, tmp_path, *few), recorded):
+        assert result.exit_code == 2
+        assert "runs in one process, and its launcher started 2" in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert distill(weights, tmp_path, *few, "--guidance", "2").exit_code == 0
+
+
 @pytest.mark.parametrize("lora", [(), ("--lora", "2")], ids=["weights", "adapters"])
 def test_weights_in_training_are_of_32_bits(
     weights: Path, tmp_path: Path, lora: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -42,10 +42,12 @@ def run(
 ) -> None:
     """Record what a pipeline tells its transformer, so that training needs no text encoder."""
     from fisopt.cli.comparing import texts_of
+    from fisopt.cli.launch import check_alone
     from fisopt.cli.sources import Source
     from fisopt.counted import counted
     from fisopt.distill import prepare
 
+    check_alone("fisopt distill prepare")
     source = Source(model, device, dtype, height, width, frames)
     texts = texts_of(source, texts_, prompts)
     pipeline = source.load()

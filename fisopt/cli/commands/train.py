@@ -95,12 +95,14 @@ def run(
 
     from fisopt.cli.comparing import texts_of
     from fisopt.cli.expressions import parse_passes
+    from fisopt.cli.launch import check_alone
     from fisopt.cli.sources import Source
     from fisopt.distill import Supplied, Trainer, Training, consistency, prepare, sparse
     from fisopt.distill.prepared import FILE
     from fisopt.errors import OptionError
     from fisopt.recipe.recipe import Recipe
 
+    check_alone("fisopt distill")
     if recipe is not None and passes:
         raise OptionError("distill: give --pass or --recipe, not both")
     chosen: Any = parse_passes(passes or [], imports)
