@@ -102,10 +102,25 @@ def spec_for(model: nn.Module) -> ModelSpec | SpecOf:
     """
     try:
         return spec_of(model)
-    except InputError:
-        if known_inside(model) or not any(_lists(model)):
+    except InputError as error:
+        if known_inside(model):
             raise
+        if not any(_lists(model)):
+            raise InputError(f"{error}{_alike(model)}") from error
         return guessed_spec
+
+
+def _alike(model: nn.Module) -> str:
+    """Name layers of one class that are attributes, the largest ones; empty if there are none."""
+    kinds: dict[type[nn.Module], list[str]] = {}
+    for name, layer in model.named_children():
+        kinds.setdefault(type(layer), []).append(name)
+    found = {kind: names for kind, names in kinds.items() if len(names) > 1}
+    if not found:
+        return ""
+    layers = dict(model.named_children())
+    kind = max(found, key=lambda kind: sum(p.numel() for p in layers[found[kind][0]].parameters()))
+    return f"; {', '.join(found[kind])} are all {kind.__name__}: are these its blocks?"
 
 
 def guessed_spec(model: nn.Module, inputs: Mapping[str, Any]) -> tuple[ModelSpec, str]:

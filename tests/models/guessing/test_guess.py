@@ -414,3 +414,20 @@ def test_more_tokens_than_a_reading_says_are_no_fit_at_one_length() -> None:
     model = OneLength().eval().requires_grad_(False)
     with pytest.raises(InputError, match=r"at this length alone: .*'layers\.\*',\), grid="):
         guess(model, call(1, 4, 7, 2, 3))
+
+
+def test_blocks_that_are_attributes_are_named() -> None:
+    class Apart(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head, self.tail = nn.Linear(2, 2), nn.Linear(2, 2)
+            self.first, self.second = (
+                nn.TransformerEncoderLayer(8, 2),
+                nn.TransformerEncoderLayer(8, 2),
+            )
+
+        def forward(self, video: torch.Tensor) -> torch.Tensor:
+            return video
+
+    with pytest.raises(fisopt.InputError, match="first, second are all TransformerEncoderLayer"):
+        fisopt.optimize(Apart().eval(), [fisopt.FrameInterleave(2)])
