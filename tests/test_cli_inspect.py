@@ -137,7 +137,7 @@ def test_passes_that_read_files(tmp_path: Path) -> None:
         (("--pass", "TokenReduction(schedule='no.yaml')"), "no.yaml cannot be read"),
         (("--pass", "TileAttention(mask=SlidingWindw(radius=1))"), "did you mean SlidingWindow"),
         (("--pass", "TileAttention(mask=SlidingWindow(radios=1))"), "did you mean radius"),
-        (("--pass", "TileAttention(mask=SlidingWindow(1))"), "given by name (radius)"),
+        (("--pass", "TileAttention(mask=SlidingWindow(1))"), "by name (radius)"),
         (("--pass", "fis-fast", "--pass", "fis-fast"), "is given twice"),
         (("--pass", "fis-a", "--pass", "fis-b"), "has edited this block"),
         (("--pass", "((" * 200), "cannot read pass"),
