@@ -6,7 +6,7 @@
 
 Every replica starts an actor for each of its GPUs.  All of them load the pipeline, warm it up in
 every bucket of frames, and are handed the same requests in the same order.  Ray puts a group on one
-machine, and starts it again when one of its ranks is lost.
+machine, and starts it again when one of its ranks fails.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 import ray
 import torch
 from ray import serve
-from ray.exceptions import RayActorError
 from service import Request, Service, video
 from starlette.requests import Request as Http
 from starlette.responses import Response
@@ -120,13 +119,19 @@ class Group:
             clip, *_ = await asyncio.gather(*calls)
         except ValueError as error:
             return Response(str(getattr(error, "cause", error)), 422)
-        except (RayActorError, fisopt.RankError) as error:
-            self.lost = str(error)
+        except Exception as error:
+            self.end(str(error))
             return Response(self.lost, 503)
-        return Response(video(clip), media_type="video/mp4")
+        return Response(await asyncio.to_thread(video, clip), media_type="video/mp4")
+
+    def end(self, why: str) -> None:
+        """End all ranks: after an error of one, the others may still wait for it in that clip."""
+        self.lost = self.lost or why
+        for each in self.ranks:
+            ray.kill(each)
 
     def check_health(self) -> None:
-        """Ray asks now and then; a group that has lost a rank is started again."""
+        """Ray asks now and then; a group that failed is started again."""
         if self.lost:
             raise RuntimeError(self.lost)
 

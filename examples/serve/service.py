@@ -55,7 +55,7 @@ class Service:
         self.buckets, self.steps, self.backend = sorted(buckets), steps, backend
         self.counts: Counter[str] = Counter()
         self.seconds, self.ready = 0.0, False
-        self._turns = asyncio.Semaphore(at_once)
+        self._turns, self._reloading = asyncio.Semaphore(at_once), asyncio.Lock()
         self._parts, self._class = pipe.components, type(pipe)
         how = {"passes": list(passes)} if recipe is None else {"recipe": recipe}
         self.module = self._optimised(**how)
@@ -113,11 +113,13 @@ class Service:
         """Exchange the recipe.
 
         Requests go on under the old one until the new one is warm; those that run end under it.
+        Two exchanges happen one after the other, so that the newer recipe stays.
         """
-        module = await asyncio.to_thread(self._optimised, recipe=recipe)
-        await asyncio.to_thread(self.warm_up, module)
-        self.module = module
-        self.counts["reloads"] += 1
+        async with self._reloading:
+            module = await asyncio.to_thread(self._optimised, recipe=recipe)
+            await asyncio.to_thread(self.warm_up, module)
+            self.module = module
+            self.counts["reloads"] += 1
 
     def metrics(self) -> str:
         """Figures as Prometheus reads them."""
@@ -147,7 +149,7 @@ class Request(BaseModel):
 
     prompt: str
     frames: int = Field(16, ge=1)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**64)
 
 
 def application(service: Service) -> FastAPI:
@@ -174,7 +176,7 @@ def application(service: Service) -> FastAPI:
             clip = await service.generate(request.prompt, request.frames, request.seed)
         except ValueError as error:
             raise HTTPException(422, str(error)) from error
-        return Response(video(clip), media_type="video/mp4")
+        return Response(await asyncio.to_thread(video, clip), media_type="video/mp4")
 
     @made.post("/recipe")
     async def recipe(path: Path) -> dict[str, str]:

@@ -122,7 +122,7 @@ def step_of(options: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _kind(kind: int) -> str:
-    return ("cond", "uncond")[kind] if kind in (0, 1) else f"cond {kind}"
+    return ("cond", "uncond")[kind] if kind in (0, 1) else f"kind {kind}"
 
 
 def _passed_on(options: Mapping[str, Any]) -> dict[str, Any]:

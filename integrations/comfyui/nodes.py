@@ -110,7 +110,10 @@ class Tune:
                 "minutes": ("FLOAT", {"default": 15.0, "min": 0.1}),
                 "save_as": ("STRING", {"default": "out/recipe.yaml"}),
             },
-            "optional": {"model_2": ("MODEL",), "switch_at_step": ("INT", {"default": 2})},
+            "optional": {
+                "model_2": ("MODEL",),
+                "switch_at_step": ("INT", {"default": 2, "min": 1}),
+            },
         }
 
     def tune(
@@ -131,7 +134,16 @@ class Tune:
         model_2: Any = None,
         switch_at_step: int = 2,
     ) -> tuple[fisopt.Recipe | None, fisopt.Recipe | None, str]:
-        """Search, write the recipes, and tell what was found; a dense model has no recipe."""
+        """Search, write the recipes, and tell what was found; a dense model has no recipe.
+
+        Raises:
+            OptionError: one of two models has no step.
+        """
+        if model_2 is not None and not 0 < switch_at_step < steps:
+            raise OptionError(
+                f"fisopt: got switch_at_step={switch_at_step} with {steps} steps, wanted 1 to "
+                f"{steps - 1}, so that each of the two models has a step; or disconnect model_2"
+            )
         latent = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
         sampling = Sampling(
             positive, negative, latent, steps, cfg, sampler_name, scheduler, seed, switch_at_step

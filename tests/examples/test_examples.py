@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import imageio.v3 as iio
@@ -88,7 +90,12 @@ def test_a_service_over_http(client: Any, tmp_path: Path) -> None:
         answer = client.post("/clips", json={"prompt": prompt, "frames": frames})
         assert answer.status_code == 200
         assert len(iio.imread(answer.content, extension=".mp4", plugin="pyav")) == frames
-    for wrong, message in (({"frames": 9}, "largest bucket"), ({"prompt": "a dog"}, "prompt")):
+    refused = (
+        ({"frames": 9}, "largest bucket"),
+        ({"prompt": "a dog"}, "prompt"),
+        ({"seed": 2**64}, "seed"),
+    )
+    for wrong, message in refused:
         answer = client.post("/clips", json={"prompt": prompt, "frames": 4, **wrong})
         assert answer.status_code == 422
         assert message in answer.text
@@ -104,6 +111,54 @@ def test_a_service_over_http(client: Any, tmp_path: Path) -> None:
     assert answer.status_code == 422
     answer = client.post("/clips", json={"prompt": prompt, "frames": 4})
     assert answer.status_code == 200
+
+
+def test_the_newer_of_two_recipes_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    module = loaded("serve/service.py")
+    pipe = testbed.build_pipeline(testbed.build_transformer(num_layers=2))
+    service = module.Service(pipe, ["few-fast"], buckets=(4,), steps=1, backend="eager")
+    newer_is_warm = threading.Event()
+
+    def warm_up(recipe: str) -> None:
+        if recipe == "older":
+            newer_is_warm.wait(0.5)
+        else:
+            newer_is_warm.set()
+
+    monkeypatch.setattr(service, "_optimised", lambda recipe: recipe)
+    monkeypatch.setattr(service, "warm_up", warm_up)
+
+    async def exchange() -> None:
+        await asyncio.gather(service.reload("older"), service.reload("newer"))
+
+    asyncio.run(exchange())
+    assert service.module == "newer"
+
+
+def test_a_group_ends_when_a_rank_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank may wait in that clip, and would meet the next one there."""
+    pytest.importorskip("ray")
+    monkeypatch.syspath_prepend(str(EXAMPLES / "serve"))
+    module = importlib.import_module("serve_ray")
+    killed: list[Any] = []
+    monkeypatch.setattr(module.ray, "kill", killed.append)
+
+    async def fail(*_: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    group = object.__new__(module.Group.func_or_class)
+    group.lost = ""
+    group.ranks = [SimpleNamespace(make=SimpleNamespace(remote=fail)) for _ in range(2)]
+
+    async def body() -> bytes:
+        return b'{"prompt": "any"}'
+
+    answer = asyncio.run(group(SimpleNamespace(body=body)))
+    assert answer.status_code == 503
+    assert killed == group.ranks
+    with pytest.raises(RuntimeError, match="out of memory"):
+        group.check_health()
 
 
 @pytest.mark.slow

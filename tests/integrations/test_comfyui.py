@@ -233,6 +233,8 @@ def test_branches_of_several_conditions_are_told_apart(nodes: Any) -> None:
         forward._branch({**first, "cond_or_uncond": [1, 0], "uuids": ["c", "a"]}) == "uncond + cond"
     )
     assert forward._branch({**first, "sample_sigmas": torch.ones(2), "uuids": ["d"]}) == "cond"
+    third = {**first, "sample_sigmas": torch.ones(2), "cond_or_uncond": [2], "uuids": ["e"]}
+    assert forward._branch(third) != forward._branch({**third, "cond_or_uncond": [0], "uuids": "f"})
 
 
 def test_tune_writes_recipes_that_apply(nodes: Any, tmp_path: Any) -> None:
@@ -251,6 +253,14 @@ def test_tune_writes_recipes_that_apply(nodes: Any, tmp_path: Any) -> None:
     torch.testing.assert_close(got, sampled(read, steps=3, cfg=1.0))
     assert not torch.allclose(got, sampled(patcher, steps=3, cfg=1.0), rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(sampled(patcher), before)
+
+
+@pytest.mark.parametrize("switch", [0, 4])
+def test_each_of_two_models_has_a_step(nodes: Any, switch: Any) -> None:
+    latent = {"samples": torch.zeros(1, 4, 5, 6, 8)}
+    said = (text(1), text(2), latent, "1.5x", 4, 1.0, "euler", "apart", 5, 2, 30.0, "unused.yaml")
+    with pytest.raises(OptionError, match=f"switch_at_step={switch}"):
+        nodes.FisoptTune().tune(wan(), *said, model_2=wan(), switch_at_step=switch)
 
 
 @pytest.mark.slow  # the path of one model is tested above
