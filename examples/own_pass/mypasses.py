@@ -2,7 +2,7 @@
 
     fisopt inspect wan2.2-a14b --import mypasses --pass 'mypasses.SkipCross(blocks="2:-2")'
 
-The text then reaches the video through the other blocks only.  It is an example, and no advice.
+The text then reaches the video through the other blocks only.  It is an example, not advice.
 """
 
 from __future__ import annotations
