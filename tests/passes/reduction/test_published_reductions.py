@@ -122,7 +122,10 @@ def test_names_and_options(tmp_path: Path) -> None:
         ("published_reduction()", "missing a required argument: 'name'"),
         ("published_reduction('mochi-1', tabels='x')", "has no option 'tabels'; did you mean tab"),
         ("published_reduction('mochi-1', 'x', table='y')", "published_reduction has table twice"),
-        ("published_reduction('mochi-1', print())", r"table: 'print\(\)' is neither a literal nor a mask"),
+        (
+            "published_reduction('mochi-1', print())",
+            r"table: 'print\(\)' is neither a literal nor a mask",
+        ),
         ("published_reduktion('mochi-1')", "did you mean published_reduction"),
         ("TokenReduction(0.5)", "give the options of TokenReduction by name"),
     ],

@@ -55,7 +55,9 @@ def test_once() -> None:
     for count in (1, 2):
         rewrite(GraphEditor(graph, "test"), [swap], once=True, tallies=seen)
         assert seen.applied == count
-    with pytest.raises(LoweringError, match=r"aten\.sin\.default: after \d+ sweeps .* still something to replace"):
+    with pytest.raises(
+        LoweringError, match=r"aten\.sin\.default: after \d+ sweeps .* still something to replace"
+    ):
         rewrite(GraphEditor(graph, "test"), [swap])
 
 
