@@ -137,8 +137,8 @@ class FrameTable(FrameMask):
     """A mask given tile by tile, for one number of frames.
 
     Attributes:
-        rows: nested tuples, nested lists or a tensor of bool, [frames][frames] or
-            [heads][frames][frames].
+        rows: nested tuples, nested lists or a tensor of bool: ``[frames][frames]`` or
+            ``[heads][frames][frames]``.
     """
 
     rows: Any
