@@ -50,13 +50,12 @@ def passes_of(recipe: dict[str, Any]) -> tuple[fisopt.Pass, ...]:
     return fisopt.Recipe.from_plain(recipe, "the results").passes
 
 
-def row(bench: Bench, name: str, linear: Any, steps: int) -> dict[str, Any]:
-    """Measure one list of passes with linears in one precision."""
+def row(bench: Bench, name: str, linear: Any, steps: int, speed_up: float | None) -> dict[str, Any]:
+    """Measure one list of passes with linears in one precision; a plan says its speed-up."""
     optimised = fisopt.optimize(bench.eager, PASSES[name], backend="eager", linear=linear)
     clips, _ = bench.generate(optimised, steps)
-    planned = name not in STRIDES
     with torch.no_grad():  # passes by step have no one forward call
-        error = None if planned else bench.one_forward(optimised)
+        error = None if speed_up else bench.one_forward(optimised)
     said = [str(c) for c in optimised.report.variants[0].choices if c.what == "linear"]
     return {
         "passes": name,
@@ -64,7 +63,7 @@ def row(bench: Bench, name: str, linear: Any, steps: int) -> dict[str, Any]:
         "steps": steps,
         **scores(clips, bench.dense[steps][0], bench.prompts),
         "one_forward_l2": error,
-        "flops_ratio": 2.0 if planned else ratio_of(optimised),
+        "flops_ratio": speed_up or ratio_of(optimised),
         "lowering": said,
     }
 
@@ -91,7 +90,8 @@ def main() -> None:
     known = {(r["passes"], r["linear"], r["steps"]) for r in rows}
     todo = [each for each in todo if each not in known]
     for name, linear, steps in tqdm(todo, desc="precision"):
-        rows.append(row(bench, name, linear, steps))
+        tuned = recipes.get(name, {}).get("tuned", {})
+        rows.append(row(bench, name, linear, steps, tuned.get("speed_up")))
         write(
             path.stem,
             {

@@ -57,9 +57,8 @@ def speed_section(wall: dict[str, Any]) -> list[str]:
         f"Wall-clock, {wall['what']}, {where}. All configurations take turns, so each call finds "
         "cold caches. The last columns are milliseconds by torch's profiler: `pointwise` is norms, "
         "rotary tables, GELU, gathers and fills; `calls` is the rest: guards, dispatch, Python and "
-        "what cold caches cost. The prediction counts FLOPs alone. Linears and attention come "
-        "within a tenth of it; pointwise work falls with the share of frames only, and calls do "
-        "not fall."
+        "what cold caches cost. The prediction counts FLOPs alone; pointwise work falls with the "
+        "share of frames only, and calls do not fall."
     )
     clips = (
         "Whole clips of the same testbed, 4 steps, and the calls of their transformer, compiled "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from fisopt.checked import choice
@@ -40,6 +40,11 @@ class KernelOptions:
     def rounds(self) -> bool:
         """Whether linears are rounded to FP8."""
         return self.linear not in (None, "model")
+
+    @property
+    def unrounded(self) -> KernelOptions:
+        """These, with linears in the precision of the model."""
+        return replace(self, linear=None)
 
     @property
     def attends(self) -> bool:

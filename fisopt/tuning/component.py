@@ -15,6 +15,7 @@ from fisopt.tuning.costs import Costs, FlopCosts
 from fisopt.tuning.option import Option, Part, options_of
 from fisopt.tuning.own import check_counted, own_option
 from fisopt.tuning.reuse import cache_of
+from fisopt.tuning.trial import Clip, Trials
 
 GROUPS = 8
 """A run of at most so many steps is planned step by step; a longer one in `MANY` groups."""
@@ -83,6 +84,16 @@ class Component:
         """Its blocks in at most so many bands beside the first block."""
         first, *rest = range(len(self.parts))
         return [(first,), *_cut(rest, min(count, len(rest)))]
+
+
+def components_of(
+    trials: Trials, clip: Clip, costs: Costs, own: Sequence[BlockPass] = ()
+) -> list[Component]:
+    """The transformers that run in a clip, with their calls and what these cost."""
+    calls: dict[str, Counter[int]] = {}
+    for line in clip.lines:
+        calls.setdefault(line.component, Counter())[line.step] += 1
+    return [Component(name, trials.program(name), mine, costs, own) for name, mine in calls.items()]
 
 
 def _parts(block: Any) -> tuple[Part, ...]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, MutableMapping, Sequence
-from dataclasses import replace
 from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, fx
 
+from fisopt.codegen import linears
 from fisopt.codegen.compile import Backend, lowered, staged
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.told_attention import with_told
@@ -68,7 +68,8 @@ class StageTimes:
     """Seconds of this device: every stage that differs in operators or shapes is timed once.
 
     A stage is a block with its gathers and fills, or the code between blocks.  It runs on random
-    values and on the model's own weights; its time is that of its fastest run.
+    values and on the model's own weights; its time is that of its fastest run.  Handing over the
+    weights that are kept in FP8 is no stage and not counted.
 
     Args:
         backend: what runs it.
@@ -89,7 +90,7 @@ class StageTimes:
     @property
     def unrounded(self) -> StageTimes:
         """See `Costs`."""
-        return StageTimes(self.backend, self.known, replace(self.kernels, linear=None))
+        return StageTimes(self.backend, self.known, self.kernels.unrounded)
 
     def blocks(self, program: Program) -> list[float]:
         """See `Costs`."""
@@ -107,7 +108,7 @@ class StageTimes:
         else:
             module = staged(program, {}, choices, options)
         for call in module.graph.nodes:
-            if call.op == "call_module" and REGION in call.meta:
+            if call.op == "call_module" and call.target != linears.NAME:
                 yield str(call.meta[REGION]), self._seconds(program, module, call)
 
     def _seconds(self, program: Program, module: fx.GraphModule, call: fx.Node) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from fisopt.errors import OptionError, OptionTypeError, shown
@@ -79,3 +81,8 @@ class Goal:
 def psnr_of(error: float, peak: float) -> float:
     """PSNR of latents in dB, from their relative error; see `Goal.most_error`."""
     return 100.0 if error <= 0 else min(100.0, 20 * math.log10(peak / error))
+
+
+def geometric(values: Iterable[float]) -> float:
+    """Geometric mean of squared errors; one that is nothing counts as -120 dB."""
+    return math.exp(fmean(math.log(max(value, 1e-12)) for value in values))

@@ -43,7 +43,7 @@ def notes_of(
     elif goal.bounds_error:
         yield f"the target {goal} is out of reach; this is the nearest plan"
     else:
-        most = 1 / (1 - knapsack.most())
+        most = prices.space.gained / (1 - knapsack.most())
         yield (
             f"the target {goal} is out of reach: with every option in every block the transformers "
             f"are {most:.2f} times cheaper; this is the nearest plan"

@@ -11,12 +11,13 @@ prices are in units of the first clip's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from time import perf_counter
 from typing import Any, get_args
 
+from fisopt.rewrite.pass_base import Pass
 from fisopt.tuning.option import Option, Part
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.reuse import Reuse, guessed, screened
@@ -76,14 +77,31 @@ class Measured:
         """
         if not plan.changes:
             return 0.0
+        return self._found(named(plan), plan, clip, self.trials.error)
+
+    def whole_error(self, plan: Plan, clip: int) -> float:
+        """The same of a plan whose linears round, against the model in its own precision.
+
+        Raises:
+            OutOfTimeError: see `error`.
+        """
+        if not self.trials.kernels.rounds:
+            return self.error(plan, clip)
+        return self._found(f"{named(plan)} and {ROUNDED}", plan, clip, self.trials.whole_error)
+
+    def _found(
+        self,
+        name: str,
+        plan: Plan,
+        clip: int,
+        measure: Callable[[int, Mapping[str, Sequence[Pass]]], float],
+    ) -> float:
         known: dict[str, float] = self.kept.prompts.setdefault(str(clip), {})
-        name = named(plan)
         if name not in known:
             began = perf_counter()
             if began + self.longest > self.deadline:
                 raise OutOfTimeError
-            found = self.trials.error(clip, self.space.passes(plan))
-            known[name] = found
+            known[name] = measure(clip, self.space.passes(plan))
             now = perf_counter()
             self.longest = max(0.7 * self.longest, now - began)
             self.count += 1
@@ -91,20 +109,6 @@ class Measured:
                 self.seen(self.count)
             if now - self._written > SAVED_EVERY:
                 self.write(clip)
-        return known[name]
-
-    def whole_error(self, plan: Plan, clip: int) -> float:
-        """The same of a plan whose linears round, against the model in its own precision.
-
-        It is measured whatever the time.
-        """
-        if not self.trials.kernels.rounds:
-            return self.error(plan, clip)
-        known: dict[str, float] = self.kept.prompts.setdefault(str(clip), {})
-        name = f"{named(plan)} and {ROUNDED}"
-        if name not in known:
-            known[name] = self.trials.whole_error(clip, self.space.passes(plan))
-            self.count += 1
         return known[name]
 
     def known(self, plan: Plan) -> list[int]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from math import exp, log
+from collections.abc import Callable, Sequence
 from statistics import fmean
 from time import perf_counter
 from typing import Any
@@ -13,21 +11,16 @@ from fisopt.errors import OptionError
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.tuning.chosen import choices_of
-from fisopt.tuning.component import Component
-from fisopt.tuning.costs import Costs, Unit, costs_of
-from fisopt.tuning.goal import Goal, psnr_of
+from fisopt.tuning.component import components_of
+from fisopt.tuning.costs import Unit, costs_of
+from fisopt.tuning.goal import Goal, geometric, psnr_of
 from fisopt.tuning.notes import notes_of, rounding_notes
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.reuse import Reuse
-from fisopt.tuning.space import (
-    Plan,
-    Space,
-    most_bands,
-    screening,
-)
-from fisopt.tuning.trial import Clip, Trials
+from fisopt.tuning.space import Plan, Space, most_bands, screening
+from fisopt.tuning.trial import Trials
 from fisopt.tuning.tuned import Tuned
 
 SCREENING, PRICING = 0.4, 0.7
@@ -82,9 +75,9 @@ class Search:
 
     def _rounding(self) -> float:
         """Squared error of rounded linears alone; said in a note."""
-        found = geometric(self.measured.whole_error(Plan(), clip) for clip in self.clips)
+        found = geometric(map(self.trials.rounding, self.clips))
         psnr = psnr_of(found**0.5, self.trials.peak())
-        self.notes += rounding_notes(self.trials.kernels, self.unit, psnr, self._gained)
+        self.notes += rounding_notes(self.trials.kernels, self.unit, psnr, self.space.gained)
         return found
 
     def _dense(self) -> float:
@@ -129,8 +122,9 @@ class Search:
         self.measured.deadline = self.began + max(PRICING * self.seconds, self.seconds - last)
         plan = self._verify(plan)
         self.measured.deadline = float("inf")
+        told = self._told(plan)
         self.measured.write()
-        return self._told(plan)
+        return told
 
     def _price(self) -> Plan:
         """Measure what the best plan uses, on one clip after another, until it stays the same."""
@@ -177,12 +171,7 @@ class Search:
         """The speed-up that is asked for, over a dense generation with the plan's kernels."""
         if self.goal.kind == "ms":
             return max(1.0, 1000 * self.space.total / self.goal.value)
-        return max(1.0, self.goal.value / self._gained)
-
-    @property
-    def _gained(self) -> float:
-        """The speed-up that the plan's kernels bring without any pass."""
-        return self.space.unrounded / self.space.total
+        return max(1.0, self.goal.value / self.space.gained)
 
     @property
     def _bound(self) -> float:
@@ -300,7 +289,7 @@ class Search:
         """What was found."""
         errors = [self.measured.whole_error(plan, clip) for clip in self.checks]
         peak, prices = self.trials.peak(), self.prices.all()
-        speed = self._gained * self._speed_of(plan)
+        speed = self.space.gained * self._speed_of(plan)
         error = geometric(errors) ** 0.5
         psnr = fmean(psnr_of(e**0.5, peak) for e in errors)
         reached = not self._short(plan)
@@ -311,7 +300,7 @@ class Search:
         self.notes += notes_of(self.goal, self.prices, knapsack, minutes, reached=reached)
         front = []
         for s in FRONT:
-            point = knapsack.least_error(1 - self._gained / s)
+            point = knapsack.least_error(1 - self.space.gained / s)
             if point is not None:
                 front.append((s, round(self._predicted(knapsack, point), 4)))
         said: dict[str, Any] = {"target": str(self.goal), "steps": self.space.steps}
@@ -345,18 +334,3 @@ class Search:
 
     def _predicted(self, knapsack: Knapsack, plan: Plan) -> float:
         return float((self.rounded + self.level * knapsack.predicted(plan)) ** 0.5)
-
-
-def geometric(values: Iterable[float]) -> float:
-    """Geometric mean of squared errors; one that is nothing counts as -120 dB."""
-    return exp(fmean(log(max(value, 1e-12)) for value in values))
-
-
-def components_of(
-    trials: Trials, clip: Clip, costs: Costs, own: Sequence[BlockPass] = ()
-) -> list[Component]:
-    """The transformers that run in a clip, with their calls and what these cost."""
-    calls: dict[str, Counter[int]] = {}
-    for line in clip.lines:
-        calls.setdefault(line.component, Counter())[line.step] += 1
-    return [Component(name, trials.program(name), mine, costs, own) for name, mine in calls.items()]

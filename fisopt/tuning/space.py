@@ -103,6 +103,11 @@ class Space:
                 for blocks in component.bands(bands):
                     self._offer(component, group, blocks)
 
+    @property
+    def gained(self) -> float:
+        """The speed-up that the plan's kernels bring without any pass."""
+        return self.unrounded / self.total
+
     def _offer(self, component: Component, group: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         branches = (part for b in blocks for part in component.parts[b])
         parts = dict.fromkeys([*branches, *(o.part for o in component.saved if o.own)])

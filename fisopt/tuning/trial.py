@@ -197,7 +197,7 @@ class Trials:
             made.join(name, self.script, self.recorder.steps)
             self.modules[name] = made
             if self.kernels.rounds:
-                exact = replace(settings, kernels=replace(self.kernels, linear=None))
+                exact = replace(settings, kernels=self.kernels.unrounded)
                 self._exact[name] = OptimizedModule(
                     original, (), spec, settings=exact, scheduler=scheduler, captures=made.captures
                 )
@@ -265,6 +265,11 @@ class Trials:
         """
         clip = self.dense(index)
         return _distance(self._played(index, passes), clip.latents)
+
+    def rounding(self, index: int) -> float:
+        """Squared relative L2 error of a clip's final latents that its kernels alone cause."""
+        clip = self.dense(index)
+        return _distance(clip.latents, clip.exact)
 
     def whole_error(self, index: int, passes: Mapping[str, Sequence[Pass]]) -> float:
         """The same with what rounded linears add: against the model in its own precision."""

@@ -13,14 +13,14 @@ from fisopt.errors import InputError, OptionError, shown
 from fisopt.pipelines import transformers_of
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.program import Program
-from fisopt.tuning.component import Component
+from fisopt.tuning.component import Component, components_of
 from fisopt.tuning.costs import UNITS, FlopCosts, Unit
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.own import check_own
 from fisopt.tuning.progress import Progress
 from fisopt.tuning.recorder import Generate, Recorder
 from fisopt.tuning.rehearsal import Rehearsal
-from fisopt.tuning.search import Search, components_of
+from fisopt.tuning.search import Search
 from fisopt.tuning.space import Space, most_bands
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tuned import Tuned
