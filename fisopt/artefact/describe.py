@@ -13,6 +13,7 @@ from fisopt.artefact.graph import placeholders, results_of
 from fisopt.artefact.manifest import SIZES, Call, Format, Manifest, TensorInfo, VariantInfo
 from fisopt.artefact.ranks import share_infos
 from fisopt.artefact.variants import Exported, Exports
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.recipe.identity import Identity
 from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.program import Program
@@ -38,7 +39,9 @@ def describe(
     *,
     form: Format,
     portable: bool,
+    kernels: KernelOptions,
     opset: Mapping[str, int],
+    linears: Sequence[str],
     shapes: Mapping[str, tuple[int | str, ...]],
     fixed: Mapping[str, str],
 ) -> Manifest:
@@ -51,7 +54,9 @@ def describe(
         files: the file of each.
         form: kind of the files.
         portable: whether they run without fisopt.
+        kernels: the precision of the linears.
         opset: of ONNX files, by domain.
+        linears: of each variant, which of its linears are in FP8.
         shapes: of the tensors that have open sizes, by name.
         fixed: sizes of the grid that are fixed, each with the reason.
     """
@@ -64,7 +69,7 @@ def describe(
         needs=needs,
         opset=dict(opset),
         model={**Identity.of(optimized.original).plain(), **_place(optimized.original)},
-        recipe=Recipe.of(optimized.original, optimized.passes).plain(),
+        recipe=Recipe.of(optimized.original, optimized.passes, kernels).plain(),
         versions=versions("onnx", "onnxscript") if form == "onnx" else versions(),
         seeds={
             name: seed
@@ -78,15 +83,14 @@ def describe(
         steps=exports.steps,
         schedule=exports.positions,
         variants=tuple(
-            _variant(exported, file, shapes)
-            for exported, file in zip(exports.all, files, strict=True)
+            _variant(*held, shapes) for held in zip(exports.all, files, linears, strict=True)
         ),
         mesh=share_infos(program.mesh),
     )
 
 
 def _variant(
-    exported: Exported, file: str, shapes: Mapping[str, tuple[int | str, ...]]
+    exported: Exported, file: str, linears: str, shapes: Mapping[str, tuple[int | str, ...]]
 ) -> VariantInfo:
     program = exported.program
     held = placeholders(program)
@@ -98,6 +102,7 @@ def _variant(
         stores=program.stores,
         state=tuple(tensor_info(n, shapes) for n in state),
         afresh=exported.afresh,
+        linears=linears,
     )
 
 

@@ -21,7 +21,9 @@ from fisopt.artefact.symbolic import Opened, open_sizes
 from fisopt.artefact.text import text_of
 from fisopt.artefact.variants import Exports, exports_of
 from fisopt.checked import checked, choice, flag, path_of
+from fisopt.codegen.constant_linears import ROUNDED, round_linears
 from fisopt.codegen.flatten import flatten
+from fisopt.codegen.kernel_options import KernelOptions, Linear
 from fisopt.concurrency import tracing
 from fisopt.errors import ExportError
 from fisopt.files import Foreign, check_free, written
@@ -42,6 +44,7 @@ def export(
     steps: int | None = None,
     dynamic: bool = True,
     force: bool = False,
+    linear: Linear | None = None,
 ) -> Path:
     """Write an optimised model as files that run without the model's code.
 
@@ -62,12 +65,16 @@ def export(
         dynamic: keep frames, height and width dynamic where the graph allows it.
         force: replace a file, a link (its target stays), or the folder of an artefact at ``path``;
             the folder must hold nothing else.
+        linear: precision of large linear layers, as `fisopt.optimize` takes it; by default that
+            of ``optimized``. "fp8" and "fp8-simulated" write rounded weights, half as large as
+            those of a model in bfloat16; "model" writes the weights as they are.
 
     Returns:
         The path.
 
     Raises:
-        OptionError: the format is unknown, or an argument has a wrong type.
+        OptionError: the format or ``linear`` is unknown, or an argument has a wrong type.
+        LoweringError: ``linear="fp8"``, and the device of the weights does not multiply FP8.
         ExportError: the path exists, or is a folder with files that `export` did not write, the
             format cannot hold the model, or writing failed. In each case existing files stay
             unchanged.
@@ -77,6 +84,10 @@ def export(
     path = path_of("export: path", path)
     check_target(path, format, portable, force=force)
     _check_module(optimized)
+    kernels = KernelOptions(linear).over(KernelOptions(optimized.options.linear))
+    kernels = kernels if kernels.rounds else kernels.unrounded
+    if format == "onnx":
+        onnx.refuse_fp8(kernels)
     if format == "onnx":
         onnx.refuse_bfloat16(optimized.original)
     inputs = _inputs(optimized, example_inputs)
@@ -86,7 +97,7 @@ def export(
     if format != "text":
         refuse_meta(exports.all[0].program)
     files = _files(path, format, len(exports.all))
-    opened = _opened(optimized, exports, format, portable, SIZES if dynamic else ())
+    opened = _opened(optimized, exports, kernels, format, portable, SIZES if dynamic else ())
     manifest = describe(
         optimized,
         inputs,
@@ -94,7 +105,9 @@ def export(
         files,
         form=format,
         portable=portable,
+        kernels=kernels,
         opset={"ai.onnx": onnx.OPSET} if format == "onnx" else {},
+        linears=[str(module.meta.get(ROUNDED, "")) for module in opened.modules],
         shapes=opened.shapes,
         fixed=opened.fixed,
     )
@@ -119,6 +132,7 @@ def export(
 def _opened(
     optimized: OptimizedModule,
     exports: Exports,
+    kernels: KernelOptions,
     format: Format,
     portable: bool,
     sizes: Sequence[str],
@@ -128,6 +142,9 @@ def _opened(
     def flat(program: Program) -> fx.GraphModule:
         module = flatten(program, portable=portable)
         name_groups(module.graph, program.mesh)
+        if kernels.rounds:
+            simulate = kernels.linear == "fp8-simulated"
+            module = round_linears(module, program.source.model, simulate=simulate)
         if format == "onnx":
             LEGALISATION.run(module, module)
             module.recompile()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import distributed, nn
 from torch.utils import _pytree as pytree
 
@@ -20,6 +21,7 @@ from fisopt.artefact.pt2 import Runner
 from fisopt.artefact.ranks import groups_of
 from fisopt.artefact.signature import check_signature
 from fisopt.checked import checked, choice, path_of
+from fisopt.codegen import fp8
 from fisopt.errors import ExportError, FileError, OptionError
 from fisopt.reading import opened, read_bytes
 from fisopt.staging import recover
@@ -83,7 +85,8 @@ def load(
             pass ``group`` for an artefact of one rank.
         RankError: the artefact needs another number of ranks.
         ExportError: the files are incomplete, are not an artefact, were changed, hold code, were
-            not signed with the key, or need a package that is not installed.
+            not signed with the key, or need a package that is not installed or FP8 on a device
+            without it.
     """
     path = path_of("load: path", path)
     if path.suffix == onnx.SUFFIX:
@@ -95,6 +98,7 @@ def load(
             f"{path} is a graph as text, without weights, and cannot be run; export it with "
             "format='pt2' (--format pt2)"
         )
+    _check_fp8(manifest, path)
     groups = groups_of(manifest.mesh, group)
     modules: dict[int, nn.Module] = {}
     runners: dict[int, Runner] = {}
@@ -186,6 +190,17 @@ def read_manifest(path: Path | str, *, checked: bool = True) -> tuple[Manifest, 
             "export it again"
         )
     return Manifest.read(text, str(path), checked=checked), None
+
+
+def _check_fp8(manifest: Manifest, path: Path) -> None:
+    """Refuse products that the device of an artefact lacks."""
+    kernels, device = manifest.recipe.get("kernels"), torch.device(manifest.model["device"])
+    rounds = isinstance(kernels, Mapping) and kernels.get("linear") == "fp8"
+    if rounds and (what := fp8.lacks(device)) is not None:
+        raise ExportError(
+            f"{path}: its linears multiply in FP8, which needs a GPU of sm_89 (Ada, Hopper) or "
+            f"newer; {what}. Load it on such a GPU, or export it again with linear='model'"
+        )
 
 
 def _checked_structures(manifest: Manifest, path: Path, any_class: bool) -> pytree.TreeSpec:

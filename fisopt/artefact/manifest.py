@@ -80,6 +80,7 @@ class VariantInfo:
         state: the tensors of ``loads``, as the graph takes them.
         afresh: position of the variant to run where the state is not there.
         parts: SHA-256 of every part of its file but the manifest, by name.
+        linears: which of its linears are in FP8, and why others are not; empty if none was to be.
     """
 
     file: str
@@ -89,6 +90,7 @@ class VariantInfo:
     state: tuple[TensorInfo, ...]
     afresh: int
     parts: Mapping[str, str] = field(default_factory=dict)
+    linears: str = ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch.export import ExportedProgram
 
 from fisopt.artefact import onnx_file
 from fisopt.artefact.manifest import ENTRY, Manifest, TensorInfo
+from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.errors import ExportError, shown
 
 SUFFIX = ".onnx"
@@ -44,6 +45,19 @@ def refuse_bfloat16(model: torch.nn.Module) -> None:
             f"{type(model).__name__} is in bfloat16 ({name}), for which onnxruntime has no "
             "kernels: convert the model first, to float16 or float32 (model.to(torch.float32), "
             "--dtype float32), or export it as pt2"
+        )
+
+
+def refuse_fp8(kernels: KernelOptions) -> None:
+    """Raise for products that ONNX lacks.
+
+    Raises:
+        ExportError: linears multiply in FP8.
+    """
+    if kernels.linear == "fp8":
+        raise ExportError(
+            "linear='fp8': ONNX has no product of FP8 with a scale for each token; pass "
+            "linear='model' (--linear model), or export format='pt2'"
         )
 
 

@@ -68,6 +68,7 @@ def summary(manifest: Manifest) -> list[str]:
     lines += [f"{share.count} ranks share {share.of}" for share in manifest.mesh]
     if manifest.open_sizes:
         lines.append(f"open: {', '.join(manifest.open_sizes)}")
+    lines += dict.fromkeys(v.linears for v in manifest.variants if v.linears)
     lines += [f"{name} is fixed: {reason}" for name, reason in manifest.fixed_sizes.items()]
     return lines
 

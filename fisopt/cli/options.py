@@ -100,6 +100,13 @@ Component = Annotated[
         show_default=False,
     ),
 ]
+Linear = Annotated[
+    str | None,
+    typer.Option(
+        help="Precision of large linear layers: model, fp8, or fp8-simulated (any device, "
+        "without the speed)."
+    ),
+]
 Traceback = Annotated[
     bool, typer.Option("--traceback", help="Show the traceback of an error, not only its message.")
 ]

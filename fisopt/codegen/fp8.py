@@ -68,21 +68,25 @@ def simulated(
     return (out if bias is None else out + bias.float()).to(dtype)
 
 
+def lacks(device: torch.device) -> str | None:
+    """Why a device does not multiply FP8, None if it does."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return f"the model is on {device}"
+    got = torch.cuda.get_device_capability(device)
+    if got >= NEEDED:
+        return None
+    return f"{torch.cuda.get_device_name(device)} (sm_{got[0]}{got[1]}) does not"
+
+
 def check_device(device: torch.device) -> None:
     """Insist on a GPU that multiplies FP8.
 
     Raises:
         LoweringError: it is none, or it cannot.
     """
-    if device.type == "cuda":
-        got = torch.cuda.get_device_capability(device)
-        if got >= NEEDED:
-            return
-        what = f"{torch.cuda.get_device_name(device)} (sm_{got[0]}{got[1]}) does not"
-    else:
-        what = f"the model is on {device}"
-    raise LoweringError(
-        f"linear='fp8' needs a GPU that multiplies FP8, sm_89 (Ada, Hopper) or newer; {what}. "
-        "Leave it out, move the model first, or pass linear='fp8-simulated' for the same numbers "
-        "without the speed"
-    )
+    if (what := lacks(device)) is not None:
+        raise LoweringError(
+            "linear='fp8' needs a GPU that multiplies FP8, sm_89 (Ada, Hopper) or newer; "
+            f"{what}. Leave it out, move the model first, or pass linear='fp8-simulated' for the "
+            "same numbers without the speed"
+        )

@@ -1,11 +1,10 @@
-"""Linears in FP8: which of a lowered graph pay, and the graph that computes them so."""
+"""Linears in FP8 in a lowered graph: stages take rounded weights in the place of the model's."""
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -14,23 +13,11 @@ from fisopt.codegen import fp8
 from fisopt.codegen.choose import Choice
 from fisopt.codegen.lowering import check, signature
 from fisopt.codegen.quantised_weights import QuantisedWeights
-from fisopt.codegen.stages import Stage, inserted, stages_of
+from fisopt.codegen.rounded_linears import NAME, Limits, linears_of
+from fisopt.codegen.stages import Stage, stages_of
 from fisopt.concurrency import tracing
 from fisopt.rewrite.edit.graph_editor import GraphEditor
-from fisopt.rewrite.edit.local import NodeRule, rewrite
-from fisopt.rewrite.relations.table import argument
-
-aten = torch.ops.aten
-NAME = "fp8_weights"
-"""Where a lowered graph holds what quantises its weights."""
-MULTIPLE = 16
-"""What the features of FP8 products are multiples of."""
-SMALL = 512
-"""With fewer features a product gains less than quantising its rows costs; where it is simulated,
-models are smaller: with less than half of the features that others have."""
-FEW = 16
-"""Rows of text and time are fewer than this part of the most rows that a linear has."""
-UNCOUNTED = "the prediction counts FLOPs, so it leaves out the gain of FP8"
+from fisopt.rewrite.edit.local import rewrite
 
 
 def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choice:
@@ -50,18 +37,14 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
     Raises:
         LoweringError: its device has no FP8, and nothing is simulated.
     """
-    stages = [(stage, _linears(stage)) for stage in stages_of(module)]
-    every = [node for _, nodes in stages for node in nodes]
-    most = max(map(_rows, every), default=0)
-    small = max(map(_features, every), default=0) // 2 if simulate else SMALL
+    stages = [(stage, linears_of(stage.graph)) for stage in stages_of(module)]
+    limits = Limits.of((node for _, nodes in stages for node in nodes), simulate=simulate)
     left: Counter[str] = Counter()
     count, swaps = 0, []
     for stage, nodes in stages:
         taken = []
         for node in nodes:
-            if not simulate:
-                fp8.check_device(node.meta["val"].device)
-            reason = _computed(stage, node) or _refused(node, most, small, simulate)
+            reason = _computed(stage, node) or limits.refusal(node)
             if reason is None:
                 taken.append(node)
             else:
@@ -69,15 +52,10 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
         count += len(taken) * len(stage.calls)
         if taken:
             with tracing():
-                swaps.append(_rewritten(stage, taken, simulate))
+                swaps.append(_rewritten(stage, taken, limits))
     if swaps:
         _hand_over(module, QuantisedWeights(model), swaps)
-    others = "".join(f"; {n} not: {reason}" for reason, n in left.items())
-    return Choice(
-        "linear",
-        f"{'simulated fp8' if simulate else 'fp8'} in {count} of {count + left.total()}",
-        f"e4m3, one scale per token and output channel{others}; {UNCOUNTED}",
-    )
+    return limits.choice(count, left)
 
 
 def holds_fp8(stage: fx.GraphModule) -> bool:
@@ -86,41 +64,12 @@ def holds_fp8(stage: fx.GraphModule) -> bool:
     return any(isinstance(v, torch.Tensor) and v.dtype == fp8.FP8 for v in values)
 
 
-def _linears(stage: Stage) -> list[fx.Node]:
-    return [node for node in stage.graph.nodes if node.target is aten.linear.default]
-
-
 def _computed(stage: Stage, linear: fx.Node) -> str | None:
     """Why a linear's weight is not the model's own, None if it is in every call."""
     held = [i for i, node in enumerate(stage.holders) if node is linear.args[1]]
     read = (call.args[i] for i in held for call in stage.calls)
     own = all(isinstance(node, fx.Node) and node.op == "get_attr" for node in read)
     return None if held and own else "weights that are computed"
-
-
-def _rows(linear: fx.Node) -> int:
-    out: torch.Tensor = linear.meta["val"]
-    return out.shape[:-1].numel()
-
-
-def _features(linear: fx.Node) -> int:
-    weight: Any = linear.args[1]
-    return int(min(weight.meta["val"].shape))
-
-
-def _refused(linear: fx.Node, most: int, small: int, simulate: bool) -> str | None:
-    """Why a linear stays as it is, None if it does not."""
-    held: Any = linear.args[1]
-    weight: torch.Tensor = held.meta["val"]
-    sizes = " x ".join(map(str, weight.shape))
-    if _rows(linear) * FEW < most:
-        return f"{_rows(linear)} rows, others have {most}"
-    if any(size % MULTIPLE for size in weight.shape):
-        return f"{sizes}, wanted multiples of {MULTIPLE}"
-    floats = (torch.bfloat16, torch.float16, *([torch.float32] if simulate else []))
-    if weight.dtype not in floats:
-        return f"weights in {weight.dtype}"
-    return f"{sizes}, too small to gain" if _features(linear) < small else None
 
 
 @dataclass(frozen=True)
@@ -138,32 +87,13 @@ class _Swap:
     gone: set[int]
 
 
-def _rewritten(stage: Stage, linears: list[fx.Node], simulate: bool) -> _Swap:
+def _rewritten(stage: Stage, linears: list[fx.Node], limits: Limits) -> _Swap:
     """Change linears of a stage."""
     editor, holders = GraphEditor.of(stage.module, NAME), stage.holders
-    weights: list[Any] = list(dict.fromkeys(node.args[1] for node in linears))
+    weights: list[fx.Node] = list(dict.fromkeys(node.args[1] for node in linears))  # type: ignore[misc]
     places = [holders.index(weight) for weight in weights]
     pairs = dict(zip(weights, _placeholders(editor, holders[-1], weights), strict=True))
-    rows: dict[Any, Any] = {}
-    multiply = fp8.simulated if simulate else fp8.product
-
-    def made(editor: GraphEditor, node: fx.Node) -> Any:
-        x: Any = node.args[0]
-        if x not in rows:
-            flat = editor.call(aten.reshape.default, x, [-1, x.meta["val"].shape[-1]])
-            rows[x] = inserted(editor, fp8.quantised, flat)
-        out: torch.Tensor = node.meta["val"]
-        bias = argument(node, 2, "bias", None)
-
-        def multiplied(*operands: Any) -> torch.Tensor:
-            a, b, c, d, *rest = operands
-            return multiply(a, b, c, d, rest[0] if rest else None, out.dtype)
-
-        operands = (*rows[x], *pairs[node.args[1]], *([] if bias is None else [bias]))
-        result = inserted(editor, multiplied, *operands)
-        return editor.call(aten.reshape.default, result, list(out.shape))
-
-    rewrite(editor, [NodeRule(NAME, set(linears).__contains__, made)], once=True)
+    rewrite(editor, [limits.rule(linears, pairs)], once=True)
     gone = {i for i in places if not holders[i].users}
     for i in gone:
         stage.graph.erase_node(holders[i])

@@ -68,7 +68,7 @@ def forget(model: nn.Module) -> None:
 
 def _written(weights: tuple[Tensor, ...], made: list[_Kept]) -> list[_Kept]:
     """What is kept, made anew of the weights that were written through ``.data``."""
-    if not weights or _capturing(weights[0]):
+    if not weights or weights[0].is_meta or _capturing(weights[0]):
         return made
     live = [_sample(weight) for weight in weights]
     if torch.equal(torch.cat(live), torch.cat([kept.sample for kept in made])):

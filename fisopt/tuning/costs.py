@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import torch
 from torch import Tensor, fx
 
-from fisopt.codegen import linears
+from fisopt.codegen import rounded_linears
 from fisopt.codegen.compile import Backend, lowered, staged
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.codegen.told_attention import with_told
@@ -108,7 +108,7 @@ class StageTimes:
         else:
             module = staged(program, {}, choices, options)
         for call in module.graph.nodes:
-            if call.op == "call_module" and call.target != linears.NAME:
+            if call.op == "call_module" and call.target != rounded_linears.NAME:
                 yield str(call.meta[REGION]), self._seconds(program, module, call)
 
     def _seconds(self, program: Program, module: fx.GraphModule, call: fx.Node) -> float:

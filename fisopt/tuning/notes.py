@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from fisopt.codegen.kernel_options import KernelOptions
-from fisopt.codegen.linears import UNCOUNTED
+from fisopt.codegen.rounded_linears import UNCOUNTED
 from fisopt.tuning.costs import Unit
 from fisopt.tuning.goal import Goal
 from fisopt.tuning.plan_choice import Knapsack

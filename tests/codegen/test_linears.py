@@ -80,11 +80,11 @@ def fast_of(model: nn.Module, linear: Any = "fp8-simulated", **options: Any) -> 
     return made
 
 
-def oracle_of(model: nn.Module) -> Tensor:
+def oracle_of(model: nn.Module, frames: int = 9) -> Tensor:
     oracle = Oracle().eval()
     oracle.load_state_dict(model.state_dict())
     with torch.no_grad():
-        result: Tensor = oracle(**inputs())
+        result: Tensor = oracle(**inputs(frames))
     return result
 
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from fisopt.cli.console import stdout
-from fisopt.cli.options import Device, Dtype, Frames, Height, Imports, Out, Passes, Strict, Width
+from fisopt.cli.options import (
+    Device,
+    Dtype,
+    Frames,
+    Height,
+    Imports,
+    Linear,
+    Out,
+    Passes,
+    Strict,
+    Width,
+)
 from fisopt.cli.stages import stages
 
 if TYPE_CHECKING:
@@ -54,6 +65,7 @@ def run(
         bool,
         typer.Option("--dynamic/--static", help="Keep sizes dynamic where the graph allows it."),
     ] = True,
+    linear: Linear = None,
     strict: Strict = True,
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
 ) -> None:
@@ -82,6 +94,7 @@ def run(
             steps=steps,
             dynamic=dynamic,
             force=force,
+            linear=cast("Any", linear),
         )
     written = [f"wrote {path}"]
     if kind != "text":

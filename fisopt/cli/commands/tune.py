@@ -16,6 +16,7 @@ from fisopt.cli.options import (
     Guidance,
     Height,
     Imports,
+    Linear,
     Out,
     Passes,
     Pipeline,
@@ -46,13 +47,7 @@ def run(
             "with that backend. Default: flops; inductor for a target in ms."
         ),
     ] = None,
-    linear: Annotated[
-        str | None,
-        typer.Option(
-            help="Precision of large linear layers: model, fp8, or fp8-simulated (any device, "
-            "without the speed)."
-        ),
-    ] = None,
+    linear: Linear = None,
     passes: Passes = None,
     imports: Imports = None,
     height: Height = None,
