@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,6 +89,19 @@ def test_fp8_linears(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
         for linear in ("fp8", "fp8-simulated", "model")
     )
     assert (got - simulated).norm() < 0.5 * (plain - simulated).norm()
+
+
+def test_fp8_linears_leave_with_an_artefact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipes, "WIDTH", 512)
+    pipe = Both(models=[transformer().bfloat16()], linear="fp8", backend="eager").fast
+    want = clip(pipe, FRAMES)
+    path = fisopt.export(pipe.transformer, tmp_path / "fast.pt2", dynamic=False)
+    loaded = fisopt.load(path)
+    assert any(x.dtype == torch.float8_e4m3fn for x in loaded.state_dict().values())
+    pipe.transformer = loaded
+    torch.testing.assert_close(clip(pipe, FRAMES), want, rtol=0, atol=CLOSE)
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 2])
