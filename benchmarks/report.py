@@ -154,7 +154,8 @@ def quality_section(quality: dict[str, Any]) -> list[str]:
         "forward is the relative L2 error of one call at fixed latents, mean over three noise "
         "levels."
     )
-    lines = ["![PSNR against speed-up](images/quality.png)", "", note, ""]
+    picture = "![PSNR against speed-up](images/quality.png)"
+    lines = ["### Forms of frame sparsity", "", picture, "", note, ""]
     for steps in sorted({r["steps"] for r in quality["rows"]}):
         lines += [tables.quality_table(quality["rows"], steps), ""]
     return lines
@@ -214,7 +215,7 @@ def search_section(search: dict[str, Any]) -> list[str]:
         "Dropped tokens that search among all destinations, compared with dropped tokens that "
         f"search only in the cells around their own: {search['what']} "
         f"({tables.host(search)}). Every block drops this share of its queries and of its keys "
-        "and values. PSNR, SSIM and the checker's score are given as everywhere, nearby. The "
+        "and values. The "
         "gain is the paired gain in PSNR to the dense clip by the nearby search, with its "
         "standard error over the clips."
     )
@@ -294,9 +295,6 @@ def tune_section(tuned: dict[str, Any]) -> list[str]:
 
 
 DETAIL = {
-    "tune": tune_section,
-    "tune_25": tune_section,
-    "testbed_speed": speed_section,
     "testbed_peers": peers_section,
     "testbed_quality": quality_section,
     "token_reduction": reduction_section,

@@ -219,21 +219,23 @@ def search_table(result: Result) -> str:
     """All destinations beside those nearby."""
     rows = {(r["steps"], r["share"], r["search"]): r for r in result["rows"]}
 
-    def both(pair: Result, name: str) -> str:
-        return ", ".join(str(rows[pair["steps"], pair["share"], s][name]) for s in ("all", "near"))
+    def both(pair: Result, name: str) -> list[float]:
+        return [rows[pair["steps"], pair["share"], s][name] for s in ("all", "near")]
 
-    return markdown(
-        ["steps", "share", "PSNR dB", "SSIM", "gain dB", "better clips", "all three %"],
-        [
-            [
-                *(r["steps"], r["share"], both(r, "psnr"), both(r, "ssim")),
-                f"{r['gain_db']:+.2f} ± {r['standard_error_db']:.2f}",
-                f"{r['better_clips']} of {r['clips']}",
-                both(r, "right"),
-            ]
-            for r in result["compared"]
-        ],
-    )
+    def line(pair: Result) -> list[Any]:
+        decibels, alike, right = (both(pair, name) for name in ("psnr", "ssim", "right"))
+        return [
+            *(pair["steps"], pair["share"]),
+            *(f"{x:.1f}" for x in decibels),
+            f"{pair['gain_db']:+.2f} ± {pair['standard_error_db']:.2f}",
+            f"{pair['better_clips']} of {pair['clips']}",
+            *(f"{x:.3f}" for x in alike),
+            *(f"{x:.0f}" for x in right),
+        ]
+
+    head = ["everywhere, dB", "nearby, dB", "gain dB", "better clips"]
+    head += ["everywhere, SSIM", "nearby, SSIM", "everywhere, all three %", "nearby, all three %"]
+    return markdown(["steps", "share", *head], [line(pair) for pair in result["compared"]])
 
 
 def published_table(rows: dict[str, Result]) -> str:
