@@ -151,6 +151,22 @@ def test_dry_run_of_forward_calls(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_dry_run_of_a_plan(tmp_path: Path) -> None:
+    """All steps of a clip together, beside as many dense ones; never counted in full depth."""
+    options = ("--device", "cpu", "--dry-run", "--out", str(tmp_path), "--rounds", "1")
+    done = run(*options, "--only", plan := "plan for 2x, 4 steps", script="bench_forward.py")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "forward.json").read_text())["rows"]
+    dense, planned = rows
+    assert planned["configuration"] == plan
+    assert planned["steps"] == 4
+    assert 1.1 < planned["predicted"] < 1.4
+    assert planned["roofline"] < dense["roofline"]
+    assert "seconds_all_layers" not in planned
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_dry_run_of_everything(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     environment = {**os.environ, "OUT": str(tmp_path)}

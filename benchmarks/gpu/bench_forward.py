@@ -8,7 +8,8 @@ Everything is compiled first, then timed in turns in one process: a ratio is the
 of dense seconds over seconds, dense being compiled with the fastest dense attention of the device.
 Beside it stand the ratio of FLOPs and the seconds that the device's ceilings allow.  Where fewer
 layers are built than a model has, seconds for all of them count dense and sparse blocks apart.
-What fails or does not fit is a row that says so.  Rows are written after every round, in
+Of a plan that differs between steps all calls of a clip are timed; its seconds are those of a
+step.  What fails or does not fit is a row that says so.  Rows are written after every round, in
 results/<device>/forward.json: a call that runs out of minutes is called again.
 """
 
@@ -27,6 +28,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import ceilings
+import plans
 import torch
 from device import Row, Rows, folder, free_memory, said
 from harness import interleaved, paired_ratio
@@ -70,7 +72,8 @@ class Bench:
     """One model on a device, and the calls that are timed of it."""
 
     def __init__(self, name: str, layers: int, options: argparse.Namespace) -> None:
-        self.device, tiny = torch.device(options.device), options.dry_run
+        self.device, self.tiny = torch.device(options.device), options.dry_run
+        tiny = self.tiny
         dtype = torch.float32 if tiny else torch.bfloat16
         self.of_layers = depth(name)
         torch.manual_seed(0)
@@ -94,6 +97,10 @@ class Bench:
             return lambda: whole(**self.call), None
         if name == "compile_repeated_blocks":
             return self.repeated(), None
+        if name in plans.TARGETS:
+            target = plans.TINY if self.tiny else plans.TARGETS[name]
+            planned = plans.planned(self.dense, self.call, target)
+            return plans.clip(planned, self.call), planned
         fp8 = "fp8-simulated" if self.device.type == "cpu" else "fp8"
         options: Any = {"linear": fp8} if name.endswith("fp8") else {}
         module = fisopt.optimize(self.dense, CONFIGURATIONS[name], self.call, **options)
@@ -131,8 +138,10 @@ class Bench:
 
         return run
 
-    def described(self, module: Any, limits: Ceilings | None) -> Row:
+    def described(self, name: str, module: Any, limits: Ceilings | None) -> Row:
         """What is predicted of an optimised module, and how its blocks divide."""
+        if name in plans.TARGETS:
+            return plans.described(module, self.dense, self.call, limits)
         variant = module.report.variants[0]
         dense = {graph for _, graph in self.dense.report.variants[0].blocks}
         row: Row = {}
@@ -161,10 +170,11 @@ def prepared(bench: Bench, todo: list[str], rows: Rows, limits: Ceilings) -> dic
                 torch.cuda.reset_peak_memory_stats()
                 start = time.perf_counter()
                 run()
-                row["alone"] = round(time.perf_counter() - start, 4)
+                row["alone"] = round((time.perf_counter() - start) / steps_of(name), 4)
                 row["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
             if module is not None:
-                row |= bench.described(module, limits.in_fp8 if name.endswith("fp8") else limits)
+                reached = limits.in_fp8 if name.endswith("fp8") else limits
+                row |= bench.described(name, module, reached)
             ready[name] = (run, row)
         except Exception as error:
             row["failed"] = said(error)
@@ -182,12 +192,17 @@ def compared(bench: Bench, ready: dict[str, Any], rows: Rows, rounds: int) -> No
     for _ in range(rounds):
         once = interleaved({name: run for name, (run, _) in ready.items()}, 1)
         for name, (taken,) in once.items():
-            seconds[name].append(taken)
+            seconds[name].append(taken / steps_of(name))
         for name, (_, row) in ready.items():
             rows.put(finished(row, seconds[name], seconds.get("dense"), bench.of_layers))
         finish_scaling(rows, bench.head)
         if rows.over:
             break
+
+
+def steps_of(name: str) -> int:
+    """How many calls of the model are timed together."""
+    return plans.STEPS if name in plans.TARGETS else 1
 
 
 def finished(row: Row, mine: list[float], dense: list[float] | None, of_layers: int) -> Row:
@@ -212,7 +227,8 @@ def finish_scaling(rows: Rows, head: Row) -> None:
     dense = {r["configuration"]: r["seconds"] for r in mine if "ratio" in r}
     for row in mine:
         base = dense.get("dense, fp8" if row["configuration"].endswith("fp8") else "dense")
-        if "ratio" in row and base is not None and row.get("sparse_kinds", 0) < 2:
+        alike = "steps" not in row and row.get("sparse_kinds", 0) < 2
+        if "ratio" in row and base is not None and alike:
             scaled = scaled_seconds(row, base / row["layers"])
             rows.put({**row, "seconds_all_layers": round(scaled, 3)})
 
@@ -247,7 +263,7 @@ def measure(head: Row, todo: list[str], rows: Rows, options: argparse.Namespace)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--model", nargs="+", default=[*MODELS])
-    parser.add_argument("--only", nargs="+", choices=[*PLAIN, *CONFIGURATIONS])
+    parser.add_argument("--only", nargs="+", choices=[*PLAIN, *CONFIGURATIONS, *plans.TARGETS])
     parser.add_argument("--layers", default="4", help="layers that are built, or all")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=8.0, help="time limit of a call")
@@ -264,7 +280,7 @@ def main() -> None:
     known = ceilings.of_device(device, out, options.minutes, options.again)
     options.limits = ceilings.read(known)
     rows = Rows(out / "forward.json", KEY, options.minutes, options.again)
-    wanted = options.only or [*CONFIGURATIONS, *PLAIN]
+    wanted = options.only or [*CONFIGURATIONS, *plans.TARGETS, *PLAIN]
     backend = ceilings.fastest(known)
     print(f"dense attention: {backend}", flush=True)
     with nullcontext() if options.dry_run else ceilings.preferred(backend):

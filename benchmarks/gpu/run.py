@@ -5,7 +5,7 @@
 
 1. What the device reaches; four layers of four models, compiled side by side and beside the tests
    that need a GPU, then timed one after the other.
-2. All layers of Wan2.2-A14B: dense in two ways, frames, frames and tiles.
+2. All layers of Wan2.2-A14B: dense in two ways, frames, frames and tiles, plans of four steps.
 3. Every other configuration of Wan2.2-A14B; attention by tiles; other kernels; emitted kernels.
 
 Rows are kept as they are made in the folder that the environment variable OUT names, else in
@@ -32,6 +32,7 @@ ROOT = HERE.parents[1]
 A14B = "wan2.2-a14b"
 SPARSE = ("dense", "stride 2", "stride 3", "stride 2 + tiles k=1")
 EIGHT = ("dense, fp8", "stride 2, fp8", "stride 3, fp8", "stride 2 + tiles k=1, fp8")
+PLANS = ("plan for 2x, 4 steps", "plan for 3x, 4 steps")
 NEAR = "reduction, half of queries and values, near"
 OTHERS = ("hunyuanvideo-1.5", "wan2.2-ti2v-5b", "cogvideox-5b")
 CEILINGS, FORWARD, KERNELS = "ceilings.py", "bench_forward.py", "bench_kernels.py"
@@ -42,7 +43,7 @@ PARTS: dict[int, tuple[tuple[Step, ...], ...]] = {
     1: (
         ((CEILINGS,),),
         (
-            (FORWARD, "--model", A14B, "--only", *SPARSE, *EIGHT, NEAR, "torch.compile"),
+            (FORWARD, "--model", A14B, "--only", *SPARSE, *EIGHT, *PLANS, NEAR, "torch.compile"),
             *((FORWARD, "--model", m, "--only", *SPARSE, "torch.compile") for m in OTHERS),
             (TESTS,),
         ),
@@ -51,7 +52,7 @@ PARTS: dict[int, tuple[tuple[Step, ...], ...]] = {
         (
             (
                 *(FORWARD, "--model", A14B, "--layers", "all", "--only", *SPARSE),
-                *("compile_repeated_blocks", "stride 2 + tiles k=2"),
+                *("compile_repeated_blocks", *PLANS, "stride 2 + tiles k=2"),
             ),
         ),
     ),

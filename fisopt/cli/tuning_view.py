@@ -46,6 +46,8 @@ def rehearsed_table(found: Rehearsal) -> Table:
     table.add_row("minutes, by FLOPs", minutes)
     table.add_row("peak memory", f"{found.peak / 2**30:.1f} GiB")
     table.add_row("largest speed-up", f"{found.most:.2f}x")
+    if found.speed_up is not None:
+        table.add_row("speed-up of the plan", f"{found.speed_up:.2f}x")
     for name, passes in found.plan.items():
         said = "\n".join(short(p) for p in passes) or "dense"
         table.add_row(f"{name}, by the testbed's prices", Text(said))

@@ -20,6 +20,8 @@ Prices = Mapping[Change, float]
 """Squared relative error of the final latents for one change alone."""
 SECONDS = 20.0
 """The solver is good long before it has proved that it is."""
+TRIES = 6
+"""A plan whose Programs save too little is chosen so often."""
 Mode = tuple[str, tuple[int, ...], int]
 """A group of steps of a transformer, and how many of them are computed."""
 
@@ -94,6 +96,21 @@ class Knapsack:
     def least_error(self, saved: float) -> Plan | None:
         """The plan that saves a share of the dense FLOPs at the least error, None if none does."""
         return self._solve(self.error, (self.saved, saved, np.inf))
+
+    def reaching(self, saved: float) -> Plan:
+        """The plan of least error whose Programs save a share, or the fastest if none does.
+
+        What Programs save differs a little from the sum of their changes, as anchors that rotate
+        may be a frame more or less.
+        """
+        asked, fastest = saved, self.most_saved(np.inf) or Plan()
+        for more in range(TRIES):
+            plan = self.least_error(asked) or fastest
+            short = saved - (1 - self.space.cost(plan) / self.space.total)
+            if short <= 0:
+                break
+            asked += 1.05 * short * 2**more
+        return plan
 
     def most_saved(self, error: float) -> Plan | None:
         """The plan that saves most at a squared error."""

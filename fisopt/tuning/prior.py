@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 
 from fisopt.reading import read_json
-from fisopt.rewrite.pass_base import Pass
 from fisopt.tuning.plan_choice import Knapsack
-from fisopt.tuning.space import Change, Space
+from fisopt.tuning.space import Change, Plan, Space
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def prior_prices(space: Space) -> dict[Change, float]:
     return prices
 
 
-def prior_plan(space: Space, speed: float) -> dict[str, list[Pass]]:
-    """The passes of least error for a speed by these prices; empty if none is that fast."""
-    plan = Knapsack(space, prior_prices(space)).least_error(1 - 1 / speed)
-    return {} if plan is None else space.passes(plan)
+def prior_plan(space: Space, speed: float) -> Plan | None:
+    """The plan of least error for a speed by these prices; None if none is that fast."""
+    knapsack, wanted = Knapsack(space, prior_prices(space)), 1 - 1 / speed
+    return None if knapsack.least_error(wanted) is None else knapsack.reaching(wanted)

@@ -48,6 +48,7 @@ class Rehearsal:
         most: the largest speed-up of any plan.
         plan: passes for the target by the testbed's prices, if the target is a speed; see
             `fisopt.tuning.prior`.
+        speed_up: the speed-up of that plan, from its Programs; None without one.
     """
 
     changes: int
@@ -58,6 +59,7 @@ class Rehearsal:
     savings: tuple[Saving, ...]
     most: float
     plan: Mapping[str, list[Pass]] = field(default_factory=dict)
+    speed_up: float | None = None
 
     @staticmethod
     def of(space: Space, goal: Goal | None = None) -> Rehearsal:
@@ -74,6 +76,7 @@ class Rehearsal:
         most = sum(
             max(space.saves(place, o) for o in options) for place, options in space.options.items()
         )
+        plan = prior_plan(space, goal.value) if goal is not None and goal.kind == "speed" else None
         return Rehearsal(
             changes=space.size,
             plans=plans + len(space.reuses) * log10(2),
@@ -82,7 +85,8 @@ class Rehearsal:
             peak=sum(_peak(c.dense) for c in components),
             savings=tuple(_savings(components)),
             most=1 / (1 - most / space.total),
-            plan=prior_plan(space, goal.value) if goal is not None and goal.kind == "speed" else {},
+            plan={} if plan is None else space.passes(plan),
+            speed_up=None if plan is None else space.total / space.cost(plan),
         )
 
 

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import InputError, OptionError, StepCache
+from fisopt import InputError, OptionError, PassManager, StepCache
+from fisopt.cli.schedule import plan_steps
 from fisopt.errors import FisoptError
+from fisopt.rewrite.variants import Variants
 from fisopt.tuning import component as component_module
 from fisopt.tuning import pricing, search
 from fisopt.tuning import space as space_module
@@ -300,6 +302,18 @@ def test_a_rehearsal_needs_no_weights() -> None:
     (component,) = space({0: 1}).components.values()
     options = [o for part in BLOCK for o in options_of(part, 5)]  # type: ignore[arg-type]
     assert {str(o) for o in options if o in component.saved and not o.tiles} <= set(prior().options)
+
+
+@pytest.mark.parametrize("target", [1.2, 1.3, 1.4])
+def test_the_plan_of_a_rehearsal_is_as_fast_as_asked(target: float) -> None:
+    """Anchors that rotate are more frames at some steps than where options are costed."""
+    dense, steps = captured("wan"), 2
+    found = rehearse_program(dense, steps=steps, target=f"{target}x")
+    variants = Variants.of(found.plan["transformer"], steps)
+    held = plan_steps(variants, steps, lambda v: PassManager.of(v, strict=False).run(dense))
+    assert held.ratio is not None
+    assert held.ratio >= target
+    assert found.speed_up == pytest.approx(held.ratio)
 
 
 @pytest.mark.parametrize(
