@@ -320,6 +320,7 @@ def test_a_service_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     prompt = "red circle moving left fast over waves"
     try:
         module.start(options, num_cpus=2, include_dashboard=False)
+        assert httpx.get("http://127.0.0.1:8000/readyz", timeout=60).status_code == 200
         for frames in (3, 8):
             asked = {"prompt": prompt, "frames": frames}
             answer = httpx.post("http://127.0.0.1:8000", json=asked, timeout=300)

@@ -10,9 +10,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fisopt import FrameInterleave, PassManager
+from fisopt import FrameInterleave, ModelSpec, PassManager, capture
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS, Form, Layer, PlainDiT
@@ -134,3 +134,39 @@ def test_equals_plain_loop(name: str, scope: Any, kv: Any, fill: Any) -> None:
     want = looped(model, inputs, 7, fill=fill, kv=kv, scope=scope)
     difference = float((sparse(**inputs)["video"] - want).abs().max())
     assert difference <= TOLERANCE
+
+
+class Padded(nn.Module):
+    """Tokens are padded with zeros to a length, as Wan's own code pads them to ``seq_len``."""
+
+    def __init__(self, plain: PlainDiT) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, video: Tensor, seq_len: int, time: Tensor) -> dict[str, Tensor]:
+        tail = video.new_zeros(video.shape[0], seq_len - video.shape[1], 32)
+        return self.plain(video, tail, time)
+
+
+@pytest.mark.parametrize("tail", [1, 6, 13], ids="tail={}".format)
+@pytest.mark.parametrize("scope", ["block", "attention"])
+def test_tokens_that_are_padded(tail: int, scope: Any) -> None:
+    """The padding is a tail behind the frames; it has no size that an input has."""
+    form = FORMS["text_behind"]
+    plain = plain_dit.build(form)
+    inputs = plain_dit.inputs(form, 5, 2, 3, text=tail)
+    inputs["text"].zero_()
+    given = {"video": inputs["video"], "seq_len": 30 + tail, "time": inputs["time"]}
+    spec = ModelSpec(blocks=("plain.layers.*",), grid=(5, 2, 3))
+    program = capture(Padded(plain).eval().requires_grad_(False), given, spec=spec)
+    assert "at 5 latent frames alone" not in str(program.source.notes)
+    step = FrameInterleave(stride=2, blocks=":", scope=scope)
+    sparse = PassManager([step]).run(program)
+    want = looped(plain, inputs, 5, fill="residual", kv="anchors", scope=scope)
+    torch.testing.assert_close(sparse(**given)["video"], want, rtol=0, atol=TOLERANCE)
+    longer = plain_dit.inputs(form, 7, 2, 3, text=tail)
+    given = {"video": longer["video"], "seq_len": 42 + tail, "time": longer["time"]}
+    longer["text"].zero_()
+    sparse = PassManager([step]).run(program.at(given))
+    want = looped(plain, longer, 7, fill="residual", kv="anchors", scope=scope)
+    torch.testing.assert_close(sparse(**given)["video"], want, rtol=0, atol=TOLERANCE)
