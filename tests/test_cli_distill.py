@@ -100,6 +100,15 @@ def test_weights_in_training_are_of_32_bits(
     assert held == ({torch.bfloat16} if lora else {torch.float32})
 
 
+def test_float16_is_refused(weights: Path, tmp_path: Path) -> None:
+    for lora in ((), ("--lora", "2")):
+        result = distill(weights, tmp_path, "--prompt", PROMPT, "--dtype", "float16", *lora)
+        assert result.exit_code == 2
+        said = " ".join(result.output.split())
+        assert "got torch.float16" in said
+        assert "wanted torch.bfloat16, or None for float32" in said
+
+
 def test_prepare_needs_no_text_encoder_later(weights: Path, tmp_path: Path) -> None:
     """What it records is what training would: the same student comes out."""
     few = ("--teacher-steps", "4", "--guidance", "2", "--train-steps", "1")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import os
 import socket
 import sys
@@ -22,8 +23,9 @@ from typing import Any
 
 import ray
 import torch
+from pydantic import ValidationError
 from ray import serve
-from service import Request, Service, video
+from service import RefusedError, Request, Service, bucket, refusing, video
 from starlette.requests import Request as Http
 from starlette.responses import Response
 from torch import distributed
@@ -31,8 +33,11 @@ from torch import distributed
 import fisopt
 from fisopt.models.testbed import load_testbed
 
+log = logging.getLogger("ray.serve")
 CPUS = 0.5
 """Of each rank."""
+PROBES = ("/health", "/livez", "/readyz")
+"""A replica answers them once it is warm, and with 503 after its group failed."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +96,9 @@ class Rank:
         with torch.no_grad():
             self.service.warm_up()
 
-    def make(self, prompt: str, frames: int, seed: int) -> Any:
+    def make(self, request: Request) -> Any:
         """The clip, of the first rank."""
-        clip = self.service.make(prompt, frames, seed)
+        clip = self.service.make(request)
         return clip if self.rank == 0 else None
 
 
@@ -108,21 +113,33 @@ class Group:
         ]
         address = ray.get(self.ranks[0].address.remote())
         ray.get([each.start.remote(i, address, options) for i, each in enumerate(self.ranks)])
-        self.lost = ""
+        self.buckets, self.lost = options.buckets, ""
 
     async def __call__(self, http: Http) -> Response:
+        if self.lost:
+            return self.gone()
+        if http.url.path in PROBES:
+            return Response("ready")
         try:
-            asked = Request.model_validate_json(await http.body())
-            given = (asked.prompt, asked.frames, asked.seed)
+            with refusing(ValidationError):
+                asked = Request.model_validate_json(await http.body())
+            bucket(asked, self.buckets)
+        except RefusedError as error:
+            return Response(str(error), 422)
+        try:
             # Nothing is awaited until all ranks have it: they take requests in the same order.
-            calls = [each.make.remote(*given) for each in self.ranks]
+            calls = [each.make.remote(asked) for each in self.ranks]
             clip, *_ = await asyncio.gather(*calls)
-        except ValueError as error:
-            return Response(str(getattr(error, "cause", error)), 422)
         except Exception as error:
+            if self.lost:  # by another clip
+                return self.gone()
+            log.exception("a clip of %d frames failed, and ends its group", asked.frames)
             self.end(str(error))
-            return Response(self.lost, 503)
+            return Response("the clip failed; the log of the service says why", 500)
         return Response(await asyncio.to_thread(video, clip), media_type="video/mp4")
+
+    def gone(self) -> Response:
+        return Response(f"this group failed, and Ray starts it again: {self.lost}", 503)
 
     def end(self, why: str) -> None:
         """End all ranks: after an error of one, the others may still wait for it in that clip."""

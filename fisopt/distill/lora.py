@@ -30,7 +30,8 @@ def adapted(
         The parameters of the adapters, by name.
 
     Raises:
-        InputError: peft is not installed, or the model takes no adapters.
+        InputError: peft is not installed, or the model takes no adapters, or it has weights of
+            float16, through which small gradients do not reach the adapters.
     """
     try:
         from peft import LoraConfig
@@ -41,6 +42,13 @@ def adapted(
             f"distill: {type(model).__name__} takes no adapters, as models of diffusers do; leave "
             "out lora"
         )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.float16:
+            raise InputError(
+                f"distill: got {name} of torch.float16, in which small gradients become zero "
+                "before they reach the adapters, as training scales no loss; call "
+                ".to(torch.bfloat16) or .float() on the transformer"
+            )
     starts = tuple(pattern.removesuffix("*") for pattern in blocks)
     targets = [
         name

@@ -26,6 +26,12 @@ from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
 from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
+
+def spans_float32(dtype: torch.dtype) -> bool:
+    """Whether a dtype holds numbers as small as float32 does, of fewer bits or not."""
+    return torch.finfo(dtype).tiny <= torch.finfo(torch.float32).tiny
+
+
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
 """The losses of a micro-batch, given its step and a generator; training minimises their sum."""
 Seen = Callable[["Trainer"], object]
@@ -46,8 +52,10 @@ class Training(metaclass=Checked):
         decay: the last share of the run, in which the learning rate falls to zero.
         clip: largest gradient norm.
         average: decay of the moving average of the weights, 0 to under 1; lower at the start.
-        precision: dtype of autocast; None computes in the weights' dtype, which is float32: weights
-            of fewer bits would hardly change under small learning rates.
+        precision: dtype of autocast, such as bfloat16; None computes in the weights' dtype, which
+            is float32: weights of fewer bits would hardly change under small learning rates. Its
+            range is that of float32: in float16 small gradients become zero, and fisopt scales no
+            loss.
         optimiser: "adamw", or "adamw-8bit", whose state takes a quarter of the memory (torchao).
         checkpoints: gradient checkpointing: keep only the blocks' inputs and run the blocks again
             in the backward pass.
@@ -89,6 +97,11 @@ class Training(metaclass=Checked):
             raise OptionError(
                 f"Training: precision: got {shown(self.precision)}, wanted a dtype such as "
                 "torch.bfloat16, or None"
+            )
+        if self.precision is not None and not spans_float32(self.precision):
+            raise OptionError(
+                f"Training: precision: got {self.precision}, in which small gradients become zero, "
+                "as training scales no loss; wanted torch.bfloat16, or None for float32"
             )
         for name, least in (("minutes", 0), ("rate", 0), ("clip", 0), ("decay", 0)):
             value = getattr(self, name)

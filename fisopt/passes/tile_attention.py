@@ -16,7 +16,7 @@ from fisopt.errors import OptionError, OptionTypeError, PreconditionError, shown
 from fisopt.passes.tiling.mask_table import MaskTable
 from fisopt.passes.tiling.masks import FrameMask, TileMask, frame_mask
 from fisopt.passes.tiling.tiled_block import Tiles, across_frames, tiles_of
-from fisopt.rewrite.analysis.structure import attentions
+from fisopt.rewrite.analysis.structure import attentions, no_self_attention
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.rewrite.pass_base import Stage
@@ -127,7 +127,8 @@ class TileAttention(BlockPass):
             tiler.block(block, mask, named=self.table is not None)
         if not tiler.attending:
             raise PreconditionError(
-                "no block has self-attention across frames; there is nothing to make sparse",
+                "no block has self-attention across frames; there is nothing to make sparse: in "
+                f"{program.blocks[0].path}, {no_self_attention(program.blocks[0].body.graph)}",
                 pass_name=self.name,
             )
         if tiler.within:

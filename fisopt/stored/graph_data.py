@@ -18,6 +18,7 @@ from torch import fx
 from fisopt.errors import FisoptError, shown
 from fisopt.reading import MalformedError
 from fisopt.rewrite.axes import KEY, FrameAxis
+from fisopt.rewrite.lines import LINE
 from fisopt.rewrite.outline import REGION
 from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.recorder import Recorder
@@ -49,7 +50,7 @@ def plain_graph(graph: fx.Graph) -> list[Any]:
 
 
 def _plain_node(node: fx.Node) -> list[Any]:
-    if others := node.meta.keys() - _MARKS:
+    if others := node.meta.keys() - _MARKS - {LINE}:  # lines only help messages
         raise NotPlainError(f"{node.name} is marked with {sorted(others)[0]}")
     marks = {name: node.meta[name] for name in _TEXTS if name in node.meta}
     if PARAMETER in node.meta:

@@ -251,6 +251,10 @@ def test_weights_of_few_bits_train_by_adapters(tmp_path: Path) -> None:
     run = {**SHORT, "training": replace(TRAINING, rate=2e-2), "steps": 2, "guidance": 1.0}
     with pytest.raises(InputError, match=r"of torch\.bfloat16, wanted float32: .* or train adap"):
         sparse(half, PROMPTS, PASSES, **run)
+    half.to(torch.float16)
+    with pytest.raises(InputError, match=r"of torch\.float16, .* call \.to\(torch\.bfloat16\)"):
+        sparse(half, PROMPTS, PASSES, lora=4, **run)
+    half.to(torch.bfloat16)
     made = sparse(half, PROMPTS, PASSES, lora=4, **run)
     learnt = {n: v for n, v in made.weights.items() if "lora" in n}
     assert {v.dtype for v in learnt.values()} == {torch.float32}

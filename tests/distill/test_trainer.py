@@ -240,6 +240,11 @@ def test_longer_training_goes_on(tmp_path: Path) -> None:
         ({"average": float("nan")}, "average: got nan"),
         ({"precision": "bf16"}, "precision: got 'bf16', wanted a dtype such as torch.bfloat16"),
         ({"precision": torch.int8}, "precision: got torch.int8"),
+        (
+            {"precision": torch.float16},
+            r"precision: got torch.float16, .* wanted torch.bfloat16, or None for float32",
+        ),
+        ({"precision": torch.float8_e5m2}, "precision: got torch.float8_e5m2, .* wanted"),
         ({"lr": 1}, "has no option 'lr'"),
     ],
 )

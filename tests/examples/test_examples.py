@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import json
+import logging
 import shutil
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -69,18 +75,142 @@ def test_a_pass_of_one_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def client() -> Any:
-    """The service over HTTP, with an untrained testbed of two layers."""
-    pytest.importorskip("fastapi")
-    httpx = pytest.importorskip("httpx")
-    assert httpx
-    from fastapi.testclient import TestClient
+def logged() -> Iterator[StringIO]:
+    """What the service logs."""
+    text = StringIO()
+    handler, log = logging.StreamHandler(text), logging.getLogger("fisopt.service")
+    log.addHandler(handler)
+    yield text
+    log.removeHandler(handler)
 
+
+@pytest.fixture
+def service() -> Any:
+    """The service, with an untrained testbed of two layers."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("httpx")
     module = loaded("serve/service.py")
     pipe = testbed.build_pipeline(testbed.build_transformer(num_layers=2))
-    service = module.Service(pipe, ["few-fast"], buckets=(4, 8), steps=1, backend="eager")
-    with TestClient(module.application(service)) as made:
+    return module.Service(pipe, ["few-fast"], buckets=(4, 8), steps=1, backend="eager")
+
+
+@contextmanager
+def over_http(load: Callable[[], Any]) -> Iterator[Any]:
+    from fastapi.testclient import TestClient
+
+    with TestClient(sys.modules["service"].application(load)) as made:
         yield made
+
+
+def answered(client: Any, path: str, status: int) -> Any:
+    """What a probe says once it answers with a status."""
+    ends = time.monotonic() + 60
+    while (answer := client.get(path)).status_code != status:
+        assert time.monotonic() < ends, answer.text
+        time.sleep(0.01)
+    return answer.json()
+
+
+@pytest.fixture
+def client(service: Any) -> Any:
+    with over_http(lambda: service) as made:
+        answered(made, "/readyz", 200)
+        yield made
+
+
+CLIP = {"prompt": "red circle moving left fast over waves", "frames": 4}
+
+
+def test_probes_while_a_service_starts(service: Any) -> None:
+    """The process is alive from its start, and ready once it is warm."""
+    loading = threading.Event()
+
+    def load() -> Any:
+        assert loading.wait(60)
+        return service
+
+    with over_http(load) as client:
+        for alive in ("/health", "/livez"):
+            answer = client.get(alive)
+            assert (answer.status_code, answer.json()) == (200, {"ready": False})
+        for answer in (client.get("/readyz"), client.post("/clips", json=CLIP)):
+            assert answer.status_code == 503
+            assert "being loaded" in answer.text
+            assert answer.headers["Retry-After"]
+        assert client.get("/metrics").text == "fisopt_ready 0\n"
+        loading.set()
+        assert answered(client, "/readyz", 200) == {"ready": True}
+        assert client.get("/health").json() == {"ready": True}
+        assert client.get("/metrics").text.endswith("\nfisopt_ready 1\n")
+
+
+@pytest.mark.parametrize("failing", ["load", "warm_up"])
+def test_a_service_that_does_not_start(
+    failing: str, service: Any, monkeypatch: pytest.MonkeyPatch, logged: StringIO
+) -> None:
+    """Waiting does not help: the liveness probe fails, so that the process is started again."""
+
+    def fail() -> Any:
+        raise ValueError("no such weights")
+
+    monkeypatch.setattr(service, "warm_up", fail)
+    with over_http(fail if failing == "load" else lambda: service) as client:
+        assert "did not start" in answered(client, "/livez", 503)["detail"]
+        assert client.get("/readyz").status_code == 503
+    assert "no such weights" in logged.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (ValueError("sizes differ"), False),
+        (fisopt.InputError("sizes differ"), False),
+        (torch.OutOfMemoryError("sizes differ"), False),
+        (torch.AcceleratorError("sizes differ"), True),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_the_service_s_own_errors(
+    error: Exception,
+    lost: bool,
+    client: Any,
+    service: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: StringIO,
+) -> None:
+    """They are no 422, whatever their class is, and the log has them."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(service, "_run", fail)
+    answer = client.post("/clips", json=CLIP)
+    assert answer.status_code == 500
+    assert "sizes differ" not in answer.text
+    assert "sizes differ" in logged.getvalue()
+    for probe in ("/livez", "/readyz"):
+        assert client.get(probe).status_code == (503 if lost else 200)
+
+
+def test_a_recipe_that_the_service_cannot_run(
+    client: Any, service: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose mistake it is decides the status; the service goes on under the old recipe."""
+    stride = [fisopt.FrameInterleave(stride=4)]
+    fisopt.Recipe.of(testbed.build_transformer(num_layers=3), stride).save(tmp_path / "other.yaml")
+    answer = client.post("/recipe", params={"path": str(tmp_path / "other.yaml")})
+    assert answer.status_code == 422
+    fisopt.Recipe.of(testbed.build_transformer(num_layers=2), stride).save(tmp_path / "one.yaml")
+
+    def fail(*_: Any) -> None:
+        raise ValueError("sizes differ")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(service, "warm_up", fail)
+        assert (
+            client.post("/recipe", params={"path": str(tmp_path / "one.yaml")}).status_code == 500
+        )
+    assert client.post("/clips", json=CLIP).status_code == 200
 
 
 def test_a_service_over_http(client: Any, tmp_path: Path) -> None:
@@ -136,28 +266,41 @@ def test_the_newer_of_two_recipes_stays(monkeypatch: pytest.MonkeyPatch) -> None
     assert service.module == "newer"
 
 
-def test_a_group_ends_when_a_rank_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_ends_when_a_rank_fails(monkeypatch: pytest.MonkeyPatch, logged: StringIO) -> None:
     """The other rank may wait in that clip, and would meet the next one there."""
     pytest.importorskip("ray")
     monkeypatch.syspath_prepend(str(EXAMPLES / "serve"))
     module = importlib.import_module("serve_ray")
     killed: list[Any] = []
     monkeypatch.setattr(module.ray, "kill", killed.append)
+    monkeypatch.setattr(module, "log", logging.getLogger("fisopt.service"))
 
     async def fail(*_: Any) -> None:
-        raise RuntimeError("out of memory")
+        raise ValueError("sizes differ")
 
     group = object.__new__(module.Group.func_or_class)
-    group.lost = ""
+    group.lost, group.buckets = "", (4, 8)
     group.ranks = [SimpleNamespace(make=SimpleNamespace(remote=fail)) for _ in range(2)]
 
-    async def body() -> bytes:
-        return b'{"prompt": "any"}'
+    def ask(path: str, **asked: Any) -> Any:
+        async def body() -> bytes:
+            return json.dumps(CLIP | asked).encode()
 
-    answer = asyncio.run(group(SimpleNamespace(body=body)))
-    assert answer.status_code == 503
+        return asyncio.run(group(SimpleNamespace(body=body, url=SimpleNamespace(path=path))))
+
+    for wrong in ({"frames": 9}, {"frames": 0}, {"prompt": "a dog"}):
+        assert ask("/", **wrong).status_code == 422
+    assert ask("/readyz").status_code == 200
+    group.check_health()
+    assert not killed
+    answer = ask("/")
+    assert answer.status_code == 500
+    assert b"sizes differ" not in answer.body
+    assert "sizes differ" in logged.getvalue()
     assert killed == group.ranks
-    with pytest.raises(RuntimeError, match="out of memory"):
+    for path in ("/", "/livez", "/readyz"):
+        assert ask(path).status_code == 503
+    with pytest.raises(RuntimeError, match="sizes differ"):
         group.check_health()
 
 
@@ -177,6 +320,7 @@ def test_a_service_on_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     prompt = "red circle moving left fast over waves"
     try:
         module.start(options, num_cpus=2, include_dashboard=False)
+        assert httpx.get("http://127.0.0.1:8000/readyz", timeout=60).status_code == 200
         for frames in (3, 8):
             asked = {"prompt": prompt, "frames": frames}
             answer = httpx.post("http://127.0.0.1:8000", json=asked, timeout=300)

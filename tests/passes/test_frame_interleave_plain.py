@@ -10,9 +10,9 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fisopt import FrameInterleave, PassManager
+from fisopt import FrameInterleave, ModelSpec, PassManager, capture, program_cost
 from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.plain_dit import FORMS, Form, Layer, PlainDiT
@@ -134,3 +134,93 @@ def test_equals_plain_loop(name: str, scope: Any, kv: Any, fill: Any) -> None:
     want = looped(model, inputs, 7, fill=fill, kv=kv, scope=scope)
     difference = float((sparse(**inputs)["video"] - want).abs().max())
     assert difference <= TOLERANCE
+
+
+class Padded(nn.Module):
+    """Tokens are padded with zeros to a length, as Wan's own code pads them to ``seq_len``."""
+
+    def __init__(self, plain: PlainDiT) -> None:
+        super().__init__()
+        self.plain = plain
+
+    def forward(self, video: Tensor, seq_len: int, time: Tensor) -> dict[str, Tensor]:
+        tail = video.new_zeros(video.shape[0], seq_len - video.shape[1], 32)
+        return self.plain(video, tail, time)
+
+
+@pytest.mark.parametrize("tail", [1, 6, 13], ids="tail={}".format)
+@pytest.mark.parametrize("scope", ["block", "attention"])
+def test_tokens_that_are_padded(tail: int, scope: Any) -> None:
+    """The padding is a tail behind the frames; it has no size that an input has."""
+    form = FORMS["text_behind"]
+    plain = plain_dit.build(form)
+    inputs = plain_dit.inputs(form, 5, 2, 3, text=tail)
+    inputs["text"].zero_()
+    given = {"video": inputs["video"], "seq_len": 30 + tail, "time": inputs["time"]}
+    spec = ModelSpec(blocks=("plain.layers.*",), grid=(5, 2, 3))
+    program = capture(Padded(plain).eval().requires_grad_(False), given, spec=spec)
+    assert not program.source.followed.why_fixed
+    step = FrameInterleave(stride=2, blocks=":", scope=scope)
+    sparse = PassManager([step]).run(program)
+    want = looped(plain, inputs, 5, fill="residual", kv="anchors", scope=scope)
+    torch.testing.assert_close(sparse(**given)["video"], want, rtol=0, atol=TOLERANCE)
+    longer = plain_dit.inputs(form, 7, 2, 3, text=tail)
+    given = {"video": longer["video"], "seq_len": 42 + tail, "time": longer["time"]}
+    longer["text"].zero_()
+    sparse = PassManager([step]).run(program.at(given))
+    want = looped(plain, longer, 7, fill="residual", kv="anchors", scope=scope)
+    torch.testing.assert_close(sparse(**given)["video"], want, rtol=0, atol=TOLERANCE)
+
+
+class Apart(nn.Module):
+    """A layer that modulates the tokens of the first frame apart, as HunyuanVideo may."""
+
+    def __init__(self, layer: Layer, inner: int) -> None:
+        super().__init__()
+        self.layer, self.inner = layer, inner
+
+    def forward(self, x: Tensor, text: Tensor, rows: tuple[Tensor, Tensor], angles: Tensor) -> Any:
+        layer, n = self.layer, self.inner
+        (a, b), (c, d) = (layer.modulation(row).chunk(2, dim=-1) for row in rows)
+        y = layer.norm1(x)
+        y = torch.cat([y[:, :n] * (1 + b) + a, y[:, n:] * (1 + d) + c], dim=1)
+        z = layer.attend(y, y, angles, slice(0))
+        x = torch.cat([x[:, :n] + z[:, :n], x[:, n:] + z[:, n:]], dim=1)
+        x = x + layer.cross(x, text, None, slice(0))
+        return x + layer.mlp(layer.norm2(x))
+
+
+class FirstApart(nn.Module):
+    def __init__(self, plain: PlainDiT, inner: int) -> None:
+        super().__init__()
+        self.plain, self.layers = plain, nn.ModuleList(Apart(x, inner) for x in plain.layers)
+
+    def forward(self, video: Tensor, text: Tensor, first: Tensor, others: Tensor) -> Any:
+        x, rows = (
+            self.plain.embed(video),
+            [self.plain.time(t[:, None, None]) for t in (first, others)],
+        )
+        angles = torch.arange(video.shape[1])[:, None] * self.plain.frequencies
+        for layer in self.layers:
+            x = layer(x, text, tuple(rows), angles)
+        return {"video": self.plain.unembed(x)}
+
+
+@pytest.mark.parametrize("kv", ["anchors", "all"])
+@pytest.mark.parametrize("scope", ["block", "attention"])
+def test_a_first_frame_that_is_modulated_apart(scope: Any, kv: Any) -> None:
+    """The same as times of every token, of which those of the first frame are others."""
+    form = FORMS["per_token"]
+    plain = plain_dit.build(form)
+    inputs = plain_dit.inputs(form, 7, 2, 3)
+    inputs["time"] = torch.cat([torch.full((1, 6), 0.1), torch.full((1, 36), 0.7)], dim=1)
+    model = FirstApart(plain, 6).eval().requires_grad_(False)
+    given = {"video": inputs["video"], "text": inputs["text"]}
+    given |= {"first": torch.tensor([0.1]), "others": torch.tensor([0.7])}
+    program = capture(model, given, spec=ModelSpec(blocks=("layers.*",), grid=(7, 2, 3)))
+    step = FrameInterleave(stride=2, blocks=":", scope=scope, kv=kv)
+    done = PassManager([step]).run(program)
+    want = looped(plain, inputs, 7, fill="residual", kv=kv, scope=scope)
+    torch.testing.assert_close(done(**given)["video"], want, rtol=0, atol=TOLERANCE)
+    dense, sparse = (program_cost(x).total for x in (program, done))
+    assert sparse < 0.95 * dense

@@ -10,7 +10,6 @@ import typer
 
 from fisopt.cli.console import bars, stderr, stdout
 from fisopt.cli.options import (
-    DTYPES,
     Component,
     Device,
     Frames,
@@ -82,7 +81,7 @@ def run(
     dtype: Annotated[
         str | None,
         typer.Option(
-            help=f"Compute in {', '.join(DTYPES)} (default: bfloat16 on a GPU, else float32).  The "
+            help="Compute in float32 or bfloat16 (default: bfloat16 on a GPU, else float32).  The "
             "weights that are trained are of float32; with --lora the others are of this dtype.",
             show_default=False,
         ),

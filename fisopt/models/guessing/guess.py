@@ -255,4 +255,31 @@ def _follow(model: nn.Module, spec: ModelSpec, inputs: Inputs, grid: TokenLayout
     patterns = {pattern.removesuffix(".*") for pattern in spec.blocks}
     blocks = [m for name in patterns for m in model.get_submodule(name).children()]
     with shape_trials(model, blocks, inputs) as (trial, *_):
-        return Search(inputs, grid, spec, trial, trial(inputs)).run().step
+        search = Search(inputs, grid, spec, trial, trial(inputs))
+        followed = search.run()
+        for i, growths in followed.dims.items():
+            if any(growth.padded for growth in growths):
+                _check_shortest(search, i)
+    return followed.step
+
+
+def _check_shortest(search: Search, i: int) -> None:
+    """Insist that a length to which a model pads its tokens may be their number, and no less.
+
+    Any smaller grid fits into what is padded; this alone says which is the video's.
+    """
+    leaves, name = search.inputs.leaves, search.inputs.names[i]
+    tokens = search.grid.tokens
+
+    def same(length: int) -> bool:
+        shorter = search.inputs.replaced([*leaves[:i], length, *leaves[i + 1 :]])
+        try:
+            return search.trial(shorter).results == search.before.results
+        except Exception:
+            return False
+
+    if not same(tokens) or same(tokens - 1):
+        raise CaptureError(
+            f"the blocks return {leaves[i]} tokens, as {name} says, and {tokens} is not the "
+            f"smallest {name} with which the model returns as much"
+        )

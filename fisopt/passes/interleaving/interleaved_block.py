@@ -16,6 +16,7 @@ from fisopt.rewrite.analysis.structure import (
     attentions,
     dependences,
     in_window,
+    no_self_attention,
     self_attentions,
 )
 from fisopt.rewrite.axes import axes_of
@@ -75,7 +76,7 @@ class Interleaver:
         if form.scope == "attention":
             found = [a.result for a in self_attentions(block.body.graph)]
             if not found:
-                return "no self-attention was found in it"
+                return no_self_attention(block.body.graph)
             strides = dict.fromkeys(found, form.strides["self_attention"])
         elif form.stride is not None:
             if not streams:

@@ -11,7 +11,12 @@ from torch import fx
 
 from fisopt.passes.reduction.features import Feature
 from fisopt.passes.reduction.reduced_side import Side, grid_of
-from fisopt.rewrite.analysis.structure import Attention, attentions, self_attentions
+from fisopt.rewrite.analysis.structure import (
+    Attention,
+    attentions,
+    no_self_attention,
+    self_attentions,
+)
 from fisopt.rewrite.axes import carries_frames
 from fisopt.rewrite.block import Block
 from fisopt.rewrite.cost import graph_cost
@@ -77,7 +82,7 @@ class Reducer:
         where = block.path
         found = self._found(block.body.graph)
         if not found:
-            self.rewriter.skip(where, "no self-attention was found in it")
+            self.rewriter.skip(where, no_self_attention(block.body.graph))
             return
         planned: list[tuple[Attention, Operands, dict[Feature, Side]]] = []
         for attention in found:

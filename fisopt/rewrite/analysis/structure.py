@@ -12,6 +12,7 @@ from torch import fx
 from fisopt.rewrite.analysis.fused import FUSED
 from fisopt.rewrite.analysis.residual import ADDS, form, moved_from, residual_stream
 from fisopt.rewrite.axes import axes_of, carries_frames
+from fisopt.rewrite.lines import line_of
 from fisopt.rewrite.ops.operator import declared, restored
 from fisopt.rewrite.outline import outputs_of
 from fisopt.rewrite.relations import relation
@@ -167,6 +168,20 @@ def self_attentions(graph: fx.Graph) -> list[Attention]:
         and streams & nx.ancestors(edges, a.value)
         and _holds_video(a.value, streams)
     ]
+
+
+def no_self_attention(graph: fx.Graph) -> str:
+    """What to say of a block without `self_attentions`, and of attention to ranges of its video."""
+    streams, edges = _streams(graph), dependences(graph)
+    parts = [a.result for a in attentions(graph) if streams & nx.ancestors(edges, a.value)]
+    if not parts:
+        return "no self-attention was found in it"
+    line = line_of(parts[0])
+    return (
+        f"no self-attention was found in it that has the tokens of every frame; {len(parts)} have "
+        "others, such as ranges of them or text" + (line and f", the first at {line}") + ". If "
+        "they are ranges, write one attention over all tokens with attn_mask"
+    )
 
 
 def in_window(graph: fx.Graph, attention: Attention) -> bool:

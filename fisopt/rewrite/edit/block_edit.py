@@ -17,6 +17,7 @@ from fisopt.rewrite.edit.demand import analyse
 from fisopt.rewrite.edit.editor import GROUP, PART, Editor
 from fisopt.rewrite.edit.restrict import Restrict, Restricted
 from fisopt.rewrite.edit.subset import Subset
+from fisopt.rewrite.lines import SAME_OPERATORS, parting, same_operators
 from fisopt.rewrite.ops.fill_frames import Fill
 from fisopt.rewrite.outline import copied
 from fisopt.rewrite.relations.table import shape
@@ -166,15 +167,10 @@ class BlockEdit(Editor):
     def _at(self, subset: Subset) -> dict[fx.Node, fx.Node]:
         """The nodes of the block at as many tokens as a subset has, by node of the copy."""
         body, short = self.block.body.graph, self._resized(subset).graph
-        kinds = [
-            [(n.op, n.target if n.op == "call_function" else "") for n in graph.nodes]
-            for graph in (body, short)
-        ]
-        if kinds[0] != kinds[1]:
-            pairs = (f"{b[1]} for {a[1]}" for a, b in zip(*kinds, strict=False) if a != b)
+        if not same_operators(body, short):
             raise VerifyError(
-                f"{self.block.path} runs other operators ({next(pairs, 'more or fewer')}) on as "
-                f"many tokens as {subset}, so its sizes there are not known"
+                "the block runs other operators on a part of its tokens than on all, so its sizes "
+                f"there are not known: {parting(short, body)}. {SAME_OPERATORS}"
             )
         return {self._twins[a]: b for a, b in zip(body.nodes, short.nodes, strict=True)}
 

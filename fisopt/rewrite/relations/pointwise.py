@@ -34,6 +34,8 @@ relation_rule(
     aten.real.default,
     aten.imag.default,
     aten.isin.Tensor_Scalar,
+    aten.floor_divide.default,
+    aten.floor_divide.Scalar,
 )(pointwise)
 
 

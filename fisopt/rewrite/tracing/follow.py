@@ -85,7 +85,8 @@ class Search:
             for step in STEPS:
                 yield step, self._said_dims(step)
             return
-        found = list(itertools.islice(candidates(self.inputs, self.grid), TRIALS))
+        returned = {size for shapes in self.before.blocks for s in shapes for size in s}
+        found = list(itertools.islice(candidates(self.inputs, self.grid, returned), TRIALS))
         for step in STEPS:
             yield from ((step, dims) for dims in (found if step == 1 else found[:AGAIN]))
         if self.grid.frames > 1:  # a cache may have no room for more
@@ -245,6 +246,12 @@ def _disagreement(before: Shapes, after: Shapes, grid: TokenLayout, step: int) -
     ]
     if any(_grew_by_frames(shape, more, grid, step) for shape, more in pairs):
         return None
+    if all(shape == more for shape, more in pairs):
+        return (
+            f"with {step} frames more the blocks return {sorted({a for a, _ in pairs})} as before; "
+            "if the model pads its tokens to a length, pass that length as a whole number of the "
+            "call, or give ModelSpec a `resized` function that makes it longer"
+        )
     return (
         f"with {step} frames more the blocks return {sorted({b for _, b in pairs})} after "
         f"{sorted({a for a, _ in pairs})}, which is not {grid.tokens_per_frame} tokens a frame"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ class Growth:
         plane: the dimensions of rows and columns behind it, where there are; of an image, whose
             rows are in the place of frames, ``dim`` is that of the rows.
         scale: their entries for a token.
+        padded: the number is a length to which the model pads its tokens.
     """
 
     dim: int
@@ -37,6 +38,7 @@ class Growth:
     exact: bool = True
     plane: tuple[int, int] | None = None
     scale: int = 1
+    padded: bool = False
 
     def step(self, grid: TokenLayout) -> int:
         """Entries that a frame adds on a token grid."""
@@ -89,16 +91,24 @@ def fits(inputs: Inputs, dims: FrameDims, grid: TokenLayout) -> bool:
     )
 
 
-def candidates(inputs: Inputs, grid: TokenLayout) -> Iterator[FrameDims]:
+def candidates(
+    inputs: Inputs, grid: TokenLayout, returned: Collection[int] = ()
+) -> Iterator[FrameDims]:
     """Yield assignments of frames to input dimensions, the likeliest first.
+
+    Args:
+        inputs: of one call.
+        grid: their token grid.
+        returned: sizes that blocks return.
 
     Some tensor carries the grid: it has F entries, or a multiple, followed by its rows and
     columns, or one entry a token, or the tokens of the video joined to those of another input.
-    Where one does, other inputs may follow: a dimension of F entries, an int equal to F or to
-    the number of tokens, video before it was compressed in time.  The first dimension of the
-    tensor that carries the grid is its batch, and batch is not frames.
+    Where one does, other inputs may follow: a dimension of F entries, an int equal to F, to the
+    number of tokens or to the longer sequence that blocks return, to which the model pads them
+    (``seq_len`` of Wan's own code), video before it was compressed in time.  The first dimension
+    of the tensor that carries the grid is its batch, and batch is not frames.
     """
-    known = _Known.of(inputs, grid)
+    known = _Known.of(inputs, grid, returned)
     index = [i for i, leaf in enumerate(inputs.leaves) if _is_sized(leaf)]
     ways = [_ways(inputs.leaves[i], grid, known) for i in index]
     for choice in _cheapest(ways):
@@ -136,20 +146,22 @@ class _Known:
     Attributes:
         lengths: lengths of other sequences, which a joint one may hold beside the video.
         batches: first sizes of the tensors that carry the grid in a later dimension.
+        returned: sizes that blocks return.
     """
 
     lengths: set[int]
     batches: set[int]
+    returned: Collection[int]
 
     @staticmethod
-    def of(inputs: Inputs, grid: TokenLayout) -> _Known:
+    def of(inputs: Inputs, grid: TokenLayout, returned: Collection[int] = ()) -> _Known:
         shapes = [tuple(x.shape) for _, x in inputs.tensors()]
         lengths = {s for shape in shapes for s in shape[1:-1] or shape[1:]}
         ints = {x for x in inputs.leaves if _is_sized(x) and isinstance(x, int)}
         carriers = [shape for shape in shapes if any(g.dim for g in _whole(shape, grid))]
         rank = min(3, max(map(len, carriers), default=0))
         batches = {shape[0] for shape in carriers if len(shape) >= rank}
-        return _Known(lengths | ints, batches)
+        return _Known(lengths | ints, batches, returned)
 
 
 def _ways(leaf: torch.Tensor | int, grid: TokenLayout, known: _Known) -> list[Way]:
@@ -173,6 +185,8 @@ def _int_ways(value: int, grid: TokenLayout, known: _Known) -> Iterator[Way]:
         yield 1, (Growth(INT, 1, tokens=True),)
     if value - grid.tokens in known.lengths:
         yield 2, (Growth(INT, 1, tokens=True, exact=False),)
+    elif value > grid.tokens and value in known.returned:
+        yield 2, (Growth(INT, 1, tokens=True, exact=False, padded=True),)
 
 
 def _tensor_ways(sizes: Sequence[int], grid: TokenLayout, known: _Known) -> Iterator[Way]:

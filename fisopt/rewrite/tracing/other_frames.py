@@ -8,6 +8,7 @@ from torch import fx
 
 from fisopt.errors import CaptureError
 from fisopt.rewrite.axes import TokenLayout
+from fisopt.rewrite.lines import SAME_OPERATORS, parting, same_operators
 from fisopt.rewrite.tracing.inputs import Inputs
 from fisopt.rewrite.tracing.origin import Source
 from fisopt.rewrite.tracing.trials import silent
@@ -33,16 +34,18 @@ def other_frames(
         except CaptureError as error:
             refused = refused or error
             continue
-        if _operators(flat.graph) == _operators(graph):
+        if same_operators(flat.graph, graph) and _targets(flat.graph) == _targets(graph):
             return graph, by
         refused = refused or CaptureError(
             f"the model runs different operators at {layout.frames} and {frames} frames; it "
-            "cannot be captured at this shape. If it keeps what a call made, such as positions "
-            "for one size, empty that before it is captured"
+            f"cannot be captured at this shape. At {frames}: {parting(graph, flat.graph)}. "
+            f"{SAME_OPERATORS}. If it keeps what a call made, such as positions for one size, "
+            "empty that before it is captured"
         )
     assert refused is not None
     raise refused
 
 
-def _operators(graph: fx.Graph) -> list[tuple[str, object]]:
-    return [(n.op, n.target) for n in graph.nodes]
+def _targets(graph: fx.Graph) -> list[object]:
+    """Operators, and the weights and inputs that they read."""
+    return [node.target for node in graph.nodes]

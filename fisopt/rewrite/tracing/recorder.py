@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from fisopt.errors import CaptureError
+from fisopt.rewrite.lines import LINE, running_line
 from fisopt.rewrite.ops.operator import declared
 from fisopt.rewrite.tracing.block_paths import BLOCK, RunningBlock
 from fisopt.rewrite.tracing.composites import decompositions
@@ -97,6 +98,7 @@ class Tape:
 
     def _result(self, node: fx.Node, result: Any) -> None:
         node.meta["val"] = result
+        node.meta[LINE] = running_line()
         if self.block.path is not None:
             node.meta[BLOCK] = self.block.path
         if isinstance(result, torch.Tensor):

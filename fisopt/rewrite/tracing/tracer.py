@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from fisopt.rewrite.tracing.block_paths import BLOCK
 from fisopt.rewrite.tracing.inputs import Inputs
+from fisopt.rewrite.tracing.joined_parts import join_parts
 from fisopt.rewrite.tracing.key_masks import Insert, separate_masks
 from fisopt.rewrite.tracing.read_back import read_back
 from fisopt.rewrite.tracing.recorder import Recorder
@@ -59,6 +60,7 @@ class Tracer:
         video = [holder for holder, (i, _) in pairs if i in framed]
         read_back(module.graph, lambda node: self._insert_for(node, False), video)
         module.meta[PARTS] = take_parts(module.graph, inputs)
+        join_parts(module.graph, self._insert_for)
         separate_masks(module.graph, self._insert_for)
         separate_roles(module.graph)
         return module

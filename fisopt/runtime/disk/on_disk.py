@@ -145,7 +145,8 @@ def found_of(said: Any) -> Found:
 
 
 def _growth(said: Any) -> Growth:
-    dim, per_frame, tokens, exact, plane, scale = said
+    dim, per_frame, tokens, exact, plane, scale, padded = said
     rows = None if plane is None else (plain(plane[0], int), plain(plane[1], int))
     numbers = plain(dim, int), plain(per_frame, int)
-    return Growth(*numbers, plain(tokens, bool), plain(exact, bool), rows, plain(scale, int))
+    kinds = plain(tokens, bool), plain(exact, bool)
+    return Growth(*numbers, *kinds, rows, plain(scale, int), plain(padded, bool))

@@ -287,6 +287,36 @@ def test_a_list_of_clips(count: int) -> None:
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tail", [1, 4, 6, 30])
+def test_clips_that_are_padded_beyond_their_tokens(tail: int) -> None:
+    """Smaller grids fit into the padding too; only one is as long as the shortest length."""
+
+    def clips(*size: int) -> dict[str, Any]:
+        tokens = size[0] * size[1] * size[2]
+        return {"x": [torch.randn(4, *size)], "seq_len": tokens + tail}
+
+    model = Clips().eval().requires_grad_(False)
+    found = guess(model, clips(8, 4, 6))
+    assert found.why.startswith("8x4x6 from x [C, F, H, W] in patches of 1x1x1")
+    fast = fisopt.optimize(model, passes=[FrameInterleave(1)], backend="eager")
+    inputs = clips(5, 3, 4)
+    torch.testing.assert_close(fast(**inputs)[0], model(**inputs)[0], rtol=0, atol=1e-6)
+
+
+def test_a_smaller_grid_in_padded_tokens_is_no_reading() -> None:
+    """The patch is one that no reading has: what fits into the padding is not taken."""
+
+    class Threes(Clips):
+        def forward(self, x: list[Tensor], seq_len: int) -> list[Tensor]:
+            pooled = [clip.unflatten(-1, (-1, 3)).mean(-1) for clip in x]
+            pooled = [clip.unflatten(-2, (-1, 3)).mean(-2) for clip in pooled]
+            return super().forward(pooled, seq_len)
+
+    model = Threes().eval().requires_grad_(False)
+    with pytest.raises(InputError, match=r"no reading of .*spec="):
+        guess(model, {"x": [torch.randn(4, 6, 12, 12)], "seq_len": 300})
+
+
 class Arguments(NamedTuple):
     video: Tensor
     times: Tensor

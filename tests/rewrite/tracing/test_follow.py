@@ -200,6 +200,10 @@ class Counted(Toy):
         return torch.cat([flat, flat.new_zeros(1, seq_len - flat.shape[1], 8)], dim=1)
 
 
+class Padded(Counted):
+    """The length is that of a longer sequence, and the tail is as long as two frames."""
+
+
 class Joint(Toy):
     """Positions, and a number, for text and video together."""
 
@@ -248,6 +252,7 @@ TOYS: dict[type[Toy], tuple[dict[str, Any], int, dict[str, list[int]]]] = {
         {"video": [2], "time": [1]},
     ),
     Counted: ({"video": torch.rand(VIDEO), "seq_len": 24}, 1, {"video": [1], "seq_len": [-1]}),
+    Padded: ({"video": torch.rand(VIDEO), "seq_len": 32}, 1, {"video": [1], "seq_len": [-1]}),
     Joint: (
         {
             "video": torch.rand(1, 24, 8),
@@ -313,6 +318,23 @@ def test_a_frame_count_that_is_fixed_is_said() -> None:
             spec=spec,
             backend="eager",
         )
+
+
+def test_a_length_that_does_not_follow_the_frames_is_said() -> None:
+    """Tokens are padded to a length that is no argument: the blocks never return more."""
+
+    class Bounded(Toy):
+        def tokens(self, video: Tensor) -> Tensor:
+            flat = video.flatten(1, 3)
+            return torch.cat([flat, flat.new_zeros(1, 40 - flat.shape[1], 8)], dim=1)
+
+        def forward(self, video: Tensor) -> Tensor:
+            return super().forward(video)[:, : video[0, ..., 0].numel()]
+
+    model = Bounded().eval().requires_grad_(False)
+    said = r"return \[\(1, 40, 8\)\] as before; if the model pads.*whole number of the call"
+    with pytest.raises(CaptureError, match=said):
+        fisopt.capture(model, {"video": torch.rand(VIDEO)}, spec=SPEC)
 
 
 def test_the_models_own_error_is_shown() -> None:

@@ -23,6 +23,9 @@ import fisopt
 from fisopt import ModelSpec
 from fisopt.codegen import cache_tag as tags
 from fisopt.rewrite.outline import structure
+from fisopt.rewrite.tracing.follow import Followed
+from fisopt.rewrite.tracing.frame_dims import Growth
+from fisopt.rewrite.tracing.kept import Found
 from fisopt.runtime.disk import on_disk, sources, state_digest
 from fisopt.runtime.disk.folder import Folder, captures
 from tests.runtime.disk import model as written
@@ -511,3 +514,9 @@ def test_processes_share_captures_and_see_changed_source_files(tmp_path: Path) -
     assert [r[:2] for r in results] == [["2", "True"], ["0", "True"], ["2", "True"]]
     assert results[0][2] == results[1][2] != results[2][2]
     assert [r[3] for r in results] == ["[]"] * 3
+
+
+def test_how_inputs_grow_is_read_as_it_was_written() -> None:
+    growths = (Growth(1, 2, plane=(2, 3), scale=2), Growth(-1, 1, True, False, padded=True))
+    found = Found(Followed({0: growths[:1], 3: growths[1:]}, 5, 1), ("warns",))
+    assert on_disk.found_of(json.loads(json.dumps(on_disk.plain_found(found)))) == found
