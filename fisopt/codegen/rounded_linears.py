@@ -86,7 +86,6 @@ class Limits:
     def rule(self, linears: Iterable[fx.Node], pairs: Pairs) -> NodeRule:
         """The rule that lets linears multiply in FP8; linears of the same rows share them."""
         rows: dict[Any, Any] = {}
-        multiply = fp8.simulated if self.simulate else fp8.product
 
         def made(editor: GraphEditor, node: fx.Node) -> Any:
             x: Any = node.args[0]
@@ -96,15 +95,26 @@ class Limits:
             out: torch.Tensor = node.meta["val"]
             bias = argument(node, 2, "bias", None)
 
-            def multiplied(*operands: Any) -> torch.Tensor:
-                a, b, c, d, *rest = operands
-                return multiply(a, b, c, d, rest[0] if rest else None, out.dtype)
-
             operands = (*rows[x], *pairs[node.args[1]], *([] if bias is None else [bias]))
-            result = inserted(editor, multiplied, *operands)
+            result = inserted(editor, _Product(out.dtype, self.simulate), *operands)
             return editor.call(aten.reshape.default, result, list(out.shape))
 
         return NodeRule(NAME, set(linears).__contains__, made)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The product of rounded rows and weights, with a bias or without."""
+
+    dtype: torch.dtype
+    simulate: bool
+
+    def __call__(self, *operands: torch.Tensor) -> torch.Tensor:
+        rows, row_scale, weight, weight_scale, *bias = operands
+        multiply = fp8.simulated if self.simulate else fp8.product
+        return multiply(
+            rows, row_scale, weight, weight_scale, bias[0] if bias else None, self.dtype
+        )
 
 
 def linears_of(graph: fx.Graph) -> list[fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,9 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fisopt.lru import Lru
 from fisopt.rewrite.edit.graph_editor import GraphEditor
+from fisopt.rewrite.outline import value_key
 
 
 @dataclass(frozen=True)
@@ -54,5 +56,31 @@ def traced(editor: GraphEditor, function: Callable[..., Any], *operands: fx.Node
 
 
 def inserted(editor: GraphEditor, function: Callable[..., Any], *operands: fx.Node) -> Any:
-    """Insert a function's operators here, on some nodes; return what it returns."""
-    return editor.copy(traced(editor, function, *operands), operands)
+    """Insert a function's operators here, on some nodes; return what it returns.
+
+    They are traced once for operands of equal form, in all graphs.
+
+    Args:
+        editor: of the graph.
+        function: equal to another one if it runs the same operators; without tensors of its own.
+        operands: what it is called with.
+    """
+    strides = [node.meta["val"].stride() for node in operands]
+    key = function, tuple(map(value_key, operands)), tuple(map(tuple, strides))
+    if (body := _TRACED.get(key)) is None:
+        body = _TRACED[key] = traced(editor, function, *operands)
+        for node in body.nodes:
+            node.meta.clear()  # values of this graph's mode
+    holders = [node for node in body.nodes if node.op == "placeholder"]
+    written: dict[fx.Node, Any] = dict(zip(holders, operands, strict=True))
+    result = None
+    for node in body.nodes:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), written.__getitem__)
+        if node.op == "call_function":
+            written[node] = editor.call(node.target, *args, **kwargs)
+        elif node.op == "output":
+            (result,) = args
+    return result
+
+
+_TRACED: MutableMapping[Any, fx.Graph] = Lru()
