@@ -55,6 +55,7 @@ def test_writes_a_recipe_and_a_page(pipeline: Denoiser, tmp_path: Path) -> None:
     assert "fisopt tune some --target 1.1x" in page
 
 
+@pytest.mark.slow
 def test_fp8_is_searched_with_and_written(pipeline: Denoiser, tmp_path: Path) -> None:
     out = tmp_path / "r.yaml"
     line = ("some", "--target", "1.1x", "--steps", "2", "--prompt", "a", "--prompt", "b")
@@ -63,9 +64,14 @@ def test_fp8_is_searched_with_and_written(pipeline: Denoiser, tmp_path: Path) ->
     assert "linears in FP8 alone leave" in result.output
     assert fisopt.Recipe.load(out).kernels.linear == "fp8-simulated"
     assert "--linear fp8-simulated" in out.with_suffix(".html").read_text()
-    wrong = invoke(*line, "--linear", "int4", "--out", str(out))
+
+
+def test_an_unknown_precision_is_refused(pipeline: Denoiser, tmp_path: Path) -> None:
+    line = ("some", "--target", "1.1x", "--linear", "int4", "--out", str(tmp_path / "r.yaml"))
+    wrong = invoke(*line)
     assert wrong.exit_code == 2
     assert "linear must be one of" in wrong.output
+    assert not pipeline.prompts
 
 
 def test_a_dry_run_writes_nothing(pipeline: Denoiser, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ EVERY = tuple(
 )
 
 
-@cases("wan", "hunyuan_video", "cogvideox_5b", "ltx", "latte")
+@cases("wan", "latte")
 def test_every_frame_count(case: Case, program: Program, exhaustive: bool) -> None:
     """One option set a frame count, another one for the next model."""
     turn = list(zoo()).index(case.name)
