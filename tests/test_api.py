@@ -12,6 +12,8 @@ from tests import plain_dit
 from tests.conftest import plain_captured
 from tests.zoo import zoo
 
+pytestmark = pytest.mark.usefixtures("captured_once")
+
 
 @pytest.fixture
 def model(wan: Program) -> OptimizedModule:

@@ -95,7 +95,7 @@ def test_nodes_declare_what_their_functions_take(nodes: Any) -> None:
         assert all(isinstance(kind, str) for kind in node.RETURN_TYPES)
 
 
-@pytest.mark.parametrize("scheduler", ["apart", "joined"])
+@pytest.mark.parametrize("scheduler", ["apart", pytest.param("joined", marks=pytest.mark.slow)])
 def test_passes_run_at_their_steps_in_every_branch(nodes: Any, scheduler: Any) -> None:
     patcher = wan()
     lines = 'FrameInterleave(stride=2, blocks="1:", steps="1:")\nStepCache(steps="2", blocks=":")'
