@@ -13,13 +13,15 @@ def choices_of(
 ) -> Iterator[Choice]:
     """What runs in every branch of every block by group of steps, or is reused.
 
+    Of a preset nothing is said: it was not chosen branch by branch.
+
     Args:
         space: what could be chosen.
         plan: what was.
         prices: squared errors of single changes.
         target: of the plan.
     """
-    for place in space.options:
+    for place in space.options if not plan.preset else ():
         option = plan.options.get(place)
         price = prices.get((place, option)) if option is not None else None
         said = str(option).removeprefix(f"{place.part} ") if option is not None else "dense"

@@ -17,6 +17,7 @@ from statistics import fmean
 from time import perf_counter
 from typing import Any, get_args
 
+from fisopt.passes.presets import PRESETS
 from fisopt.rewrite.pass_base import Pass
 from fisopt.tuning.option import Option, Part
 from fisopt.tuning.progress import Progress
@@ -42,6 +43,8 @@ class OutOfTimeError(Exception):
 
 def named(plan: Plan) -> str:
     """A name of a plan that is the same in every run."""
+    if plan.preset:
+        return f"preset {plan.preset}: {PRESETS[plan.preset][1]}"
     said = sorted([*(f"{p}: {o}" for p, o in plan.options.items()), *map(str, plan.reuses)])
     if len(said) == 1:
         return said[0]
@@ -75,7 +78,7 @@ class Measured:
         Raises:
             OutOfTimeError: it is not known and there is no time for it.
         """
-        if not plan.changes:
+        if plan.dense:
             return 0.0
         return self._found(named(plan), plan, clip, self.trials.error)
 

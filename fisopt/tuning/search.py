@@ -12,8 +12,10 @@ from fisopt.recipe.recipe import Recipe
 from fisopt.rewrite.block_pass import BlockPass
 from fisopt.tuning.chosen import choices_of
 from fisopt.tuning.component import components_of
+from fisopt.tuning.contenders import Contenders
 from fisopt.tuning.costs import Unit, costs_of
 from fisopt.tuning.goal import Goal, geometric, psnr_of
+from fisopt.tuning.judge import Judge
 from fisopt.tuning.notes import notes_of, rounding_notes
 from fisopt.tuning.plan_choice import Knapsack
 from fisopt.tuning.pricing import Measured, OutOfTimeError, Prices, named
@@ -23,8 +25,8 @@ from fisopt.tuning.space import Plan, Space, most_bands, screening
 from fisopt.tuning.trial import Trials
 from fisopt.tuning.tuned import Tuned
 
-SCREENING, PRICING = 0.4, 0.7
-"""Shares of the minutes after which screening and pricing end; the rest is for whole plans."""
+CONTENDING, SCREENING, PRICING = 0.15, 0.45, 0.7
+"""Shares of the minutes after which presets, screening and pricing end; then come whole plans."""
 CHOOSING = 4
 """Plans are chosen by so many prompts; what two or more others say of the chosen one is told."""
 ROUNDS = 6
@@ -72,6 +74,8 @@ class Search:
         self.notes: list[str] = []
         self.level = 1.0
         self.rounded = self._rounding() if trials.kernels.rounds else 0.0
+        self.judge = Judge(goal, self.measured, self.clips, self.rounded)
+        self.presets = Contenders(self.judge)
 
     def _rounding(self) -> float:
         """Squared error of rounded linears alone; said in a note."""
@@ -92,7 +96,7 @@ class Search:
         costs = costs_of(self.unit, timed, self.trials.kernels)
         components = components_of(self.trials, self.trials.clips[0], costs, self.own)
         steps, most = self.trials.recorder.steps, most_bands(components)
-        left = self.began + SCREENING * self.seconds - perf_counter()
+        left = self.began + (SCREENING - CONTENDING) * self.seconds - perf_counter()
         if left < 2 * self.generation:
             raise OptionError(
                 f"minutes={self.seconds / 60:g} do not allow one measurement: a generation takes "
@@ -110,7 +114,9 @@ class Search:
         return Space(components, steps, bands)
 
     def run(self) -> Tuned:
-        """Screen, price, verify, repair."""
+        """Measure presets, screen, price, verify, repair."""
+        self.measured.deadline = self.began + CONTENDING * self.seconds
+        self.presets.measure()
         self.measured.deadline = self.began + SCREENING * self.seconds
         try:
             self.prices.screen()
@@ -120,7 +126,8 @@ class Search:
         plan = self._price()
         last = 2.5 * self.generation * len(self.checks) if self.checks != self.clips else 0.0
         self.measured.deadline = self.began + max(PRICING * self.seconds, self.seconds - last)
-        plan = self._verify(plan)
+        self.presets.measure()
+        plan = self.presets.best(*self._verify(plan))
         self.measured.deadline = float("inf")
         told = self._told(plan)
         self.measured.write()
@@ -155,8 +162,8 @@ class Search:
             self.prices.guessed = {**dict.fromkeys(runs, together), **self.prices.guessed}
         knapsack = Knapsack(self.space, prices, runs)
         if self.goal.bounds_error:
-            return knapsack.most_saved(self._bound / self.level) or Plan()
-        wanted = 1 - 1 / self.speed
+            return knapsack.most_saved(self.judge.bound / self.level) or Plan()
+        wanted = 1 - 1 / self.judge.speed
         asked, fastest = wanted, knapsack.most_saved(float("inf")) or Plan()
         for _ in range(3):
             plan = knapsack.least_error(asked) or fastest
@@ -166,33 +173,17 @@ class Search:
             asked += 1.05 * short
         return plan
 
-    @property
-    def speed(self) -> float:
-        """The speed-up that is asked for, over a dense generation with the plan's kernels."""
-        if self.goal.kind == "ms":
-            return max(1.0, 1000 * self.space.total / self.goal.value)
-        return max(1.0, self.goal.value / self.space.gained)
-
-    @property
-    def _bound(self) -> float:
-        """The squared error that passes may add, where quality is given."""
-        return max(0.0, self.goal.most_error(self.trials.peak()) ** 2 - self.rounded)
-
-    def error(self, plan: Plan) -> float:
-        """Squared error of a plan, geometric mean over the clips: the mean of their decibels."""
-        return geometric(self.measured.error(plan, clip) for clip in self.clips)
-
-    def _verify(self, plan: Plan) -> Plan:
+    def _verify(self, plan: Plan) -> tuple[Plan, float]:
         """Measure whole plans; learn what groups add beyond their prices; repair."""
         best, least = plan, float("inf")
         try:
-            least = self.error(plan)
+            least = self.judge.error(plan)
             for other in self._on_even_schedules():
-                found = self.error(other)
-                if self._better(other, found, best, least):
+                found = self.judge.error(other)
+                if self.judge.better(other, found, best, least):
                     best, least = other, found
-            if self._short(best):
-                return best
+            if self.judge.short(best):
+                return best, least
             for _ in range(ROUNDS):
                 self._learn(plan)
                 plan = self._solve()
@@ -200,13 +191,13 @@ class Search:
                 plan = self._solve()
                 if named(plan) == named(best):
                     break
-                found = self.error(plan)
-                if self._better(plan, found, best, least):
+                found = self.judge.error(plan)
+                if self.judge.better(plan, found, best, least):
                     best, least = plan, found
             best, least = self._repair(best, least)
         except OutOfTimeError:
             self.notes.append("stopped at the time limit")
-        return best
+        return best, least
 
     def _on_even_schedules(self) -> list[Plan]:
         """The best plans, on the first clip, that compute every so many steps and the last ones."""
@@ -214,27 +205,13 @@ class Search:
         for schedules in self.space.even_schedules():
             for runs in schedules:
                 plan = self._solve(runs=runs)
-                if not plan.reuses or self._short(plan):
+                if not plan.reuses or self.judge.short(plan):
                     continue
                 found[named(plan)] = self.measured.error(plan, 0), plan
                 if not plan.options and not self.goal.bounds_error:
                     break  # fast enough by itself: longer runs are further off
-        ranked = sorted(found.values(), key=lambda one: self._rank(*one))
+        ranked = sorted(found.values(), key=lambda one: self.judge.rank(*one))
         return [plan for _, plan in ranked[:EVEN]]
-
-    def _rank(self, error: float, plan: Plan) -> tuple[bool, float]:
-        """What sorts plans, the best one first: those that are as wanted, then the others."""
-        if not self.goal.bounds_error:
-            return self._short(plan), error
-        over = error > self._bound
-        return over, error if over else self.space.cost(plan)
-
-    def _short(self, plan: Plan) -> bool:
-        """Whether a plan is slower than it should be, as the fastest may be."""
-        return not self.goal.bounds_error and self._speed_of(plan) < 0.999 * self.speed
-
-    def _speed_of(self, plan: Plan) -> float:
-        return self.space.total / self.space.cost(plan)
 
     def _learn(self, plan: Plan) -> None:
         """By group of steps: what its changes together add, over the sum of their prices."""
@@ -260,14 +237,11 @@ class Search:
         total = self.prices.all()
         if plan.changes:
             summed = sum(total[change] for change in plan.changes)
-            self.level = self.error(plan) / summed
+            self.level = self.judge.error(plan) / summed
 
     def _correct(self, key: tuple[str, tuple[int, ...]], ratio: float) -> None:
         before = self.prices.factors.get(key, 1.0)
         self.prices.factors[key] = before * min(4.0, max(0.25, ratio))
-
-    def _better(self, plan: Plan, error: float, best: Plan, least: float) -> bool:
-        return self._rank(error, plan) < self._rank(least, best)
 
     def _repair(self, best: Plan, least: float) -> tuple[Plan, float]:
         """Do without what hurts most, one change after another, and spend what is left."""
@@ -276,12 +250,16 @@ class Search:
         prices = self.prices.all()
         worst = sorted(best.changes, key=lambda c: prices.get(c, 0.0), reverse=True)
         for change in worst[:REPAIRS]:
-            plan = self._solve(forbidden | {change})
+            less = best.without(change)  # the rest as it is, where the speed has room for that
+            if not self.judge.goal.bounds_error and not self.judge.short(less):
+                plan = less
+            else:
+                plan = self._solve(forbidden | {change})
             if named(plan) in tried:
                 continue
             tried.add(named(plan))
-            found = self.error(plan)
-            if self._better(plan, found, best, least):
+            found = self.judge.error(plan)
+            if self.judge.better(plan, found, best, least):
                 best, least, forbidden = plan, found, forbidden | {change}
         return best, least
 
@@ -289,12 +267,13 @@ class Search:
         """What was found."""
         errors = [self.measured.whole_error(plan, clip) for clip in self.checks]
         peak, prices = self.trials.peak(), self.prices.all()
-        speed = self.space.gained * self._speed_of(plan)
+        speed = self.space.gained * self.judge.speed_of(plan)
         error = geometric(errors) ** 0.5
         psnr = fmean(psnr_of(e**0.5, peak) for e in errors)
-        reached = not self._short(plan)
+        reached = not self.judge.short(plan)
         if self.goal.bounds_error:
             reached = error <= self.goal.most_error(peak)
+        self.notes += self.presets.notes(plan)
         knapsack = Knapsack(self.space, prices)
         minutes = (perf_counter() - self.began) / 60
         self.notes += notes_of(self.goal, self.prices, knapsack, minutes, reached=reached)
@@ -333,4 +312,6 @@ class Search:
         )
 
     def _predicted(self, knapsack: Knapsack, plan: Plan) -> float:
+        if plan.preset:  # it has no price; it was measured whole
+            return float((self.rounded + self.judge.error(plan)) ** 0.5)
         return float((self.rounded + self.level * knapsack.predicted(plan)) ** 0.5)

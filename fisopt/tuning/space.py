@@ -8,6 +8,7 @@ from typing import Any
 
 from fisopt.passes.frame_interleave import FrameInterleave
 from fisopt.passes.interleaving.form import BRANCHES
+from fisopt.passes.presets import PRESETS
 from fisopt.passes.tile_attention import TileAttention
 from fisopt.passes.token_reduction import TokenReduction
 from fisopt.rewrite.pass_base import Pass, Step
@@ -59,10 +60,12 @@ class Plan:
     Attributes:
         options: by place; a place that is not named is dense.
         reuses: runs of steps that reuse.
+        preset: a preset that runs instead in every transformer; then the others are empty.
     """
 
     options: Mapping[Place, Option] = field(default_factory=dict)
     reuses: tuple[Reuse, ...] = ()
+    preset: str = ""
 
     @staticmethod
     def of(change: Change) -> Plan:
@@ -71,8 +74,18 @@ class Plan:
 
     @property
     def changes(self) -> list[Change]:
-        """What is not dense."""
+        """What is not dense, of that which was chosen one by one."""
         return [*self.options.items(), *self.reuses]
+
+    def without(self, change: Change) -> Plan:
+        """The plan that does without a change."""
+        options = {p: o for p, o in self.options.items() if (p, o) != change}
+        return Plan(options, tuple(r for r in self.reuses if r != change))
+
+    @property
+    def dense(self) -> bool:
+        """Whether nothing is changed."""
+        return not self.changes and not self.preset
 
 
 class Space:
@@ -147,6 +160,8 @@ class Space:
 
     def passes(self, plan: Plan) -> dict[str, list[Pass]]:
         """A plan as passes, by transformer; one that stays dense has none."""
+        if plan.preset:
+            return {name: [*PRESETS[plan.preset][1]] for name in self.components}
         return {
             name: [
                 *(p for group in c.groups for p in self._of_group(c, group, plan)),
@@ -209,18 +224,25 @@ class Space:
             yield cache_of(sorted(steps), len(self.components[name].calls))
 
     def cost(self, plan: Plan) -> float:
-        """What a generation costs under a plan: its Programs, or dense less what is saved."""
-        if not all(c.costs.exact for c in self.components.values()):
+        """What a generation costs under a plan: its Programs, or dense less what is saved.
+
+        Raises:
+            FisoptError: the plan is a preset that does not run here.
+        """
+        if not plan.preset and not all(c.costs.exact for c in self.components.values()):
             return self.total - self._saved(plan)
         total = 0.0
         for name, passes in self.passes(plan).items():
             component = self.components[name]
             variants = Variants.of(passes, self.steps)
             for step, calls in component.calls.items():
-                key = name, variants.at(Step(step, self.steps))
+                variant = variants.at(Step(step, self.steps))
+                if plan.preset and step == min(component.calls):
+                    variant = variant.afresh()  # no earlier step of this transformer left anything
+                key = name, variant
                 if key not in self._costs:
-                    program = PassManager.of(key[1], strict=False).run(component.dense)
-                    self._costs[key] = component.costs.whole(program)
+                    manager = PassManager.of(variant, strict=bool(plan.preset))
+                    self._costs[key] = component.costs.whole(manager.run(component.dense))
                 total += self._costs[key] * calls
         return total
 

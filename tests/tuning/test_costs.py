@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fisopt
-from fisopt import InputError, OptionError
+from fisopt import InputError, OptionError, StepCache
 from fisopt.codegen.kernel_options import KernelOptions
 from fisopt.rewrite.pass_manager import PassManager
 from fisopt.tuning import component as component_module
@@ -89,6 +89,24 @@ def test_a_plan_takes_the_dense_time_less_what_its_options_save(
     (run,) = space.reuses
     assert space.cost(Plan({}, (run,))) == 40 - 2 * 9.0
     assert space.cost(Plan({place: option}, (run,))) == space.cost(Plan({}, (run,)))
+
+
+@pytest.mark.usefixtures("counted")
+def test_a_preset_takes_the_times_of_the_stages_that_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of its own Programs, step by step; the first step of a cache computes all blocks."""
+    monkeypatch.setattr(component_module, "options_of", lambda *_: ())
+    known: dict[str, float] = {}
+    calls, costs = Counter(dict.fromkeys(range(4), 2)), StageTimes("eager", known)
+    space = Space([Component("transformer", captured("wan"), calls, costs)], 4, 1)
+    cache = StepCache(steps="1", order=1, blocks=":")
+    steps = [cache.at(fisopt.Step(i, 4)) for i in range(4)]
+    want = [2 * costs.whole(PassManager([step]).run(captured("wan"))) for step in steps]
+    assert len(set(want)) == 3  # the first, one that reuses, those that compute later
+    before = len(known)
+    assert space.cost(Plan(preset="many-faithful")) == pytest.approx(sum(want))
+    assert len(known) == before
 
 
 def test_nothing_is_timed_without_values() -> None:
