@@ -47,7 +47,8 @@ def tune(
 
     For each block, branch of a block and group of denoising steps, `tune` chooses one of many
     options by the error that this option alone causes in the final latents. It then measures and
-    repairs whole plans.
+    repairs whole plans. Presets that reach the target are measured first; the best of them is the
+    result if no plan is better.
 
     Args:
         pipeline: a diffusers pipeline; `tune` tunes all its transformers and leaves it as it was.

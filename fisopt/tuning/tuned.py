@@ -30,11 +30,13 @@ class Tuned:
         seconds: time of all transformer calls of a clip under the plan, by the times of their
             stages; None if costs are FLOPs.
         predicted: the error predicted from the prices of the plan's changes, times a correction
-            from measured plans.
+            from measured plans; of a preset the error that was measured on the prompts that `tune`
+            chose by.
         prices: squared relative error of each single change that `tune` measured, by name and
             prompt.
         front: predicted points for other targets: ``[speed-up, error]``.
-        choices: what runs in every branch of every block, with the error that it causes alone.
+        choices: what runs in every branch of every block, with the error that it causes alone;
+            empty if the plan is a preset.
         notes: what limits the plan and what `tune` did not try, in words.
     """
 

@@ -16,6 +16,7 @@ import fisopt
 from fisopt import BlockPass, OptionError, Recipe, RecipeError, Rewriter
 from fisopt.rewrite.cost import graph_cost
 from fisopt.tuning import component as component_module
+from fisopt.tuning import contenders
 from fisopt.tuning.component import Component
 from fisopt.tuning.option import Option
 from fisopt.tuning.own import check_own
@@ -150,6 +151,7 @@ def test_a_plan_has_it_and_its_recipe_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(component_module, "options_of", lambda part, _: ())
+    monkeypatch.setattr(contenders, "PRESETS", {})
     pipeline, own = Denoiser(), SkipCross(blocks="1:")
     made = fisopt.tune(pipeline, "1.02x", PROMPTS, steps=1, minutes=9, passes=[own])
     assert made.reached

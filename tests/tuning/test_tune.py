@@ -219,6 +219,22 @@ def test_even_schedules_are_tried_whole(target: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("few")
+def test_a_plan_does_without_what_its_speed_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest stays as it is, though the prices of single runs say that others are better."""
+    monkeypatch.setattr(space_module, "FEW", 3)
+    monkeypatch.setattr(contenders, "PRESETS", {})
+    whole = {(1, 3, 5): 2e-3, (3, 5): 1e-3}
+
+    def error(_: Any, plan: Plan, clip: int) -> float:
+        reused = tuple(s for r in plan.reuses for s in r.steps)
+        return whole.get(reused, 0.05 * len(reused)) + 0.05 * len(plan.options)
+
+    monkeypatch.setattr(pricing.Measured, "error", error)
+    made = fisopt.tune(Denoiser(), "1.3x", PROMPTS, steps=8, minutes=9)
+    assert made.passes["transformer"] == [StepCache(steps=[3, 5], blocks=":")]
+
+
+@pytest.mark.usefixtures("few")
 def test_what_has_no_price_is_not_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     """Even schedules may reach what the prices so far do not; else more minutes are asked for."""
     monkeypatch.setattr(contenders, "PRESETS", {})
