@@ -223,13 +223,16 @@ def test_a_plan_does_without_what_its_speed_has_room_for(monkeypatch: pytest.Mon
     """The rest stays as it is, though the prices of single runs say that others are better."""
     monkeypatch.setattr(space_module, "FEW", 3)
     monkeypatch.setattr(contenders, "PRESETS", {})
-    whole = {(1, 3, 5): 2e-3, (3, 5): 1e-3}
+    whole = {"1,3,5": 2e-3, "3,5": 1e-3, "4": 1e-4, "7": 1e-4}
 
-    def error(_: Any, plan: Plan, clip: int) -> float:
-        reused = tuple(s for r in plan.reuses for s in r.steps)
-        return whole.get(reused, 0.05 * len(reused)) + 0.05 * len(plan.options)
+    def error(_: Any, index: int, passes: dict[str, Any]) -> float:
+        found = 0.0
+        for each in passes["transformer"]:
+            alone = isinstance(each, StepCache)
+            found += whole.get(each.steps, 0.05 * len(each.steps)) if alone else 0.05
+        return found
 
-    monkeypatch.setattr(pricing.Measured, "error", error)
+    monkeypatch.setattr(Trials, "error", error)
     made = fisopt.tune(Denoiser(), "1.3x", PROMPTS, steps=8, minutes=9)
     assert made.passes["transformer"] == [StepCache(steps=[3, 5], blocks=":")]
 
