@@ -44,13 +44,28 @@ def reuses_of(component: str, steps: Sequence[int]) -> Iterator[Reuse]:
             yield Reuse(component, tuple(steps[start:end]), then)
 
 
-def even_runs(component: str, steps: Sequence[int], every: int, last: int) -> list[Reuse]:
+def even_runs(
+    component: str, steps: Sequence[int], every: int, last: int, wider: int = 0
+) -> list[Reuse]:
     """The runs of an even schedule: every so many steps is computed, and the last ones.
 
     Forecasts from steps that lie equally far apart are closer than the prices of single runs say,
     which are measured between computed steps.
+
+    Args:
+        component: the transformer.
+        steps: of the generation, at which it runs.
+        every: so many steps lie between the beginnings of two runs.
+        last: so many of the last steps are computed.
+        wider: so many of the first runs are one step longer; negative, of those before the last
+            steps.
     """
-    computed = {*range(0, len(steps), every), *range(len(steps) - last, len(steps))}
+    end, computed = len(steps) - last, {0, *range(len(steps) - last, len(steps))}
+    place, left = (0 if wider >= 0 else end), abs(wider)
+    while 0 <= place <= end:
+        computed.add(place)
+        gap, left = every + (left > 0), left - 1
+        place += gap if wider >= 0 else -gap
     found, start = list[Reuse](), 0
     for place in sorted({*computed, len(steps)}):
         if place > start:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from statistics import fmean
 from time import perf_counter
@@ -163,15 +164,7 @@ class Search:
         knapsack = Knapsack(self.space, prices, runs)
         if self.goal.bounds_error:
             return knapsack.most_saved(self.judge.bound / self.level) or Plan()
-        wanted = 1 - 1 / self.judge.speed
-        asked, fastest = wanted, knapsack.most_saved(float("inf")) or Plan()
-        for _ in range(3):
-            plan = knapsack.least_error(asked) or fastest
-            short = wanted - (1 - self.space.cost(plan) / self.space.total)
-            if short <= 0:
-                break
-            asked += 1.05 * short
-        return plan
+        return knapsack.reaching(1 - 1 / self.judge.speed)
 
     def _verify(self, plan: Plan) -> tuple[Plan, float]:
         """Measure whole plans; learn what groups add beyond their prices; repair."""
@@ -200,7 +193,10 @@ class Search:
         return best, least
 
     def _on_even_schedules(self) -> list[Plan]:
-        """The best plans, on the first clip, that compute every so many steps and the last ones."""
+        """The best plans, on the first clip, that compute every so many steps and the last ones.
+
+        For a speed, also those between: the first of each kind that is fast enough by itself.
+        """
         found: dict[str, tuple[float, Plan]] = {}
         for schedules in self.space.even_schedules():
             for runs in schedules:
@@ -210,6 +206,11 @@ class Search:
                 found[named(plan)] = self.measured.error(plan, 0), plan
                 if not plan.options and not self.goal.bounds_error:
                     break  # fast enough by itself: longer runs are further off
+        for schedules in () if self.goal.bounds_error else self.space.uneven_schedules():
+            enough = (r for r in schedules if not self.judge.short(Plan({}, tuple(r))))
+            for runs in itertools.islice(enough, 1):
+                plan = self._solve(runs=runs)
+                found[named(plan)] = self.measured.error(plan, 0), plan
         ranked = sorted(found.values(), key=lambda one: self.judge.rank(*one))
         return [plan for _, plan in ranked[:EVEN]]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from fisopt.passes.frame_interleave import FrameInterleave
@@ -214,6 +215,21 @@ class Space:
                 [r for c in many for r in even_runs(c.name, sorted(c.calls), every, last)]
                 for every in range(2, MOST + 2)
             ]
+
+    def uneven_schedules(self) -> Iterator[list[list[Reuse]]]:
+        """The same with two lengths of runs that differ by a step, the longer ones first or last.
+
+        Their numbers of computed steps lie between those of even schedules.
+        """
+        many = [c for c in self.components.values() if c.reuse and len(c.calls) > FEW]
+        most = max((len(c.calls) for c in many), default=0)
+        for last, sign in product(LAST, (1, -1)) if many else ():
+            ways = [(every, sign * k) for every in range(1, MOST + 1) for k in range(1, most)]
+            found = [
+                [r for c in many for r in even_runs(c.name, sorted(c.calls), every, last, wider)]
+                for every, wider in ways
+            ]
+            yield sorted(found, key=lambda runs: sum(len(r.steps) for r in runs))
 
     def reused(self, name: str, plan: Plan) -> set[int]:
         """The steps of a transformer that reuse."""

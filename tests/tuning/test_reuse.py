@@ -64,6 +64,24 @@ def test_even_runs_leave_every_so_many_steps_and_the_last_ones() -> None:
             assert {*range(25)} - reused == {*range(0, 25, every), *range(25 - last, 25)}
 
 
+@pytest.mark.parametrize(
+    ("every", "last", "wider", "computed"),
+    [
+        (2, 1, 1, [0, 3, 5, 7, 9]),
+        (2, 1, -2, [0, 1, 3, 6, 9]),
+        (1, 2, 3, [0, 2, 4, 6, 7, 8, 9]),
+        (1, 2, -3, [0, 1, 2, 4, 6, 8, 9]),
+        (3, 1, 1, [0, 4, 7, 9]),
+    ],
+)
+def test_the_first_or_last_runs_may_be_a_step_longer(
+    every: int, last: int, wider: int, computed: list[int]
+) -> None:
+    runs = even_runs("only", range(10), every, last, wider)
+    assert {*reuses_of("only", range(10))}.issuperset(runs)
+    assert {*range(10)} - {s for run in runs for s in run.steps} == {*computed}
+
+
 def test_what_many_steps_reuse_is_forecast() -> None:
     assert cache_of([3, 1], 4) == fisopt.StepCache(steps=[1, 3], blocks=":")
     assert cache_of([3, 1], 25) == fisopt.StepCache(steps=[1, 3], blocks=":", order=1)

@@ -219,6 +219,23 @@ def test_even_schedules_are_tried_whole(target: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.usefixtures("few")
+def test_schedules_between_even_ones_are_tried_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space_module, "FEW", 3)
+    monkeypatch.setattr(contenders, "PRESETS", {})
+    best = even_runs("transformer", range(8), 1, 1, -2)
+    price = {"transformer steps 5-5 reuse": 1e-4}
+
+    def error(_: Any, plan: Plan, clip: int) -> float:
+        if set(plan.reuses) == set(best):
+            return 2e-3 + 1e-2 * len(plan.options)
+        return sum(price.get(str(change), 0.05) for change in plan.changes)
+
+    monkeypatch.setattr(pricing.Measured, "error", error)
+    made = fisopt.tune(Denoiser(), "1.3x", PROMPTS, steps=8, minutes=9)
+    assert made.passes["transformer"] == [StepCache(steps=[4, 6], blocks=":")]
+
+
+@pytest.mark.usefixtures("few")
 def test_a_plan_does_without_what_its_speed_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest stays as it is, though the prices of single runs say that others are better."""
     monkeypatch.setattr(space_module, "FEW", 3)
