@@ -53,12 +53,16 @@ def filled(path: Path, sections: Mapping[str, Section]) -> str:
 def speed_section(wall: dict[str, Any]) -> list[str]:
     """Wall-clock on the testbed."""
     where = f"over `{wall['baseline']}` of the same run ({tables.host(wall)})"
+    off = tables.most_off(wall["rows"])
     text = (
         f"Wall-clock, {wall['what']}, {where}. All configurations take turns, so each call finds "
         "cold caches. The last columns are milliseconds by torch's profiler: `pointwise` is norms, "
         "rotary tables, GELU, gathers and fills; `calls` is the rest: guards, dispatch, Python and "
-        "what cold caches cost. The prediction counts FLOPs alone; pointwise work falls with the "
-        "share of frames only, and calls do not fall."
+        "what cold caches cost. The prediction counts FLOPs alone. By parts is what a call takes "
+        "if each of its parts runs at the rate of the dense model's: linears and attention by "
+        "FLOPs, pointwise kernels by the bytes that they move, which fall less than FLOPs, and "
+        f"calls, which do not fall; single parts are off by up to {off:.0f} ms, one way or the "
+        "other."
     )
     clips = (
         "Whole clips of the same testbed, 4 steps, and the calls of their transformer, compiled "

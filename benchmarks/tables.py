@@ -121,10 +121,42 @@ SPENT = ("linear", "attention", "pointwise", "calls")
 """Where a call on the testbed spends its milliseconds."""
 
 
+PARTS = {"linear": "linear", "attention": "attention", "pointwise": "memory"}
+"""What of a roofline says how much work a part of these is."""
+
+
+def by_parts(row: Result, dense: Result) -> dict[str, float]:
+    """Milliseconds of each part of a call, at the rates of the dense one's parts."""
+    spent, work, mine = dense["spent_ms"], dense["parts_ms"], row["parts_ms"]
+    found = {k: spent[k] * mine[of] / work[of] for k, of in PARTS.items()}
+    return {**found, "calls": spent["calls"]}
+
+
+def dense_of(rows: list[Result]) -> Result:
+    """The row of the dense model."""
+    return next(r for r in rows if r["configuration"] == "dense")
+
+
+def most_off(rows: list[Result]) -> float:
+    """By how many milliseconds a part of a call is off at most, one way or the other."""
+    dense = dense_of(rows)
+    timed = [r for r in rows if "parts_ms" in r]
+    return max(abs(r["spent_ms"][k] - ms) for r in timed for k, ms in by_parts(r, dense).items())
+
+
 def speed_table(result: Result) -> str:
     """Wall-clock on the testbed beside the prediction."""
+    dense = dense_of(result["rows"])
+
+    def share(row: Result) -> list[str]:
+        if "parts_ms" not in row:
+            return ["", ""]
+        expected = sum(by_parts(row, dense).values())
+        return [f"{expected:.1f}", f"{100 * expected / row['median_ms']:.0f} %"]
+
+    head = ["configuration", "median ms", "speed-up", "predicted", "reached"]
     return markdown(
-        ["configuration", "median ms", "speed-up", "predicted", "reached", *SPENT],
+        [*head, "by parts, ms", "reached by parts", *SPENT],
         [
             [
                 r["configuration"],
@@ -132,6 +164,7 @@ def speed_table(result: Result) -> str:
                 f"{r['ratio']:.2f}x",
                 f"{r['predicted']:.2f}x" if r["predicted"] else "",
                 f"{100 * r['reached']:.0f} %" if r["reached"] else "",
+                *share(r),
                 *(r["spent_ms"][kind] if "spent_ms" in r else "" for kind in SPENT),
             ]
             for r in result["rows"]
