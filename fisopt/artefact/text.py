@@ -26,6 +26,7 @@ def text_of(module: fx.GraphModule, manifest: Manifest, index: int) -> str:
         f"ranks: {', '.join(f'{s.count} share {s.of}' for s in manifest.mesh)}"
         if manifest.mesh
         else "",
+        variant.linears,
         f"versions: {', '.join(f'{k} {v}' for k, v in manifest.versions.items())}",
         f"config_sha256: {manifest.model['config_sha256']}",
     ]

@@ -71,6 +71,16 @@ def test_the_precision_of_the_module_unless_told(tmp_path: Path) -> None:
     assert loaded.manifest.variants[0].linears == ""
 
 
+def test_a_text_says_which_and_needs_no_weights(tmp_path: Path) -> None:
+    made = fast_of(build().to("meta"), "model")
+    held = {name: x.to("meta") for name, x in inputs().items()}
+    path = tmp_path / "m.txt"
+    fisopt.export(made, path, "text", example_inputs=held, linear=ROUNDED)
+    text = path.read_text()
+    assert "# linear: simulated fp8 in 1 of 2" in text
+    assert "dtype=torch.float8_e4m3fn" in text
+
+
 def test_sizes_stay_open(fast: OptimizedModule, tmp_path: Path) -> None:
     loaded = fisopt.load(fisopt.export(fast, tmp_path / "open.pt2", linear=ROUNDED))
     assert "frames" in loaded.manifest.open_sizes
