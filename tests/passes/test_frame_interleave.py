@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+import fisopt
 from fisopt import FrameInterleave, PassManager, PreconditionError, Program
+from fisopt.rewrite.cost import program_cost
 from tests.passes.loop import Block, Options, blocks_of, interleaved
 from tests.zoo import KINDS, Case, cases, zoo
 
@@ -205,3 +207,17 @@ def test_text_stays_whole(case: Case, program: Program) -> None:
                 assert x.meta["val"].shape[dim] == before + outer * frames * inner + after
                 kept = index.meta["val"].shape[0]
                 assert node.meta["val"].shape[dim] == before + outer * kept * inner + after
+
+
+@pytest.mark.xdist_group("hunyuan_video")
+@pytest.mark.parametrize("options", [Options(2), Options(2, kv="all", scope="attention")])
+def test_a_given_first_frame_that_is_modulated_apart(options: Options) -> None:
+    """HunyuanVideo's image-to-video form, which cuts the tokens of the first frame off."""
+    case = zoo()["hunyuan_video"]
+    case = replace(case, config={**case.config, "image_condition_type": "token_replace"})
+    grid = (5, 3, 4)
+    inputs = case.inputs(*grid, batch=2)
+    dense = fisopt.capture(case.model, inputs)
+    made = sparse(dense, options)
+    assert program_cost(made).work < 0.95 * program_cost(dense).work
+    assert_equal(run(made, inputs), looped(case, inputs, grid, options), options)
