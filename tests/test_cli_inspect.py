@@ -67,7 +67,7 @@ def test_the_answer_is_in_the_first_ten_lines() -> None:
         result = CliRunner().invoke(
             app, ["inspect", *MODEL, *passes], env={"COLUMNS": columns, "TERM": "dumb"}
         )
-        first = " ".join(result.output.splitlines()[:10])
+        first = " ".join(result.stdout.splitlines()[:10])
         for said in (
             "17 frames of 64 x 64 pixels",
             "FrameInterleave(stride=3",
