@@ -73,15 +73,14 @@ class Bench:
 
     def __init__(self, name: str, layers: int, options: argparse.Namespace) -> None:
         self.device, self.tiny = torch.device(options.device), options.dry_run
-        tiny = self.tiny
-        dtype = torch.float32 if tiny else torch.bfloat16
+        dtype = torch.float32 if self.tiny else torch.bfloat16
         self.of_layers = depth(name)
         torch.manual_seed(0)
-        config = {**(TINY if tiny else {}), "num_layers": layers}
+        config = {**(TINY if self.tiny else {}), "num_layers": layers}
         self.model = models.build(name, self.device, dtype, **config)
-        self.call = models.example_inputs(self.model, **(TINY_SIZE if tiny else {}))
+        self.call = models.example_inputs(self.model, **(TINY_SIZE if self.tiny else {}))
         self.call["return_dict"] = False
-        backend: Any = "eager" if tiny else "inductor"
+        backend: Any = "eager" if self.tiny else "inductor"
         self.dense = fisopt.optimize(self.model, [], self.call, backend=backend)
         layout = self.dense.program(self.call).layout
         self.head: Row = {"model": name, "layers": layers, "of_layers": self.of_layers}

@@ -88,7 +88,6 @@ def export(
     kernels = kernels if kernels.rounds else kernels.unrounded
     if format == "onnx":
         onnx.refuse_fp8(kernels)
-    if format == "onnx":
         onnx.refuse_bfloat16(optimized.original)
     inputs = _inputs(optimized, example_inputs)
     exports = exports_of(optimized, inputs, steps)
@@ -143,8 +142,7 @@ def _opened(
         module = flatten(program, portable=portable)
         name_groups(module.graph, program.mesh)
         if kernels.rounds:
-            simulate = kernels.linear == "fp8-simulated"
-            module = round_linears(module, program.source.model, simulate=simulate)
+            module = round_linears(module, program.source.model, simulate=kernels.simulates)
         if format == "onnx":
             LEGALISATION.run(module, module)
             module.recompile()

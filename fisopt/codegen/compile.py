@@ -149,8 +149,7 @@ def lowered(
     if options.attends:
         choices.append(use_attention(module, options.attention))
     if options.rounds:
-        simulate = options.linear == "fp8-simulated"
-        choices.append(use_fp8(module, program.source.model, simulate=simulate))
+        choices.append(use_fp8(module, program.source.model, simulate=options.simulates))
     if placement is not None:
         offload(module, placement)
     elif (gathered := gather(module, program.source.model)) is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from typing import Any
 
 import torch
@@ -36,14 +35,7 @@ def round_linears(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -
     """
     linears = linears_of(module.graph)
     limits = Limits.of(linears, simulate=simulate)
-    left: Counter[str] = Counter()
-    taken = []
-    for node in linears:
-        reason = _computed(node) or limits.refusal(node)
-        if reason is None:
-            taken.append(node)
-        else:
-            left[reason] += 1
+    taken, left = limits.divided(linears, _computed)
     if taken:
         with tracing():
             module = _rewritten(module, model, taken, limits)
@@ -51,10 +43,10 @@ def round_linears(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -
     return module
 
 
-def _computed(linear: fx.Node) -> str | None:
-    """Why a linear's weight is not the model's own, None if it is."""
+def _computed(linear: fx.Node) -> bool:
+    """Whether a linear's weight is not the model's own."""
     weight: Any = linear.args[1]
-    return None if weight.op == "get_attr" else "weights that are computed"
+    return bool(weight.op != "get_attr")
 
 
 def _rewritten(

@@ -42,6 +42,11 @@ class KernelOptions:
         return self.linear not in (None, "model")
 
     @property
+    def simulates(self) -> bool:
+        """Whether FP8 is computed without the units for it."""
+        return self.linear == "fp8-simulated"
+
+    @property
     def unrounded(self) -> KernelOptions:
         """These, with linears in the precision of the model."""
         return replace(self, linear=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import fx, nn
@@ -42,13 +43,8 @@ def use_fp8(module: fx.GraphModule, model: nn.Module, *, simulate: bool) -> Choi
     left: Counter[str] = Counter()
     count, swaps = 0, []
     for stage, nodes in stages:
-        taken = []
-        for node in nodes:
-            reason = _computed(stage, node) or limits.refusal(node)
-            if reason is None:
-                taken.append(node)
-            else:
-                left[reason] += len(stage.calls)
+        taken, others = limits.divided(nodes, partial(_computed, stage))
+        left.update({reason: n * len(stage.calls) for reason, n in others.items()})
         count += len(taken) * len(stage.calls)
         if taken:
             with tracing():
@@ -64,12 +60,12 @@ def holds_fp8(stage: fx.GraphModule) -> bool:
     return any(isinstance(v, torch.Tensor) and v.dtype == fp8.FP8 for v in values)
 
 
-def _computed(stage: Stage, linear: fx.Node) -> str | None:
-    """Why a linear's weight is not the model's own, None if it is in every call."""
+def _computed(stage: Stage, linear: fx.Node) -> bool:
+    """Whether a linear's weight is not the model's own in some call."""
     held = [i for i, node in enumerate(stage.holders) if node is linear.args[1]]
     read = (call.args[i] for i in held for call in stage.calls)
     own = all(isinstance(node, fx.Node) and node.op == "get_attr" for node in read)
-    return None if held and own else "weights that are computed"
+    return not (held and own)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from fisopt.rewrite.relations.table import argument
 
 aten = torch.ops.aten
 NAME = "fp8_weights"
-"""How errors call the rule."""
+"""Where a lowered graph holds what quantises its weights, and how errors call the rule."""
 MULTIPLE = 16
 """What the features of FP8 products are multiples of."""
 SMALL = 512
@@ -48,20 +48,38 @@ class Limits:
 
     @staticmethod
     def of(linears: Iterable[fx.Node], *, simulate: bool) -> Limits:
-        """The limits of some linears."""
+        """The limits of some linears.
+
+        Raises:
+            LoweringError: a device has no FP8, and nothing is simulated.
+        """
         every = list(linears)
+        for device in () if simulate else {linear.meta["val"].device for linear in every}:
+            fp8.check_device(device)
         widest = max(map(_features, every), default=0)
         most = max(map(_rows, every), default=0)
         return Limits(most, widest // 2 if simulate else SMALL, simulate)
 
-    def refusal(self, linear: fx.Node) -> str | None:
-        """Why a linear stays as it is, None if it does not.
+    def divided(
+        self, linears: Iterable[fx.Node], computed: Callable[[fx.Node], bool]
+    ) -> tuple[list[fx.Node], Counter[str]]:
+        """The linears that change, and how many stay as they are, by reason.
 
-        Raises:
-            LoweringError: its device has no FP8, and nothing is simulated.
+        Args:
+            linears: of one graph.
+            computed: whether the weight of one of them is none of the model's own.
         """
-        if not self.simulate:
-            fp8.check_device(linear.meta["val"].device)
+        taken, left = list[fx.Node](), Counter[str]()
+        for linear in linears:
+            why = "weights that are computed" if computed(linear) else self._refusal(linear)
+            if why is None:
+                taken.append(linear)
+            else:
+                left[why] += 1
+        return taken, left
+
+    def _refusal(self, linear: fx.Node) -> str | None:
+        """Why a linear stays as it is, None if it does not."""
         held: Any = linear.args[1]
         weight: torch.Tensor = held.meta["val"]
         sizes = " x ".join(map(str, weight.shape))
@@ -94,7 +112,6 @@ class Limits:
                 rows[x] = inserted(editor, fp8.quantised, flat)
             out: torch.Tensor = node.meta["val"]
             bias = argument(node, 2, "bias", None)
-
             operands = (*rows[x], *pairs[node.args[1]], *([] if bias is None else [bias]))
             result = inserted(editor, _Product(out.dtype, self.simulate), *operands)
             return editor.call(aten.reshape.default, result, list(out.shape))

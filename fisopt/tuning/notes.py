@@ -61,5 +61,5 @@ def rounding_notes(kernels: KernelOptions, unit: Unit, psnr: float, gained: floa
     """
     speed = UNCOUNTED if unit == "flops" else f"FP8 alone is {gained:.2f} times as fast"
     yield f"linears in FP8 alone leave {psnr:.1f} dB to the model in its own precision; {speed}"
-    if kernels.linear == "fp8-simulated":
+    if kernels.simulates:
         yield "the recipe simulates FP8; on a GPU pass linear='fp8' together with the recipe"
