@@ -24,6 +24,7 @@ from fisopt.checked import checked, choice, flag, path_of
 from fisopt.codegen.constant_linears import ROUNDED, round_linears
 from fisopt.codegen.flatten import flatten
 from fisopt.codegen.kernel_options import KernelOptions, Linear
+from fisopt.codegen.quantised_weights import forget
 from fisopt.concurrency import tracing
 from fisopt.errors import ExportError
 from fisopt.files import Foreign, check_free, written
@@ -96,7 +97,11 @@ def export(
     if format != "text":
         refuse_meta(exports.all[0].program)
     files = _files(path, format, len(exports.all))
-    opened = _opened(optimized, exports, kernels, format, portable, SIZES if dynamic else ())
+    try:
+        opened = _opened(optimized, exports, kernels, format, portable, SIZES if dynamic else ())
+    finally:
+        if kernels.rounds and not optimized.options.rounds:  # what calls do not need
+            forget(optimized.original)
     manifest = describe(
         optimized,
         inputs,

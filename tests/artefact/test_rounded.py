@@ -11,7 +11,7 @@ import torch
 import fisopt
 from fisopt import ExportError, LoweringError, OptimizedModule
 from fisopt.artefact.manifest import Format
-from fisopt.codegen import fp8
+from fisopt.codegen import fp8, quantised_weights
 from tests.codegen.test_linears import build, fast_of, inputs, oracle_of
 
 ROUNDED: Any = "fp8-simulated"
@@ -92,6 +92,7 @@ def test_the_module_that_was_exported_stays(fast: OptimizedModule, tmp_path: Pat
     before = fast(**inputs())
     fisopt.export(fast, tmp_path / "fast.pt2", dynamic=False, linear=ROUNDED)
     assert torch.equal(fast(**inputs()), before)
+    assert not [w for w in fast.original.parameters() if w in quantised_weights._KEPT]
 
 
 def test_fp8_needs_a_device_that_multiplies_it(
