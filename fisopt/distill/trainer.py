@@ -26,12 +26,6 @@ from fisopt.distill.optimisers import OPTIMISERS, Optimiser, optimiser, set_rate
 from fisopt.distill.seeds import generator
 from fisopt.errors import FileError, InputError, OptionError, shown
 
-
-def spans_float32(dtype: torch.dtype) -> bool:
-    """Whether a dtype holds numbers as small as float32 does, of fewer bits or not."""
-    return torch.finfo(dtype).tiny <= torch.finfo(torch.float32).tiny
-
-
 Losses = Callable[[int, torch.Generator], Iterable[Tensor]]
 """The losses of a micro-batch, given its step and a generator; training minimises their sum."""
 Seen = Callable[["Trainer"], object]
@@ -98,7 +92,7 @@ class Training(metaclass=Checked):
                 f"Training: precision: got {shown(self.precision)}, wanted a dtype such as "
                 "torch.bfloat16, or None"
             )
-        if self.precision is not None and not spans_float32(self.precision):
+        if self.precision is not None and not _spans_float32(self.precision):
             raise OptionError(
                 f"Training: precision: got {self.precision}, in which small gradients become zero, "
                 "as training scales no loss; wanted torch.bfloat16, or None for float32"
@@ -306,3 +300,8 @@ class Trainer:
         }
         shapes = {n: list(p.shape) for n, p in self.parameters.items()}
         return {**told, "shapes": str(shapes), "processes": str(ranks.count()), **self.about}
+
+
+def _spans_float32(dtype: torch.dtype) -> bool:
+    """Whether a dtype holds numbers as small as float32 does, of fewer bits or not."""
+    return torch.finfo(dtype).tiny <= torch.finfo(torch.float32).tiny
